@@ -1,0 +1,71 @@
+"""Distils one teacher into small domain students, kept in a local registry.
+
+    from pathlib import Path
+    from factory import Factory, Registry, load_specs
+
+    specs = load_specs(Path("domains"))
+    factory = Factory(specs, specs.family("default"), profile="demo", registry=Registry("registry"))
+    version = factory.student("healthcare", "small")
+
+Names are imported when they are first used, so ``import factory`` and the command line load no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from factory.build import Factory
+    from factory.data.router import DomainRouter, Route
+    from factory.errors import DataError, FactoryError, ReferenceError, RegistryError, SpecError, TrainingError
+    from factory.models.teacher import Teacher
+    from factory.quality.evaluate import EvalReport
+    from factory.registry import Registry, Summary, Version
+    from factory.spec import DomainSpec, FamilySpec, PoolSpec, Specs, load_specs
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DataError",
+    "DomainRouter",
+    "DomainSpec",
+    "EvalReport",
+    "Factory",
+    "FactoryError",
+    "FamilySpec",
+    "PoolSpec",
+    "ReferenceError",
+    "Registry",
+    "RegistryError",
+    "Route",
+    "SpecError",
+    "Specs",
+    "Summary",
+    "Teacher",
+    "TrainingError",
+    "Version",
+    "__version__",
+    "load_specs",
+]
+
+HOMES = {
+    "factory.build": ("Factory",),
+    "factory.data.router": ("DomainRouter", "Route"),
+    "factory.errors": ("DataError", "FactoryError", "ReferenceError", "RegistryError", "SpecError", "TrainingError"),
+    "factory.models.teacher": ("Teacher",),
+    "factory.quality.evaluate": ("EvalReport",),
+    "factory.registry": ("Registry", "Summary", "Version"),
+    "factory.spec": ("DomainSpec", "FamilySpec", "PoolSpec", "Specs", "load_specs"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'factory' has no attribute {name!r}; it has: {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

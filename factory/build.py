@@ -1,0 +1,487 @@
+"""The whole flow on one page: read this first.
+
+    factory = Factory(specs, family, profile="default", registry=Registry("registry"))
+    version = factory.student("healthcare", "small")
+
+sources → router → data set → teacher → base (pruned, trimmed, healed) → distil → evaluate → registry. Every step keeps
+what it made on disk under the key of all that decides it, so that a stop loses little and nothing is made twice.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import DatasetDict
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from factory.card import model_card
+from factory.data.cleaning import clean_completion
+from factory.data.dataset import (
+    DatasetManifest,
+    finish_dataset,
+    load_dataset_folder,
+    make_prompts,
+    route_pool,
+    thinness,
+)
+from factory.data.router import DomainRouter
+from factory.data.sources import Example, load_examples, sample_evenly
+from factory.distill.targets import SoftTargetStore, batches_of, encode
+from factory.distill.trainer import Lesson, distill, join_lessons
+from factory.models.chat import NO_CONTEXT, messages, prompt_ids
+from factory.models.references import ResolvedModel, home, load_encoder, pick_device, resolve
+from factory.models.student import (
+    Base,
+    attach_adapter,
+    choose_tokens,
+    foreign_base,
+    load_base,
+    prune_teacher,
+    save_base,
+    trim_teacher,
+    trimming_cost,
+)
+from factory.models.teacher import Teacher
+from factory.models.vocabulary import vocabulary_growth
+from factory.provenance import digest, git_commit, library_versions, merged_datasets
+from factory.quality.evaluate import EvalReport, HeldOut, evaluate, folder_bytes, measure, switched
+from factory.registry import Registry, Version
+from factory.spec import DomainSpec, FamilySpec, Settings, SizeSpec, Specs, TeacherPromptSource
+
+CALIBRATION = 64  # examples on which block influence and the cost of trimming are measured
+PROBE = 64  # examples of each split behind the thinness warning
+GROWTH_WARNING = 0.05  # more tokens than with the teacher's own tokenizer
+
+ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@contextmanager
+def no_progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar that is not drawn."""
+    yield lambda steps: None
+
+
+@dataclass(frozen=True)
+class DomainData:
+    """One domain's data set on disk."""
+
+    spec: DomainSpec
+    folder: Path
+    rows: DatasetDict
+    manifest: DatasetManifest
+
+
+class Factory:
+    """``Factory(specs, family, profile="demo", registry=registry).student("healthcare", "small")``: one family's builds."""
+
+    def __init__(
+        self,
+        specs: Specs,
+        family: FamilySpec,
+        *,
+        profile: str,
+        registry: Registry,
+        device: str = "auto",
+        seed: int | None = None,
+        resume: bool = True,
+        baselines: bool = False,
+        progress: ProgressBar = no_progress,
+    ) -> None:
+        self.specs, self.family, self.profile, self.registry = specs, family, profile, registry
+        self.device, self.resume, self.baselines, self.progress = pick_device(device), resume, baselines, progress
+        self.seed = family.seed if seed is None else seed
+        self.seconds: dict[str, float] = {}
+        family.settings(profile)  # an unknown profile is said before anything is fetched
+
+    # ------------------------------------------------------------------------------------------ models, when needed
+
+    @cached_property
+    def teacher_files(self) -> ResolvedModel:
+        spec = self.family.teacher
+        return resolve(spec, root=self.specs.root, chat_template=spec.chat_template)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.teacher_files.folder)
+        return tokenizer
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        return Teacher.load(self.teacher_files, self.device)
+
+    @cached_property
+    def encoder(self) -> Any:
+        return load_encoder(self.family.encoder, self.device.type, root=self.specs.root)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, D) float32 unit vectors of the family's encoder."""
+        embeddings = self.encoder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        return np.asarray(embeddings, dtype=np.float32)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begun
+
+    # ----------------------------------------------------------------------------------------------- sources, router
+
+    def examples(self, sources: Any) -> list[Example]:
+        """Examples of some sources; the teacher is loaded only where a source has it write prompts."""
+
+        def count(text: str) -> int:
+            return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        def write(source: TeacherPromptSource, seed: int) -> list[str]:
+            return self.teacher.write_prompts(source, seed)
+
+        return load_examples(sources, root=self.specs.root, seed=self.seed, count_tokens=count, write_prompts=write)
+
+    @cached_property
+    def general(self) -> list[Example]:
+        return self.examples(self.specs.pools[self.family.general].sources)
+
+    @cached_property
+    def public_domains(self) -> list[DomainSpec]:
+        return [domain for domain in self.specs.domains.values() if not domain.private]
+
+    @cached_property
+    def router(self) -> DomainRouter:
+        """Trained on the public domains' own texts and the general pool; kept under what decides it."""
+        decides = [domain.model_dump(include={"name", "sources"}) for domain in self.public_domains]
+        general, config = self.specs.pools[self.family.general].model_dump(), self.family.router
+        key = digest(decides, general, config.model_dump(), self.family.encoder.model, self.seed)
+        folder = home() / "routers" / key
+        if folder.exists():
+            return DomainRouter.load(folder, self.encoder)
+        with self.timed("router"):
+            labelled = [
+                (example, domain.name)
+                for domain in self.public_domains
+                for example in self.examples([s for s in domain.sources if s.kind != "teacher_prompts"])
+            ]
+            texts = [(example, name) for example, name in labelled] + [(example, None) for example in self.general]
+            router = DomainRouter.fit(
+                [example.text for example, _ in texts],
+                [name for _, name in texts],
+                self.encoder,
+                config,
+                self.seed,
+                groups=[example.template or example.id for example, _ in texts],
+            )
+            router.save(folder)
+        return router
+
+    @cached_property
+    def routed_pool(self) -> dict[str, list[Example]]:
+        return route_pool(self.examples(self.family.pool), self.router) if self.family.pool else {}
+
+    # -------------------------------------------------------------------------------------------------------- data set
+
+    def data(self, name: str) -> DomainData:
+        """``factory.data("legal").manifest.counts``: the domain's data set with the teacher's completions."""
+        spec = self.specs.domain(name)
+        settings = self.family.settings(self.profile, spec)
+        router = None if spec.private else self.router
+        version = router.version if router else None
+        key = digest(spec.model_dump(), settings.data.model_dump(), self.seed, self.teacher_files.sha256, version,
+                     self.family.teacher.chat_template, [s.model_dump() for s in self.family.pool])  # fmt: skip
+        folder = home() / "data" / f"{name}-{key}"
+        if not folder.exists():
+            self._make_data(spec, settings, router, folder)
+        rows, manifest = load_dataset_folder(folder)
+        return DomainData(spec, folder, rows, manifest)
+
+    def _make_data(self, spec: DomainSpec, settings: Settings, router: DomainRouter | None, folder: Path) -> None:
+        with self.timed("data"):
+            own = self.examples(spec.sources)
+            prompts = make_prompts(
+                [*own, *([] if spec.private else self.routed_pool.get(spec.name, []))],
+                domain=spec.name,
+                router=router,
+                encoder=self.encoder,
+                count_tokens=lambda text: len(prompt_ids(self.tokenizer, text)),
+                config=settings.data,
+                seed=self.seed,
+            )
+        every = [*prompts.train, *prompts.validation, *prompts.test]
+        with self.timed("completions"), self.progress(f"{spec.name}: teacher answers", len(every)) as advance:
+            completions = self._complete(every, spec, settings, advance)
+        provenance = {
+            "teacher": self.family.teacher.model,
+            "teacher_sha256": self.teacher_files.sha256,
+            "teacher_context": spec.teacher_context.model_dump(),
+            "router": router.version if router else None,
+            "disagreements": [[d.prompt, d.routed_to] for d in prompts.disagreements[:5]],
+        }
+        finish_dataset(prompts, completions, folder, domain=spec.name, seed=self.seed, provenance=provenance)
+
+    def _complete(self, examples: Sequence[Example], spec: DomainSpec | None, settings: Settings, advance: Any) -> Any:
+        if all(example.completion for example in examples):
+            return {}
+        return self.teacher.complete(
+            examples,
+            spec.teacher_context if spec else NO_CONTEXT,
+            folder=home() / "completions",
+            max_new_tokens=settings.data.max_completion_tokens,
+            seed=self.seed,
+            progress=advance,
+        )
+
+    def general_rows(self) -> list[dict[str, str]]:
+        """Held-out general prompts with the teacher's own answers, without any domain's context."""
+        settings = self.family.settings(self.profile)
+        chosen = sample_evenly(self.general, settings.evaluate.general, self.seed)
+        with self.timed("completions"), self.progress("general: teacher answers", len(chosen)) as advance:
+            completions = self._complete(chosen, None, settings, advance)
+        return [
+            {"prompt": example.prompt, "completion": completions[example.id].text}
+            for example in chosen
+            if clean_completion(completions[example.id].text, completions[example.id].finished) is None
+        ]
+
+    # ------------------------------------------------------------------------------------------------------------ base
+
+    def base(self, size_name: str) -> Version:
+        """``factory.base("small")``: the family's shared base of a size; made, healed and published where there is none.
+
+        A base is found by its recipe, which does not name the domains: a domain added later does not rebuild it.
+        """
+        size, settings = self.family.sizes[size_name], self.family.settings(self.profile)
+        recipe = digest(self.teacher_files.sha256, self.family.teacher.chat_template, size.model_dump(),
+                        settings.heal.model_dump(), self.profile, self.seed)  # fmt: skip
+        name = f"{self.family.name}-{size_name}-base"
+        for summary in reversed(self.registry.versions(kind="base", name=name)):
+            version = self.registry.resolve(summary.reference)
+            if version.manifest.get("recipe") == recipe:
+                return version
+        datasets = [self.data(domain.name) for domain in self.public_domains]
+        checkpoints = home() / "heal" / recipe
+        base, details = self._healed(size, settings, datasets, checkpoints)
+        manifest = self._manifest(settings) | details | {"size": size_name, "recipe": recipe, "seconds": self.seconds}
+        manifest["dataset"] = merged_datasets([json.loads(data.manifest.to_json()) for data in datasets])
+        with self.registry.stage(name) as folder:
+            save_base(base, folder)
+            (folder / "README.md").write_text(model_card(manifest | {"kind": "base", "name": name}), encoding="utf-8")
+            version = self.registry.publish("base", name, folder, manifest)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        self.seconds = {}
+        return version
+
+    def _healed(
+        self, size: SizeSpec, settings: Settings, datasets: Sequence[DomainData], folder: Path
+    ) -> tuple[Base, dict[str, Any]]:
+        """Prunes and trims the teacher (or takes another base), then distils all its weights on all public domains."""
+        with self.timed("prune"):
+            tokens = choose_tokens(self.teacher, self._family_texts(datasets), size)
+            teacher = trim_teacher(self.teacher, tokens)
+            sequences = [encode(data.rows["train"], teacher.tokenizer, data.spec.teacher_context) for data in datasets]
+            mixed = [one for group in zip(*sequences, strict=False) for one in group][:CALIBRATION]
+            calibration = [batch.to(self.device) for batch in batches_of(mixed, 16)]
+            if size.base is not None:
+                base = foreign_base(resolve(size.base, root=self.specs.root).folder, teacher)
+            else:
+                base = prune_teacher(teacher, tokens, size.layers or 1, calibration)
+            base.model.to(self.device)
+            cost = trimming_cost(self.teacher, teacher, tokens, calibration)
+        lessons = [self._lesson(data, teacher, settings) for data in datasets]
+        lesson = join_lessons(lessons)
+        with self.timed("heal"), self.progress("base: healing", settings.heal.steps) as advance:
+            self._keep_or_clear(folder)
+            curve = distill(base.model, base, teacher, lesson, settings.heal, folder=folder, seed=self.seed, progress=advance)
+        details = {
+            "layers": base.shape.layers,
+            "vocabulary": {"kept": len(teacher.tokenizer), "teacher": len(self.tokenizer), **cost},
+            "parameters": count_parameters(base.model),
+            "training": {"curve": curve, "config": settings.heal.model_dump()},
+            "domains": [data.spec.name for data in datasets],
+        }
+        return base, details
+
+    def _lesson(self, data: DomainData, teacher: Teacher, settings: Settings) -> Lesson:
+        """Ids, stored soft targets and embeddings of a domain's training split."""
+        config, rows = settings.heal, data.rows["train"]
+        sequences = encode(rows, teacher.tokenizer, data.spec.teacher_context)
+        key = digest(data.manifest.fingerprint, teacher.revision, sorted(teacher.tokenizer.get_vocab()), config.top_k,
+                     config.temperature, self.family.teacher.chat_template, data.spec.teacher_context.model_dump())  # fmt: skip
+        with self.timed("targets"), self.progress(f"{data.spec.name}: soft targets", len(sequences)) as advance:
+            store = SoftTargetStore.make(
+                home() / "targets" / key, teacher, sequences, top_k=config.top_k, temperature=config.temperature, progress=advance
+            )
+        with self.timed("targets"):
+            embeddings = self.embed([f"{row['prompt']}\n{row['completion']}" for row in rows])
+        return Lesson(sequences, store, embeddings)
+
+    # --------------------------------------------------------------------------------------------------------- student
+
+    def student(self, domain: str, size_name: str) -> Version:
+        """``factory.student("healthcare", "small")``: builds, evaluates and publishes one version."""
+        version = self.base(size_name)
+        data, settings = self.data(domain), self.family.settings(self.profile, self.specs.domain(domain))
+        base = load_base(version.folder, self.device)
+        teacher = trim_teacher(self.teacher, base.shape.tokens)
+        lesson = self._lesson(data, teacher, settings.model_copy(update={"heal": settings.distill}))
+        adapter, curve, folder = self._adapter(base, teacher, lesson, data, settings, version, "distill")
+        if self.baselines:
+            self._add_sft(adapter, teacher, lesson, data, settings, version)
+        evaluation = self._evaluation(adapter, teacher, data, settings, version)
+        manifest = self._manifest(settings) | {
+            "domain": domain,
+            "size": size_name,
+            "base": version.reference,
+            "training": {"curve": curve, "config": settings.distill.model_dump()},
+            "dataset": json.loads(data.manifest.to_json()),
+            "evaluation": evaluation,
+            "warnings": self._warnings(adapter, teacher, lesson, data, version),
+            "notice": data.spec.notice,
+            "spec": data.spec.model_dump(),
+            "spec_hash": digest(data.spec.model_dump()),
+            "verdict": {"status": "unchecked", "reasons": []},
+            "router": None if data.spec.private else {"version": self.router.version},
+        }
+        name = f"{domain}-{size_name}"
+        with self.registry.stage(name) as staged:
+            adapter.save_pretrained(staged, selected_adapters=["default"])
+            adapter_bytes = (staged / "adapter_model.safetensors").stat().st_size
+            evaluation["sizes"]["student"] |= {
+                "adapter_bytes": adapter_bytes,
+                "bytes": adapter_bytes + folder_bytes(version.folder),
+            }
+            manifest["seconds"] = self.seconds
+            (staged / "README.md").write_text(model_card(manifest | {"kind": "student", "name": name}), encoding="utf-8")
+            published = self.registry.publish("student", name, staged, manifest)
+        shutil.rmtree(folder, ignore_errors=True)
+        self.seconds = {}
+        return published
+
+    def _adapter(
+        self, base: Base, teacher: Teacher, lesson: Lesson, data: DomainData, settings: Settings, version: Version, stage: str
+    ) -> tuple[Any, list[dict[str, float]], Path]:
+        """Trains one LoRA adapter on the frozen base; ``folder`` holds its checkpoints until it is published."""
+        config = settings.distill
+        key = digest(stage, version.reference, data.manifest.fingerprint, config.model_dump(), self.seed)
+        folder = home() / "distill" / key
+        torch.manual_seed(self.seed)
+        adapter = attach_adapter(base, config)
+        with self.timed(stage), self.progress(f"{data.spec.name}: {stage}", config.steps) as advance:
+            self._keep_or_clear(folder)
+            curve = distill(adapter, base, teacher, lesson, config, folder=folder, seed=self.seed, progress=advance)
+        return adapter, curve, folder
+
+    def _add_sft(
+        self, adapter: Any, teacher: Teacher, lesson: Lesson, data: DomainData, settings: Settings, version: Version
+    ) -> None:
+        """The baseline: the same adapter, completions, steps and learning rate, but plain next-token training."""
+        base, plain = load_base(version.folder, self.device), {"lmbda": 0.0, "beta": 0.0, "temperature": 1.0, "seq_kd": False}
+        config = settings.distill.model_copy(update=plain | {"response": 1.0, "feature": 0.0, "relation": 0.0})
+        only_text = Lesson(lesson.sequences, None, lesson.embeddings)
+        sft, _, folder = self._adapter(
+            base, teacher, only_text, data, settings.model_copy(update={"distill": config}), version, "sft"
+        )
+        sft.save_pretrained(folder / "final")
+        adapter.load_adapter(str(folder / "final"), "sft")
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _evaluation(
+        self, adapter: Any, teacher: Teacher, data: DomainData, settings: Settings, version: Version
+    ) -> dict[str, Any]:
+        """The EvalReport on the domain's test split and on general text, with sizes, as the manifest holds it."""
+        test = list(data.rows["test"])[: settings.evaluate.examples]
+        general = self.general_rows()
+        with self.timed("evaluate"), self.progress(f"{data.spec.name}: evaluate", len(test) + len(general)) as advance:
+            held_out = HeldOut(
+                encode(test, teacher.tokenizer, data.spec.teacher_context),
+                self.embed([f"{row['prompt']}\n{row['completion']}" for row in test]),
+                encode(general, teacher.tokenizer, NO_CONTEXT),
+            )
+            report: EvalReport = evaluate(
+                adapter, teacher, held_out, settings.evaluate, seed=self.seed, progress=advance
+            )
+        trained = sum(p.numel() for name, p in adapter.named_parameters() if ".default." in name)
+        base_parameters = int(version.manifest["parameters"])
+        return report.to_dict() | {
+            "sizes": {
+                "teacher": {
+                    "parameters": count_parameters(self.teacher.model),
+                    "bytes": folder_bytes(self.teacher_files.folder),
+                },
+                "student": {"parameters": base_parameters + trained, "base_parameters": base_parameters},
+            }
+        }
+
+    def _warnings(
+        self, adapter: Any, teacher: Teacher, lesson: Lesson, data: DomainData, version: Version
+    ) -> list[str]:
+        """What a user should know: a data set too thin, a vocabulary that does not fit, texts that belong elsewhere."""
+        found = []
+        held = encode(data.rows["validation"], teacher.tokenizer, data.spec.teacher_context)[:PROBE]
+        seen = list(lesson.sequences)[:PROBE]
+        if held:
+            loss = []
+            for part in (seen, held):
+                sums = measure(teacher, {"student": switched(adapter, "default")}, part)["student"]
+                loss.append(float(sums.kl.sum() / sums.tokens.sum()))
+            found.append(thinness(*loss, data.manifest))
+        texts = [f"{row['prompt']} {row['completion']}" for row in data.rows["train"]]
+        if version.manifest["layers"] is not None:
+            growth = vocabulary_growth(self.tokenizer, teacher.tokenizer, texts)  # type: ignore[arg-type]
+            if growth > GROWTH_WARNING:
+                found.append(
+                    f"{data.spec.name} needs {growth:.1%} more tokens than with the teacher's tokenizer; a larger "
+                    "`vocabulary`, or a base rebuilt with this domain, would help"
+                )
+        if data.manifest.disagreements:
+            found.append(
+                f"the router would send {data.manifest.disagreements} of {data.spec.name}'s own prompts elsewhere, "
+                f"for example {data.manifest.provenance['disagreements'][0][0]!r}"
+            )
+        return [warning for warning in found if warning]
+
+    def _family_texts(self, datasets: Sequence[DomainData]) -> list[str]:
+        """What the family's vocabulary is chosen for: training texts, the teacher's contexts, general prompts."""
+        rows = [row for data in datasets for row in data.rows["train"]]
+        contexts = [turn["content"] for data in datasets for turn in messages("", data.spec.teacher_context)]
+        return [
+            *(f"{row['prompt']}\n{row['completion']}" for row in rows),
+            *contexts,
+            *(example.prompt for example in self.general),
+        ]
+
+    def _keep_or_clear(self, folder: Path) -> None:
+        if not self.resume:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _manifest(self, settings: Settings) -> dict[str, Any]:
+        return {
+            "family": self.family.name,
+            "profile": self.profile,
+            "seed": self.seed,
+            "teacher": {
+                "reference": self.family.teacher.model,
+                "sha256": self.teacher_files.sha256,
+                "revision": self.teacher_files.revision,
+                "license": self.family.teacher.license,
+                "parameters": count_parameters(self.teacher.model),
+            },
+            "encoder": {"reference": self.family.encoder.model, "license": self.family.encoder.license},
+            "settings": settings.model_dump(),
+            "libraries": library_versions(),
+            "git_commit": git_commit(),
+        }
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """A tied head counts once, as ``parameters()`` does."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,373 @@
+"""The commands: each parses, calls one function and prints. ``factory --help`` lists them.
+
+Nothing heavy is imported here: torch is loaded inside the commands that need it, pydantic inside those that read YAML.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from factory.errors import FactoryError
+from factory.registry import CHAMPION, Registry
+from factory.report import compare_json, compare_table, list_json, list_table, show, show_json
+from factory.terminal import OneLineErrors, load_libraries, print_json, print_table, progress_bars, say
+
+if TYPE_CHECKING:
+    from factory.build import Factory
+    from factory.explain import Answerer
+    from factory.registry import Version
+    from factory.spec import FamilySpec, Specs
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    help="Distils a teacher into small domain students and keeps them in a local registry.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+TEACHER = "teacher"
+
+Domains = Annotated[Path, typer.Option("--domains", help="Folder of the YAML files.")]
+RegistryFolder = Annotated[Path, typer.Option("--registry", help="Folder of the published students and bases.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and no progress.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where models run.")]
+Family = Annotated[str | None, typer.Option("--family", help="A family file's name; `default` if left out.")]
+Size = Annotated[str | None, typer.Option("--size", help="A size of one family; its default size if left out.")]
+Profile = Annotated[str, typer.Option("--profile", help="Settings of the family file, such as `demo`.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Another seed than the family file's.")]
+Ref = Annotated[str, typer.Argument(help="NAME (its champion, else its newest), NAME@3 or NAME@champion.")]
+
+DOMAINS, REGISTRY = Path("domains"), Path("registry")
+
+
+def _version_wanted(wanted: bool) -> None:
+    if wanted:
+        from factory import __version__
+
+        typer.echo(f"student-factory {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version_wanted, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Distils a teacher into small domain students and keeps them in a local registry."""
+
+
+# ------------------------------------------------------------------------------------------------------------- domains
+
+
+@app.command(rich_help_panel="Domains")
+def new(
+    name: Annotated[str, typer.Argument(help="Lower-case letters, digits and hyphens: veterinary.")],
+    domains: Domains = DOMAINS,
+    json: Json = False,
+) -> None:
+    """Write domains/NAME.yaml: commented, valid, ready to build and to be filled with prompts."""
+    from factory.new import new_domain
+
+    path = new_domain(name, domains)
+    if json:
+        return print_json({"path": str(path)})
+    typer.echo(f"wrote {path}; edit it, then:\n  factory validate\n  factory data {name}\n  factory build {name}")
+
+
+@app.command(rich_help_panel="Domains")
+def validate(domains: Domains = DOMAINS, json: Json = False) -> None:
+    """Check every YAML file and say what each mistake is and where."""
+    from factory.spec import load_specs
+
+    counts = _counted(load_specs(domains))
+    if json:
+        return print_json({"valid": True, **counts})
+    typer.echo(f"{domains}: valid; " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+
+
+@app.command(rich_help_panel="Domains")
+def data(
+    name: Annotated[str, typer.Argument(help="A domain.")],
+    size: Size = None,
+    family: Family = None,
+    profile: Profile = "default",
+    seed: Seed = None,
+    domains: Domains = DOMAINS,
+    json: Json = False,
+    device: Device = "auto",
+) -> None:
+    """Make a domain's data set and preview it: counts, what was dropped and why, samples, whether it is too thin."""
+    specs = _specs(domains)
+    spec, _ = _chosen(specs, size, family, profile)
+    specs.domain(name)  # an unknown domain is said before torch is loaded
+    load_libraries(shown=not json)
+    from factory.build import Factory
+    from factory.preview import preview, preview_table
+
+    bars = progress_bars(shown=not json)
+    factory = Factory(
+        specs, spec, profile=profile, registry=Registry(REGISTRY), device=device, seed=seed, progress=bars
+    )
+    content = preview(factory.data(name))
+    print_json(content) if json else print_table(preview_table(content))
+
+
+@app.command(rich_help_panel="Domains")
+def route(
+    text: Annotated[str, typer.Argument(help="Any text, in quotes.")],
+    family: Family = None,
+    domains: Domains = DOMAINS,
+    json: Json = False,
+    device: Device = "auto",
+) -> None:
+    """Say which domain a text belongs to, or none."""
+    specs = _specs(domains)
+    spec, _ = _chosen(specs, None, family)
+    load_libraries(shown=not json)
+    from factory.build import Factory
+
+    bars = progress_bars(shown=not json)
+    factory = Factory(specs, spec, profile="default", registry=Registry(REGISTRY), device=device, progress=bars)
+    found = factory.router.route([text])[0]
+    if json:
+        return print_json({**vars(found), "router": factory.router.version})
+    scores = ", ".join(f"{name} {score:.3f}" for name, score in found.scores.items())
+    typer.echo(f"{found.domain or 'none'}   score {found.score:.3f}, threshold {found.threshold:.3f}   ({scores})")
+
+
+# ------------------------------------------------------------------------------------------------------------ students
+
+
+@app.command(rich_help_panel="Students")
+def build(
+    name: Annotated[str | None, typer.Argument(help="A domain; or --all.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every domain.")] = False,
+    size: Size = None,
+    family: Family = None,
+    profile: Profile = "default",
+    seed: Seed = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Train and measure plain SFT as well.")] = False,
+    domains: Domains = DOMAINS,
+    registry: RegistryFolder = REGISTRY,
+    json: Json = False,
+    device: Device = "auto",
+) -> None:
+    """Distil a student of a domain, measure it, and publish it in the registry."""
+    specs = _specs(domains)
+    spec, size_name = _chosen(specs, size, family, profile)
+    names = _domains_to_build(specs, name, every)
+    load_libraries(shown=not json)
+    from factory.build import Factory
+
+    factory = Factory(
+        specs,
+        spec,
+        profile=profile,
+        registry=Registry(registry),
+        device=device,
+        seed=seed,
+        resume=resume,
+        baselines=baselines,
+        progress=progress_bars(shown=not json),
+    )
+    if dry_run:
+        return _print_plan(factory, names, size_name, json)
+    versions = [_build(factory, one, size_name, shown=not json) for one in names]
+    print_json(list(map(show_json, versions))) if json else print_table(compare_table(versions, teacher=True))
+
+
+@app.command("list", rich_help_panel="Students")
+def list_(
+    source: Annotated[str | None, typer.Option("--source", help="Only what was trained on this source id.")] = None,
+    registry: RegistryFolder = REGISTRY,
+    json: Json = False,
+) -> None:
+    """List students and bases: version, alias, size, fidelity, date."""
+    here = Registry(registry)
+    found = here.versions() if source is None else here.trained_on(source)
+    if json:
+        return print_json(list_json(found))
+    if found:
+        return print_table(list_table(found))
+    typer.echo(f"nothing in {registry} was trained on {source!r}" if source else f"{registry} is empty: factory build")
+
+
+@app.command("show", rich_help_panel="Students")
+def show_(ref: Ref, registry: RegistryFolder = REGISTRY, json: Json = False) -> None:
+    """Show everything about one version: figures, lineage, data, training, samples."""
+    here = Registry(registry)
+    version = here.resolve(ref)
+    aliases = [alias for alias, number in here.aliases(version.name).items() if number == version.number]
+    print_json(show_json(version, aliases)) if json else print_table(show(version, aliases))
+
+
+@app.command(rich_help_panel="Students")
+def compare(
+    refs: Annotated[list[str], typer.Argument(help="Two or more versions; the word `teacher` adds a column for it.")],
+    registry: RegistryFolder = REGISTRY,
+    json: Json = False,
+) -> None:
+    """Compare versions, a column each; the best of each row is marked."""
+    here, teacher = Registry(registry), TEACHER in refs
+    versions = [here.resolve(ref) for ref in refs if ref != TEACHER]
+    if json:
+        return print_json(compare_json(versions, teacher=teacher))
+    print_table(compare_table(versions, teacher=teacher))
+
+
+@app.command(rich_help_panel="Students")
+def promote(
+    ref: Ref,
+    alias: Annotated[str, typer.Argument(help="The alias that shall point at this version.")] = CHAMPION,
+    force: Annotated[bool, typer.Option("--force", help="Even if the version failed its gates.")] = False,
+    registry: RegistryFolder = REGISTRY,
+    json: Json = False,
+) -> None:
+    """Point an alias at a version; a bare name means its champion."""
+    version = Registry(registry).promote(ref, alias, force=force)
+    if json:
+        return print_json({"reference": version.reference, "alias": f"{version.name}@{alias}"})
+    typer.echo(f"{version.name}@{alias} is now {version.reference}")
+
+
+@app.command(rich_help_panel="Students")
+def ask(
+    ref: Annotated[str, typer.Argument(help="NAME, NAME@3, NAME@champion, or the word `teacher`.")],
+    question: Annotated[str, typer.Argument(help="The question, in quotes.")],
+    family: Family = None,
+    domains: Domains = DOMAINS,
+    registry: RegistryFolder = REGISTRY,
+    json: Json = False,
+    device: Device = "auto",
+) -> None:
+    """Ask a student a question. Stderr says which version answered."""
+    answerer = _teacher(domains, family, device, json) if ref == TEACHER else _student(ref, registry, device, json)
+    from factory import explain as students
+
+    answer = students.ask(answerer, question)
+    if json:
+        return print_json(vars(answer))
+    typer.echo(answer.answer)
+    say(f"— {answer.reference}, {answer.seconds:.1f} s" + (f". {answer.notice}" if answer.notice else ""))
+
+
+@app.command(rich_help_panel="Students")
+def explain(
+    ref: Ref,
+    text: Annotated[str, typer.Argument(help="First words of a text, in quotes.")],
+    domains: Domains = DOMAINS,
+    registry: RegistryFolder = REGISTRY,
+    json: Json = False,
+    device: Device = "auto",
+) -> None:
+    """Show what teacher and student expect to come next, side by side."""
+    here = Registry(registry)
+    version, specs = here.resolve(ref), _specs(domains)
+    load_libraries(shown=not json)
+    from factory import explain as students
+    from factory.models.references import pick_device
+
+    found = students.explain(version, text, here, specs, pick_device(device))
+    if json:
+        return print_json(students.explanation_json(found))
+    print_table(students.explanation_table(found))
+    say(f"— {found.reference}")
+
+
+# ------------------------------------------------------------------------------------------------------------- machine
+
+
+@app.command(rich_help_panel="Machine")
+def doctor(
+    verify: Annotated[bool, typer.Option("--verify", help="Read every byte of cached models and versions.")] = False,
+    fetch: Annotated[str | None, typer.Option("--fetch", metavar="FAMILY", help="Fetch this family's models.")] = None,
+    domains: Domains = DOMAINS,
+    registry: RegistryFolder = REGISTRY,
+    json: Json = False,
+) -> None:
+    """Say what this machine has, what is cached, what is missing, and the command that gets it."""
+    from factory import doctor as machine
+
+    if fetch is not None:
+        family = _specs(domains).family(fetch)
+        load_libraries(shown=not json)
+        machine.fetch(family, domains)
+    findings = machine.examine(domains, registry, verify=verify)
+    print_json(machine.doctor_json(findings)) if json else print_table(machine.doctor_table(findings))
+    if not machine.is_sound(findings):
+        raise typer.Exit(1)
+
+
+# ------------------------------------------------------------------------------------------------- what commands share
+
+
+def _specs(domains: Path) -> Specs:
+    from factory.spec import load_specs
+
+    return load_specs(domains)
+
+
+def _counted(specs: Specs) -> dict[str, int]:
+    """Raises: FactoryError where there is nothing that could be built."""
+    counts = {"domains": len(specs.domains), "families": len(specs.families), "pools": len(specs.pools)}
+    for what in ("domains", "families"):
+        if not counts[what]:
+            raise FactoryError(f"{specs.root} has no {what}, so nothing can be built; factory new NAME adds a domain")
+    return {"files": sum(counts.values()), **counts}
+
+
+def _chosen(specs: Specs, size: str | None, family: str | None, profile: str = "default") -> tuple[FamilySpec, str]:
+    """The family and size meant; a wrong name is said before torch is loaded."""
+    from factory.plan import choose
+
+    return choose(specs, size, family, profile)
+
+
+def _domains_to_build(specs: Specs, name: str | None, every: bool) -> list[str]:
+    if (name is None) == (not every):
+        raise typer.BadParameter(f"give one domain, or --all; domains: {', '.join(specs.domains)}", param_hint="NAME")
+    return list(specs.domains) if name is None else [specs.domain(name).name]
+
+
+def _build(factory: Factory, domain: str, size: str, *, shown: bool) -> Version:
+    version = factory.student(domain, size)
+    if shown:
+        say(f"published {version.reference} in {version.folder}")
+        for warning in version.manifest.get("warnings") or ():
+            say(f"warning: {warning}")
+    return version
+
+
+def _print_plan(factory: Factory, names: list[str], size: str, json: bool) -> None:
+    from factory.plan import plan, plan_table
+
+    steps = plan(factory, names, size)
+    print_json([vars(step) for step in steps]) if json else print_table(plan_table(steps))
+
+
+def _student(ref: str, registry: Path, device: str, json: bool) -> Answerer:
+    here = Registry(registry)
+    version = here.resolve(ref)
+    load_libraries(shown=not json)
+    from factory.explain import load_answerer
+    from factory.models.references import pick_device
+
+    return load_answerer(version, here, pick_device(device))
+
+
+def _teacher(domains: Path, family: str | None, device: str, json: bool) -> Answerer:
+    specs = _specs(domains)
+    spec, _ = _chosen(specs, None, family)
+    load_libraries(shown=not json)
+    from factory.explain import teacher_answerer
+    from factory.models.references import pick_device
+
+    return teacher_answerer(spec, specs, pick_device(device))

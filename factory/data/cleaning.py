@@ -1,0 +1,120 @@
+"""What does not belong in a data set: near duplicates, test prompts seen in train, and bad completions."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from semhash import SemHash
+from vicinity import Backend
+
+from factory.data.sources import Example
+
+SHARED_WORDS = 8  # so many words in a row, in train and in test: the test example has been seen
+BOILERPLATE = 10  # ... unless more train examples than this have them: then it is a template nobody declared
+LOOP_WORDS, LOOP_TIMES = 6, 3  # four words three times: every tenth worked sum that people wrote has them
+
+WORD = re.compile(r"\w+(?:['’]\w+)*")  # noqa: RUF001 - typographic apostrophes are in real text
+SENTENCE = re.compile(r"[.!?\n]+")
+
+
+def words(text: str) -> list[str]:
+    """``words("It's 5 pm.") == ["it's", "5", "pm"]``"""
+    return WORD.findall(text.casefold())
+
+
+def ngrams(tokens: Sequence[str], size: int) -> list[tuple[str, ...]]:
+    return [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
+
+
+# ------------------------------------------------------------------------------------------------------------ prompts
+
+
+def near_duplicates(
+    train: Sequence[Example], test: Sequence[Example], encoder: Any, threshold: float
+) -> tuple[set[str], set[str]]:
+    """Ids in train too similar to an earlier one in train, and ids in test too similar to any in train.
+
+    Similar is a cosine of at least ``threshold`` between the encoder's embeddings of the texts. The search is exact
+    (semhash's default, an approximate index over several threads, differs from run to run).
+    """
+    if not train:
+        return set(), set()
+    index = SemHash.from_records(records(train), columns=["text"], model=encoder, ann_backend=Backend.BASIC)
+    in_train = index.self_deduplicate(threshold).filtered
+    in_test = index.deduplicate(records(test), threshold).filtered if test else []
+    return {duplicate.record["id"] for duplicate in in_train}, {duplicate.record["id"] for duplicate in in_test}
+
+
+def records(examples: Iterable[Example]) -> list[dict[str, str]]:
+    return [{"id": example.id, "text": example.text} for example in examples]
+
+
+def contaminated(train: Sequence[Example], test: Sequence[Example]) -> set[str]:
+    """Ids in test that share eight words in a row with train.
+
+    The template's own words are masked: what is left of such a prompt is its slot values, which the split keeps apart.
+    Runs of words in more than ten train examples are passed over: a form that files share, not a leaked text.
+    """
+    in_train = Counter(gram for example in train for gram in own_ngrams(example))
+    seen = {gram for gram, count in in_train.items() if count <= BOILERPLATE}
+    return {example.id for example in test if not seen.isdisjoint(own_ngrams(example))}
+
+
+def own_ngrams(example: Example) -> set[tuple[str, ...]]:
+    parts = example.topic if example.template else (example.text,)
+    return {gram for part in parts for gram in ngrams(words(part), SHARED_WORDS)}
+
+
+# -------------------------------------------------------------------------------------------------------- completions
+
+
+def clean_completion(text: str, finished: bool) -> str | None:
+    """``clean_completion("Rest and drink water.", finished=True) is None``: None keeps it, else why it is dropped.
+
+    Returns:
+        "empty" without a letter or digit; "looping" where six words in a row occur three times or a sentence of three
+        or more words occurs twice; "cut_off" where the teacher did not finish. Looping goes before cut off, since a
+        loop only ends where it is cut.
+    """
+    tokens = words(text)
+    if not tokens:
+        return "empty"
+    sentences = [sentence for part in SENTENCE.split(text) if len(sentence := tuple(words(part))) >= 3]
+    repeats = Counter(ngrams(tokens, LOOP_WORDS)).values()
+    if len(set(sentences)) < len(sentences) or max(repeats, default=0) >= LOOP_TIMES:
+        return "looping"
+    return None if finished else "cut_off"
+
+
+PROFESSIONAL = r"(?:doctor|physician|pharmacist|nurse|lawyer|attorney|solicitor|professional|specialist|expert|teacher)"
+UNABLE = (
+    r"(?:can(?:no|')?t|can not|won't|will not|(?:am|are|'m|'re) (?:unable|not (?:able|allowed|permitted|qualified)) to"
+    r"|(?:am|'m) not in a position to|(?:don't|do not) have (?:the|any|enough) \w+ to)"
+)
+ACT = (
+    r"(?:give|offer|provide|help|assist|advise|answer|diagnose|prescribe|recommend|comment|discuss|do (?:that|this)"
+    r"|make (?:that|this|a) (?:decision|diagnosis)|interpret|respond|fulfill|tell you|say (?:what|whether|if|which))"
+)
+REFUSALS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        # "I can't advise on that", "I'm not able to give legal advice", "we cannot really help with"
+        rf"\b(?:I|we) ?{UNABLE} (?:\w+ ){{0,3}}?{ACT}\b(?! (?:but|it enough))",
+        rf"\b(?:I'm|I am) (?:\w+ )?sorry,? (?:but )?(?:I|we) ?{UNABLE}",
+        rf"\bas an AI\b[^.]*\b(?:I|we) ?{UNABLE}",
+        rf"\b(?:that|this|it)(?:'s| is) (?:\w+ )?a (?:question|matter) for (?:an?|your) (?:\w+ )?{PROFESSIONAL}\b",
+        rf"\b(?:ask|see|consult|contact|speak (?:to|with)|talk (?:to|with)) [^.]*{PROFESSIONAL}\b[^.]*\binstead\b",
+    )
+)
+
+
+def is_refusal(text: str) -> bool:
+    """``is_refusal("I can't advise on that; please ask a pharmacist.")``: the answer declines.
+
+    A hint beside an answer ("see a doctor if it gets worse") is no refusal.
+    """
+    straight = text.replace("’", "'")  # noqa: RUF001
+    return any(pattern.search(straight) for pattern in REFUSALS)

@@ -1,0 +1,1 @@
+"""From what the teacher knows to a trained adapter."""

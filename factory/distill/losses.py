@@ -1,0 +1,90 @@
+"""The three terms of the objective. Pure functions of tensors; every one is float32 inside."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMALL_REST = 1e-3  # below this mass, 1 - (what was kept) is mostly float32's rounding: the rest is then summed itself
+LOG_NOTHING = -80.0  # nats of a bucket that holds nothing
+
+
+def bucket_log_probs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
+    """``bucket_log_probs(student_logits, soft_targets.ids)``: log-probabilities of k tokens, and of all others together.
+
+    logits (N, V), ids (N, k) → (N, k + 1). The last column is one bucket with all the mass outside the k tokens, so each
+    row is a whole distribution: nothing is renormalised, and a divergence of bucketed distributions never exceeds the
+    full one (data-processing inequality). Renormalising the top k instead would bias the student (arXiv 2503.16870).
+    """
+    log_probs = F.log_softmax(logits.float() / temperature, dim=-1)
+    kept = log_probs.gather(-1, ids)  # (N, k)
+    rest = 1 - kept.exp().sum(dim=-1)
+    small = rest < SMALL_REST
+    others = log_probs[small].scatter(-1, ids[small], -1e4).logsumexp(dim=-1).clamp_min(LOG_NOTHING)
+    log_rest = rest.clamp_min(SMALL_REST).log().masked_scatter(small, others)  # (N,)
+    return torch.cat([kept, log_rest.unsqueeze(-1)], dim=-1)
+
+
+def generalized_jsd_loss(student_log_probs: Tensor, teacher_log_probs: Tensor, beta: float) -> Tensor:
+    """``generalized_jsd_loss(student, teacher, beta=0.5)``: divergence per position in nats, (N, K) and (N, K) → (N,).
+
+    Generalized Jensen-Shannon divergence, Eq. 1 of Agarwal et al. 2023 (GKD, arXiv 2306.13649), with M = βP + (1-β)Q for
+    teacher P and student Q:  β KL(P‖M) + (1-β) KL(Q‖M).  As in trl, β = 0 is KL(P‖Q) and β = 1 is KL(Q‖P).
+    """
+    student, teacher = student_log_probs.float(), teacher_log_probs.float()
+    if beta == 0:
+        return _kl(teacher, student)
+    if beta == 1:
+        return _kl(student, teacher)
+    weights = torch.tensor([beta, 1 - beta], device=student.device).log()
+    mixture = torch.logaddexp(teacher + weights[0], student + weights[1])
+    return beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p‖q) of log-probabilities over the last dimension."""
+    return (p.exp() * (p - q)).sum(dim=-1)
+
+
+def feature_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
+    """``feature_loss(student, teacher)``: squared distance of unit-length hidden states, (B, M, H) and (B, M, H) → ().
+
+    M mapped layers, each state pooled over the completion. Hints of Romero et al. 2014 (FitNets, arXiv 1412.6550) on states
+    of unit length, so that no layer's scale decides; where widths differ, project the student's states first.
+    """
+    student = F.normalize(student_states.float(), dim=-1)
+    teacher = F.normalize(teacher_states.float(), dim=-1)
+    return (student - teacher).square().sum(dim=-1).mean()
+
+
+def relation_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """``relation_distance_loss(student, teacher)``: do pairs lie as far apart, (B, Hs) and (B, Ht) → ().
+
+    RKD-D, Eq. 4 and 5 of Park et al. 2019 (arXiv 1904.05068): Huber loss between pairwise distances, each divided by its
+    batch's mean. Widths may differ. 0 where both batches have the same geometry up to scale.
+    """
+    return F.smooth_l1_loss(_scaled_distances(student.float()), _scaled_distances(teacher.float()))
+
+
+def relation_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """``relation_angle_loss(student, teacher)``: do triplets form the same angles, (B, Hs) and (B, Ht) → ().
+
+    RKD-A, Eq. 6 and 7 of Park et al. 2019 (arXiv 1904.05068): Huber loss between cosines of all angles of three examples.
+    """
+    return F.smooth_l1_loss(_angles(student.float()), _angles(teacher.float()))
+
+
+def _scaled_distances(embeddings: Tensor) -> Tensor:
+    """(B, H) → the B(B-1)/2 distances over their mean."""
+    distances = F.pdist(embeddings)
+    return distances / distances.mean().clamp_min(1e-12)
+
+
+def _angles(embeddings: Tensor) -> Tensor:
+    """(B, H) → (B, B, B): cosine of the angle at j between i and k."""
+    edges = embeddings.unsqueeze(0) - embeddings.unsqueeze(1)  # (B, B, H), [j, i] = i - j
+    lengths = edges.norm(dim=-1, keepdim=True)
+    # Two examples alike form no angle: cosine 0 and no gradient, where F.normalize would give one of 1e12.
+    edges = edges / lengths.masked_fill(lengths == 0, torch.inf)
+    return torch.bmm(edges, edges.transpose(1, 2))

@@ -1,0 +1,314 @@
+"""Generalized knowledge distillation on trl's GKDTrainer, with feature and relation terms beside the response."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from factory.distill.losses import (
+    bucket_log_probs,
+    feature_loss,
+    generalized_jsd_loss,
+    relation_angle_loss,
+    relation_distance_loss,
+)
+from factory.distill.targets import (
+    Sequence_,
+    SoftTargets,
+    SoftTargetStore,
+    feature_layers,
+    hard_targets,
+    join_stores,
+    score,
+)
+from factory.errors import TrainingError
+from factory.models.chat import stop_tokens
+from factory.models.forward import Batch, States, hidden_states, logits, make_batch, pooled, unwrap
+from factory.models.sampling import sample
+from factory.models.student import Base, check_vocabularies
+from factory.models.teacher import Teacher
+from factory.spec import DistillConfig
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="You are importing from 'trl.experimental'")
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+LOG_EVERY = 5  # steps between two points of the training curve
+SAVE_EVERY = 50  # steps between two checkpoints
+ANGLE_WEIGHT = 2.0  # angles over distances, as in RKD-DA of Park et al. 2019
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Everything a student learns from: examples in ids, the teacher's stored targets, the encoder's embeddings."""
+
+    sequences: Sequence[Sequence_]  # E of them
+    targets: SoftTargetStore | None  # None: the completions themselves (SFT)
+    embeddings: np.ndarray  # (E, D) float32, of prompt and completion
+
+
+def join_lessons(lessons: Sequence[Lesson]) -> Lesson:
+    """``join_lessons([healthcare, legal])``: one lesson of several domains, each example with its own teacher context."""
+    return Lesson(
+        [sequence for lesson in lessons for sequence in lesson.sequences],
+        join_stores([lesson.targets for lesson in lessons if lesson.targets is not None]),
+        np.concatenate([lesson.embeddings for lesson in lessons]),
+    )
+
+
+class DistillTrainer(GKDTrainer):  # type: ignore[misc]  # trl has no types
+    """``DistillTrainer(model, base, teacher, lesson, config, folder=folder, seed=0).train()``.
+
+    What differs from the parent: the teacher's targets are read from disk and only sampled completions are scored live;
+    logits exist at completion positions only; the teacher sees its context and the student does not, aligned by their
+    completions; ``temperature`` reaches the loss; on-policy steps are averaged over their own tokens. Feature and
+    relation terms are added. With ``lesson.targets`` None it is supervised fine-tuning on the same completions.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        base: Base,
+        teacher: Teacher,
+        lesson: Lesson,
+        config: DistillConfig,
+        *,
+        folder: Path,
+        seed: int,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        check_vocabularies(base.tokenizer, teacher.tokenizer)
+        self.lesson, self.config, self.teacher = lesson, config, teacher
+        self.stop = stop_tokens(base.tokenizer)
+        lengths = [len(s.prompt) + len(s.completion) for s in lesson.sequences]
+        super().__init__(
+            model=model,
+            teacher_model=teacher.model,
+            args=_arguments(config, folder, seed, teacher.model.device),
+            train_dataset=Dataset.from_dict({"example": list(range(len(lengths))), "length": lengths}),
+            data_collator=self._collate,
+            processing_class=base.tokenizer,
+            callbacks=list(callbacks),
+        )
+        self.model_accepts_loss_kwargs = False  # a step's loss is a mean over its own completion tokens
+        depth = teacher.model.config.get_text_config().num_hidden_layers
+        self.student_layers = mapped_layers(base, feature_layers(depth), depth)
+        self.projection = _projection(base, teacher).to(teacher.model.device)
+
+    def _collate(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
+        return {"examples": [row["example"] for row in rows]}
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return inputs  # ids become tensors in compute_loss
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], None]:
+        return [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)], None
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The projection is optimised with the model, and never saved with it."""
+        optimizer = super().create_optimizer()
+        parameters = list(self.projection.parameters())
+        if parameters and self.config.feature > 0:
+            optimizer.add_param_group({"params": parameters, "weight_decay": 0.0})
+        return optimizer
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Decides what this step's completions are: the student's, the teacher's, or the stored ones."""
+        chosen = [self.lesson.sequences[i] for i in inputs["examples"]]
+        if random.random() < self.config.lmbda:
+            inputs["sampled"] = self._sampled(model, [s.prompt for s in chosen])
+        elif self.config.seq_kd:
+            inputs["sampled"] = self._sampled(self.teacher.model, [s.teacher_prompt for s in chosen])
+        return super(GKDTrainer, self).training_step(model, inputs, num_items_in_batch)
+
+    def _sampled(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        training = model.training
+        model.eval()
+        with self._autocast():
+            sampled = sample(
+                model,
+                prompts,
+                stop=self.stop,
+                max_new_tokens=self.config.max_new_tokens,
+                temperature=self.config.temperature,
+                seed=random.getrandbits(32),
+            )
+        model.train(training)
+        return sampled
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The weighted sum of the three terms; a term of weight 0 is not computed."""
+        student, config = self.accelerator.unwrap_model(model), self.config
+        device = self.teacher.model.device
+        examples = inputs["examples"]
+        chosen = [self.lesson.sequences[i] for i in examples]
+        completions = inputs.get("sampled") or [s.completion for s in chosen]
+        batch = make_batch([s.prompt for s in chosen], completions).to(device)
+        targets = self._targets(examples, inputs.get("sampled"))
+        terms: dict[str, Tensor] = {}
+        with self._autocast():
+            states = hidden_states(student, batch)
+            if config.response > 0:
+                terms["response"] = self._response(student, states, batch, targets)
+            if config.feature > 0 and targets.states.numel() > 0:
+                terms["feature"] = feature_loss(self._features(states, batch), targets.states)
+            if config.relation > 0:
+                embeddings = torch.from_numpy(self.lesson.embeddings[examples]).to(device)
+                terms["relation"] = relation_loss(self._stored_embeddings(student, states, batch, inputs, chosen), embeddings)
+        for name, term in terms.items():
+            self._metrics["train"][name].append(term.item())
+        return torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
+
+    def _targets(self, examples: Sequence[int], sampled: list[list[int]] | None) -> SoftTargets:
+        chosen = [self.lesson.sequences[i] for i in examples]
+        if self.lesson.targets is None:
+            return hard_targets([s.completion for s in chosen], self.teacher.model.device)
+        if sampled is None:
+            return self.lesson.targets.rows(examples, self.teacher.model.device)
+        prompts = [s.teacher_prompt for s in chosen]
+        return score(self.teacher, prompts, sampled, self.config.top_k, self.config.temperature)
+
+    def _response(self, student: nn.Module, states: States, batch: Batch, targets: SoftTargets) -> Tensor:
+        values = logits(student, states.final[batch.predicts])  # (N, V)
+        buckets = bucket_log_probs(values, targets.ids, self.config.temperature)  # (N, k + 1)
+        return generalized_jsd_loss(buckets, targets.log_probs, self.config.beta).mean()
+
+    def _features(self, states: States, batch: Batch) -> Tensor:
+        """(B, M, Ht): the student's states at mapped layers, projected where widths differ."""
+        chosen = torch.stack([pooled(states.layers[i], batch.predicts) for i in self.student_layers], dim=1)
+        projected: Tensor = self.projection(chosen)
+        return projected
+
+    def _stored_embeddings(
+        self, student: nn.Module, states: States, batch: Batch, inputs: dict[str, Any], chosen: Sequence[Sequence_]
+    ) -> Tensor:
+        """(B, H): pooled final states over prompt and *stored* completion, which is what the encoder embedded."""
+        if inputs.get("sampled"):
+            batch = make_batch([s.prompt for s in chosen], [s.completion for s in chosen]).to(batch.input_ids.device)
+            states = hidden_states(student, batch)
+        return pooled(states.final, batch.real)
+
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        with torch.autocast(self.teacher.model.device.type, dtype=torch.bfloat16):
+            yield
+
+
+def relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """``relation_loss(pooled_states, embeddings)``: RKD-DA on unit vectors, so that distances are those of cosines."""
+    student = nn.functional.normalize(student.float(), dim=-1)
+    teacher = nn.functional.normalize(teacher.float(), dim=-1)
+    return relation_distance_loss(student, teacher) + ANGLE_WEIGHT * relation_angle_loss(student, teacher)
+
+
+def mapped_layers(base: Base, teacher_layers: Sequence[int], depth: int) -> list[int]:
+    """``mapped_layers(base, [8, 15, 22, 30], 30)``: for each teacher state, the index of the student's state beside it.
+
+    A pruned base: the last kept layer at or below the teacher's. Another base: the same relative depth.
+    """
+    if base.shape.layers is not None:
+        kept = base.shape.layers
+        return [max(1, sum(layer < index for layer in kept)) for index in teacher_layers]
+    own = base.model.config.get_text_config().num_hidden_layers
+    return [max(1, round(index / depth * own)) for index in teacher_layers]
+
+
+def distill(
+    model: nn.Module,
+    base: Base,
+    teacher: Teacher,
+    lesson: Lesson,
+    config: DistillConfig,
+    *,
+    folder: Path,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[dict[str, float]]:
+    """``distill(model, base, teacher, lesson, config, folder=folder, seed=0)``: trains in place, returns the curve.
+
+    ``folder`` keeps checkpoints; a later call with the same folder goes on from the last one.
+    Raises: TrainingError where the loss is no number.
+    """
+    random.seed(seed)
+    trainer = DistillTrainer(
+        model, base, teacher, lesson, config, folder=folder, seed=seed, callbacks=[_Progress(progress)]
+    )
+    checkpoint = get_last_checkpoint(str(folder)) if folder.exists() else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    unwrap(model).eval()
+    model.eval()
+    names = ("loss", "response", "feature", "relation", "learning_rate")
+    curve = [
+        {"step": float(row["step"]), **{name: float(row[name]) for name in names if name in row}}
+        for row in trainer.state.log_history
+        if "loss" in row
+    ]
+    if curve and not np.isfinite(curve[-1]["loss"]):
+        raise TrainingError(f"the loss became {curve[-1]['loss']} by step {curve[-1]['step']:.0f}; lower distill.learning_rate")
+    return curve
+
+
+class _Progress(TrainerCallback):  # type: ignore[misc]
+    """Tells the caller's progress bar about every step."""
+
+    def __init__(self, progress: Callable[[int], None] | None) -> None:
+        self.progress = progress
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.progress is not None and state.global_step:
+            self.progress(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.progress is not None:
+            self.progress(1)
+
+
+def _projection(base: Base, teacher: Teacher) -> nn.Module:
+    student_width = base.model.config.get_text_config().hidden_size
+    teacher_width = teacher.model.config.get_text_config().hidden_size
+    return nn.Identity() if student_width == teacher_width else nn.Linear(student_width, teacher_width, bias=False)
+
+
+def _arguments(config: DistillConfig, folder: Path, seed: int, device: torch.device) -> GKDConfig:
+    return GKDConfig(
+        output_dir=str(folder),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, config.steps // 20),
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        lmbda=config.lmbda,
+        beta=config.beta,
+        temperature=config.temperature,
+        seq_kd=config.seq_kd,
+        max_new_tokens=config.max_new_tokens,
+        gradient_checkpointing=False,
+        train_sampling_strategy="group_by_length",
+        bf16=True,
+        use_cpu=device.type == "cpu",
+        seed=seed,
+        logging_steps=LOG_EVERY,
+        save_strategy="steps",
+        save_steps=SAVE_EVERY,
+        save_total_limit=1,
+        report_to=config.report_to,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        logging_nan_inf_filter=False,
+    )

@@ -1,0 +1,1 @@
+"""The teacher and the student bases: references, teacher, pruning, vocabulary, student."""

@@ -1,0 +1,76 @@
+"""Prompts and completions as token ids, the same way for teacher and student; only the teacher sees a context."""
+
+from __future__ import annotations
+
+from os.path import commonprefix
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from factory.errors import ReferenceError
+from factory.spec import TeacherContext
+
+NO_CONTEXT = TeacherContext()
+
+
+def messages(prompt: str, context: TeacherContext = NO_CONTEXT) -> list[dict[str, str]]:
+    """``messages("What is gout?", context)``: system turn, worked examples, then the user's turn."""
+    turns = [{"role": "system", "content": context.system}] if context.system else []
+    for example in context.examples:
+        turns += [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.completion}]
+    return [*turns, {"role": "user", "content": prompt}]
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, context: TeacherContext = NO_CONTEXT) -> list[int]:
+    """``prompt_ids(tokenizer, "What is gout?")``: ids up to where the answer begins.
+
+    An empty prompt stands before a chunk of a document: one start token, so that every token of the chunk is predicted.
+    """
+    if not prompt:
+        return [start_token(tokenizer)]
+    return _ids(tokenizer, _render(tokenizer, messages(prompt, context), add_generation_prompt=True))
+
+
+def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: str, *, ends: bool = True) -> list[int]:
+    """``completion_ids(tokenizer, "Gout is ...")``: ids of the answer and, where it ``ends``, the end of the turn."""
+    return [*_ids(tokenizer, completion), *([end_of_turn(tokenizer)] if ends else [])]
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """``end_of_turn(tokenizer)``: the token that the chat template writes after an answer (``<|im_end|>``, a newline, …)."""
+    answer = "An answer."
+    turns = [*messages("A question?"), {"role": "assistant", "content": answer}]
+    open_turn = _ids(tokenizer, _render(tokenizer, messages("A question?"), add_generation_prompt=True) + answer)
+    whole = _ids(tokenizer, _render(tokenizer, turns, add_generation_prompt=False))
+    shared = len(commonprefix([open_turn, whole]))
+    if shared != len(open_turn) or len(whole) == shared:
+        raise ReferenceError(
+            "the chat template does not end an answer with a token of its own: write one after "
+            "message['content'] in the family's teacher.chat_template"
+        )
+    return int(whole[shared])
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends an answer: the template's, and the tokenizer's end of text."""
+    eos = tokenizer.eos_token_id
+    return sorted({end_of_turn(tokenizer), *([eos] if isinstance(eos, int) else [])})
+
+
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token a document begins with: the tokenizer's begin of text, else its end of text."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if isinstance(token, int):
+            return token
+    raise ReferenceError("the tokenizer has neither a bos nor an eos token, so a document chunk has nothing to start with")
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    if not tokenizer.chat_template:
+        raise ReferenceError("the teacher has no chat template: give it one as teacher.chat_template in the family file")
+    text: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+    return str(text)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,90 @@
+"""Batched sampling that pays for each sequence only as long as it runs. Used by the teacher, on-policy steps and ``ask``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+
+def equal_length_batches(sequences: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """``for rows in equal_length_batches(ids, 64)``: indices into ``sequences``, at most ``size``, each of one length.
+
+    Sequences of one length need no padding and so no attention mask, and without a mask attention reads grouped
+    key and value heads as they are instead of copying them for every query head.
+    """
+    by_length: dict[int, list[int]] = {}
+    for index, ids in enumerate(sequences):
+        by_length.setdefault(len(ids), []).append(index)
+    return [rows[i : i + size] for _, rows in sorted(by_length.items()) for i in range(0, len(rows), size)]
+
+
+def prefix_cache(model: PreTrainedModel, prefix: Sequence[int]) -> DynamicCache | None:
+    """``cache = prefix_cache(model, context_ids)``: keys and values of a context that many prompts share."""
+    if not prefix:
+        return None
+    ids = torch.tensor([list(prefix)], device=model.device)
+    with torch.inference_mode():
+        # A cache of our own: the model's would keep a sliding layer's window alone, and layers of two lengths fit no mask.
+        cache = DynamicCache()
+        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
+
+
+def expand_cache(cache: DynamicCache | None, rows: int) -> DynamicCache:
+    """A copy of a one-row cache with ``rows`` rows; the storage is shared until a layer grows."""
+    expanded = DynamicCache()
+    if cache is not None:
+        for index, layer in enumerate(cache.layers):
+            expanded.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), index)
+    return expanded
+
+
+@torch.inference_mode()
+def sample(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[int],
+    prefix: Sequence[int] = (),
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[int]]:
+    """``sample(model, [[1, 5, 7]], max_new_tokens=64, stop=[2])``: one list of new token ids a prompt.
+
+    A stop token ends a sequence and is its last id; a sequence without one was cut off. ``temperature`` 0 is greedy.
+    ``prefix`` comes before every prompt and is computed once. Finished rows leave the batch.
+    """
+    shared = prefix_cache(model, prefix)
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    stops = torch.tensor(list(stop), device=model.device)
+    out: list[list[int]] = [[] for _ in prompts]
+    for rows in equal_length_batches(prompts, batch):
+        cache = expand_cache(shared, len(rows))
+        active = torch.tensor(rows, device=model.device)
+        tokens = torch.tensor([list(prompts[i]) for i in rows], device=model.device)  # (B, P)
+        for _ in range(max_new_tokens):
+            logits = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            tokens = next_tokens(logits, temperature, generator)  # (B, 1)
+            for index, token in zip(active.tolist(), tokens[:, 0].tolist(), strict=True):
+                out[index].append(token)
+            running = ~torch.isin(tokens[:, 0], stops)
+            if not running.any():
+                break
+            if not running.all():
+                cache.batch_select_indices(running.nonzero()[:, 0])
+                active, tokens = active[running], tokens[running]
+        if progress is not None:
+            progress(len(rows))
+    return out
+
+
+def next_tokens(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
+    """(B, V) logits to (B, 1) token ids: the most likely one at temperature 0, else a sample."""
+    if temperature == 0:
+        return logits.argmax(dim=-1, keepdim=True)
+    return torch.multinomial(torch.softmax(logits.float() / temperature, dim=-1), 1, generator=generator)

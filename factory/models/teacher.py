@@ -1,0 +1,136 @@
+"""The teacher: it writes prompts, writes missing completions, and scores completions. Nothing on disk is asked for twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os.path import commonprefix
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from factory.data.dataset import Completion
+from factory.data.sources import Example
+from factory.models.chat import NO_CONTEXT, prompt_ids, stop_tokens
+from factory.models.references import ResolvedModel
+from factory.models.sampling import sample
+from factory.spec import TeacherContext, TeacherPromptSource
+
+Progress = Callable[[int], None]
+CHUNK = 512  # prompts between two writes to disk
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """``Teacher.load(resolved, device).complete(examples, context, folder=folder, max_new_tokens=96, seed=0)``."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    revision: str
+
+    @classmethod
+    def load(cls, resolved: ResolvedModel, device: torch.device) -> Teacher:
+        """Loads the full-vocabulary teacher in bfloat16."""
+        model = AutoModelForCausalLM.from_pretrained(resolved.folder, dtype=torch.bfloat16).to(device).eval()
+        return cls(model, AutoTokenizer.from_pretrained(resolved.folder), resolved.sha256)
+
+    def complete(
+        self,
+        examples: Sequence[Example],
+        context: TeacherContext,
+        *,
+        folder: Path,
+        max_new_tokens: int,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> dict[str, Completion]:
+        """Completions by example id, greedy, of every example that has none of its own.
+
+        Kept in ``folder`` as JSON lines under what decides them (teacher, context, limit), each beside its prompt: a stop
+        loses at most the last ``CHUNK`` prompts, and the same prompt of another build is not asked again.
+        """
+        decides = [self.revision, context.model_dump(), max_new_tokens, self.tokenizer.chat_template]
+        key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+        path = folder / f"{key}.jsonl"
+        known = read_completions(path)
+        wanted = [example for example in examples if not example.completion]
+        missing = sorted({example.prompt for example in wanted} - known.keys(), key=lambda prompt: (len(prompt), prompt))
+        if progress is not None:
+            progress(len({example.prompt for example in wanted}) - len(missing))
+        folder.mkdir(parents=True, exist_ok=True)
+        for start in range(0, len(missing), CHUNK):
+            chunk = missing[start : start + CHUNK]
+            written = self._write(chunk, context, max_new_tokens, seed, progress)
+            with path.open("a", encoding="utf-8") as file:
+                for prompt, completion in written.items():
+                    row = {"prompt": prompt, "text": completion.text, "finished": completion.finished}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            known |= written
+        return {example.id: known[example.prompt] for example in wanted}
+
+    def _write(
+        self, prompts: Sequence[str], context: TeacherContext, max_new_tokens: int, seed: int, progress: Progress | None
+    ) -> dict[str, Completion]:
+        ids = [prompt_ids(self.tokenizer, prompt, context) for prompt in prompts]
+        prefix, rest = split_prefix(ids)
+        stop = stop_tokens(self.tokenizer)
+        sampled = sample(
+            self.model, rest, prefix=prefix, stop=stop, max_new_tokens=max_new_tokens, seed=seed, progress=progress
+        )
+        return {
+            prompt: Completion(str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip(), ids[-1] in stop)
+            for prompt, ids in zip(prompts, sampled, strict=True)
+        }
+
+    def write_prompts(self, source: TeacherPromptSource, seed: int) -> list[str]:
+        """``teacher.write_prompts(source, seed)``: what the teacher writes as a user (Magpie, arXiv 2406.08464).
+
+        The chat template is cut where the user's words would begin, ``source.opening`` is put there, and the teacher
+        goes on until the turn ends. Unfinished and empty turns are left out.
+        """
+        opened = prompt_ids(self.tokenizer, "\N{SNOWMAN}", NO_CONTEXT)
+        other = prompt_ids(self.tokenizer, "Which", NO_CONTEXT)
+        opening = list(self.tokenizer(source.opening, add_special_tokens=False)["input_ids"]) if source.opening else []
+        start = [*commonprefix([opened, other]), *opening]
+        stop = stop_tokens(self.tokenizer)
+        sampled = sample(
+            self.model,
+            [start] * source.count,
+            stop=stop,
+            max_new_tokens=64,
+            temperature=source.temperature,
+            seed=seed,
+        )
+        texts = [
+            str(self.tokenizer.decode([*opening, *ids], skip_special_tokens=True)).strip()
+            for ids in sampled
+            if ids[-1] in stop
+        ]
+        return [text for text in texts if text]
+
+
+def split_prefix(sequences: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+    """``prefix, rest = split_prefix(ids)``: what all sequences begin with, and at least one further token of each."""
+    shared = len(commonprefix([list(ids) for ids in sequences]))
+    shared = min(shared, min(len(ids) for ids in sequences) - 1)
+    return list(sequences[0][:shared]), [list(ids[shared:]) for ids in sequences]
+
+
+def read_completions(path: Path) -> dict[str, Completion]:
+    """Completions by prompt; a last line that a stop cut short is not read, and is written again."""
+    if not path.exists():
+        return {}
+    known: dict[str, Completion] = {}
+    whole = 0  # bytes; text may be cut inside a character, and has line ends of its own (U+2028) that bytes have not
+    for line in path.read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            os.truncate(path, whole)
+            break
+        row = json.loads(line)
+        known[row["prompt"]] = Completion(row["text"], row["finished"])
+        whole += len(line)
+    return known

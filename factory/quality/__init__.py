@@ -1,0 +1,1 @@
+"""Is the student good, and can it be trusted."""

@@ -1,0 +1,229 @@
+"""Measures students beside their teacher on held-out text: one teacher pass for any number of candidates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from factory.distill.targets import Sequence_
+from factory.models.chat import stop_tokens
+from factory.models.forward import Batch, hidden_states, logits, make_batch, pooled
+from factory.models.sampling import sample
+from factory.models.teacher import Teacher, split_prefix
+from factory.quality.metrics import Figure, Sums, concatenate, paired_difference, ratio, summarise
+from factory.spec import EvaluateConfig
+
+Candidate = Callable[[], AbstractContextManager[Any]]  # gives a model while it is measured: an adapter switched on, or off
+BATCH = 16
+SAMPLES = 3  # answers of teacher and student side by side
+
+
+@torch.inference_mode()
+def measure(
+    teacher: Teacher,
+    candidates: Mapping[str, Candidate],
+    sequences: Sequence[Sequence_],
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Sums]:
+    """``measure(teacher, {"student": on, "base": off}, sequences)["student"].kl``: per-example sums of every candidate.
+
+    The teacher sees its context, candidates do not. Both in the student's vocabulary, at the same completion tokens.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].prompt) + len(sequences[i].completion))
+    parts: dict[str, list[Sums]] = {name: [] for name in candidates}
+    for start in range(0, len(order), BATCH):
+        chosen = [sequences[i] for i in order[start : start + BATCH]]
+        lengths = [len(s.completion) for s in chosen]
+        completion = torch.tensor([token for s in chosen for token in s.completion], device=teacher.model.device)
+        prefix, rest = split_prefix([s.teacher_prompt for s in chosen])
+        seen = make_batch(rest, [s.completion for s in chosen]).to(teacher.model.device)
+        reference = _log_probs(teacher.model, hidden_states(teacher.model, seen, prefix).final, seen)
+        batch = make_batch([s.prompt for s in chosen], [s.completion for s in chosen]).to(teacher.model.device)
+        for name, candidate in candidates.items():
+            with candidate() as model, torch.autocast(teacher.model.device.type, dtype=torch.bfloat16):
+                states = hidden_states(model, batch).final
+                own = _log_probs(model, states, batch)
+            embeddings = pooled(states, batch.real).cpu().numpy()
+            parts[name].append(_sums(reference, own, completion, lengths, embeddings))
+        if progress is not None:
+            progress(len(chosen))
+    inverse = np.argsort(order)
+    return {name: _reordered(concatenate(sums), inverse) for name, sums in parts.items()}
+
+
+def _log_probs(model: Any, states: Tensor, batch: Batch) -> Tensor:
+    """(N, V) float32 at the positions that predict."""
+    return logits(model, states[batch.predicts]).float().log_softmax(dim=-1)
+
+
+def _sums(
+    teacher: Tensor, student: Tensor, completion: Tensor, lengths: Sequence[int], embeddings: np.ndarray
+) -> Sums:
+    """Log-probabilities (N, V) of both at the tokens of len(lengths) examples → sums by example."""
+    both = [p.topk(5, dim=-1).indices for p in (teacher, student)]  # (N, 5)
+    overlap = (both[0].unsqueeze(-1) == both[1].unsqueeze(-2)).any(dim=-1).float().mean(dim=-1)
+    target = completion.unsqueeze(-1)
+    columns = {
+        "kl": (teacher.exp() * (teacher - student)).sum(dim=-1),
+        "agree": both[0][:, 0] == both[1][:, 0],
+        "top5": overlap,
+        "correct": both[1][:, 0] == completion,
+        "teacher_correct": both[0][:, 0] == completion,
+        "nll": -student.gather(-1, target)[:, 0],
+        "teacher_nll": -teacher.gather(-1, target)[:, 0],
+    }
+    summed = {
+        name: np.array([float(part.double().sum()) for part in column.split(list(lengths))])
+        for name, column in columns.items()
+    }
+    return Sums(tokens=np.array(lengths, dtype=float), embeddings=embeddings, **summed)
+
+
+def _reordered(sums: Sums, inverse: np.ndarray) -> Sums:
+    return Sums(**{name: getattr(sums, name)[inverse] for name in Sums.__dataclass_fields__})
+
+
+def measure_speed(model: Any, prompts: Sequence[Sequence[int]], stop: Sequence[int], prefix: Sequence[int] = ()) -> dict[str, float]:
+    """``measure_speed(model, ids, stop)``: one stream and a batch; ``latency_ms`` is to the first token, a median of five."""
+    latencies = []
+    for prompt in list(prompts)[:5]:
+        begun = time.perf_counter()
+        sample(model, [prompt], prefix=prefix, stop=stop, max_new_tokens=1)
+        latencies.append(1000 * (time.perf_counter() - begun))
+    begun = time.perf_counter()
+    written = sample(model, [prompts[0]], prefix=prefix, stop=(), max_new_tokens=24)
+    single = sum(map(len, written)) / (time.perf_counter() - begun)
+    begun = time.perf_counter()
+    written = sample(model, [prompts[0]] * 16, prefix=prefix, stop=(), max_new_tokens=24)
+    batched = sum(map(len, written)) / (time.perf_counter() - begun)
+    return {"latency_ms": float(np.median(latencies)), "tokens_per_second": single, "batch_tokens_per_second": batched}
+
+
+def answers(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], prefix: Sequence[int] = (), max_new_tokens: int = 96) -> list[str]:
+    """``answers(model, tokenizer, ids)``: greedy answers as text."""
+    stop = stop_tokens(tokenizer)
+    written = sample(model, prompts, prefix=prefix, stop=stop, max_new_tokens=max_new_tokens)
+    return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in written]
+
+
+def folder_bytes(folder: Path) -> int:
+    """``folder_bytes(version.folder)``: what it takes on disk."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Text no student was trained on: a domain's test split and general prompts, in ids, with the encoder's view."""
+
+    domain: Sequence[Sequence_]
+    embeddings: np.ndarray  # (E, D), of the domain's examples
+    general: Sequence[Sequence_]
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """Everything measured about one student; the manifest holds it, and every table, card and page is drawn from it."""
+
+    metrics: dict[str, Figure]
+    baselines: dict[str, dict[str, Figure]]  # candidate → metrics on the domain's held-out examples
+    speed: dict[str, dict[str, float]]
+    samples: list[dict[str, str]]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "metrics": {name: figure.to_dict() for name, figure in self.metrics.items()},
+            "baselines": {
+                candidate: {name: figure.to_dict() for name, figure in figures.items()}
+                for candidate, figures in self.baselines.items()
+            },
+            "speed": self.speed,
+            "samples": self.samples,
+        }
+
+
+def evaluate(
+    adapter: Any,
+    teacher: Teacher,
+    held_out: HeldOut,
+    config: EvaluateConfig,
+    *,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> EvalReport:
+    """``evaluate(adapter, teacher, held_out, settings.evaluate, seed=0).metrics["kl"].value``
+
+    ``adapter`` is a peft model; its further adapters (``sft``) are measured as baselines, and so is its base alone. The
+    teacher is the one trimmed to the student's vocabulary. Speed is of both, one after the other, in this run.
+    """
+    candidates = {name: switched(adapter, name) for name in ("default", *sorted(set(adapter.peft_config) - {"default"}))}
+    candidates["base"] = switched_off(adapter)
+    sums = measure(teacher, candidates, held_out.domain, progress)
+    general = measure(teacher, {name: candidates[name] for name in ("default", "base")}, held_out.general, progress)
+    figures = {
+        name: summarise(one, held_out.embeddings, resamples=config.bootstrap, seed=seed) for name, one in sums.items()
+    }
+    metrics = dict(figures["default"])
+    metrics |= {f"base_{name}": figures["base"][name] for name in ("kl", "top1_agreement", "relation_alignment")}
+    for prefix, name in (("general", "default"), ("base_general", "base")):
+        on_general = summarise(general[name], None, resamples=config.bootstrap, seed=seed)
+        metrics |= {f"{prefix}_{metric}": on_general[metric] for metric in ("kl", "top1_agreement")}
+    metrics["general_retained"] = ratio(
+        general["default"].agree, general["base"].agree, resamples=config.bootstrap, seed=seed
+    )
+    if "sft" in sums:
+        metrics["kl_below_sft"] = paired_difference(
+            sums["sft"].kl, sums["default"].kl, sums["sft"].tokens, resamples=config.bootstrap, seed=seed
+        )
+    return EvalReport(
+        metrics,
+        {name: one for name, one in figures.items() if name != "default"},
+        _speed(adapter, teacher, held_out),
+        _samples(adapter, teacher, held_out.domain[:SAMPLES]),
+    )
+
+
+def switched(adapter: Any, name: str) -> Candidate:
+    """``with switched(adapter, "sft")() as model``: the peft model with that adapter on, the first one afterwards."""
+
+    @contextmanager
+    def on() -> Iterator[Any]:
+        adapter.set_adapter(name)
+        try:
+            yield adapter
+        finally:
+            adapter.set_adapter("default")
+
+    return on
+
+
+def switched_off(adapter: Any) -> Candidate:
+    """``with switched_off(adapter)() as model``: the same model as its base alone."""
+
+    @contextmanager
+    def off() -> Iterator[Any]:
+        with adapter.disable_adapter():
+            yield adapter
+
+    return off
+
+
+def _speed(adapter: Any, teacher: Teacher, held_out: HeldOut) -> dict[str, dict[str, float]]:
+    stop = stop_tokens(teacher.tokenizer)
+    prompts = [s.prompt for s in held_out.domain[:5]]
+    return {"teacher": measure_speed(teacher.model, prompts, stop), "student": measure_speed(adapter, prompts, stop)}
+
+
+def _samples(adapter: Any, teacher: Teacher, sequences: Sequence[Sequence_]) -> list[dict[str, str]]:
+    prefix, rest = split_prefix([s.teacher_prompt for s in sequences])
+    asked = [teacher.tokenizer.decode(s.prompt, skip_special_tokens=False) for s in sequences]
+    own = answers(adapter, teacher.tokenizer, [s.prompt for s in sequences])
+    theirs = answers(teacher.model, teacher.tokenizer, rest, prefix)
+    return [{"prompt": str(p), "teacher": t, "student": s} for p, t, s in zip(asked, theirs, own, strict=True)]

