@@ -94,7 +94,6 @@ def validate(domains: Domains = DOMAINS, json: Json = False) -> None:
 @app.command(rich_help_panel="Domains")
 def data(
     name: Annotated[str, typer.Argument(help="A domain.")],
-    size: Size = None,
     family: Family = None,
     profile: Profile = "default",
     seed: Seed = None,
@@ -104,16 +103,14 @@ def data(
 ) -> None:
     """Make a domain's data set and preview it: counts, what was dropped and why, samples, whether it is too thin."""
     specs = _specs(domains)
-    spec, _ = _chosen(specs, size, family, profile)
+    spec, _ = _chosen(specs, None, family, profile)
     specs.domain(name)  # an unknown domain is said before torch is loaded
     load_libraries(shown=not json)
     from factory.build import Factory
     from factory.preview import preview, preview_table
 
-    bars = progress_bars(shown=not json)
-    factory = Factory(
-        specs, spec, profile=profile, registry=Registry(REGISTRY), device=device, seed=seed, progress=bars
-    )
+    here, bars = Registry(REGISTRY), progress_bars(shown=not json)
+    factory = Factory(specs, spec, profile=profile, registry=here, device=device, seed=seed, progress=bars)
     content = preview(factory.data(name))
     print_json(content) if json else print_table(preview_table(content))
 
@@ -278,7 +275,7 @@ def explain(
     found = students.explain(version, text, here, specs, pick_device(device))
     if json:
         return print_json(students.explanation_json(found))
-    print_table(students.explanation_table(found))
+    print_table(students.explanation_table(found), students.explanation_line(found))
     say(f"— {found.reference}")
 
 

@@ -73,7 +73,7 @@ def _machine() -> Iterator[Finding]:
 
 
 def _libraries() -> Iterator[Finding]:
-    """Each library that pyproject.toml names, its installed version, and whether that is in the wanted range."""
+    """The installed versions of what pyproject.toml names, and each that is missing or out of the wanted range."""
     from packaging.requirements import Requirement
 
     try:
@@ -81,17 +81,20 @@ def _libraries() -> Iterator[Finding]:
     except importlib.metadata.PackageNotFoundError:
         yield Finding(DISTRIBUTION, "problem", "not installed", REINSTALL)
         return
+    fitting = []
     for requirement in wanted:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(requirement.name, "problem", f"not installed, wanted {requirement.specifier}", REINSTALL)
-            continue
-        fits = requirement.specifier.contains(version, prereleases=True)
-        wrong = "" if fits else f", wanted {requirement.specifier}"
-        yield Finding(requirement.name, "ok" if fits else "problem", version + wrong, "" if fits else REINSTALL)
+            version = ""
+        if version and requirement.specifier.contains(version, prereleases=True):
+            fitting.append(f"{requirement.name} {version}")
+        else:
+            found = f"{version or 'not installed'}, wanted {requirement.specifier}"
+            yield Finding(requirement.name, "problem", found, REINSTALL)
+    yield Finding("libraries", "ok", ", ".join(fitting))
 
 
 def _torch() -> Iterator[Finding]:
@@ -169,11 +172,11 @@ def _home(verify: bool) -> Iterator[Finding]:
         problems = references.verify(model.folder) if verify else []
         if not model.whole and not problems:
             problems = [f"{model.folder} is not whole"]
-        detail = f"{model.folder.name}, {_written(_size(model.folder))}" + (", every byte read" if verify else "")
         if problems:
-            yield Finding(f"cached {model.reference}", "problem", problems[0], f"rm -r {model.folder}")
+            yield Finding("cached model", "problem", problems[0], f"rm -r {model.folder}")
         else:
-            yield Finding(f"cached {model.reference}", "ok", detail)
+            read = ", every byte as it was made" if verify else ""
+            yield Finding("cached model", "ok", f"{model.folder.name}, {_written(_size(model.folder))}{read}")
     others = sorted(f for f in home.glob("*/") if f.name not in (SNAPSHOTS, "checksums")) if home.is_dir() else []
     for folder in others:
         entries = sum(1 for _ in folder.iterdir())
@@ -208,7 +211,7 @@ def _registry(root: Path, verify: bool) -> Iterator[Finding]:
         yield Finding("registry", "missing", f"{root} holds nothing yet", "factory build healthcare --profile demo")
         return
     free = shutil.disk_usage(root).free
-    counted = f"{root}: {students} students, {len(versions) - students} bases, {_written(free)} free on its disk"
+    counted = f"{root}: students {students}, bases {len(versions) - students}, {_written(free)} free on its disk"
     yield Finding("registry", "ok", counted)
     if verify:
         problems += [

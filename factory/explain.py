@@ -212,13 +212,16 @@ def explanation_table(explanation: Explanation) -> Any:
         first = (repr(left.token), f"{left.teacher:.3f}", _probability(left.student))
         second = (repr(right.token), _probability(right.student), f"{right.teacher:.3f}")
         table.add_row(*map(Text, (*first, *second)))
-    lacking = ", ".join(map(repr, explanation.lacking)) or "none"
-    table.caption = (
-        f"KL(teacher ‖ student) {explanation.kl:.3f} nats; the student's vocabulary holds {explanation.kept_mass:.1%} "
-        f"of the teacher's distribution and lacks of its first ten: {lacking}"
-    )
-    table.caption_justify = "left"
     return table
+
+
+def explanation_line(explanation: Explanation) -> str:
+    """One line under the table: how far apart they are, and what the student cannot say."""
+    lacking = ", ".join(map(repr, explanation.lacking)) or "none"
+    return (
+        f"KL(teacher ‖ student) {explanation.kl:.3f} nats; the student's vocabulary holds {explanation.kept_mass:.1%} "
+        f"of the teacher's distribution, and lacks of its first ten tokens: {lacking}"
+    )
 
 
 def _probability(value: float | None) -> str:

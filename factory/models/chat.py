@@ -40,15 +40,15 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     """``end_of_turn(tokenizer)``: the token that the chat template writes after an answer (``<|im_end|>``, a newline, …)."""
     answer = "An answer."
     turns = [*messages("A question?"), {"role": "assistant", "content": answer}]
-    open_turn = _ids(tokenizer, _render(tokenizer, messages("A question?"), add_generation_prompt=True) + answer)
-    whole = _ids(tokenizer, _render(tokenizer, turns, add_generation_prompt=False))
-    shared = len(commonprefix([open_turn, whole]))
-    if shared != len(open_turn) or len(whole) == shared:
-        raise ReferenceError(
-            "the chat template does not end an answer with a token of its own: write one after "
-            "message['content'] in the family's teacher.chat_template"
-        )
-    return int(whole[shared])
+    opened = _render(tokenizer, messages("A question?"), add_generation_prompt=True) + answer
+    return _token_after(tokenizer, opened, _render(tokenizer, turns, add_generation_prompt=False), "an answer")
+
+
+def end_of_prompt(tokenizer: PreTrainedTokenizerBase) -> int:
+    """``end_of_prompt(tokenizer)``: the token that the chat template writes after the user's words."""
+    question = "A question?"
+    whole = _render(tokenizer, messages(question), add_generation_prompt=True)
+    return _token_after(tokenizer, whole.partition(question)[0] + question, whole, "a user's turn")
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -63,6 +63,18 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
         if isinstance(token, int):
             return token
     raise ReferenceError("the tokenizer has neither a bos nor an eos token, so a document chunk has nothing to start with")
+
+
+def _token_after(tokenizer: PreTrainedTokenizerBase, opened: str, whole: str, what: str) -> int:
+    """The first token of ``whole`` after the tokens of ``opened``."""
+    begun, ids = _ids(tokenizer, opened), _ids(tokenizer, whole)
+    shared = len(commonprefix([begun, ids]))
+    if shared != len(begun) or len(ids) == shared:
+        raise ReferenceError(
+            f"the chat template does not end {what} with a token of its own: write one after "
+            "message['content'] in the family's teacher.chat_template"
+        )
+    return int(ids[shared])
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:

@@ -16,7 +16,11 @@ from factory.models.sampling import expand_cache, prefix_cache
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts and completions, padded on the right. Causal attention never looks right, so no mask is needed."""
+    """Prompts and completions, padded on the right, always by at least one column.
+
+    Causal attention never looks right, so the mask changes no value: it is there because torch's CPU attention for grouped
+    heads is slower without one (a training step of 20 layers, 32 × 80 tokens: 349 against 549 tokens/s).
+    """
 
     input_ids: Tensor  # (B, T)
     predicts: Tensor  # (B, T) bool: the next token is a completion token; N of them in all
@@ -29,7 +33,7 @@ class Batch:
 def make_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Batch:
     """``make_batch([[1, 2]], [[3, 4]])``: one row ``1 2 3 4`` that predicts at the positions of 2 and 3."""
     lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
-    shape = (len(lengths), max(lengths))
+    shape = (len(lengths), 1 + max(lengths))
     ids = torch.zeros(shape, dtype=torch.long)
     predicts, real = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
@@ -61,8 +65,13 @@ def hidden_states(model: Any, batch: Batch, prefix: Sequence[int] = ()) -> State
     decoder: Any = unwrap(model).base_model
     shared = prefix_cache(unwrap(model), prefix)
     cache = expand_cache(shared, len(batch.input_ids)) if shared is not None else None
+    mask = torch.cat([batch.real.new_ones(len(batch.real), len(prefix)), batch.real], dim=1).long()
     output = decoder(
-        input_ids=batch.input_ids, past_key_values=cache, use_cache=cache is not None, output_hidden_states=True
+        input_ids=batch.input_ids,
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        output_hidden_states=True,
     )
     return States(output.hidden_states)
 
@@ -85,8 +94,8 @@ def pooled(states: Tensor, mask: Tensor) -> Tensor:
 def check_head(model: PreTrainedModel) -> None:
     """Raises TrainingError where ``logits`` is not what the model itself computes (an architecture with a special head)."""
     batch = make_batch([[1, 2, 3]], [[4, 5]]).to(model.device)
-    own = model(input_ids=batch.input_ids).logits
-    ours = logits(model, hidden_states(model, batch).final)
+    own = model(input_ids=batch.input_ids).logits[batch.real]
+    ours = logits(model, hidden_states(model, batch).final[batch.real])
     if not torch.allclose(own.float(), ours.float(), atol=1e-2, rtol=1e-2):
         raise TrainingError(
             f"{type(model).__name__}'s head does more than a matrix and a soft cap (largest difference "

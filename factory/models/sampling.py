@@ -8,16 +8,16 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 
-def equal_length_batches(sequences: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """``for rows in equal_length_batches(ids, 64)``: indices into ``sequences``, at most ``size``, each of one length.
+def padded_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """``ids, mask = padded_left([[5, 7], [9]], device)``: (B, T) each, every row with at least one column of padding.
 
-    Sequences of one length need no padding and so no attention mask, and without a mask attention reads grouped
-    key and value heads as they are instead of copying them for every query head.
+    A mask without a zero is dropped by transformers, and torch's CPU attention for grouped heads without a mask is two to
+    three times slower than with one (measured with torch 2.13, 9 query and 3 key heads).
     """
-    by_length: dict[int, list[int]] = {}
-    for index, ids in enumerate(sequences):
-        by_length.setdefault(len(ids), []).append(index)
-    return [rows[i : i + size] for _, rows in sorted(by_length.items()) for i in range(0, len(rows), size)]
+    width = 1 + max(map(len, sequences))
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in sequences], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in sequences], device=device)
+    return ids, mask
 
 
 def prefix_cache(model: PreTrainedModel, prefix: Sequence[int]) -> DynamicCache | None:
@@ -59,17 +59,32 @@ def sample(
     A stop token ends a sequence and is its last id; a sequence without one was cut off. ``temperature`` 0 is greedy.
     ``prefix`` comes before every prompt and is computed once. Finished rows leave the batch.
     """
+    longest = len(prefix) + max(map(len, prompts), default=0) + 1 + max_new_tokens
+    if prefix and longest > (getattr(model.config.get_text_config(), "sliding_window", None) or longest):
+        # Padding stands between prefix and prompt, where a sliding window would count it: write the prefix out instead.
+        prompts, prefix = [[*prefix, *prompt] for prompt in prompts], ()
     shared = prefix_cache(model, prefix)
     generator = torch.Generator(device=model.device).manual_seed(seed)
     stops = torch.tensor(list(stop), device=model.device)
     out: list[list[int]] = [[] for _ in prompts]
-    for rows in equal_length_batches(prompts, batch):
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding, and little time lost
+    for rows in (order[i : i + batch] for i in range(0, len(order), batch)):
         cache = expand_cache(shared, len(rows))
         active = torch.tensor(rows, device=model.device)
-        tokens = torch.tensor([list(prompts[i]) for i in rows], device=model.device)  # (B, P)
+        tokens, real = padded_left([prompts[i] for i in rows], model.device)  # (B, P)
+        mask = torch.cat([real.new_ones(len(rows), len(prefix)), real], dim=1)  # (B, prefix + P)
         for _ in range(max_new_tokens):
-            logits = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            positions = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
+            logits = model(
+                input_ids=tokens,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
             tokens = next_tokens(logits, temperature, generator)  # (B, 1)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             for index, token in zip(active.tolist(), tokens[:, 0].tolist(), strict=True):
                 out[index].append(token)
             running = ~torch.isin(tokens[:, 0], stops)
@@ -77,7 +92,7 @@ def sample(
                 break
             if not running.all():
                 cache.batch_select_indices(running.nonzero()[:, 0])
-                active, tokens = active[running], tokens[running]
+                active, tokens, mask = active[running], tokens[running], mask[running]
         if progress is not None:
             progress(len(rows))
     return out

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from factory.data.dataset import Completion
 from factory.data.sources import Example
-from factory.models.chat import NO_CONTEXT, prompt_ids, stop_tokens
+from factory.models.chat import NO_CONTEXT, end_of_prompt, prompt_ids, stop_tokens
 from factory.models.references import ResolvedModel
 from factory.models.sampling import sample
 from factory.spec import TeacherContext, TeacherPromptSource
@@ -96,7 +96,7 @@ class Teacher:
         other = prompt_ids(self.tokenizer, "Which", NO_CONTEXT)
         opening = list(self.tokenizer(source.opening, add_special_tokens=False)["input_ids"]) if source.opening else []
         start = [*commonprefix([opened, other]), *opening]
-        stop = stop_tokens(self.tokenizer)
+        stop = sorted({end_of_prompt(self.tokenizer), *stop_tokens(self.tokenizer)})
         sampled = sample(
             self.model,
             [start] * source.count,

@@ -1,0 +1,168 @@
+"""One student of the real teacher, from YAML to answer, at the smallest budget: commands in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from factory.models.references import home
+
+pytestmark = pytest.mark.slow
+
+SHIPPED = Path(__file__).parent.parent / "domains"
+FIT = {"batch": 8, "feature": 0.1, "relation": 0.0, "lmbda": 0.5, "max_new_tokens": 16}
+PROFILE = {
+    "data": {"max_examples": 110},
+    "heal": {"steps": 2, **FIT},
+    "distill": {"steps": 2, **FIT},
+    "evaluate": {"examples": 6, "general": 6, "bootstrap": 100},
+}
+QUESTION = "What are early signs of asthma?"
+
+# What someone without this package does: peft and transformers alone, offline, folders somewhere else.
+PLAIN_PEFT = """
+import sys
+sys.modules["factory"] = None  # importing it would fail
+import json, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base, adapter, question = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16), adapter).eval()
+turn = [{"role": "user", "content": question}]
+ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+with torch.no_grad():
+    out = model.generate(**ids, max_new_tokens=12, do_sample=False)
+    changed = model(**ids).logits[0, -1]
+    with model.disable_adapter():
+        plain = model(**ids).logits[0, -1]
+prompt = ids["input_ids"].shape[1]
+print(json.dumps({"text": tokenizer.decode(out[0, prompt:]), "moved": (changed - plain).abs().max().item()}))
+"""
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped family with a tiny profile, two of its domains, and a cache that shares only the models."""
+    root = tmp_path_factory.mktemp("e2e")
+    (root / "domains").mkdir()
+    for name in ("healthcare.yaml", "legal.yaml", "general.pool.yaml"):
+        shutil.copy(SHIPPED / name, root / "domains")
+    family = yaml.safe_load((SHIPPED / "default.family.yaml").read_text(encoding="utf-8"))
+    family["profiles"]["least"] = PROFILE
+    family["router"] = {"max_per_domain": 200}
+    (root / "domains" / "default.family.yaml").write_text(yaml.safe_dump(family, sort_keys=False))
+    models = home() / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    (root / "home").mkdir()
+    (root / "home" / "models").symlink_to(models)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> Run:
+    """``run("list", "--json")``: what the command wrote to stdout, as JSON where it was asked for."""
+
+    def call(*arguments: str) -> Any:
+        done = subprocess.run(
+            [sys.executable, "-c", "from factory.cli import app; app()", *arguments],
+            cwd=place,
+            env={**os.environ, "FACTORY_HOME": str(place / "home"), "PYTHONPATH": str(SHIPPED.parent)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout) if "--json" in arguments else done.stdout
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def student(run: Run) -> dict[str, Any]:
+    built: dict[str, Any] = run("build", "healthcare", "--profile", "least", "--json")[0]
+    return built
+
+
+def test_the_manifest_tells_where_the_student_comes_from(student: dict[str, Any]) -> None:
+    assert student["reference"] == "healthcare-small@1"
+    assert student["base"] == "default-small-base@1"
+    assert student["profile"] == "least"
+    assert student["teacher"]["parameters"] > 130e6
+    assert student["dataset"]["counts"]["train"] >= 20
+    assert {source["license"] for source in student["dataset"]["sources"]} == {"Apache-2.0"}
+    assert len(student["router"]["version"]) == 12
+
+
+def test_the_student_is_small_and_measured(student: dict[str, Any]) -> None:
+    sizes = student["evaluation"]["sizes"]
+    assert sizes["student"]["base_parameters"] <= 0.60 * sizes["teacher"]["parameters"]
+    metrics = student["evaluation"]["metrics"]
+    for name in ("kl", "top1_agreement", "top5_overlap", "student_perplexity", "relation_alignment"):
+        assert metrics[name]["low"] <= metrics[name]["value"] <= metrics[name]["high"]
+        assert metrics[name]["n"] > 0
+    assert set(student["evaluation"]["speed"]) == {"teacher", "student"}
+
+
+def test_it_is_listed_shown_and_compared(student: dict[str, Any], run: Run) -> None:
+    assert {row["reference"] for row in run("list", "--json")} == {"healthcare-small@1", "default-small-base@1"}
+    assert "healthcare-small@1" in run("show", "healthcare-small")
+    assert run("compare", "healthcare-small", "teacher", "--json")["columns"] == ["healthcare-small@1", "teacher"]
+
+
+def test_it_answers(student: dict[str, Any], run: Run) -> None:
+    answer = run("ask", "healthcare-small", QUESTION, "--json")
+    assert answer["reference"] == "healthcare-small@1"
+    assert answer["answer"]
+    assert "not medical advice" in answer["notice"]
+
+
+def test_its_next_tokens_are_explained(student: dict[str, Any], run: Run) -> None:
+    found = run("explain", "healthcare-small", "The movie was surprisingly", "--json")
+    assert found["kl"] > 0
+    assert 0.5 < found["kept_mass"] <= 1
+    assert len(found["teacher"]) == len(found["student"]) == 10
+
+
+def test_texts_are_routed(student: dict[str, Any], run: Run) -> None:
+    assert run("route", "Can my landlord keep my deposit?", "--json")["domain"] == "legal"
+    assert run("route", "What are early signs of asthma?", "--json")["domain"] == "healthcare"
+
+
+def test_a_second_build_makes_nothing_twice(student: dict[str, Any], run: Run) -> None:
+    plan = run("build", "healthcare", "--profile", "least", "--dry-run", "--json")
+    assert {step["what"] for step in plan if step["state"] != "on disk"} == {"student healthcare-small"}
+
+
+def test_peft_alone_loads_it_after_both_folders_were_moved(
+    student: dict[str, Any], place: Path, tmp_path: Path
+) -> None:
+    base, adapter = tmp_path / "somewhere" / "base", tmp_path / "elsewhere" / "adapter"
+    shutil.copytree(place / "registry" / "bases" / "default-small-base" / "1", base)
+    shutil.copytree(place / "registry" / "students" / "healthcare-small" / "1", adapter)
+    (place / "registry").rename(place / "moved-away")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PLAIN_PEFT, str(base), str(adapter), QUESTION],
+            cwd=tmp_path,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        (place / "moved-away").rename(place / "registry")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["text"]
+    assert answer["moved"] > 0

@@ -1,0 +1,69 @@
+"""Progress on stderr: bars on a terminal, a line a stage elsewhere, nothing beside JSON."""
+
+from __future__ import annotations
+
+import errno
+import io
+import sys
+
+import pytest
+
+from factory.terminal import _duration, is_disk_full, progress_bars
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def run(shown: bool) -> None:
+    with progress_bars(shown=shown)("healthcare: distill", 4) as advance:
+        advance(1)
+        advance(3)
+
+
+def test_a_pipe_gets_one_line_a_finished_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    run(shown=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("healthcare: distill: 4 of 4 in ")
+    assert captured.err.count("\n") == 1
+
+
+def test_a_stage_that_fails_has_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ZeroDivisionError), progress_bars(shown=True)("x", 4):
+        raise ZeroDivisionError
+    assert capsys.readouterr().err == ""
+
+
+def test_json_gets_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    run(shown=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_bar_with_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    run(shown=True)
+    assert "healthcare: distill" in terminal.getvalue()
+    assert "4/4" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "written"), [(0.41, "0.4 s"), (75, "1 min 15 s"), (119.7, "2 min 0 s")])
+def test_durations(seconds: float, written: str) -> None:
+    assert _duration(seconds) == written
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), True),  # as safetensors says it
+        (RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file"), True),
+        (OSError(errno.EACCES, "Permission denied"), False),
+        (RuntimeError("size mismatch"), False),
+    ],
+)
+def test_a_full_disk_is_known_in_every_library_s_words(error: Exception, full: bool) -> None:
+    assert is_disk_full(error) is full
