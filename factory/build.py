@@ -300,7 +300,9 @@ class Factory:
         lesson = join_lessons(lessons)
         with self.timed("heal"), self.progress("base: healing", settings.heal.steps) as advance:
             self._keep_or_clear(folder)
-            curve = distill(base.model, base, teacher, lesson, settings.heal, folder=folder, seed=self.seed, progress=advance)
+            curve = distill(
+                base.model, base, teacher, lesson, settings.heal, folder=folder, seed=self.seed, progress=advance
+            )
         details = {
             "layers": base.shape.layers,
             "vocabulary": {"kept": len(teacher.tokenizer), "teacher": len(self.tokenizer), **cost},
@@ -318,7 +320,12 @@ class Factory:
                      config.temperature, self.family.teacher.chat_template, data.spec.teacher_context.model_dump())  # fmt: skip
         with self.timed("targets"), self.progress(f"{data.spec.name}: soft targets", len(sequences)) as advance:
             store = SoftTargetStore.make(
-                home() / "targets" / key, teacher, sequences, top_k=config.top_k, temperature=config.temperature, progress=advance
+                home() / "targets" / key,
+                teacher,
+                sequences,
+                top_k=config.top_k,
+                temperature=config.temperature,
+                progress=advance,
             )
         with self.timed("targets"):
             embeddings = self.embed([f"{row['prompt']}\n{row['completion']}" for row in rows])
@@ -360,14 +367,23 @@ class Factory:
                 "bytes": adapter_bytes + folder_bytes(version.folder),
             }
             manifest["seconds"] = self.seconds
-            (staged / "README.md").write_text(model_card(manifest | {"kind": "student", "name": name}), encoding="utf-8")
+            (staged / "README.md").write_text(
+                model_card(manifest | {"kind": "student", "name": name}), encoding="utf-8"
+            )
             published = self.registry.publish("student", name, staged, manifest)
         shutil.rmtree(folder, ignore_errors=True)
         self.seconds = {}
         return published
 
     def _adapter(
-        self, base: Base, teacher: Teacher, lesson: Lesson, data: DomainData, settings: Settings, version: Version, stage: str
+        self,
+        base: Base,
+        teacher: Teacher,
+        lesson: Lesson,
+        data: DomainData,
+        settings: Settings,
+        version: Version,
+        stage: str,
     ) -> tuple[Any, list[dict[str, float]], Path]:
         """Trains one LoRA adapter on the frozen base; ``folder`` holds its checkpoints until it is published."""
         config = settings.distill
@@ -384,7 +400,10 @@ class Factory:
         self, adapter: Any, teacher: Teacher, lesson: Lesson, data: DomainData, settings: Settings, version: Version
     ) -> None:
         """The baseline: the same adapter, completions, steps and learning rate, but plain next-token training."""
-        base, plain = load_base(version.folder, self.device), {"lmbda": 0.0, "beta": 0.0, "temperature": 1.0, "seq_kd": False}
+        base, plain = (
+            load_base(version.folder, self.device),
+            {"lmbda": 0.0, "beta": 0.0, "temperature": 1.0, "seq_kd": False},
+        )
         config = settings.distill.model_copy(update=plain | {"response": 1.0, "feature": 0.0, "relation": 0.0})
         only_text = Lesson(lesson.sequences, None, lesson.embeddings)
         sft, _, folder = self._adapter(

@@ -17,7 +17,7 @@ class SpecError(FactoryError):
     """Raised with all mistakes of all files, one a line."""
 
 
-class ReferenceError(FactoryError):  # noqa: A001 - the field's word; the builtin is about weak references
+class ReferenceError(FactoryError):
     """Raised when a ``hub:``, ``pypi:`` or ``path:`` reference cannot become a checked local folder."""
 
 

@@ -216,7 +216,9 @@ class FamilySpec(Strict):
     default_size: Name
     router: RouterConfig = RouterConfig()
     pool: tuple[Source, ...] = ()  # unlabelled texts: each goes to a domain's data set or to none
-    general: Name  # a pool file, domains/<name>.pool.yaml: the router abstains on it, what is forgotten is measured on it
+    general: (
+        Name  # a pool file, domains/<name>.pool.yaml: the router abstains on it, what is forgotten is measured on it
+    )
     data: DataConfig = DataConfig()
     heal: DistillConfig
     distill: DistillConfig
@@ -333,7 +335,9 @@ def load_specs(root: Path) -> Specs:
     """
     paths = sorted(root.glob("*.yaml"))
     if not paths:
-        raise SpecError(f"no *.yaml in {root.resolve()}; name the folder with --domains, or run from a folder that has domains/")
+        raise SpecError(
+            f"no *.yaml in {root.resolve()}; name the folder with --domains, or run from a folder that has domains/"
+        )
     mistakes: list[str] = []
     found: dict[type[Strict], dict[str, Any]] = {FamilySpec: {}, DomainSpec: {}, PoolSpec: {}}
     for path in paths:
@@ -433,14 +437,18 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(inner)
 
 
-def _across(families: Mapping[str, FamilySpec], domains: Mapping[str, DomainSpec], pools: Mapping[str, PoolSpec], *, sound: bool) -> list[str]:
+def _across(
+    families: Mapping[str, FamilySpec], domains: Mapping[str, DomainSpec], pools: Mapping[str, PoolSpec], *, sound: bool
+) -> list[str]:
     """Mistakes that no file shows alone."""
     mistakes: list[str] = []
     sizes: dict[str, str] = {}
     for family in families.values():
         for size in family.sizes:
             if size in sizes:
-                mistakes.append(f"{family.name}.family.yaml: sizes.{size}: family {sizes[size]} has this size; rename one")
+                mistakes.append(
+                    f"{family.name}.family.yaml: sizes.{size}: family {sizes[size]} has this size; rename one"
+                )
             sizes.setdefault(size, family.name)
         if sound and family.general not in pools:
             known = ", ".join(pools) or "none"
@@ -452,7 +460,9 @@ def _across(families: Mapping[str, FamilySpec], domains: Mapping[str, DomainSpec
                 except ValidationError as error:
                     for detail in error.errors():
                         field = ".".join(map(str, detail["loc"]))
-                        mistakes.append(f"{domain.name}.yaml: with family {family.name}, profile {profile}: {field}: {detail['msg']}")
+                        mistakes.append(
+                            f"{domain.name}.yaml: with family {family.name}, profile {profile}: {field}: {detail['msg']}"
+                        )
     for domain in domains.values():
         ids = [source.id for source in domain.sources]
         for double in sorted({one for one in ids if ids.count(one) > 1}):

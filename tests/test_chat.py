@@ -6,7 +6,15 @@ import pytest
 import tiny
 
 from factory.errors import ReferenceError
-from factory.models.chat import completion_ids, end_of_prompt, end_of_turn, messages, prompt_ids, start_token, stop_tokens
+from factory.models.chat import (
+    completion_ids,
+    end_of_prompt,
+    end_of_turn,
+    messages,
+    prompt_ids,
+    start_token,
+    stop_tokens,
+)
 from factory.spec import TeacherContext, Turn
 
 NEWLINE = (  # the Gemma family's: an empty line ends an answer
@@ -31,9 +39,7 @@ REWRITES = "{% for m in messages %}{{ m['content'] | upper + '<|im_end|>' }}{% e
     ],
     ids=["a token of its own", "a newline", "end of text"],
 )
-def test_the_end_of_an_answer_is_what_the_template_writes_there(
-    template: str, named: dict[str, str], end: str
-) -> None:
+def test_the_end_of_an_answer_is_what_the_template_writes_there(template: str, named: dict[str, str], end: str) -> None:
     tokenizer = tiny.tokenizer(template, **named)
     assert tokenizer.decode([end_of_turn(tokenizer)]) == end
 
@@ -81,7 +87,10 @@ def test_prompt_and_completion_together_are_the_rendered_conversation() -> None:
 
 def test_only_the_teacher_reads_the_context() -> None:
     tokenizer = tiny.tokenizer()
-    student, teacher = prompt_ids(tokenizer, "how is it treated"), prompt_ids(tokenizer, "how is it treated", tiny.CONTEXT)
+    student, teacher = (
+        prompt_ids(tokenizer, "how is it treated"),
+        prompt_ids(tokenizer, "how is it treated", tiny.CONTEXT),
+    )
     assert tokenizer.decode(teacher) == (
         "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nwhat is light<|im_end|>\n"
         "<|im_start|>assistant\nit is sugar<|im_end|>\n" + tokenizer.decode(student)

@@ -95,7 +95,9 @@ def test_divergence_of_p_with_itself_is_zero_up_to_rounding_between(beta: float)
 def test_with_every_token_kept_it_is_the_dense_float64_divergence(beta: float, temperature: float) -> None:
     student, teacher = logits(20, 40, seed=1), logits(20, 40, seed=2)
     ours = bucketed(student, teacher, 40, beta, temperature)
-    torch.testing.assert_close(ours.double(), dense_reference(student, teacher, beta, temperature), rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(
+        ours.double(), dense_reference(student, teacher, beta, temperature), rtol=1e-5, atol=2e-6
+    )
 
 
 @settings(max_examples=80, deadline=None)
@@ -142,7 +144,9 @@ def test_agrees_with_trl_up_to_its_reduction(beta: float) -> None:
     labels = torch.tensor([[-100] * 4 + [7] * 8])
     theirs = GKDTrainer.generalized_jsd_loss(student, teacher, labels=labels, beta=beta, temperature=2.0)
     ours = bucketed(student[0, 4:], teacher[0, 4:], 40, beta, temperature=2.0)
-    torch.testing.assert_close(ours.mean(), theirs, rtol=1e-5, atol=1e-6)  # "batchmean" there is over unmasked positions
+    torch.testing.assert_close(
+        ours.mean(), theirs, rtol=1e-5, atol=1e-6
+    )  # "batchmean" there is over unmasked positions
 
 
 def test_a_certain_student_and_a_certain_teacher_give_numbers() -> None:

@@ -116,9 +116,7 @@ def test_a_cut_inside_a_character_is_no_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c", "\r", "\r\n", "\n"])
-def test_a_line_separator_inside_a_text_is_no_end_of_a_row(
-    tmp_path: Path, asked: list[int], separator: str
-) -> None:
+def test_a_line_separator_inside_a_text_is_no_end_of_a_row(tmp_path: Path, asked: list[int], separator: str) -> None:
     teacher = tiny.teacher()
     prompts = [example("s/0", f"one{separator}two"), example("s/1", "a longer prompt than that")]
     first = complete(teacher, tmp_path, prompts)
@@ -158,7 +156,13 @@ def test_prompts_go_on_from_their_opening_and_are_reproducible(monkeypatch: pyte
 
 def test_a_prompt_without_opening_begins_where_the_user_s_words_do(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = tiny.teacher()
-    monkeypatch.setattr(module, "sample", lambda model, prompts, **kwargs: [[*teacher.tokenizer(teacher.tokenizer.decode(ids))["input_ids"], 2] for ids in prompts])
+    monkeypatch.setattr(
+        module,
+        "sample",
+        lambda model, prompts, **kwargs: [
+            [*teacher.tokenizer(teacher.tokenizer.decode(ids))["input_ids"], 2] for ids in prompts
+        ],
+    )
     source = TeacherPromptSource(kind="teacher_prompts", id="p", license="x", count=1)
     assert teacher.write_prompts(source, seed=0) == ["user"]
 

@@ -26,10 +26,48 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-WORDS = (
-    "what are the early signs of asthma cough wheeze and short breath a landlord may keep deposit for damage to rented "
-    "home students learn that light turns into sugar how is it treated see doctor soon answer question be brief"
-).split()
+WORDS = [
+    "what",
+    "are",
+    "the",
+    "early",
+    "signs",
+    "of",
+    "asthma",
+    "cough",
+    "wheeze",
+    "and",
+    "short",
+    "breath",
+    "a",
+    "landlord",
+    "may",
+    "keep",
+    "deposit",
+    "for",
+    "damage",
+    "to",
+    "rented",
+    "home",
+    "students",
+    "learn",
+    "that",
+    "light",
+    "turns",
+    "into",
+    "sugar",
+    "how",
+    "is",
+    "it",
+    "treated",
+    "see",
+    "doctor",
+    "soon",
+    "answer",
+    "question",
+    "be",
+    "brief",
+]
 CONTEXT = TeacherContext(system="be brief", examples=(Turn(prompt="what is light", completion="it is sugar"),))
 CPU = torch.device("cpu")
 

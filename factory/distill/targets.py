@@ -63,7 +63,11 @@ def feature_layers(depth: int) -> list[int]:
 
 @torch.no_grad()
 def score(
-    teacher: Teacher, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], top_k: int, temperature: float
+    teacher: Teacher,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    top_k: int,
+    temperature: float,
 ) -> SoftTargets:
     """``score(teacher, prompts, completions, 64, 1.0)``: the teacher's live pass over one batch."""
     prefix, rest = split_prefix(prompts)
@@ -158,9 +162,7 @@ def _score_shard(
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
         chosen = [sequences[i] for i in rows]
-        targets = score(
-            teacher, [s.teacher_prompt for s in chosen], [s.completion for s in chosen], top_k, temperature
-        )
+        targets = score(teacher, [s.teacher_prompt for s in chosen], [s.completion for s in chosen], top_k, temperature)
         lengths = [len(s.completion) for s in chosen]
         for i, id_rows, log_rows, state in zip(
             rows, targets.ids.split(lengths), targets.log_probs.split(lengths), targets.states, strict=True

@@ -168,7 +168,9 @@ class DistillTrainer(GKDTrainer):  # type: ignore[misc]  # trl has no types
                 terms["feature"] = feature_loss(self._features(states, batch), targets.states)
             if config.relation > 0:
                 embeddings = torch.from_numpy(self.lesson.embeddings[examples]).to(device)
-                terms["relation"] = relation_loss(self._stored_embeddings(student, states, batch, inputs, chosen), embeddings)
+                terms["relation"] = relation_loss(
+                    self._stored_embeddings(student, states, batch, inputs, chosen), embeddings
+                )
         for name, term in terms.items():
             self._metrics["train"][name].append(term.item())
         return torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
@@ -258,7 +260,9 @@ def distill(
         if "loss" in row
     ]
     if curve and not np.isfinite(curve[-1]["loss"]):
-        raise TrainingError(f"the loss became {curve[-1]['loss']} by step {curve[-1]['step']:.0f}; lower distill.learning_rate")
+        raise TrainingError(
+            f"the loss became {curve[-1]['loss']} by step {curve[-1]['step']:.0f}; lower distill.learning_rate"
+        )
     return curve
 
 

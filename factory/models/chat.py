@@ -62,7 +62,9 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if isinstance(token, int):
             return token
-    raise ReferenceError("the tokenizer has neither a bos nor an eos token, so a document chunk has nothing to start with")
+    raise ReferenceError(
+        "the tokenizer has neither a bos nor an eos token, so a document chunk has nothing to start with"
+    )
 
 
 def _token_after(tokenizer: PreTrainedTokenizerBase, opened: str, whole: str, what: str) -> int:
@@ -79,7 +81,9 @@ def _token_after(tokenizer: PreTrainedTokenizerBase, opened: str, whole: str, wh
 
 def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
     if not tokenizer.chat_template:
-        raise ReferenceError("the teacher has no chat template: give it one as teacher.chat_template in the family file")
+        raise ReferenceError(
+            "the teacher has no chat template: give it one as teacher.chat_template in the family file"
+        )
     text: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
     return str(text)
 

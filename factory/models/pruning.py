@@ -1,7 +1,7 @@
 """Which layers a student keeps: those that change the hidden state most (ShortGPT, arXiv 2403.03853).
 
-    influence = block_influence(model, batches)
-    prune_layers(model, layers_to_keep(influence, 20))
+influence = block_influence(model, batches)
+prune_layers(model, layers_to_keep(influence, 20))
 """
 
 from __future__ import annotations

@@ -135,14 +135,20 @@ def load_student(base: Base, adapter: Path) -> PeftModel:
 
 
 @torch.no_grad()
-def trimming_cost(teacher: Teacher, trimmed: Teacher, tokens: Sequence[int] | None, batches: Sequence[Batch]) -> dict[str, float]:
+def trimming_cost(
+    teacher: Teacher, trimmed: Teacher, tokens: Sequence[int] | None, batches: Sequence[Batch]
+) -> dict[str, float]:
     """``trimming_cost(teacher, trimmed, tokens, batches)``: mass that the kept tokens hold, and KL(trimmed ‖ full), nats.
 
     ``batches`` are in the trimmed vocabulary. The trimmed teacher is the full one renormalised over the kept tokens, so
     KL(trimmed ‖ full) = −log(kept mass) at each position, which is what is averaged here.
     """
     if tokens is None:
-        return {"kept_mass": 1.0, "kl_to_full_teacher": 0.0, "positions": float(sum(int(b.predicts.sum()) for b in batches))}
+        return {
+            "kept_mass": 1.0,
+            "kl_to_full_teacher": 0.0,
+            "positions": float(sum(int(b.predicts.sum()) for b in batches)),
+        }
     index = torch.tensor(list(tokens), device=teacher.model.device)
     mass, kl, count = 0.0, 0.0, 0
     for batch in batches:
@@ -155,5 +161,7 @@ def trimming_cost(teacher: Teacher, trimmed: Teacher, tokens: Sequence[int] | No
 
 def _fast(tokenizer: PreTrainedTokenizerBase) -> Any:
     if not getattr(tokenizer, "is_fast", False):
-        raise TrainingError(f"trimming a vocabulary needs a fast tokenizer, not {type(tokenizer).__name__}; leave `vocabulary` out")
+        raise TrainingError(
+            f"trimming a vocabulary needs a fast tokenizer, not {type(tokenizer).__name__}; leave `vocabulary` out"
+        )
     return tokenizer

@@ -58,7 +58,9 @@ class Teacher:
         path = folder / f"{key}.jsonl"
         known = read_completions(path)
         wanted = [example for example in examples if not example.completion]
-        missing = sorted({example.prompt for example in wanted} - known.keys(), key=lambda prompt: (len(prompt), prompt))
+        missing = sorted(
+            {example.prompt for example in wanted} - known.keys(), key=lambda prompt: (len(prompt), prompt)
+        )
         if progress is not None:
             progress(len({example.prompt for example in wanted}) - len(missing))
         folder.mkdir(parents=True, exist_ok=True)

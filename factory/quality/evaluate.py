@@ -21,7 +21,9 @@ from factory.models.teacher import Teacher, split_prefix
 from factory.quality.metrics import Figure, Sums, concatenate, paired_difference, ratio, summarise
 from factory.spec import EvaluateConfig
 
-Candidate = Callable[[], AbstractContextManager[Any]]  # gives a model while it is measured: an adapter switched on, or off
+Candidate = Callable[
+    [], AbstractContextManager[Any]
+]  # gives a model while it is measured: an adapter switched on, or off
 BATCH = 16
 SAMPLES = 3  # answers of teacher and student side by side
 
@@ -64,9 +66,7 @@ def _log_probs(model: Any, states: Tensor, batch: Batch) -> Tensor:
     return logits(model, states[batch.predicts]).float().log_softmax(dim=-1)
 
 
-def _sums(
-    teacher: Tensor, student: Tensor, completion: Tensor, lengths: Sequence[int], embeddings: np.ndarray
-) -> Sums:
+def _sums(teacher: Tensor, student: Tensor, completion: Tensor, lengths: Sequence[int], embeddings: np.ndarray) -> Sums:
     """Log-probabilities (N, V) of both at the tokens of len(lengths) examples → sums by example."""
     both = [p.topk(5, dim=-1).indices for p in (teacher, student)]  # (N, 5)
     overlap = (both[0].unsqueeze(-1) == both[1].unsqueeze(-2)).any(dim=-1).float().mean(dim=-1)
@@ -91,7 +91,9 @@ def _reordered(sums: Sums, inverse: np.ndarray) -> Sums:
     return Sums(**{name: getattr(sums, name)[inverse] for name in Sums.__dataclass_fields__})
 
 
-def measure_speed(model: Any, prompts: Sequence[Sequence[int]], stop: Sequence[int], prefix: Sequence[int] = ()) -> dict[str, float]:
+def measure_speed(
+    model: Any, prompts: Sequence[Sequence[int]], stop: Sequence[int], prefix: Sequence[int] = ()
+) -> dict[str, float]:
     """``measure_speed(model, ids, stop)``: one stream and a batch; ``latency_ms`` is to the first token, a median of five."""
     latencies = []
     for prompt in list(prompts)[:5]:
@@ -107,7 +109,9 @@ def measure_speed(model: Any, prompts: Sequence[Sequence[int]], stop: Sequence[i
     return {"latency_ms": float(np.median(latencies)), "tokens_per_second": single, "batch_tokens_per_second": batched}
 
 
-def answers(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], prefix: Sequence[int] = (), max_new_tokens: int = 96) -> list[str]:
+def answers(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], prefix: Sequence[int] = (), max_new_tokens: int = 96
+) -> list[str]:
     """``answers(model, tokenizer, ids)``: greedy answers as text."""
     stop = stop_tokens(tokenizer)
     written = sample(model, prompts, prefix=prefix, stop=stop, max_new_tokens=max_new_tokens)
@@ -163,7 +167,9 @@ def evaluate(
     ``adapter`` is a peft model; its further adapters (``sft``) are measured as baselines, and so is its base alone. The
     teacher is the one trimmed to the student's vocabulary. Speed is of both, one after the other, in this run.
     """
-    candidates = {name: switched(adapter, name) for name in ("default", *sorted(set(adapter.peft_config) - {"default"}))}
+    candidates = {
+        name: switched(adapter, name) for name in ("default", *sorted(set(adapter.peft_config) - {"default"}))
+    }
     candidates["base"] = switched_off(adapter)
     sums = measure(teacher, candidates, held_out.domain, progress)
     general = measure(teacher, {name: candidates[name] for name in ("default", "base")}, held_out.general, progress)
