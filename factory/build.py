@@ -157,13 +157,17 @@ class Factory:
     def public_domains(self) -> list[DomainSpec]:
         return [domain for domain in self.specs.domains.values() if not domain.private]
 
-    @cached_property
-    def router(self) -> DomainRouter:
-        """Trained on the public domains' own texts and the general pool; kept under what decides it."""
+    @property
+    def router_folder(self) -> Path:
+        """Named by what decides the router: the public domains' sources, the general pool, settings, encoder, seed."""
         decides = [domain.model_dump(include={"name", "sources"}) for domain in self.public_domains]
         general, config = self.specs.pools[self.family.general].model_dump(), self.family.router
-        key = digest(decides, general, config.model_dump(), self.family.encoder.model, self.seed)
-        folder = home() / "routers" / key
+        return home() / "routers" / digest(decides, general, config.model_dump(), self.family.encoder.model, self.seed)
+
+    @cached_property
+    def router(self) -> DomainRouter:
+        """Trained on the public domains' own texts and the general pool; kept on disk."""
+        folder, config = self.router_folder, self.family.router
         if folder.exists():
             return DomainRouter.load(folder, self.encoder)
         with self.timed("router"):
@@ -190,15 +194,25 @@ class Factory:
 
     # -------------------------------------------------------------------------------------------------------- data set
 
+    def data_folder(self, spec: DomainSpec) -> Path:
+        """Named by what decides the data set."""
+        settings = self.family.settings(self.profile, spec)
+        key = digest(
+            spec.model_dump(),
+            settings.data.model_dump(),
+            self.seed,
+            self.teacher_files.sha256,
+            None if spec.private else self.router.version,
+            self.family.teacher.chat_template,
+            [source.model_dump() for source in self.family.pool],
+        )
+        return home() / "data" / f"{spec.name}-{key}"
+
     def data(self, name: str) -> DomainData:
         """``factory.data("legal").manifest.counts``: the domain's data set with the teacher's completions."""
         spec = self.specs.domain(name)
-        settings = self.family.settings(self.profile, spec)
+        settings, folder = self.family.settings(self.profile, spec), self.data_folder(spec)
         router = None if spec.private else self.router
-        version = router.version if router else None
-        key = digest(spec.model_dump(), settings.data.model_dump(), self.seed, self.teacher_files.sha256, version,
-                     self.family.teacher.chat_template, [s.model_dump() for s in self.family.pool])  # fmt: skip
-        folder = home() / "data" / f"{name}-{key}"
         if not folder.exists():
             self._make_data(spec, settings, router, folder)
         rows, manifest = load_dataset_folder(folder)
@@ -254,19 +268,28 @@ class Factory:
 
     # ------------------------------------------------------------------------------------------------------------ base
 
-    def base(self, size_name: str) -> Version:
-        """``factory.base("small")``: the family's shared base of a size; made, healed and published where there is none.
+    def recipe(self, size_name: str) -> str:
+        """What decides a base. It does not name the domains: a domain added later does not rebuild it."""
+        size, heal = self.family.sizes[size_name], self.family.settings(self.profile).heal
+        template = self.family.teacher.chat_template
+        return digest(self.teacher_files.sha256, template, size.model_dump(), heal.model_dump(), self.profile, self.seed)
 
-        A base is found by its recipe, which does not name the domains: a domain added later does not rebuild it.
-        """
-        size, settings = self.family.sizes[size_name], self.family.settings(self.profile)
-        recipe = digest(self.teacher_files.sha256, self.family.teacher.chat_template, size.model_dump(),
-                        settings.heal.model_dump(), self.profile, self.seed)  # fmt: skip
-        name = f"{self.family.name}-{size_name}-base"
+    def published_base(self, size_name: str) -> Version | None:
+        """The newest base of this recipe in the registry."""
+        recipe, name = self.recipe(size_name), f"{self.family.name}-{size_name}-base"
         for summary in reversed(self.registry.versions(kind="base", name=name)):
             version = self.registry.resolve(summary.reference)
             if version.manifest.get("recipe") == recipe:
                 return version
+        return None
+
+    def base(self, size_name: str) -> Version:
+        """``factory.base("small")``: the family's shared base of a size; made, healed and published where there is none."""
+        published = self.published_base(size_name)
+        if published is not None:
+            return published
+        size, settings = self.family.sizes[size_name], self.family.settings(self.profile)
+        recipe, name = self.recipe(size_name), f"{self.family.name}-{size_name}-base"
         datasets = [self.data(domain.name) for domain in self.public_domains]
         checkpoints = home() / "heal" / recipe
         base, details = self._healed(size, settings, datasets, checkpoints)
@@ -294,15 +317,14 @@ class Factory:
                 base = foreign_base(resolve(size.base, root=self.specs.root).folder, teacher)
             else:
                 base = prune_teacher(teacher, tokens, size.layers or 1, calibration)
-            base.model.to(self.device)
+            untyped: Any = base.model
+            untyped.to(self.device)
             cost = trimming_cost(self.teacher, teacher, tokens, calibration)
         lessons = [self._lesson(data, teacher, settings) for data in datasets]
         lesson = join_lessons(lessons)
         with self.timed("heal"), self.progress("base: healing", settings.heal.steps) as advance:
             self._keep_or_clear(folder)
-            curve = distill(
-                base.model, base, teacher, lesson, settings.heal, folder=folder, seed=self.seed, progress=advance
-            )
+            curve = distill(base.model, base, teacher, lesson, settings.heal, folder=folder, seed=self.seed, progress=advance)
         details = {
             "layers": base.shape.layers,
             "vocabulary": {"kept": len(teacher.tokenizer), "teacher": len(self.tokenizer), **cost},
@@ -367,9 +389,7 @@ class Factory:
                 "bytes": adapter_bytes + folder_bytes(version.folder),
             }
             manifest["seconds"] = self.seconds
-            (staged / "README.md").write_text(
-                model_card(manifest | {"kind": "student", "name": name}), encoding="utf-8"
-            )
+            (staged / "README.md").write_text(model_card(manifest | {"kind": "student", "name": name}), encoding="utf-8")
             published = self.registry.publish("student", name, staged, manifest)
         shutil.rmtree(folder, ignore_errors=True)
         self.seconds = {}
@@ -425,9 +445,7 @@ class Factory:
                 self.embed([f"{row['prompt']}\n{row['completion']}" for row in test]),
                 encode(general, teacher.tokenizer, NO_CONTEXT),
             )
-            report: EvalReport = evaluate(
-                adapter, teacher, held_out, settings.evaluate, seed=self.seed, progress=advance
-            )
+            report: EvalReport = evaluate(adapter, teacher, held_out, settings.evaluate, seed=self.seed, progress=advance)
         trained = sum(p.numel() for name, p in adapter.named_parameters() if ".default." in name)
         base_parameters = int(version.manifest["parameters"])
         return report.to_dict() | {
@@ -440,9 +458,7 @@ class Factory:
             }
         }
 
-    def _warnings(
-        self, adapter: Any, teacher: Teacher, lesson: Lesson, data: DomainData, version: Version
-    ) -> list[str]:
+    def _warnings(self, adapter: Any, teacher: Teacher, lesson: Lesson, data: DomainData, version: Version) -> list[str]:
         """What a user should know: a data set too thin, a vocabulary that does not fit, texts that belong elsewhere."""
         found = []
         held = encode(data.rows["validation"], teacher.tokenizer, data.spec.teacher_context)[:PROBE]
@@ -452,7 +468,7 @@ class Factory:
             for part in (seen, held):
                 sums = measure(teacher, {"student": switched(adapter, "default")}, part)["student"]
                 loss.append(float(sums.kl.sum() / sums.tokens.sum()))
-            found.append(thinness(*loss, data.manifest))
+            found.append(thinness(loss[0], loss[1], data.manifest))
         texts = [f"{row['prompt']} {row['completion']}" for row in data.rows["train"]]
         if version.manifest["layers"] is not None:
             growth = vocabulary_growth(self.tokenizer, teacher.tokenizer, texts)  # type: ignore[arg-type]

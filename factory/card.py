@@ -213,10 +213,7 @@ def _figures(manifest: Mapping[str, Any]) -> list[str]:
     baselines = {name: _mapping(evaluation, "baselines", name) for name in _mapping(evaluation, "baselines")}
     names = [name for name in METRICS if any(as_metric(b.get(name)) for b in baselines.values())]
     if names:
-        lines = [
-            (name, *(write_metric(as_metric(b.get(n)), METRICS[n].unit) for n in names))
-            for name, b in baselines.items()
-        ]
+        lines = [(name, *(write_metric(as_metric(b.get(n)), METRICS[n].unit) for n in names)) for name, b in baselines.items()]
         lines.append(("**this model**", *(write_metric(as_metric(measured.get(n)), METRICS[n].unit) for n in names)))
         paragraphs += [
             "Against baselines on the same prompts:",
@@ -339,16 +336,10 @@ def _training(manifest: Mapping[str, Any]) -> list[str]:
             if name != "step"
         ]
         paragraphs.append(f"From step {curve[0].get('step')} to {curve[-1].get('step')}: {', '.join(changes)}.")
-    seconds = ", ".join(
-        f"{_text(stage)} {write_number(value)}" for stage, value in _mapping(manifest, "seconds").items()
-    )
+    seconds = ", ".join(f"{_text(stage)} {write_number(value)}" for stage, value in _mapping(manifest, "seconds").items())
     if seconds:
         paragraphs.append(f"Seconds taken: {seconds}.")
-    return (
-        [*paragraphs, _table(("setting", "value"), config)]
-        if config
-        else (paragraphs[1:] if len(paragraphs) > 1 else [])
-    )
+    return [*paragraphs, _table(("setting", "value"), config)] if config else (paragraphs[1:] if len(paragraphs) > 1 else [])
 
 
 # ----------------------------------------------------------------------------------------------------------- writing

@@ -316,9 +316,7 @@ class Registry:
         numbers = self._numbers(kind, name)
         if number not in numbers:
             aliases = ", ".join(f"{a} → {n}" for a, n in sorted(self.aliases(name).items())) or "none"
-            raise RegistryError(
-                f"{ref}: {name} has no version {number}; versions: {_some(numbers)}; aliases: {aliases}"
-            )
+            raise RegistryError(f"{ref}: {name} has no version {number}; versions: {_some(numbers)}; aliases: {aliases}")
         try:
             version = self._load(kind, name, number)
         except RegistryError as error:
@@ -339,9 +337,7 @@ class Registry:
             if version.verdict != "failed":
                 return version
             why.append(f"{number} failed its gates")
-        raise RegistryError(
-            f"{name} has no sound version: {_some(why)}; build it again, or name one, as in {name}@{number}"
-        )
+        raise RegistryError(f"{name} has no sound version: {_some(why)}; build it again, or name one, as in {name}@{number}")
 
     def _unknown_name(self, name: str) -> RegistryError:
         check_name(name)
@@ -453,16 +449,13 @@ class Registry:
         raise AssertionError("the index in memory returns or raises")
 
     def _in_step(self, connection: sqlite3.Connection, on_disk: Mapping[Key, Stamp]) -> list[tuple[Any, ...]]:
-        everything = (
-            f"SELECT mtime_ns, manifest_bytes, {', '.join(COLUMNS)} FROM versions ORDER BY kind DESC, name, number"
-        )
+        everything = f"SELECT mtime_ns, manifest_bytes, {', '.join(COLUMNS)} FROM versions ORDER BY kind DESC, name, number"
         (layout,) = connection.execute("PRAGMA user_version").fetchone()
         if layout != INDEX_LAYOUT:
             with connection:
                 connection.execute("DROP TABLE IF EXISTS versions")
                 connection.execute(
-                    f"CREATE TABLE versions (mtime_ns, manifest_bytes, {', '.join(COLUMNS)},"
-                    " PRIMARY KEY (kind, name, number))"
+                    f"CREATE TABLE versions (mtime_ns, manifest_bytes, {', '.join(COLUMNS)}, PRIMARY KEY (kind, name, number))"
                 )
                 connection.execute(f"PRAGMA user_version = {INDEX_LAYOUT}")
         rows = connection.execute(everything).fetchall()

@@ -92,9 +92,7 @@ class TeacherPromptSource(SourceBase):
     temperature: float = Field(default=1.0, gt=0)
 
 
-Source = Annotated[
-    TemplateSource | FileSource | DocumentSource | HubSource | TeacherPromptSource, Field(discriminator="kind")
-]
+Source = Annotated[TemplateSource | FileSource | DocumentSource | HubSource | TeacherPromptSource, Field(discriminator="kind")]
 
 
 # --------------------------------------------------------------------------------------------------------- settings
@@ -216,9 +214,7 @@ class FamilySpec(Strict):
     default_size: Name
     router: RouterConfig = RouterConfig()
     pool: tuple[Source, ...] = ()  # unlabelled texts: each goes to a domain's data set or to none
-    general: (
-        Name  # a pool file, domains/<name>.pool.yaml: the router abstains on it, what is forgotten is measured on it
-    )
+    general: Name  # a pool file, domains/<name>.pool.yaml: the router abstains on it, what is forgotten is measured on it
     data: DataConfig = DataConfig()
     heal: DistillConfig
     distill: DistillConfig
@@ -446,9 +442,7 @@ def _across(
     for family in families.values():
         for size in family.sizes:
             if size in sizes:
-                mistakes.append(
-                    f"{family.name}.family.yaml: sizes.{size}: family {sizes[size]} has this size; rename one"
-                )
+                mistakes.append(f"{family.name}.family.yaml: sizes.{size}: family {sizes[size]} has this size; rename one")
             sizes.setdefault(size, family.name)
         if sound and family.general not in pools:
             known = ", ".join(pools) or "none"

@@ -118,9 +118,7 @@ def main() -> int:
     measure(router, texts, np.array(truth), np.array(files))
     print(f"real texts that are also shipped prompts, word for word: {sum(text in shipped for text in texts)}")
     for name in FILES if arguments.misrouted else ():
-        print_misrouted(
-            router, name, [t for t, file in zip(texts, files, strict=True) if file == name], arguments.misrouted
-        )
+        print_misrouted(router, name, [t for t, file in zip(texts, files, strict=True) if file == name], arguments.misrouted)
     return 0
 
 

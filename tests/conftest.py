@@ -57,9 +57,7 @@ class Workplace:
     def write_all(self) -> None:
         self.write("default.family.yaml", self.family)
         self.write("plants.yaml", domain("plants", "oak elm ash fir yew ivy moss fern reed lime pine rose"))
-        self.write(
-            "stars.yaml", domain("stars", "sun vega rigel deneb altair spica mira sirius castor algol pollux hadar")
-        )
+        self.write("stars.yaml", domain("stars", "sun vega rigel deneb altair spica mira sirius castor algol pollux hadar"))
         self.write("general.pool.yaml", domain("general", "shoe cup pen hat bag fork lamp sofa ring belt coat rug"))
 
     def run(self, command: str, *arguments: str) -> Result:

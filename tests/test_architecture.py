@@ -64,9 +64,7 @@ def test_list_answers_within_half_a_second(tmp_path: Path) -> None:
 def test_importing_the_package_loads_no_torch() -> None:
     code = "import factory, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert not {name.partition(".")[0] for name in done.stdout.split()} & (
-        HEAVY | {"pydantic", "yaml", "typer", "rich"}
-    )
+    assert not {name.partition(".")[0] for name in done.stdout.split()} & (HEAVY | {"pydantic", "yaml", "typer", "rich"})
 
 
 def test_every_public_name_exists() -> None:

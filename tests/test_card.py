@@ -59,11 +59,15 @@ def front_matter(card: str) -> dict[str, Any]:
 def test_the_front_matter_is_what_the_hub_reads() -> None:
     content = model_card(manifest())
     data = front_matter(content)
-    assert data["license"] == "apache-2.0" and data["base_model"] == "SmolLM2-135M-Instruct"
-    assert data["library_name"] == "peft" and data["language"] == "en" and "healthcare" in data["tags"]
+    assert data["license"] == "apache-2.0"
+    assert data["base_model"] == "SmolLM2-135M-Instruct"
+    assert data["library_name"] == "peft"
+    assert data["language"] == "en"
+    assert "healthcare" in data["tags"]
     assert "datasets" not in data
     read = ModelCard(content).data
-    assert isinstance(read, ModelCardData) and read.model_name == "healthcare-small"
+    assert isinstance(read, ModelCardData)
+    assert read.model_name == "healthcare-small"
     assert {result.metric_type: result.metric_value for result in read.eval_results or ()} == {
         "kl": 0.41,
         "top1_agreement": 0.76,
@@ -107,7 +111,8 @@ def test_a_demo_student_and_a_failed_one_say_so_at_the_top() -> None:
     assert "demo" not in model_card(manifest())
     top = model_card(manifest(profile="demo", verdict={"status": "failed", "reasons": ["KL 2.1 is above 1"]}))
     top = top.partition("## ")[0]
-    assert "Built with the `demo` profile" in top and "failed its quality gates:** KL 2.1 is above 1" in top
+    assert "Built with the `demo` profile" in top
+    assert "failed its quality gates:** KL 2.1 is above 1" in top
 
 
 @pytest.mark.parametrize(
@@ -146,14 +151,18 @@ def test_the_base_model_is_an_id_the_hub_accepts(reference: str, base_model: str
 def test_a_base_has_a_card_of_its_own() -> None:
     content = model_card({"kind": "base", "name": "default-small", "teacher": TEACHER, "layers": [0, 1, 5]})
     data = front_matter(content)
-    assert data["library_name"] == "transformers" and "lora" not in data["tags"] and "model-index" not in data
-    assert "PeftModel" not in content and "| layers kept | 0, 1, 5 |" in content
+    assert data["library_name"] == "transformers"
+    assert "lora" not in data["tags"]
+    assert "model-index" not in data
+    assert "PeftModel" not in content
+    assert "| layers kept | 0, 1, 5 |" in content
 
 
 @pytest.mark.parametrize("kind", ["student", "base"])
 def test_a_manifest_with_next_to_nothing_still_makes_a_card(kind: str) -> None:
     content = model_card({"kind": kind, "name": "x-small"})
-    assert front_matter(content)["license"] == "unknown" and "## Limits" in content
+    assert front_matter(content)["license"] == "unknown"
+    assert "## Limits" in content
     assert "None" not in content
     assert isinstance(ModelCard(content).data, ModelCardData)
 

@@ -203,9 +203,7 @@ def test_a_base_with_another_vocabulary_is_refused(with_models: Workplace, refus
 @pytest.mark.parametrize(
     ("command", "rest"), [("new", []), ("build", []), ("data", []), ("show", []), ("ask", ["x"]), ("promote", [])]
 )
-def test_a_name_with_a_path_in_it_is_refused(
-    workplace: Workplace, refused: Refused, command: str, rest: list[str]
-) -> None:
+def test_a_name_with_a_path_in_it_is_refused(workplace: Workplace, refused: Refused, command: str, rest: list[str]) -> None:
     before = sorted(workplace.root.rglob("*"))
     assert "../plants" in refused(workplace.run(command, "../plants", *rest))
     assert sorted(workplace.root.rglob("*")) == before

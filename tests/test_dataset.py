@@ -96,9 +96,7 @@ def from_file(*prompts: str, source: str = "rows", completion: str = "") -> list
     return [Example(f"{source}/{i}", p, completion, source, "MIT", "", ()) for i, p in enumerate(prompts)]
 
 
-def prompts_of(
-    examples: Sequence[Example], seed: int = 0, encoder: Any = None, router: Any = None, **config: Any
-) -> PromptSet:
+def prompts_of(examples: Sequence[Example], seed: int = 0, encoder: Any = None, router: Any = None, **config: Any) -> PromptSet:
     return make_prompts(
         examples,
         domain="health",
@@ -137,15 +135,15 @@ VALUES = st.lists(st.text("abAB ", min_size=1, max_size=3), min_size=1, max_size
     y=VALUES,
     seed=st.integers(0, 5),
 )
-def test_no_template_or_value_is_in_both_train_and_test(
-    texts: list[str], x: list[str], y: list[str], seed: int
-) -> None:
+def test_no_template_or_value_is_in_both_train_and_test(texts: list[str], x: list[str], y: list[str], seed: int) -> None:
     slots = {"x": tuple(x), "y": tuple(y)}
     examples = templated(texts, slots) + templated(texts[::-1], slots, id="other")
     prompts = prompts_of(examples, seed=seed)
     splits = (prompts.train, prompts.validation, prompts.test)
     train, validation, test = ({normalised(value) for e in part for value in e.topic} for part in splits)
-    assert train.isdisjoint(test) and train.isdisjoint(validation) and validation.isdisjoint(test)
+    assert train.isdisjoint(test)
+    assert train.isdisjoint(validation)
+    assert validation.isdisjoint(test)
     learned = {template_key(e.template) for e in (*prompts.train, *prompts.validation)}
     assert learned.isdisjoint(template_key(e.template) for e in prompts.test)
     kept = len(prompts.train) + len(prompts.validation) + len(prompts.test)
@@ -155,7 +153,9 @@ def test_no_template_or_value_is_in_both_train_and_test(
 @pytest.mark.parametrize("seed", range(5))
 def test_ten_templates_and_one_slot_list_are_enough(seed: int, tmp_path: Path) -> None:
     prompts = prompts_of(ten_templates(), seed=seed, encoder=WordEncoder())
-    assert len(prompts.train) >= 20 and len(prompts.test) >= 2 and prompts.validation
+    assert len(prompts.train) >= 20
+    assert len(prompts.test) >= 2
+    assert prompts.validation
     assert finish(prompts, tmp_path / "d").counts["train"] == len(prompts.train)
 
 
@@ -179,7 +179,8 @@ def test_documents_are_split_whole() -> None:
     ]
     prompts = prompts_of(examples)
     parts = [{e.topic for e in part} for part in (prompts.train, prompts.validation, prompts.test)]
-    assert all(parts) and sum(map(len, parts)) == 10 == len(set.union(*parts))
+    assert all(parts)
+    assert sum(map(len, parts)) == 10 == len(set.union(*parts))
 
 
 def test_rows_of_a_file_are_split_by_the_configured_shares() -> None:
@@ -216,9 +217,7 @@ def test_a_file_is_not_crowded_out_by_combinations() -> None:
 def test_near_duplicates_go_and_the_encoder_sees_the_sample_only() -> None:
     encoder = WordEncoder()
     same = [(f"Question {i} of many?", f"Of many, question {i}!") for i in range(500)]
-    prompts = prompts_of(
-        from_file(*(p for pair in same for p in pair)), encoder=encoder, max_examples=100, near_duplicate=0.99
-    )
+    prompts = prompts_of(from_file(*(p for pair in same for p in pair)), encoder=encoder, max_examples=100, near_duplicate=0.99)
     words = [frozenset(re.findall(r"\w+", e.prompt.lower())) for e in (*prompts.train, *prompts.test)]
     assert len(set(words[: len(prompts.train)])) == len(prompts.train)
     assert set(words[: len(prompts.train)]).isdisjoint(words[len(prompts.train) :])
@@ -231,7 +230,8 @@ def test_a_test_prompt_that_shares_eight_words_with_train_is_contaminated() -> N
     own = [f"w{i}a w{i}b w{i}c w{i}d w{i}e w{i}f w{i}g w{i}h w{i}i" for i in range(100)]
     prompts = prompts_of(from_file(*(f"{text} {leaked}" if i % 12 == 0 else text for i, text in enumerate(own))))
     has_leak = [[leaked in e.prompt for e in part] for part in (prompts.train, prompts.test)]
-    assert any(has_leak[0]) and not any(has_leak[1])
+    assert any(has_leak[0])
+    assert not any(has_leak[1])
 
 
 def test_words_of_the_template_and_common_forms_are_no_contamination() -> None:
@@ -349,9 +349,11 @@ def test_a_data_set_comes_back_from_disk_as_written(tmp_path: Path) -> None:
 
     data, read = load_dataset_folder(tmp_path / "deep" / "health")
     assert read == manifest == DatasetManifest.from_json(manifest.to_json())
-    assert isinstance(data, DatasetDict) and set(data) == {"train", "validation", "test"}
+    assert isinstance(data, DatasetDict)
+    assert set(data) == {"train", "validation", "test"}
     assert manifest.counts == {split: data[split].num_rows for split in data}
-    assert manifest.refusals == 1 and manifest.provenance == {"teacher": "tiny@1"}
+    assert manifest.refusals == 1
+    assert manifest.provenance == {"teacher": "tiny@1"}
     assert {reason: manifest.dropped[reason] for reason in ("looping", "cut_off", "no_completion")} == {
         "looping": 1,
         "cut_off": 1,
@@ -362,9 +364,12 @@ def test_a_data_set_comes_back_from_disk_as_written(tmp_path: Path) -> None:
     assert [(s["id"], s["license"]) for s in manifest.sources] == [("made", "CC0-1.0"), ("rows", "MIT")]
     assert sum(s["n"] for s in manifest.sources) == sum(manifest.counts.values())
     train = {row["id"]: row for row in data["train"]}
-    assert train[declined]["refusal"] and not train[declined]["own_completion"] and len(train[declined]["topic"]) == 1
+    assert train[declined]["refusal"]
+    assert not train[declined]["own_completion"]
+    assert len(train[declined]["topic"]) == 1
     own = [row for row in train.values() if row["source"] == "rows"]
-    assert own and all(row["own_completion"] and row["completion"].startswith("Own") for row in own)
+    assert own
+    assert all(row["own_completion"] and row["completion"].startswith("Own") for row in own)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["health"]
 
 
@@ -387,7 +392,8 @@ def test_too_few_examples_say_why_and_what_helps(tmp_path: Path) -> None:
     message = r"'health' has 8 train and 0 test .* held_out_combination 3; add templates"
     with pytest.raises(DataError, match=message) as caught:
         finish(prompts, tmp_path / "health")
-    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

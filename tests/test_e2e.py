@@ -145,9 +145,7 @@ def test_a_second_build_makes_nothing_twice(student: dict[str, Any], run: Run) -
     assert {step["what"] for step in plan if step["state"] != "on disk"} == {"student healthcare-small"}
 
 
-def test_peft_alone_loads_it_after_both_folders_were_moved(
-    student: dict[str, Any], place: Path, tmp_path: Path
-) -> None:
+def test_peft_alone_loads_it_after_both_folders_were_moved(student: dict[str, Any], place: Path, tmp_path: Path) -> None:
     base, adapter = tmp_path / "somewhere" / "base", tmp_path / "elsewhere" / "adapter"
     shutil.copytree(place / "registry" / "bases" / "default-small-base" / "1", base)
     shutil.copytree(place / "registry" / "students" / "healthcare-small" / "1", adapter)

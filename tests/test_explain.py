@@ -89,9 +89,7 @@ def test_a_family_file_with_another_teacher_is_refused(built: Workplace) -> None
     specs = load_specs(built.domains)
     family = specs.families["default"]
     other = family.model_copy(update={"teacher": family.teacher.model_copy(update={"model": "path:./other"})})
-    with pytest.raises(
-        TrainingError, match=r"learned from path:\./teacher, but family default now names path:\./other"
-    ):
+    with pytest.raises(TrainingError, match=r"learned from path:\./teacher, but family default now names path:\./other"):
         explain(version, TEXT, registry, specs.model_copy(update={"families": {"default": other}}), CPU)
     with pytest.raises(SpecError, match="unknown family"):
         explain(version, TEXT, registry, specs.model_copy(update={"families": {"second": family}}), CPU)
@@ -106,6 +104,4 @@ def test_an_answer_names_its_version_and_is_the_same_each_time(built: Workplace)
 
 def test_the_teacher_can_be_asked(built: Workplace) -> None:
     specs = load_specs(built.domains)
-    assert (
-        ask(teacher_answerer(specs.family("default"), specs, CPU), "what is it ?").reference == "teacher path:./teacher"
-    )
+    assert ask(teacher_answerer(specs.family("default"), specs, CPU), "what is it ?").reference == "teacher path:./teacher"

@@ -95,9 +95,7 @@ def test_divergence_of_p_with_itself_is_zero_up_to_rounding_between(beta: float)
 def test_with_every_token_kept_it_is_the_dense_float64_divergence(beta: float, temperature: float) -> None:
     student, teacher = logits(20, 40, seed=1), logits(20, 40, seed=2)
     ours = bucketed(student, teacher, 40, beta, temperature)
-    torch.testing.assert_close(
-        ours.double(), dense_reference(student, teacher, beta, temperature), rtol=1e-5, atol=2e-6
-    )
+    torch.testing.assert_close(ours.double(), dense_reference(student, teacher, beta, temperature), rtol=1e-5, atol=2e-6)
 
 
 @settings(max_examples=80, deadline=None)
@@ -133,7 +131,8 @@ def test_gradient_is_the_float64_reference_s(beta: float, k: int) -> None:
 
     exact = student.detach().double().requires_grad_()
     dense_reference(bucket_in_float64(exact), bucket_in_float64(teacher), beta).sum().backward()  # type: ignore[no-untyped-call]
-    assert student.grad is not None and exact.grad is not None
+    assert student.grad is not None
+    assert exact.grad is not None
     error = (student.grad.double() - exact.grad).norm() / exact.grad.norm()
     assert error <= 1e-5
 
@@ -144,9 +143,7 @@ def test_agrees_with_trl_up_to_its_reduction(beta: float) -> None:
     labels = torch.tensor([[-100] * 4 + [7] * 8])
     theirs = GKDTrainer.generalized_jsd_loss(student, teacher, labels=labels, beta=beta, temperature=2.0)
     ours = bucketed(student[0, 4:], teacher[0, 4:], 40, beta, temperature=2.0)
-    torch.testing.assert_close(
-        ours.mean(), theirs, rtol=1e-5, atol=1e-6
-    )  # "batchmean" there is over unmasked positions
+    torch.testing.assert_close(ours.mean(), theirs, rtol=1e-5, atol=1e-6)  # "batchmean" there is over unmasked positions
 
 
 def test_a_certain_student_and_a_certain_teacher_give_numbers() -> None:
@@ -157,7 +154,9 @@ def test_a_certain_student_and_a_certain_teacher_give_numbers() -> None:
         student = certain.roll(5, dims=-1).requires_grad_()
         loss = bucketed(student, certain, 4, beta)
         loss.sum().backward()  # type: ignore[no-untyped-call]
-        assert loss.isfinite().all() and student.grad is not None and student.grad.isfinite().all()
+        assert loss.isfinite().all()
+        assert student.grad is not None
+        assert student.grad.isfinite().all()
 
 
 # ---------------------------------------------------------------------------------------------------------- feature
@@ -230,5 +229,7 @@ def test_two_examples_alike_leave_gradients_of_ordinary_size(loss: Loss, where: 
     student.requires_grad_()
     value = loss(student, teacher)
     value.backward()  # type: ignore[no-untyped-call]
-    assert value.isfinite() and student.grad is not None
-    assert student.grad.isfinite().all() and student.grad.abs().max() < 10
+    assert value.isfinite()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+    assert student.grad.abs().max() < 10

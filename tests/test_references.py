@@ -267,7 +267,8 @@ def test_two_at_once_fetch_once(tmp_path: Path, monkeypatch: Any) -> None:
     for thread in threads:
         thread.join()
     assert fetched == ["tiny==1.0"]
-    assert len(models) == 3 and len(set(models)) == 1
+    assert len(models) == 3
+    assert len(set(models)) == 1
 
 
 def test_a_damaged_cache_is_seen_by_size_and_made_again(tmp_path: Path) -> None:

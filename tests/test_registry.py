@@ -46,7 +46,8 @@ def test_publish_numbers_versions_and_records_every_file(registry: Registry) -> 
     assert set(second.manifest["files"]) == {"adapter_model.safetensors", "tokenizer/tokenizer.json"}
     assert second.manifest["files"]["adapter_model.safetensors"]["bytes"] == 7
     assert json.loads((second.folder / "manifest.json").read_text()) == second.manifest
-    assert second.manifest["version"] == 2 and second.manifest["kind"] == "student"
+    assert second.manifest["version"] == 2
+    assert second.manifest["kind"] == "student"
     assert second.manifest["created"].endswith("Z")
     assert registry.verify(second) == []
 
@@ -106,13 +107,12 @@ def test_a_killed_process_leaves_nothing_that_is_listed(registry: Registry) -> N
     assert subprocess.run([sys.executable, "-c", code, str(registry.root)], check=False).returncode == 9
     assert [s.reference for s in registry.versions()] == ["healthcare-small@1"]
     assert registry.resolve("healthcare-small").number == 1
-    assert len(registry.problems()) == 1 and ".staging/healthcare-small-" in registry.problems()[0]
+    assert len(registry.problems()) == 1
+    assert ".staging/healthcare-small-" in registry.problems()[0]
 
 
 @pytest.mark.parametrize("call", ["fsync", "mkdir", "rename"])
-def test_a_full_disk_is_one_line_and_leaves_nothing(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(registry: Registry, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
 
@@ -127,7 +127,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     monkeypatch.undo()
     assert "\n" not in str(caught.value)
     assert [p for p in registry.root.rglob("*") if p.is_file()] == []
-    assert registry.versions() == [] and registry.problems() == []
+    assert registry.versions() == []
+    assert registry.problems() == []
 
 
 def test_a_full_disk_while_writing_weights_is_one_line(registry: Registry) -> None:
@@ -162,11 +163,10 @@ def test_a_base_and_a_student_cannot_share_a_name(registry: Registry) -> None:
 def test_values_json_cannot_hold_become_plain_or_are_named(registry: Registry, tmp_path: Path) -> None:
     import numpy as np
 
-    version = publish(
-        registry, folder=tmp_path, curve=({"loss": float("nan")}, {"loss": np.float32(0.5)}), tag="\ud800"
-    )
+    version = publish(registry, folder=tmp_path, curve=({"loss": float("nan")}, {"loss": np.float32(0.5)}), tag="\ud800")
     assert version.manifest["curve"] == [{"loss": None}, {"loss": 0.5}]
-    assert version.manifest["folder"] == str(tmp_path) and version.manifest["tag"] == "?"
+    assert version.manifest["folder"] == str(tmp_path)
+    assert version.manifest["tag"] == "?"
     with pytest.raises(RegistryError, match=r"manifest\.spec\.odd\[0\] is a set"):
         publish(registry, spec={"odd": [{1}]})
 
@@ -183,7 +183,8 @@ def test_a_name_is_a_plain_folder_name_or_an_error(name: str) -> None:
         try:
             version = publish(registry, name)
         except RegistryError as error:
-            assert "bad name" in str(error) and "\n" not in str(error)
+            assert "bad name" in str(error)
+            assert "\n" not in str(error)
             with pytest.raises(RegistryError):
                 registry.resolve(name)
             assert list(Path(folder).iterdir()) == []
@@ -192,9 +193,7 @@ def test_a_name_is_a_plain_folder_name_or_an_error(name: str) -> None:
             assert re.fullmatch("[a-z][a-z0-9-]*", name)
 
 
-@pytest.mark.parametrize(
-    "name", ["../evil", "a/b", "..", ".", "", "A", "a b", "-a", "a-", "a\n", "a\0", "a@b", "a" * 101]
-)
+@pytest.mark.parametrize("name", ["../evil", "a/b", "..", ".", "", "A", "a b", "-a", "a-", "a\n", "a\0", "a@b", "a" * 101])
 def test_unsafe_names_are_refused_everywhere(registry: Registry, name: str) -> None:
     publish(registry)
     with pytest.raises(RegistryError, match="bad name"):
@@ -234,9 +233,7 @@ def test_errors_say_what_exists_and_what_comes_close(registry: Registry) -> None
     publish(registry)
     publish(registry, "legal-small")
     registry.promote("healthcare-small@1", "champion")
-    with pytest.raises(
-        RegistryError, match=r"'helthcare-small'; did you mean healthcare-small\?; there are: .*legal-sm"
-    ):
+    with pytest.raises(RegistryError, match=r"'helthcare-small'; did you mean healthcare-small\?; there are: .*legal-sm"):
         registry.resolve("helthcare-small")
     with pytest.raises(RegistryError, match="healthcare-small has no version 7; versions: 1; aliases: champion → 1"):
         registry.resolve("healthcare-small@7")
@@ -372,10 +369,10 @@ def test_half_made_and_unreadable_folders_are_problems_and_never_listed(registry
     with pytest.raises(RegistryError, match="half made"):
         registry.resolve("half@1")
     found = "\n".join(registry.problems())
-    assert "students/half/1: half made" in found and "students/broken/1: its manifest.json cannot be read" in found
-    assert (
-        "students/odd/1" in found and "healthcare-small/9: its manifest.json is of student healthcare-small@1" in found
-    )
+    assert "students/half/1: half made" in found
+    assert "students/broken/1: its manifest.json cannot be read" in found
+    assert "students/odd/1" in found
+    assert "healthcare-small/9: its manifest.json is of student healthcare-small@1" in found
 
 
 def test_a_manifest_of_an_odd_shape_does_not_break_the_list(registry: Registry) -> None:
@@ -389,7 +386,8 @@ def test_a_manifest_of_an_odd_shape_does_not_break_the_list(registry: Registry) 
 def test_a_folder_that_is_no_number_is_no_version(registry: Registry, folder: str) -> None:
     version = publish(registry)
     shutil.copytree(version.folder, version.folder.parent / folder)
-    assert [s.number for s in registry.versions()] == [1] and registry.problems() == []
+    assert [s.number for s in registry.versions()] == [1]
+    assert registry.problems() == []
     with pytest.raises(RegistryError):
         registry.resolve(f"healthcare-small@{folder}")
 
@@ -457,7 +455,8 @@ def test_a_moved_registry_answers_the_same(registry: Registry, tmp_path: Path) -
     moved = Registry(shutil.move(registry.root, tmp_path / "elsewhere"))
     assert moved.versions() == before
     version = moved.resolve("healthcare-small")
-    assert version.folder.is_relative_to(tmp_path / "elsewhere") and moved.verify(version) == []
+    assert version.folder.is_relative_to(tmp_path / "elsewhere")
+    assert moved.verify(version) == []
     assert str(registry.root) not in json.dumps(version.manifest)
 
 
@@ -476,7 +475,9 @@ def test_versions_filter_by_kind_and_name_and_tolerate_missing_keys(registry: Re
     assert (summary.kl, summary.top1_agreement, summary.relation_alignment) == (0.4, 0.7, None)
     assert (summary.parameters, summary.teacher_parameters, summary.bytes) == (80, 135, 9)
     (bare,) = registry.versions(name="legal-small")
-    assert bare.domain is None and bare.kl is None and bare.sources == ()
+    assert bare.domain is None
+    assert bare.kl is None
+    assert bare.sources == ()
 
 
 def test_a_metric_is_read_with_or_without_its_interval() -> None:
@@ -486,7 +487,8 @@ def test_a_metric_is_read_with_or_without_its_interval() -> None:
         "high": None,
         "n": None,
     }
-    assert read_metric({}, "kl") is None and read_metric({"evaluation": {"metrics": {"kl": None}}}, "kl") is None
+    assert read_metric({}, "kl") is None
+    assert read_metric({"evaluation": {"metrics": {"kl": None}}}, "kl") is None
 
 
 def test_importing_the_registry_loads_nothing_heavy() -> None:

@@ -75,19 +75,23 @@ def test_the_list_shows_alias_share_of_the_teacher_and_fidelity(registry: Regist
 
 def test_a_long_list_shows_its_newest_and_says_so(registry: Registry) -> None:
     written = text(list_table(registry.versions(), limit=2))
-    assert "healthcare-small@1" not in written and "healthcare-small@3" in written
+    assert "healthcare-small@1" not in written
+    assert "healthcare-small@3" in written
     assert "the newest 2 of 3 versions" in written
 
 
 def test_the_list_as_json_is_plain(registry: Registry) -> None:
     listed = json.loads(json.dumps(list_json(registry.versions())))
-    assert listed[1]["reference"] == "healthcare-small@2" and listed[1]["aliases"] == ["champion"]
-    assert listed[0]["kl"] == 0.4 and listed[0]["sources"] == ["medquad"]
+    assert listed[1]["reference"] == "healthcare-small@2"
+    assert listed[1]["aliases"] == ["champion"]
+    assert listed[0]["kl"] == 0.4
+    assert listed[0]["sources"] == ["medquad"]
 
 
 def test_versions_without_figures_are_dashes() -> None:
     bare = Version("base", "default-small", 1, Path("/b"), {})
-    assert "verdict" in text(compare_table([bare])) and "unchecked" in text(show(bare)) + text(compare_table([bare]))
+    assert "verdict" in text(compare_table([bare]))
+    assert "unchecked" in text(show(bare)) + text(compare_table([bare]))
 
 
 def test_compare_marks_the_best_of_each_row() -> None:
@@ -97,7 +101,8 @@ def test_compare_marks_the_best_of_each_row() -> None:
     assert rows["top1_agreement"]["best"] == []  # equal
     assert rows["teacher_perplexity"]["best"] == []  # nobody wins it
     line = next(line for line in text(compare_table(versions)).splitlines() if line.startswith("KL("))
-    assert line.count(BEST) == 1 and "0.300 [0.380, 0.440] " + BEST in line
+    assert line.count(BEST) == 1
+    assert "0.300 [0.380, 0.440] " + BEST in line
 
 
 def test_the_higher_agreement_and_the_lower_size_win() -> None:
@@ -105,7 +110,8 @@ def test_the_higher_agreement_and_the_lower_size_win() -> None:
     b.manifest["evaluation"]["metrics"]["top1_agreement"] = 0.8
     b.manifest["evaluation"]["sizes"]["student"] = {"parameters": 90_000_000}
     rows = {row["key"]: row for row in compare_json([a, b])["rows"]}
-    assert rows["top1_agreement"]["best"] == ["b-small@1"] and rows["parameters"]["best"] == ["a-small@1"]
+    assert rows["top1_agreement"]["best"] == ["b-small@1"]
+    assert rows["parameters"]["best"] == ["a-small@1"]
 
 
 def test_the_teacher_is_taken_from_the_first_student_and_never_wins() -> None:
@@ -115,7 +121,8 @@ def test_the_teacher_is_taken_from_the_first_student_and_never_wins() -> None:
     assert content["columns"] == ["a-small@1", "b-small@1", "teacher"]
     assert rows["student_perplexity"]["values"]["teacher"]["value"] == 3.9
     assert rows["parameters"]["values"]["teacher"]["value"] == 134_515_008
-    assert rows["bytes"]["best"] == [] and rows["kl"]["values"]["teacher"] is None
+    assert rows["bytes"]["best"] == []
+    assert rows["kl"]["values"]["teacher"] is None
     assert "28.0" in text(compare_table(versions, teacher=True))
 
 
@@ -150,8 +157,10 @@ def test_show_has_lineage_data_figures_curve_samples_and_warnings() -> None:
 
 def test_show_as_json_is_the_manifest_and_where_it_is() -> None:
     shown = json.loads(json.dumps(show_json(student("healthcare-small"), ["champion"])))
-    assert shown["reference"] == "healthcare-small@1" and shown["aliases"] == ["champion"]
-    assert shown["evaluation"]["metrics"]["kl"]["n"] == 5120 and shown["folder"].endswith("healthcare-small/1")
+    assert shown["reference"] == "healthcare-small@1"
+    assert shown["aliases"] == ["champion"]
+    assert shown["evaluation"]["metrics"]["kl"]["n"] == 5120
+    assert shown["folder"].endswith("healthcare-small/1")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +191,8 @@ def test_a_metric_without_an_interval_is_its_value() -> None:
 def test_a_sparkline_is_as_long_as_asked_and_survives_gaps() -> None:
     assert sparkline([3, 2, 1]) == "█▅▁"
     assert len(sparkline(range(1000))) == 48
-    assert sparkline([]) == "" and sparkline([None, 2, 2]) == "▁▁"
+    assert sparkline([]) == ""
+    assert sparkline([None, 2, 2]) == "▁▁"
 
 
 def test_importing_the_report_loads_no_rich() -> None:

@@ -63,14 +63,14 @@ def test_finished_rows_leave_the_batch_and_change_no_other_row() -> None:
     free = sample(model, together, max_new_tokens=10, stop=())
     stop = [free[0][1], free[3][4]]
     rows: list[int] = []
-    hook = model.register_forward_pre_hook(
-        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
+    hook = model.register_forward_pre_hook(lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True)
     stopped = sample(model, together, max_new_tokens=10, stop=stop)
     hook.remove()
     for whole, short in zip(free, stopped, strict=True):
         assert whole[: len(short)] == short
-    assert rows[0] == 6 and rows == sorted(rows, reverse=True) and rows[-1] < 6
+    assert rows[0] == 6
+    assert rows == sorted(rows, reverse=True)
+    assert rows[-1] < 6
 
 
 def test_without_stop_tokens_every_sequence_has_the_full_length() -> None:
@@ -111,7 +111,8 @@ def test_a_shared_prefix_is_computed_once_and_stays_as_it_is() -> None:
     )
     sample(model, PROMPTS, prefix=PREFIX, max_new_tokens=2, stop=())
     hook.remove()
-    assert lengths.count(len(PREFIX)) == 1 and max(lengths) == len(PREFIX)
+    assert lengths.count(len(PREFIX)) == 1
+    assert max(lengths) == len(PREFIX)
     cache = prefix_cache(model, PREFIX)
     assert cache is not None
     before = cache.layers[0].keys.clone()

@@ -110,7 +110,8 @@ def test_completions_teacher_blanks_the_source_s_own(tmp_path: Path) -> None:
 def test_limit_on_a_file_keeps_the_order_of_the_file(tmp_path: Path) -> None:
     rows_file(tmp_path, [{"prompt": f"Why {i}?"} for i in range(40)])
     ids = [int(e.id.partition("/")[2]) for e in load(file_source(limit=7), tmp_path)]
-    assert len(ids) == 7 and ids == sorted(ids)
+    assert len(ids) == 7
+    assert ids == sorted(ids)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ def complete(teacher: Teacher, folder: Path, examples: list[Example] = EXAMPLES,
 def test_completions_are_the_greedy_answers_to_context_and_prompt(tmp_path: Path) -> None:
     teacher = tiny.teacher()
     written = complete(teacher, tmp_path, max_new_tokens=12)
-    assert written.keys() == {"s/0", "s/1", "s/2"} and written["s/0"] == written["s/2"]
+    assert written.keys() == {"s/0", "s/1", "s/2"}
+    assert written["s/0"] == written["s/2"]
     stop = stop_tokens(teacher.tokenizer)
     for one in EXAMPLES:
         ids = prompt_ids(teacher.tokenizer, one.prompt, tiny.CONTEXT)
@@ -63,7 +64,8 @@ def test_a_prompt_is_asked_once_and_never_again(tmp_path: Path, asked: list[int]
     assert asked == [2]  # two of three prompts are the same
     assert complete(teacher, tmp_path) == first
     more = complete(teacher, tmp_path, [*EXAMPLES, example("t/0", "be brief")])
-    assert asked == [2, 1] and more["s/1"] == first["s/1"]
+    assert asked == [2, 1]
+    assert more["s/1"] == first["s/1"]
 
 
 def test_a_completion_of_its_own_is_not_asked_for(tmp_path: Path, asked: list[int]) -> None:
@@ -90,7 +92,8 @@ def test_a_stop_between_two_writes_loses_only_what_was_not_written(
     resumed: list[int] = []
     whole = complete(teacher, tmp_path, examples, progress=resumed.append)
     assert asked == [2, 1]
-    assert sum(resumed) == 5 and resumed[0] == 2
+    assert sum(resumed) == 5
+    assert resumed[0] == 2
     assert whole == complete(teacher, tmp_path / "at once", examples)
 
 
@@ -103,7 +106,8 @@ def test_a_last_line_that_was_cut_is_written_again_and_no_other(tmp_path: Path, 
         path.write_bytes(cut)
         asked.clear()
         assert complete(teacher, tmp_path) == whole
-        assert asked == [1] and path.read_bytes() == content
+        assert asked == [1]
+        assert path.read_bytes() == content
 
 
 def test_a_cut_inside_a_character_is_no_error(tmp_path: Path) -> None:
@@ -134,7 +138,8 @@ def test_what_decides_a_completion_decides_where_it_is_kept(tmp_path: Path, aske
     complete(teacher, tmp_path, max_new_tokens=7)
     complete(other, tmp_path)
     complete(template, tmp_path)
-    assert asked == [2] * 6 and len(list(tmp_path.glob("*.jsonl"))) == 6
+    assert asked == [2] * 6
+    assert len(list(tmp_path.glob("*.jsonl"))) == 6
 
 
 def test_prompts_go_on_from_their_opening_and_are_reproducible(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,8 +154,10 @@ def test_prompts_go_on_from_their_opening_and_are_reproducible(monkeypatch: pyte
     monkeypatch.setattr(module, "sample", recording)
     written = teacher.write_prompts(source, seed=1)
     assert starts == ["<|im_start|>user\nwhat is"] * 40
-    assert written and len(written) < 40  # unfinished turns are left out
-    assert all(text.startswith("what is") for text in written) and len(set(written)) > 5
+    assert written
+    assert len(written) < 40
+    assert all(text.startswith("what is") for text in written)
+    assert len(set(written)) > 5
     assert written == teacher.write_prompts(source, seed=1) != teacher.write_prompts(source, seed=2)
 
 
@@ -176,7 +183,8 @@ def test_a_written_prompt_ends_where_the_template_ends_a_user_s_turn() -> None:
     teacher = Teacher(tiny.llama(), tiny.tokenizer(newline), "tiny")
     source = TeacherPromptSource(kind="teacher_prompts", id="p", license="x", count=60, temperature=3.0)
     written = teacher.write_prompts(source, seed=0)
-    assert written and not any("\n" in text for text in written)
+    assert written
+    assert not any("\n" in text for text in written)
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=6))
@@ -195,5 +203,6 @@ def test_a_teacher_loads_in_bfloat16_with_its_tokenizer(tmp_path: Path) -> None:
     tiny.tokenizer().save_pretrained(tmp_path)
     resolved = ResolvedModel(folder=tmp_path, reference="path:x", sha256="a" * 64, license="x", revision="b")
     teacher = Teacher.load(resolved, tiny.CPU)
-    assert str(teacher.model.dtype) == "torch.bfloat16" and teacher.revision == "a" * 64
+    assert str(teacher.model.dtype) == "torch.bfloat16"
+    assert teacher.revision == "a" * 64
     assert prompt_ids(teacher.tokenizer, "what") == prompt_ids(tiny.tokenizer(), "what")

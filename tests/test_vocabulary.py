@@ -169,7 +169,8 @@ def test_byte_level_keeps_all_bytes_and_both_parts_of_every_merge() -> None:
     assert {vocabulary[byte] for byte in pre_tokenizers.ByteLevel.alphabet()} <= set(kept)
     for first, second in json.loads(original.backend_tokenizer.to_str())["model"]["merges"]:
         if vocabulary[first + second] in kept:
-            assert vocabulary[first] in kept and vocabulary[second] in kept
+            assert vocabulary[first] in kept
+            assert vocabulary[second] in kept
 
 
 def test_byte_fallback_keeps_the_steps_that_the_original_takes() -> None:
@@ -217,7 +218,8 @@ def test_a_placeholder_that_a_text_has_is_kept(kind: str) -> None:
     original = KINDS[kind]
     kept = kept_tokens(original, ["say <unused3>"], SIZES[kind])
     names = set(original.convert_ids_to_tokens(kept))
-    assert "<unused3>" in names and "<unused2>" not in names
+    assert "<unused3>" in names
+    assert "<unused2>" not in names
 
 
 @both
@@ -246,7 +248,8 @@ def test_special_tokens_chat_template_and_settings_stay(kind: str) -> None:
     assert trimmed.decode(new, skip_special_tokens=True) == original.decode(old, skip_special_tokens=True)
     assert trimmed.tokenize("ACGTACGT") == ["ACGT", "ACGT"]
     flags = {token.content: token.special for token in trimmed.added_tokens_decoder.values()}
-    assert flags["<start>"] and not flags["ACGT"]
+    assert flags["<start>"]
+    assert not flags["ACGT"]
 
 
 @both

@@ -158,9 +158,7 @@ def drop_duplicates(examples: Iterable[Example], dropped: Counter[str]) -> list[
     return list(first.values())
 
 
-def find_disagreements(
-    examples: Sequence[Example], domain: str, router: DomainRouter | None
-) -> tuple[Disagreement, ...]:
+def find_disagreements(examples: Sequence[Example], domain: str, router: DomainRouter | None) -> tuple[Disagreement, ...]:
     """Reported and not dropped: the user, who chose the sources, may be right."""
     if router is None or not examples:
         return ()

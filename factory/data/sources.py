@@ -279,8 +279,7 @@ def ask_teacher(source: TeacherPromptSource, seed: int, write_prompts: WriteProm
         raise DataError(f"source {source.id!r}: the teacher writes its prompts, and no teacher is loaded here")
     prompts = write_prompts(source, seed)
     return [
-        Example(f"{source.id}/{number}", prompt, "", source.id, source.license, "", ())
-        for number, prompt in enumerate(prompts)
+        Example(f"{source.id}/{number}", prompt, "", source.id, source.license, "", ()) for number, prompt in enumerate(prompts)
     ]
 
 

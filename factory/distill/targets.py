@@ -42,9 +42,7 @@ class SoftTargets:
     states: Tensor  # (B, M, H) float32: states at FEATURE_DEPTHS, mean over each example's completion
 
 
-def encode(
-    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, context: TeacherContext
-) -> list[Sequence_]:
+def encode(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, context: TeacherContext) -> list[Sequence_]:
     """``encode(dataset["train"], tokenizer, domain.teacher_context)``: rows of a data set as ids."""
     return [
         Sequence_(
@@ -117,7 +115,7 @@ class SoftTargetStore:
                 arrays = _score_shard(teacher, part, top_k, temperature, batch)
                 unfinished = path.with_suffix(".unfinished")
                 with unfinished.open("wb") as file:
-                    np.savez(file, **arrays)
+                    np.savez(file, allow_pickle=False, **arrays)
                 os.replace(unfinished, path)
             with np.load(path, allow_pickle=False) as arrays:
                 shards.append({name: arrays[name] for name in ("ids", "log_probs", "states")})

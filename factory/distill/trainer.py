@@ -68,7 +68,7 @@ def join_lessons(lessons: Sequence[Lesson]) -> Lesson:
     )
 
 
-class DistillTrainer(GKDTrainer):  # type: ignore[misc]  # trl has no types
+class DistillTrainer(GKDTrainer):
     """``DistillTrainer(model, base, teacher, lesson, config, folder=folder, seed=0).train()``.
 
     What differs from the parent: the teacher's targets are read from disk and only sampled completions are scored live;
@@ -131,7 +131,9 @@ class DistillTrainer(GKDTrainer):  # type: ignore[misc]  # trl has no types
             inputs["sampled"] = self._sampled(model, [s.prompt for s in chosen])
         elif self.config.seq_kd:
             inputs["sampled"] = self._sampled(self.teacher.model, [s.teacher_prompt for s in chosen])
-        return super(GKDTrainer, self).training_step(model, inputs, num_items_in_batch)
+        step: Any = super(GKDTrainer, self).training_step  # past the parent, which would sample again
+        loss: Tensor = step(model, inputs, num_items_in_batch)
+        return loss
 
     def _sampled(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         training = model.training
@@ -168,9 +170,7 @@ class DistillTrainer(GKDTrainer):  # type: ignore[misc]  # trl has no types
                 terms["feature"] = feature_loss(self._features(states, batch), targets.states)
             if config.relation > 0:
                 embeddings = torch.from_numpy(self.lesson.embeddings[examples]).to(device)
-                terms["relation"] = relation_loss(
-                    self._stored_embeddings(student, states, batch, inputs, chosen), embeddings
-                )
+                terms["relation"] = relation_loss(self._stored_embeddings(student, states, batch, inputs, chosen), embeddings)
         for name, term in terms.items():
             self._metrics["train"][name].append(term.item())
         return torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
@@ -246,9 +246,7 @@ def distill(
     Raises: TrainingError where the loss is no number.
     """
     random.seed(seed)
-    trainer = DistillTrainer(
-        model, base, teacher, lesson, config, folder=folder, seed=seed, callbacks=[_Progress(progress)]
-    )
+    trainer = DistillTrainer(model, base, teacher, lesson, config, folder=folder, seed=seed, callbacks=[_Progress(progress)])
     checkpoint = get_last_checkpoint(str(folder)) if folder.exists() else None
     trainer.train(resume_from_checkpoint=checkpoint)
     unwrap(model).eval()
@@ -260,13 +258,11 @@ def distill(
         if "loss" in row
     ]
     if curve and not np.isfinite(curve[-1]["loss"]):
-        raise TrainingError(
-            f"the loss became {curve[-1]['loss']} by step {curve[-1]['step']:.0f}; lower distill.learning_rate"
-        )
+        raise TrainingError(f"the loss became {curve[-1]['loss']} by step {curve[-1]['step']:.0f}; lower distill.learning_rate")
     return curve
 
 
-class _Progress(TrainerCallback):  # type: ignore[misc]
+class _Progress(TrainerCallback):
     """Tells the caller's progress bar about every step."""
 
     def __init__(self, progress: Callable[[int], None] | None) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from os.path import commonprefix
+from collections.abc import Sequence
+from os.path import commonpath
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -62,15 +63,13 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if isinstance(token, int):
             return token
-    raise ReferenceError(
-        "the tokenizer has neither a bos nor an eos token, so a document chunk has nothing to start with"
-    )
+    raise ReferenceError("the tokenizer has neither a bos nor an eos token, so a document chunk has nothing to start with")
 
 
 def _token_after(tokenizer: PreTrainedTokenizerBase, opened: str, whole: str, what: str) -> int:
     """The first token of ``whole`` after the tokens of ``opened``."""
     begun, ids = _ids(tokenizer, opened), _ids(tokenizer, whole)
-    shared = len(commonprefix([begun, ids]))
+    shared = len(commonpath([begun, ids]))
     if shared != len(begun) or len(ids) == shared:
         raise ReferenceError(
             f"the chat template does not end {what} with a token of its own: write one after "
@@ -81,12 +80,19 @@ def _token_after(tokenizer: PreTrainedTokenizerBase, opened: str, whole: str, wh
 
 def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
     if not tokenizer.chat_template:
-        raise ReferenceError(
-            "the teacher has no chat template: give it one as teacher.chat_template in the family file"
-        )
+        raise ReferenceError("the teacher has no chat template: give it one as teacher.chat_template in the family file")
     text: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
     return str(text)
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def shared_prefix(sequences: Sequence[list[int]]) -> list[int]:
+    """``shared_prefix([[1, 2, 3], [1, 2, 4]])``: ``[1, 2]``, the ids that all sequences begin with."""
+    shortest, longest = min(sequences), max(sequences)  # what these two share, all do
+    for index, token in enumerate(shortest):
+        if token != longest[index]:
+            return list(shortest[:index])
+    return list(shortest)

@@ -73,9 +73,7 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cuda" if available and device != "cpu" else "cpu")
 
 
-def resolve(
-    spec: ModelSpec, *, root: Path = Path("."), chat_template: str | None = None, quiet: bool = False
-) -> ResolvedModel:
+def resolve(spec: ModelSpec, *, root: Path = Path("."), chat_template: str | None = None, quiet: bool = False) -> ResolvedModel:
     """``resolve(family.teacher, chat_template=family.teacher.chat_template)``: its local folder, made once.
 
     A GGUF becomes bf16 safetensors under ``home()/models``. ``root`` is where ``path:`` starts. A ``chat_template``
@@ -96,9 +94,7 @@ def resolve(
     return ResolvedModel(folder, model.reference, model.sha256, model.license, model.revision)
 
 
-def load_encoder(
-    spec: ModelSpec, device: str = "auto", *, root: Path = Path("."), quiet: bool = False
-) -> SentenceTransformer:
+def load_encoder(spec: ModelSpec, device: str = "auto", *, root: Path = Path("."), quiet: bool = False) -> SentenceTransformer:
     """``load_encoder(family.encoder).encode(texts)``: (N, D) float32.
 
     Raises: ReferenceError where the reference is no sentence-transformers folder.
@@ -356,8 +352,7 @@ def _checked(spec: ModelSpec, folder: Path, revision: str | None) -> ResolvedMod
 def _check_sha256(spec: ModelSpec, found: str) -> None:
     if spec.sha256 is not None and found != spec.sha256:
         raise ReferenceError(
-            f"{spec.model}: sha256 of the weights is {found}, the YAML says {spec.sha256}; "
-            "fetch it again, or correct the YAML"
+            f"{spec.model}: sha256 of the weights is {found}, the YAML says {spec.sha256}; fetch it again, or correct the YAML"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -36,7 +37,8 @@ def expand_cache(cache: DynamicCache | None, rows: int) -> DynamicCache:
     """A copy of a one-row cache with ``rows`` rows; the storage is shared until a layer grows."""
     expanded = DynamicCache()
     if cache is not None:
-        for index, layer in enumerate(cache.layers):
+        layers: Any = cache.layers
+        for index, layer in enumerate(layers):
             expanded.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), index)
     return expanded
 

@@ -77,7 +77,7 @@ def foreign_base(folder: Path, teacher: Teacher) -> Base:
 
     Raises: TrainingError where the vocabularies differ.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     check_vocabularies(tokenizer, teacher.tokenizer)
     tokenizer.chat_template = teacher.tokenizer.chat_template
@@ -107,7 +107,7 @@ def save_base(base: Base, folder: Path) -> None:
 
 def load_base(folder: Path, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Base:
     """``load_base(version.folder, device)``: a published base, in evaluation mode."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
     shape = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
     layers, tokens = shape["layers"], shape["tokens"]
     return Base(
@@ -141,7 +141,7 @@ def trimming_cost(
     """``trimming_cost(teacher, trimmed, tokens, batches)``: mass that the kept tokens hold, and KL(trimmed ‖ full), nats.
 
     ``batches`` are in the trimmed vocabulary. The trimmed teacher is the full one renormalised over the kept tokens, so
-    KL(trimmed ‖ full) = −log(kept mass) at each position, which is what is averaged here.
+    KL(trimmed ‖ full) = -log(kept mass) at each position, which is what is averaged here.
     """
     if tokens is None:
         return {

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from os.path import commonpath
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ class Teacher:
     @classmethod
     def load(cls, resolved: ResolvedModel, device: torch.device) -> Teacher:
         """Loads the full-vocabulary teacher in bfloat16."""
-        model = AutoModelForCausalLM.from_pretrained(resolved.folder, dtype=torch.bfloat16).to(device).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(resolved.folder, dtype=torch.bfloat16).to(device).eval()
         return cls(model, AutoTokenizer.from_pretrained(resolved.folder), resolved.sha256)
 
     def complete(
@@ -58,9 +58,7 @@ class Teacher:
         path = folder / f"{key}.jsonl"
         known = read_completions(path)
         wanted = [example for example in examples if not example.completion]
-        missing = sorted(
-            {example.prompt for example in wanted} - known.keys(), key=lambda prompt: (len(prompt), prompt)
-        )
+        missing = sorted({example.prompt for example in wanted} - known.keys(), key=lambda prompt: (len(prompt), prompt))
         if progress is not None:
             progress(len({example.prompt for example in wanted}) - len(missing))
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +95,7 @@ class Teacher:
         opened = prompt_ids(self.tokenizer, "\N{SNOWMAN}", NO_CONTEXT)
         other = prompt_ids(self.tokenizer, "Which", NO_CONTEXT)
         opening = list(self.tokenizer(source.opening, add_special_tokens=False)["input_ids"]) if source.opening else []
-        start = [*commonprefix([opened, other]), *opening]
+        start = [*commonpath([opened, other]), *opening]
         stop = sorted({end_of_prompt(self.tokenizer), *stop_tokens(self.tokenizer)})
         sampled = sample(
             self.model,
@@ -108,16 +106,14 @@ class Teacher:
             seed=seed,
         )
         texts = [
-            str(self.tokenizer.decode([*opening, *ids], skip_special_tokens=True)).strip()
-            for ids in sampled
-            if ids[-1] in stop
+            str(self.tokenizer.decode([*opening, *ids], skip_special_tokens=True)).strip() for ids in sampled if ids[-1] in stop
         ]
         return [text for text in texts if text]
 
 
 def split_prefix(sequences: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
     """``prefix, rest = split_prefix(ids)``: what all sequences begin with, and at least one further token of each."""
-    shared = len(commonprefix([list(ids) for ids in sequences]))
+    shared = len(commonpath([list(ids) for ids in sequences]))
     shared = min(shared, min(len(ids) for ids in sequences) - 1)
     return list(sequences[0][:shared]), [list(ids[shared:]) for ids in sequences]
 

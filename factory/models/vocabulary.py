@@ -98,9 +98,7 @@ def trim_tokenizer(tokenizer: PreTrainedTokenizerFast, kept: Sequence[int]) -> P
         for first, second in _merges(model)
         if first in model["vocab"] and second in model["vocab"] and first + second in model["vocab"]
     ]
-    state["added_tokens"] = [
-        {**token, "id": new_ids[token["id"]]} for token in state["added_tokens"] if token["id"] in new_ids
-    ]
+    state["added_tokens"] = [{**token, "id": new_ids[token["id"]]} for token in state["added_tokens"] if token["id"] in new_ids]
     state["post_processor"] = _with_new_ids(state["post_processor"], new_ids)
     backend = Tokenizer.from_str(json.dumps(state))
 
@@ -157,9 +155,7 @@ def trim_embeddings(model: PreTrainedModel, kept: Sequence[int]) -> None:
             _renumber(config, new_ids)
 
 
-def vocabulary_growth(
-    original: PreTrainedTokenizerFast, trimmed: PreTrainedTokenizerFast, texts: Iterable[str]
-) -> float:
+def vocabulary_growth(original: PreTrainedTokenizerFast, trimmed: PreTrainedTokenizerFast, texts: Iterable[str]) -> float:
     """``vocabulary_growth(original, trimmed, texts)``: 0.02 where the trimmed tokenizer needs 2 % more tokens."""
     before = after = 0
     for batch in _batches(texts, 1000):

@@ -21,9 +21,7 @@ from factory.models.teacher import Teacher, split_prefix
 from factory.quality.metrics import Figure, Sums, concatenate, paired_difference, ratio, summarise
 from factory.spec import EvaluateConfig
 
-Candidate = Callable[
-    [], AbstractContextManager[Any]
-]  # gives a model while it is measured: an adapter switched on, or off
+Candidate = Callable[[], AbstractContextManager[Any]]  # gives a model while it is measured: an adapter switched on, or off
 BATCH = 16
 SAMPLES = 3  # answers of teacher and student side by side
 
@@ -81,8 +79,7 @@ def _sums(teacher: Tensor, student: Tensor, completion: Tensor, lengths: Sequenc
         "teacher_nll": -teacher.gather(-1, target)[:, 0],
     }
     summed = {
-        name: np.array([float(part.double().sum()) for part in column.split(list(lengths))])
-        for name, column in columns.items()
+        name: np.array([float(part.double().sum()) for part in column.split(list(lengths))]) for name, column in columns.items()
     }
     return Sums(tokens=np.array(lengths, dtype=float), embeddings=embeddings, **summed)
 
@@ -167,23 +164,17 @@ def evaluate(
     ``adapter`` is a peft model; its further adapters (``sft``) are measured as baselines, and so is its base alone. The
     teacher is the one trimmed to the student's vocabulary. Speed is of both, one after the other, in this run.
     """
-    candidates = {
-        name: switched(adapter, name) for name in ("default", *sorted(set(adapter.peft_config) - {"default"}))
-    }
+    candidates = {name: switched(adapter, name) for name in ("default", *sorted(set(adapter.peft_config) - {"default"}))}
     candidates["base"] = switched_off(adapter)
     sums = measure(teacher, candidates, held_out.domain, progress)
     general = measure(teacher, {name: candidates[name] for name in ("default", "base")}, held_out.general, progress)
-    figures = {
-        name: summarise(one, held_out.embeddings, resamples=config.bootstrap, seed=seed) for name, one in sums.items()
-    }
+    figures = {name: summarise(one, held_out.embeddings, resamples=config.bootstrap, seed=seed) for name, one in sums.items()}
     metrics = dict(figures["default"])
     metrics |= {f"base_{name}": figures["base"][name] for name in ("kl", "top1_agreement", "relation_alignment")}
     for prefix, name in (("general", "default"), ("base_general", "base")):
         on_general = summarise(general[name], None, resamples=config.bootstrap, seed=seed)
         metrics |= {f"{prefix}_{metric}": on_general[metric] for metric in ("kl", "top1_agreement")}
-    metrics["general_retained"] = ratio(
-        general["default"].agree, general["base"].agree, resamples=config.bootstrap, seed=seed
-    )
+    metrics["general_retained"] = ratio(general["default"].agree, general["base"].agree, resamples=config.bootstrap, seed=seed)
     if "sft" in sums:
         metrics["kl_below_sft"] = paired_difference(
             sums["sft"].kl, sums["default"].kl, sums["sft"].tokens, resamples=config.bootstrap, seed=seed

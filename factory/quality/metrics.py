@@ -56,7 +56,7 @@ def ratio(numerator: FloatArray, denominator: FloatArray, *, resamples: int, see
 
 
 def paired_difference(a: FloatArray, b: FloatArray, tokens: FloatArray, *, resamples: int, seed: int) -> Figure:
-    """``paired_difference(own.kl, other.kl, own.tokens, …)``: mean of a − b per token, both on the same examples."""
+    """``paired_difference(own.kl, other.kl, own.tokens, …)``: mean of a - b per token, both on the same examples."""
     return ratio(a - b, tokens, resamples=resamples, seed=seed)
 
 

@@ -1,0 +1,187 @@
+"""Soft targets: what is stored is what a live pass gives, in the examples' order, and only what is missing is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import factory.distill.targets as module
+from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
+from factory.distill.targets import (
+    LONGEST_COMPLETION,
+    Sequence_,
+    SoftTargetStore,
+    batches_of,
+    encode,
+    feature_layers,
+    hard_targets,
+    join_stores,
+    score,
+)
+from factory.models.chat import end_of_turn, prompt_ids
+from factory.models.teacher import Teacher
+
+SEQUENCES = tiny.sequences(7)
+
+
+def make(folder: Path, teacher: Teacher, sequences: list[Sequence_] = SEQUENCES, **over: Any) -> SoftTargetStore:
+    return SoftTargetStore.make(folder, teacher, sequences, **({"top_k": 8, "temperature": 1.5, "batch": 3} | over))
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many examples each live pass had."""
+    counts: list[int] = []
+
+    def counting(teacher: Teacher, prompts: Any, *rest: Any) -> Any:
+        counts.append(len(prompts))
+        return score(teacher, prompts, *rest)
+
+    monkeypatch.setattr(module, "score", counting)
+    monkeypatch.setattr(module, "SHARD", 3)
+    return counts
+
+
+@torch.no_grad()
+def dense(teacher: Teacher, one: Sequence_, prompt: list[int]) -> tuple[Tensor, list[Tensor]]:
+    """The whole model on one row: logits at its completion (n, V), and the mean of every layer's states there."""
+    ids = torch.tensor([[*prompt, *one.completion]])
+    output = teacher.model(input_ids=ids, output_hidden_states=True)
+    where = slice(len(prompt) - 1, ids.shape[1] - 1)
+    return output.logits[0, where], [states[0, where].mean(0) for states in output.hidden_states]
+
+
+def test_a_live_score_is_the_teacher_with_its_context_at_completion_positions() -> None:
+    teacher = tiny.teacher()
+    targets = score(teacher, [s.teacher_prompt for s in SEQUENCES], [s.completion for s in SEQUENCES], 8, 1.5)
+    passes = [dense(teacher, one, one.teacher_prompt) for one in SEQUENCES]
+    values = torch.cat([logits for logits, _ in passes])
+    torch.testing.assert_close(targets.ids, values.topk(8, dim=-1).indices)
+    torch.testing.assert_close(targets.log_probs, bucket_log_probs(values, targets.ids, 1.5), atol=1e-4, rtol=1e-4)
+    states = torch.stack([torch.stack([layers[i] for i in feature_layers(4)]) for _, layers in passes])
+    torch.testing.assert_close(targets.states, states, atol=1e-4, rtol=1e-4)
+    without = torch.cat([dense(teacher, one, one.prompt)[0] for one in SEQUENCES])
+    assert (without - values).abs().max() > 0.5  # the context is seen
+
+
+def test_more_tokens_asked_for_than_there_are_gives_all() -> None:
+    one = SEQUENCES[0]
+    targets = score(tiny.teacher(), [one.teacher_prompt], [one.completion], 9999, 1.0)
+    assert targets.ids.shape == (len(one.completion), 360)
+
+
+@pytest.mark.parametrize("chosen", [[0, 1, 2, 3, 4, 5, 6], [4], [6, 0, 3], [2, 2]])
+def test_stored_targets_are_the_live_ones_in_the_order_asked_for(tmp_path: Path, chosen: list[int]) -> None:
+    teacher = tiny.teacher()
+    rows = make(tmp_path, teacher).rows(chosen, tiny.CPU)
+    examples = [SEQUENCES[i] for i in chosen]
+    live = score(teacher, [s.teacher_prompt for s in examples], [s.completion for s in examples], 8, 1.5)
+    assert torch.equal(rows.ids, live.ids)
+    torch.testing.assert_close(rows.log_probs, live.log_probs, atol=2e-3, rtol=2e-3)  # stored in float16
+    torch.testing.assert_close(rows.states, live.states, atol=2e-3, rtol=2e-3)
+    assert (rows.ids.dtype, rows.log_probs.dtype, rows.states.dtype) == (torch.int64, torch.float32, torch.float32)
+
+
+def test_storing_in_float16_moves_a_divergence_by_a_hair(tmp_path: Path) -> None:
+    teacher = tiny.teacher()
+    rows = make(tmp_path, teacher).rows(range(7), tiny.CPU)
+    live = score(teacher, [s.teacher_prompt for s in SEQUENCES], [s.completion for s in SEQUENCES], 8, 1.5)
+    other = torch.log_softmax(torch.randn(rows.log_probs.shape, generator=torch.Generator().manual_seed(0)), -1)
+    for beta in (0.0, 0.5):
+        stored = generalized_jsd_loss(other, rows.log_probs, beta).mean()
+        assert stored.item() == pytest.approx(generalized_jsd_loss(other, live.log_probs, beta).mean().item(), rel=2e-3)
+
+
+def test_a_missing_shard_alone_is_made_again(tmp_path: Path, scored: list[int]) -> None:
+    teacher = tiny.teacher()
+    first = make(tmp_path, teacher)
+    assert sum(scored) == 7 and sorted(path.name for path in tmp_path.iterdir()) == [
+        "0000000.npz", "0000003.npz", "0000006.npz",
+    ]  # fmt: skip
+    scored.clear()
+    counted: list[int] = []
+    (tmp_path / "0000003.npz").unlink()
+    again = make(tmp_path, teacher, progress=counted.append)
+    assert scored == [3] and counted == [3, 3, 1]
+    for name in ("offsets", "ids", "log_probs", "states"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
+
+
+def test_a_stop_while_a_shard_is_written_leaves_no_half_shard(
+    tmp_path: Path, scored: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    savez = np.savez
+
+    def interrupted(file: Any, **arrays: Any) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, tiny.teacher())
+    assert not list(tmp_path.glob("*.npz"))
+    monkeypatch.setattr(np, "savez", savez)
+    assert len(make(tmp_path, tiny.teacher()).states) == 7
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_joined_stores_hold_the_examples_one_after_the_other(tmp_path: Path) -> None:
+    teacher, other = tiny.teacher(), tiny.sequences(3, seed=5)
+    first, second = make(tmp_path / "a", teacher), make(tmp_path / "b", teacher, other)
+    joined = join_stores([first, second])
+    for index in range(3):
+        ours, theirs = joined.rows([7 + index], tiny.CPU), second.rows([index], tiny.CPU)
+        assert torch.equal(ours.ids, theirs.ids) and torch.equal(ours.states, theirs.states)
+    assert torch.equal(joined.rows([6], tiny.CPU).log_probs, first.rows([6], tiny.CPU).log_probs)
+    assert joined.bytes == first.bytes + second.bytes
+
+
+def test_hard_targets_make_the_divergence_the_negative_log_likelihood() -> None:
+    values = torch.randn(7, 360, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    completions = [[5, 9, 2], [7, 300, 41, 2]]
+    targets = hard_targets(completions, tiny.CPU)
+    loss = generalized_jsd_loss(bucket_log_probs(values, targets.ids), targets.log_probs, 0.0)
+    exact = F.cross_entropy(values, torch.tensor([5, 9, 2, 7, 300, 41, 2]), reduction="none")
+    torch.testing.assert_close(loss, exact)
+    ours, theirs = (torch.autograd.grad(part.sum(), values)[0] for part in (loss, exact))
+    torch.testing.assert_close(ours, theirs)
+    assert targets.states.numel() == 0
+
+
+def test_rows_are_encoded_for_the_student_and_the_teacher_with_one_completion() -> None:
+    tokenizer = tiny.tokenizer()
+    [row, chunk] = encode(
+        [{"prompt": "what is light", "completion": "it is sugar"}, {"prompt": "", "completion": "students learn"}],
+        tokenizer,
+        tiny.CONTEXT,
+    )
+    assert row.prompt == prompt_ids(tokenizer, "what is light")
+    assert row.teacher_prompt == prompt_ids(tokenizer, "what is light", tiny.CONTEXT)
+    assert tokenizer.decode(row.completion) == "it is sugar<|im_end|>"
+    assert chunk.prompt == chunk.teacher_prompt == [tokenizer.bos_token_id]
+    assert tokenizer.decode(chunk.completion) == "students learn"
+
+
+def test_a_completion_too_long_is_cut_on_the_right() -> None:
+    [row] = encode([{"prompt": "a", "completion": "light " * 900}], tiny.tokenizer(), tiny.CONTEXT)
+    assert len(row.completion) == LONGEST_COMPLETION
+    assert end_of_turn(tiny.tokenizer()) not in row.completion
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(30, [8, 15, 22, 30]), (4, [1, 2, 3, 4]), (1, [1, 1, 1, 1])])
+def test_feature_layers_are_quarters_of_the_depth_and_never_the_embedding(depth: int, layers: list[int]) -> None:
+    assert feature_layers(depth) == layers
+
+
+def test_batches_are_the_student_s_view_in_order() -> None:
+    batches = batches_of(SEQUENCES, 3)
+    assert [len(batch.input_ids) for batch in batches] == [3, 3, 1]
+    rows = [ids[real].tolist() for batch in batches for ids, real in zip(batch.input_ids, batch.real, strict=True)]
+    assert rows == [[*one.prompt, *one.completion] for one in SEQUENCES]
