@@ -350,7 +350,8 @@ def load_specs(root: Path) -> Specs:
 
 
 def _kind(path: Path) -> type[Strict]:
-    return {".family": FamilySpec, ".pool": PoolSpec}.get(Path(path.stem).suffix, DomainSpec)
+    kinds: dict[str, type[Strict]] = {".family": FamilySpec, ".pool": PoolSpec}
+    return kinds.get(Path(path.stem).suffix, DomainSpec)
 
 
 def _read(path: Path, kind: type[Strict]) -> tuple[Any, list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import commonpath
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -69,7 +68,7 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
 def _token_after(tokenizer: PreTrainedTokenizerBase, opened: str, whole: str, what: str) -> int:
     """The first token of ``whole`` after the tokens of ``opened``."""
     begun, ids = _ids(tokenizer, opened), _ids(tokenizer, whole)
-    shared = len(commonpath([begun, ids]))
+    shared = len(shared_prefix([begun, ids]))
     if shared != len(begun) or len(ids) == shared:
         raise ReferenceError(
             f"the chat template does not end {what} with a token of its own: write one after "

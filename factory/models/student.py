@@ -99,7 +99,8 @@ def check_vocabularies(student: PreTrainedTokenizerBase, teacher: PreTrainedToke
 
 def save_base(base: Base, folder: Path) -> None:
     """Writes a plain transformers folder in bfloat16, and beside it the shape."""
-    copy.deepcopy(base.model).to(torch.bfloat16).save_pretrained(folder)
+    half: Any = copy.deepcopy(base.model)
+    half.to(torch.bfloat16).save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
     shape = {"layers": base.shape.layers, "tokens": base.shape.tokens}
     (folder / SHAPE).write_text(json.dumps(shape), encoding="utf-8")
@@ -107,11 +108,11 @@ def save_base(base: Base, folder: Path) -> None:
 
 def load_base(folder: Path, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Base:
     """``load_base(version.folder, device)``: a published base, in evaluation mode."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     shape = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
     layers, tokens = shape["layers"], shape["tokens"]
     return Base(
-        model,
+        model.to(device).eval(),
         AutoTokenizer.from_pretrained(folder),
         Shape(tuple(layers) if layers is not None else None, tuple(tokens) if tokens is not None else None),
     )

@@ -7,15 +7,15 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from os.path import commonpath
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from factory.data.dataset import Completion
 from factory.data.sources import Example
-from factory.models.chat import NO_CONTEXT, end_of_prompt, prompt_ids, stop_tokens
+from factory.models.chat import NO_CONTEXT, end_of_prompt, prompt_ids, shared_prefix, stop_tokens
 from factory.models.references import ResolvedModel
 from factory.models.sampling import sample
 from factory.spec import TeacherContext, TeacherPromptSource
@@ -35,8 +35,8 @@ class Teacher:
     @classmethod
     def load(cls, resolved: ResolvedModel, device: torch.device) -> Teacher:
         """Loads the full-vocabulary teacher in bfloat16."""
-        model: Any = AutoModelForCausalLM.from_pretrained(resolved.folder, dtype=torch.bfloat16).to(device).eval()
-        return cls(model, AutoTokenizer.from_pretrained(resolved.folder), resolved.sha256)
+        model: Any = AutoModelForCausalLM.from_pretrained(resolved.folder, dtype=torch.bfloat16)
+        return cls(model.to(device).eval(), AutoTokenizer.from_pretrained(resolved.folder), resolved.sha256)
 
     def complete(
         self,
@@ -95,7 +95,7 @@ class Teacher:
         opened = prompt_ids(self.tokenizer, "\N{SNOWMAN}", NO_CONTEXT)
         other = prompt_ids(self.tokenizer, "Which", NO_CONTEXT)
         opening = list(self.tokenizer(source.opening, add_special_tokens=False)["input_ids"]) if source.opening else []
-        start = [*commonpath([opened, other]), *opening]
+        start = [*shared_prefix([opened, other]), *opening]
         stop = sorted({end_of_prompt(self.tokenizer), *stop_tokens(self.tokenizer)})
         sampled = sample(
             self.model,
@@ -113,7 +113,7 @@ class Teacher:
 
 def split_prefix(sequences: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
     """``prefix, rest = split_prefix(ids)``: what all sequences begin with, and at least one further token of each."""
-    shared = len(commonpath([list(ids) for ids in sequences]))
+    shared = len(shared_prefix([list(ids) for ids in sequences]))
     shared = min(shared, min(len(ids) for ids in sequences) - 1)
     return list(sequences[0][:shared]), [list(ids[shared:]) for ids in sequences]
 
