@@ -75,6 +75,8 @@ def relation_alignment(student: FloatArray, teacher: FloatArray, *, resamples: i
         return Figure(float("nan"), float("nan"), float("nan"), n)
     ours, theirs = cosines(student), cosines(teacher)
     value = _spearman(ours, theirs, np.arange(n))
+    if np.isnan(value):
+        return Figure(value, value, value, n)
     resampled = [_spearman(ours, theirs, rows) for rows in draws(n, min(resamples, 200), seed)]
     low, high = np.nanpercentile(resampled, [2.5, 97.5])
     return Figure(value, float(low), float(high), n)
@@ -96,7 +98,7 @@ def _spearman(ours: FloatArray, theirs: FloatArray, rows: np.ndarray) -> float:
     first, second = np.triu_indices(len(rows), k=1)
     pairs = rows[first] != rows[second]
     i, j = rows[first][pairs], rows[second][pairs]
-    if len(i) < 2:
+    if len(i) < 2 or min(np.ptp(ours[i, j]), np.ptp(theirs[i, j])) < 1e-12:  # all alike: nothing has a rank
         return float("nan")
     return float(spearmanr(ours[i, j], theirs[i, j]).statistic)
 
