@@ -145,8 +145,7 @@ def test_a_pruned_base_is_a_whole_float32_model_that_knows_its_layers_and_stops(
 def test_all_layers_kept_is_the_teacher_itself() -> None:
     teacher = tiny.teacher()
     torch.testing.assert_close(logits(pruned(teacher, layers=4).model), logits(teacher.model))
-    for ours, theirs in zip(loaded.model.parameters(), base.model.parameters(), strict=True):  # rotary buffers stay float32
-        assert torch.equal(ours, theirs.to(torch.bfloat16))
+
 
 def test_a_base_comes_back_from_disk_with_the_same_bfloat16_logits(tmp_path: Path) -> None:
     base = pruned()
