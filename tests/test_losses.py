@@ -200,6 +200,14 @@ def test_relation_compares_embeddings_of_different_widths(loss: Loss) -> None:
     assert loss(wider, embeddings).item() == pytest.approx(0, abs=1e-6)
 
 
+@RELATIONS
+def test_a_single_example_has_no_relations(loss: Loss) -> None:
+    student = logits(1, 5).requires_grad_()
+    value = loss(student, logits(1, 3))
+    value.backward()  # type: ignore[no-untyped-call]
+    assert value.item() == 0 and student.grad is not None and student.grad.isfinite().all()
+
+
 def test_distance_loss_of_three_points_has_its_hand_computed_value() -> None:
     student = torch.tensor([[0.0], [1.0], [3.0]])  # distances 1, 3, 2 → over their mean 0.5, 1.5, 1
     teacher = torch.tensor([[0.0], [2.0], [1.0]])  # distances 2, 1, 1 → 1.5, 0.75, 0.75
