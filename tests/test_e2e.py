@@ -135,7 +135,7 @@ def test_its_next_tokens_are_explained(student: dict[str, Any], run: Run) -> Non
 
 
 def test_texts_are_routed(student: dict[str, Any], run: Run) -> None:
-    assert run("route", QUESTION, "--json")["domain"] == "education"
+    assert run("route", "Explain photosynthesis to a ten-year-old.", "--json")["domain"] == "education"
     assert run("route", "Book me a table for two at eight tonight.", "--json")["domain"] is None
 
 
