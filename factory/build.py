@@ -35,7 +35,7 @@ from factory.data.dataset import (
     thinness,
 )
 from factory.data.router import DomainRouter
-from factory.data.sources import Example, load_examples, sample_evenly
+from factory.data.sources import Example, content_hash, load_examples, sample_evenly
 from factory.distill.targets import SoftTargetStore, batches_of, encode
 from factory.distill.trainer import Lesson, distill, join_lessons
 from factory.models.chat import NO_CONTEXT, messages, prompt_ids
@@ -160,7 +160,10 @@ class Factory:
     @property
     def router_folder(self) -> Path:
         """Named by what decides the router: the public domains' sources, the general pool, settings, encoder, seed."""
-        decides = [domain.model_dump(include={"name", "sources"}) for domain in self.public_domains]
+        decides = [
+            [domain.model_dump(include={"name", "sources"}), content_hash(domain.sources, self.specs.root)]
+            for domain in self.public_domains
+        ]
         general, config = self.specs.pools[self.family.general].model_dump(), self.family.router
         return home() / "routers" / digest(decides, general, config.model_dump(), self.family.encoder.model, self.seed)
 
@@ -195,7 +198,7 @@ class Factory:
     # -------------------------------------------------------------------------------------------------------- data set
 
     def data_folder(self, spec: DomainSpec) -> Path:
-        """Named by what decides the data set."""
+        """Named by what decides the data set, the content of its files included."""
         settings = self.family.settings(self.profile, spec)
         key = digest(
             spec.model_dump(),
@@ -205,6 +208,7 @@ class Factory:
             None if spec.private else self.router.version,
             self.family.teacher.chat_template,
             [source.model_dump() for source in self.family.pool],
+            content_hash([*spec.sources, *self.family.pool], self.specs.root),
         )
         return home() / "data" / f"{spec.name}-{key}"
 
@@ -250,6 +254,7 @@ class Factory:
             spec.teacher_context if spec else NO_CONTEXT,
             folder=home() / "completions",
             max_new_tokens=settings.data.max_completion_tokens,
+            repetition_penalty=settings.data.repetition_penalty,
             seed=self.seed,
             progress=advance,
         )
@@ -441,6 +446,7 @@ class Factory:
         general = self.general_rows()
         with self.timed("evaluate"), self.progress(f"{data.spec.name}: evaluate", len(test) + len(general)) as advance:
             held_out = HeldOut(
+                [row["prompt"] for row in test],
                 encode(test, teacher.tokenizer, data.spec.teacher_context),
                 self.embed([f"{row['prompt']}\n{row['completion']}" for row in test]),
                 encode(general, teacher.tokenizer, NO_CONTEXT),

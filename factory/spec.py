@@ -181,6 +181,7 @@ class DataConfig(Strict):
     max_prompt_tokens: int = Field(default=192, ge=8)
     max_completion_tokens: int = Field(default=128, ge=8)
     max_examples: int = Field(default=2000, ge=20)  # prompts a domain, after routing and cleaning
+    repetition_penalty: float = Field(default=1.1, ge=1)  # of the teacher's completions; 1 lets a small teacher loop
     near_duplicate: float = Field(default=0.95, gt=0, le=1)  # cosine of the family's encoder
     validation: float = Field(default=0.05, gt=0, lt=0.5)
     test: float = Field(default=0.1, gt=0, lt=0.5)

@@ -177,7 +177,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def report(model: PeftModel, seed: int = 0) -> Any:
     embeddings = np.random.default_rng(0).normal(size=(6, 5))
-    held_out = HeldOut(ROWS[:6], embeddings, WITHOUT_CONTEXT[6:10])
+    held_out = HeldOut([f"prompt {i}" for i in range(6)], ROWS[:6], embeddings, WITHOUT_CONTEXT[6:10])
     return evaluate(model, tiny.teacher(), held_out, EvaluateConfig(bootstrap=100), seed=seed)
 
 

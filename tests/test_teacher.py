@@ -42,7 +42,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def complete(teacher: Teacher, folder: Path, examples: list[Example] = EXAMPLES, **over: Any) -> dict[str, Completion]:
     context = over.pop("context", tiny.CONTEXT)
-    return teacher.complete(examples, context, folder=folder, **({"max_new_tokens": 6, "seed": 0} | over))
+    return teacher.complete(
+        examples, context, folder=folder, **({"max_new_tokens": 6, "repetition_penalty": 1.0, "seed": 0} | over)
+    )
 
 
 def test_completions_are_the_greedy_answers_to_context_and_prompt(tmp_path: Path) -> None:

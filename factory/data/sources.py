@@ -46,6 +46,21 @@ class Example:
         return self.prompt or self.completion
 
 
+def content_hash(sources: Sequence[Source], root: Path) -> str:
+    """``content_hash(domain.sources, specs.root)``: changes with the files that ``file`` and ``documents`` sources read.
+
+    A missing path adds nothing here: ``load_examples`` is what says that it is missing.
+    """
+    digest = hashlib.sha256()
+    for source in sources:
+        if isinstance(source, FileSource | DocumentSource):
+            path = root / source.path
+            for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+                digest.update(str(file.relative_to(root) if file.is_relative_to(root) else file.name).encode())
+                digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def load_examples(
     sources: Sequence[Source],
     *,

@@ -102,7 +102,7 @@ class SoftTargetStore:
         *,
         top_k: int,
         temperature: float,
-        batch: int = 16,
+        batch: int = 32,
         progress: Callable[[int], None] | None = None,
     ) -> SoftTargetStore:
         """Reads the shards that are in ``folder`` and writes those that are missing."""

@@ -52,6 +52,7 @@ def sample(
     stop: Sequence[int],
     prefix: Sequence[int] = (),
     temperature: float = 0.0,
+    repetition_penalty: float = 1.0,
     seed: int = 0,
     batch: int = 64,
     progress: Callable[[int], None] | None = None,
@@ -59,7 +60,9 @@ def sample(
     """``sample(model, [[1, 5, 7]], max_new_tokens=64, stop=[2])``: one list of new token ids a prompt.
 
     A stop token ends a sequence and is its last id; a sequence without one was cut off. ``temperature`` 0 is greedy.
-    ``prefix`` comes before every prompt and is computed once. Finished rows leave the batch.
+    ``repetition_penalty`` above 1 makes every token already in this completion less likely (Keskar et al. 2019, CTRL, arXiv
+    1909.05858); the prompt's own words are not penalised. ``prefix`` comes before every prompt and is computed once.
+    Finished rows leave the batch.
     """
     longest = len(prefix) + max(map(len, prompts), default=0) + 1 + max_new_tokens
     if prefix and longest > (getattr(model.config.get_text_config(), "sliding_window", None) or longest):
@@ -75,6 +78,7 @@ def sample(
         active = torch.tensor(rows, device=model.device)
         tokens, real = padded_left([prompts[i] for i in rows], model.device)  # (B, P)
         mask = torch.cat([real.new_ones(len(rows), len(prefix)), real], dim=1)  # (B, prefix + P)
+        written = torch.zeros(len(rows), model.config.get_text_config().vocab_size, dtype=torch.bool, device=model.device)
         for _ in range(max_new_tokens):
             positions = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
             logits = model(
@@ -85,7 +89,11 @@ def sample(
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
+            if repetition_penalty != 1:
+                lowered = torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
+                logits = torch.where(written, lowered, logits)
             tokens = next_tokens(logits, temperature, generator)  # (B, 1)
+            written.scatter_(1, tokens, True)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             for index, token in zip(active.tolist(), tokens[:, 0].tolist(), strict=True):
                 out[index].append(token)
@@ -94,7 +102,7 @@ def sample(
                 break
             if not running.all():
                 cache.batch_select_indices(running.nonzero()[:, 0])
-                active, tokens, mask = active[running], tokens[running], mask[running]
+                active, tokens, mask, written = active[running], tokens[running], mask[running], written[running]
         if progress is not None:
             progress(len(rows))
     return out

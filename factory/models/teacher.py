@@ -45,6 +45,7 @@ class Teacher:
         *,
         folder: Path,
         max_new_tokens: int,
+        repetition_penalty: float,
         seed: int,
         progress: Progress | None = None,
     ) -> dict[str, Completion]:
@@ -53,7 +54,7 @@ class Teacher:
         Kept in ``folder`` as JSON lines under what decides them (teacher, context, limit), each beside its prompt: a stop
         loses at most the last ``CHUNK`` prompts, and the same prompt of another build is not asked again.
         """
-        decides = [self.revision, context.model_dump(), max_new_tokens, self.tokenizer.chat_template]
+        decides = [self.revision, context.model_dump(), max_new_tokens, repetition_penalty, self.tokenizer.chat_template]
         key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
         path = folder / f"{key}.jsonl"
         known = read_completions(path)
@@ -64,7 +65,7 @@ class Teacher:
         folder.mkdir(parents=True, exist_ok=True)
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
-            written = self._write(chunk, context, max_new_tokens, seed, progress)
+            written = self._write(chunk, context, max_new_tokens, repetition_penalty, seed, progress)
             with path.open("a", encoding="utf-8") as file:
                 for prompt, completion in written.items():
                     row = {"prompt": prompt, "text": completion.text, "finished": completion.finished}
@@ -73,13 +74,26 @@ class Teacher:
         return {example.id: known[example.prompt] for example in wanted}
 
     def _write(
-        self, prompts: Sequence[str], context: TeacherContext, max_new_tokens: int, seed: int, progress: Progress | None
+        self,
+        prompts: Sequence[str],
+        context: TeacherContext,
+        max_new_tokens: int,
+        repetition_penalty: float,
+        seed: int,
+        progress: Progress | None,
     ) -> dict[str, Completion]:
         ids = [prompt_ids(self.tokenizer, prompt, context) for prompt in prompts]
         prefix, rest = split_prefix(ids)
         stop = stop_tokens(self.tokenizer)
         sampled = sample(
-            self.model, rest, prefix=prefix, stop=stop, max_new_tokens=max_new_tokens, seed=seed, progress=progress
+            self.model,
+            rest,
+            prefix=prefix,
+            stop=stop,
+            max_new_tokens=max_new_tokens,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            progress=progress,
         )
         return {
             prompt: Completion(str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip(), ids[-1] in stop)

@@ -19,7 +19,7 @@ from factory.models.forward import Batch, hidden_states, logits, make_batch, poo
 from factory.models.sampling import sample
 from factory.models.teacher import Teacher, split_prefix
 from factory.quality.metrics import Figure, Sums, concatenate, paired_difference, ratio, summarise
-from factory.spec import EvaluateConfig
+from factory.spec import DataConfig, EvaluateConfig
 
 Candidate = Callable[[], AbstractContextManager[Any]]  # gives a model while it is measured: an adapter switched on, or off
 BATCH = 16
@@ -109,9 +109,16 @@ def measure_speed(
 def answers(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], prefix: Sequence[int] = (), max_new_tokens: int = 96
 ) -> list[str]:
-    """``answers(model, tokenizer, ids)``: greedy answers as text."""
+    """``answers(model, tokenizer, ids)``: greedy answers as text, with the penalty that keeps small models from looping."""
     stop = stop_tokens(tokenizer)
-    written = sample(model, prompts, prefix=prefix, stop=stop, max_new_tokens=max_new_tokens)
+    written = sample(
+        model,
+        prompts,
+        prefix=prefix,
+        stop=stop,
+        max_new_tokens=max_new_tokens,
+        repetition_penalty=DataConfig().repetition_penalty,
+    )
     return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in written]
 
 
@@ -124,6 +131,7 @@ def folder_bytes(folder: Path) -> int:
 class HeldOut:
     """Text no student was trained on: a domain's test split and general prompts, in ids, with the encoder's view."""
 
+    prompts: Sequence[str]  # of the domain's examples, as they were written
     domain: Sequence[Sequence_]
     embeddings: np.ndarray  # (E, D), of the domain's examples
     general: Sequence[Sequence_]
@@ -183,7 +191,7 @@ def evaluate(
         metrics,
         {name: one for name, one in figures.items() if name != "default"},
         _speed(adapter, teacher, held_out),
-        _samples(adapter, teacher, held_out.domain[:SAMPLES]),
+        _samples(adapter, teacher, held_out),
     )
 
 
@@ -218,9 +226,10 @@ def _speed(adapter: Any, teacher: Teacher, held_out: HeldOut) -> dict[str, dict[
     return {"teacher": measure_speed(teacher.model, prompts, stop), "student": measure_speed(adapter, prompts, stop)}
 
 
-def _samples(adapter: Any, teacher: Teacher, sequences: Sequence[Sequence_]) -> list[dict[str, str]]:
+def _samples(adapter: Any, teacher: Teacher, held_out: HeldOut) -> list[dict[str, str]]:
+    sequences = held_out.domain[:SAMPLES]
     prefix, rest = split_prefix([s.teacher_prompt for s in sequences])
-    asked = [teacher.tokenizer.decode(s.prompt, skip_special_tokens=False) for s in sequences]
     own = answers(adapter, teacher.tokenizer, [s.prompt for s in sequences])
     theirs = answers(teacher.model, teacher.tokenizer, rest, prefix)
-    return [{"prompt": str(p), "teacher": t, "student": s} for p, t, s in zip(asked, theirs, own, strict=True)]
+    asked = held_out.prompts[:SAMPLES]
+    return [{"prompt": p, "teacher": t, "student": s} for p, t, s in zip(asked, theirs, own, strict=True)]
