@@ -11,35 +11,21 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from datasets import DatasetDict
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from factory.card import model_card
-from factory.data.cleaning import clean_completion
 from factory.data.dataset import (
-    DatasetManifest,
-    finish_dataset,
-    load_dataset_folder,
-    make_prompts,
-    route_pool,
     thinness,
 )
-from factory.data.router import DomainRouter
-from factory.data.sources import Example, content_hash, load_examples, sample_evenly
 from factory.distill.targets import SoftTargetStore, batches_of, encode
 from factory.distill.trainer import Lesson, distill, join_lessons
-from factory.models.chat import NO_CONTEXT, messages, prompt_ids
-from factory.models.references import ResolvedModel, home, load_encoder, pick_device, resolve
+from factory.materials import DomainData, Materials, ProgressBar, no_progress
+from factory.models.chat import NO_CONTEXT, messages
+from factory.models.references import home, resolve
 from factory.models.student import (
     Base,
     attach_adapter,
@@ -56,32 +42,14 @@ from factory.models.vocabulary import vocabulary_growth
 from factory.provenance import digest, git_commit, library_versions, merged_datasets
 from factory.quality.evaluate import EvalReport, HeldOut, evaluate, folder_bytes, measure, switched
 from factory.registry import Registry, Version
-from factory.spec import DomainSpec, FamilySpec, Settings, SizeSpec, Specs, TeacherPromptSource
+from factory.spec import FamilySpec, Settings, SizeSpec, Specs
 
 CALIBRATION = 64  # examples on which block influence and the cost of trimming are measured
 PROBE = 64  # examples of each split behind the thinness warning
 GROWTH_WARNING = 0.05  # more tokens than with the teacher's own tokenizer
 
-ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
-
-@contextmanager
-def no_progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar that is not drawn."""
-    yield lambda steps: None
-
-
-@dataclass(frozen=True)
-class DomainData:
-    """One domain's data set on disk."""
-
-    spec: DomainSpec
-    folder: Path
-    rows: DatasetDict
-    manifest: DatasetManifest
-
-
-class Factory:
+class Factory(Materials):
     """``Factory(specs, family, profile="demo", registry=registry).student("healthcare", "small")``: one family's builds."""
 
     def __init__(
@@ -97,179 +65,8 @@ class Factory:
         baselines: bool = False,
         progress: ProgressBar = no_progress,
     ) -> None:
-        self.specs, self.family, self.profile, self.registry = specs, family, profile, registry
-        self.device, self.resume, self.baselines, self.progress = pick_device(device), resume, baselines, progress
-        self.seed = family.seed if seed is None else seed
-        self.seconds: dict[str, float] = {}
-        family.settings(profile)  # an unknown profile is said before anything is fetched
-
-    # ------------------------------------------------------------------------------------------ models, when needed
-
-    @cached_property
-    def teacher_files(self) -> ResolvedModel:
-        spec = self.family.teacher
-        return resolve(spec, root=self.specs.root, chat_template=spec.chat_template)
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.teacher_files.folder)
-        return tokenizer
-
-    @cached_property
-    def teacher(self) -> Teacher:
-        return Teacher.load(self.teacher_files, self.device)
-
-    @cached_property
-    def encoder(self) -> Any:
-        return load_encoder(self.family.encoder, self.device.type, root=self.specs.root)
-
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """(N, D) float32 unit vectors of the family's encoder."""
-        embeddings = self.encoder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
-        return np.asarray(embeddings, dtype=np.float32)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begun
-
-    # ----------------------------------------------------------------------------------------------- sources, router
-
-    def examples(self, sources: Any) -> list[Example]:
-        """Examples of some sources; the teacher is loaded only where a source has it write prompts."""
-
-        def count(text: str) -> int:
-            return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-        def write(source: TeacherPromptSource, seed: int) -> list[str]:
-            return self.teacher.write_prompts(source, seed)
-
-        return load_examples(sources, root=self.specs.root, seed=self.seed, count_tokens=count, write_prompts=write)
-
-    @cached_property
-    def general(self) -> list[Example]:
-        return self.examples(self.specs.pools[self.family.general].sources)
-
-    @cached_property
-    def public_domains(self) -> list[DomainSpec]:
-        return [domain for domain in self.specs.domains.values() if not domain.private]
-
-    @property
-    def router_folder(self) -> Path:
-        """Named by what decides the router: the public domains' sources, the general pool, settings, encoder, seed."""
-        decides = [
-            [domain.model_dump(include={"name", "sources"}), content_hash(domain.sources, self.specs.root)]
-            for domain in self.public_domains
-        ]
-        general, config = self.specs.pools[self.family.general].model_dump(), self.family.router
-        return home() / "routers" / digest(decides, general, config.model_dump(), self.family.encoder.model, self.seed)
-
-    @cached_property
-    def router(self) -> DomainRouter:
-        """Trained on the public domains' own texts and the general pool; kept on disk."""
-        folder, config = self.router_folder, self.family.router
-        if folder.exists():
-            return DomainRouter.load(folder, self.encoder)
-        with self.timed("router"):
-            labelled = [
-                (example, domain.name)
-                for domain in self.public_domains
-                for example in self.examples([s for s in domain.sources if s.kind != "teacher_prompts"])
-            ]
-            texts = [(example, name) for example, name in labelled] + [(example, None) for example in self.general]
-            router = DomainRouter.fit(
-                [example.text for example, _ in texts],
-                [name for _, name in texts],
-                self.encoder,
-                config,
-                self.seed,
-                groups=[example.template or example.id for example, _ in texts],
-            )
-            router.save(folder)
-        return router
-
-    @cached_property
-    def routed_pool(self) -> dict[str, list[Example]]:
-        return route_pool(self.examples(self.family.pool), self.router) if self.family.pool else {}
-
-    # -------------------------------------------------------------------------------------------------------- data set
-
-    def data_folder(self, spec: DomainSpec) -> Path:
-        """Named by what decides the data set, the content of its files included."""
-        settings = self.family.settings(self.profile, spec)
-        key = digest(
-            spec.model_dump(),
-            settings.data.model_dump(),
-            self.seed,
-            self.teacher_files.sha256,
-            None if spec.private else self.router.version,
-            self.family.teacher.chat_template,
-            [source.model_dump() for source in self.family.pool],
-            content_hash([*spec.sources, *self.family.pool], self.specs.root),
-        )
-        return home() / "data" / f"{spec.name}-{key}"
-
-    def data(self, name: str) -> DomainData:
-        """``factory.data("legal").manifest.counts``: the domain's data set with the teacher's completions."""
-        spec = self.specs.domain(name)
-        settings, folder = self.family.settings(self.profile, spec), self.data_folder(spec)
-        router = None if spec.private else self.router
-        if not folder.exists():
-            self._make_data(spec, settings, router, folder)
-        rows, manifest = load_dataset_folder(folder)
-        return DomainData(spec, folder, rows, manifest)
-
-    def _make_data(self, spec: DomainSpec, settings: Settings, router: DomainRouter | None, folder: Path) -> None:
-        with self.timed("data"):
-            own = self.examples(spec.sources)
-            prompts = make_prompts(
-                [*own, *([] if spec.private else self.routed_pool.get(spec.name, []))],
-                domain=spec.name,
-                router=router,
-                encoder=self.encoder,
-                count_tokens=lambda text: len(prompt_ids(self.tokenizer, text)),
-                config=settings.data,
-                seed=self.seed,
-            )
-        every = [*prompts.train, *prompts.validation, *prompts.test]
-        with self.timed("completions"), self.progress(f"{spec.name}: teacher answers", len(every)) as advance:
-            completions = self._complete(every, spec, settings, advance)
-        provenance = {
-            "teacher": self.family.teacher.model,
-            "teacher_sha256": self.teacher_files.sha256,
-            "teacher_context": spec.teacher_context.model_dump(),
-            "router": router.version if router else None,
-            "disagreements": [[d.prompt, d.routed_to] for d in prompts.disagreements[:5]],
-        }
-        finish_dataset(prompts, completions, folder, domain=spec.name, seed=self.seed, provenance=provenance)
-
-    def _complete(self, examples: Sequence[Example], spec: DomainSpec | None, settings: Settings, advance: Any) -> Any:
-        if all(example.completion for example in examples):
-            return {}
-        return self.teacher.complete(
-            examples,
-            spec.teacher_context if spec else NO_CONTEXT,
-            folder=home() / "completions",
-            max_new_tokens=settings.data.max_completion_tokens,
-            repetition_penalty=settings.data.repetition_penalty,
-            seed=self.seed,
-            progress=advance,
-        )
-
-    def general_rows(self) -> list[dict[str, str]]:
-        """Held-out general prompts with the teacher's own answers, without any domain's context."""
-        settings = self.family.settings(self.profile)
-        chosen = sample_evenly(self.general, settings.evaluate.general, self.seed)
-        with self.timed("completions"), self.progress("general: teacher answers", len(chosen)) as advance:
-            completions = self._complete(chosen, None, settings, advance)
-        return [
-            {"prompt": example.prompt, "completion": completions[example.id].text}
-            for example in chosen
-            if clean_completion(completions[example.id].text, completions[example.id].finished) is None
-        ]
+        super().__init__(specs, family, profile=profile, device=device, seed=seed, progress=progress)
+        self.registry, self.resume, self.baselines = registry, resume, baselines
 
     # ------------------------------------------------------------------------------------------------------------ base
 
@@ -312,7 +109,7 @@ class Factory:
         self, size: SizeSpec, settings: Settings, datasets: Sequence[DomainData], folder: Path
     ) -> tuple[Base, dict[str, Any]]:
         """Prunes and trims the teacher (or takes another base), then distils all its weights on all public domains."""
-        with self.timed("prune"):
+        with self.timed("prune"), self.progress("base: layers and tokens", 1) as advance:
             tokens = choose_tokens(self.teacher, self._family_texts(datasets), size)
             teacher = trim_teacher(self.teacher, tokens)
             sequences = [encode(data.rows["train"], teacher.tokenizer, data.spec.teacher_context) for data in datasets]
@@ -325,7 +122,8 @@ class Factory:
             untyped: Any = base.model
             untyped.to(self.device)
             cost = trimming_cost(self.teacher, teacher, tokens, calibration)
-        lessons = [self._lesson(data, teacher, settings) for data in datasets]
+            advance(1)
+        lessons = [self.lesson(data, teacher, settings) for data in datasets]
         lesson = join_lessons(lessons)
         with self.timed("heal"), self.progress("base: healing", settings.heal.steps) as advance:
             self._keep_or_clear(folder)
@@ -339,7 +137,7 @@ class Factory:
         }
         return base, details
 
-    def _lesson(self, data: DomainData, teacher: Teacher, settings: Settings) -> Lesson:
+    def lesson(self, data: DomainData, teacher: Teacher, settings: Settings) -> Lesson:
         """Ids, stored soft targets and embeddings of a domain's training split."""
         config, rows = settings.heal, data.rows["train"]
         sequences = encode(rows, teacher.tokenizer, data.spec.teacher_context)
@@ -366,8 +164,8 @@ class Factory:
         data, settings = self.data(domain), self.family.settings(self.profile, self.specs.domain(domain))
         base = load_base(version.folder, self.device)
         teacher = trim_teacher(self.teacher, base.shape.tokens)
-        lesson = self._lesson(data, teacher, settings.model_copy(update={"heal": settings.distill}))
-        adapter, curve, folder = self._adapter(base, teacher, lesson, data, settings, version, "distill")
+        lesson = self.lesson(data, teacher, settings.model_copy(update={"heal": settings.distill}))
+        adapter, curve, folder = self.train_adapter(base, teacher, lesson, data, settings, version, "distill")
         if self.baselines:
             self._add_sft(adapter, teacher, lesson, data, settings, version)
         evaluation = self._evaluation(adapter, teacher, data, settings, version)
@@ -400,7 +198,7 @@ class Factory:
         self.seconds = {}
         return published
 
-    def _adapter(
+    def train_adapter(
         self,
         base: Base,
         teacher: Teacher,
@@ -431,7 +229,7 @@ class Factory:
         )
         config = settings.distill.model_copy(update=plain | {"response": 1.0, "feature": 0.0, "relation": 0.0})
         only_text = Lesson(lesson.sequences, None, lesson.embeddings)
-        sft, _, folder = self._adapter(
+        sft, _, folder = self.train_adapter(
             base, teacher, only_text, data, settings.model_copy(update={"distill": config}), version, "sft"
         )
         sft.save_pretrained(folder / "final")

@@ -209,12 +209,17 @@ def show_(ref: Ref, registry: RegistryFolder = REGISTRY, json: Json = False) -> 
 @app.command(rich_help_panel="Students")
 def compare(
     refs: Annotated[list[str], typer.Argument(help="Two or more versions; the word `teacher` adds a column for it.")],
+    matrix: Annotated[bool, typer.Option("--matrix", help="Measure every adapter on every one's domain.")] = False,
+    domains: Domains = DOMAINS,
     registry: RegistryFolder = REGISTRY,
     json: Json = False,
+    device: Device = "auto",
 ) -> None:
     """Compare versions, a column each; the best of each row is marked."""
     here, teacher = Registry(registry), TEACHER in refs
     versions = [here.resolve(ref) for ref in refs if ref != TEACHER]
+    if matrix:
+        return _print_matrix(versions, here, domains, device, json)
     if json:
         return print_json(compare_json(versions, teacher=teacher))
     print_table(compare_table(versions, teacher=teacher))
@@ -341,6 +346,25 @@ def _build(factory: Factory, domain: str, size: str, *, shown: bool) -> Version:
         for warning in version.manifest.get("warnings") or ():
             say(f"warning: {warning}")
     return version
+
+
+def _print_matrix(versions: list[Version], registry: Registry, domains: Path, device: str, json: bool) -> None:
+    specs, first = _specs(domains), versions[0].manifest
+    load_libraries(shown=not json)
+    from factory.build import Factory
+    from factory.study import adapter_matrix, matrix_json, matrix_table
+
+    factory = Factory(
+        specs,
+        specs.family(first["family"]),
+        profile=first["profile"],
+        registry=registry,
+        device=device,
+        seed=first["seed"],
+        progress=progress_bars(shown=not json),
+    )
+    found = adapter_matrix(factory, versions)
+    print_json(matrix_json(found)) if json else print_table(matrix_table(found))
 
 
 def _print_plan(factory: Factory, names: list[str], size: str, json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from factory.data.dataset import thinness
 
 if TYPE_CHECKING:
-    from factory.build import DomainData
+    from factory.materials import DomainData
 
 SAMPLES = 5
 

@@ -46,8 +46,13 @@ METRICS: dict[str, Metric] = {
     "relation_alignment": Metric("relation alignment (Spearman)", "high"),
     "base_relation_alignment": Metric("relation alignment of the base"),
     "base_kl": Metric("KL of the base without adapter"),
+    "base_top1_agreement": Metric("top-1 agreement of the base without adapter", None, "%"),
+    "kl_below_sft": Metric("KL below SFT at equal steps, paired", "high"),
     "general_kl": Metric("KL on general text, nats per token", "low"),
+    "base_general_kl": Metric("KL of the base on general text"),
     "general_top1_agreement": Metric("top-1 agreement on general text", "high", "%"),
+    "base_general_top1_agreement": Metric("top-1 agreement of the base on general text", None, "%"),
+    "general_retained": Metric("general agreement kept, of the base's", "high", "%"),
 }
 
 
@@ -195,7 +200,8 @@ SIZES_AND_SPEED: dict[str, Metric] = {
     "parameters": Metric("parameters", "low", "parameters"),
     "bytes": Metric("bytes", "low", "bytes"),
     "adapter_bytes": Metric("bytes of the adapter alone", "low", "bytes"),
-    "tokens_per_second": Metric("tokens per second", "high"),
+    "tokens_per_second": Metric("tokens per second, one stream", "high"),
+    "batch_tokens_per_second": Metric("tokens per second, 16 streams", "high"),
     "latency_ms": Metric("latency, ms", "low"),
 }
 

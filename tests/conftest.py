@@ -97,7 +97,7 @@ def tiny_models(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """A random teacher in ``domains/teacher`` that answers in sentences, a bag of words as encoder, an own cache."""
     import tiny
 
-    import factory.build
+    import factory.materials
     from factory.data.dataset import Completion
     from factory.models.teacher import Teacher
 
@@ -109,7 +109,7 @@ def tiny_models(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
         return {prompt: Completion(f"the answer to {prompt.strip(' ?')} is light", finished=True) for prompt in prompts}
 
     monkeypatch.setattr(Teacher, "_write", write)
-    monkeypatch.setattr(factory.build, "load_encoder", lambda *_, **__: BagOfWords())
+    monkeypatch.setattr(factory.materials, "load_encoder", lambda *_, **__: BagOfWords())
     monkeypatch.setenv("FACTORY_HOME", str(place.root / "home"))
 
 

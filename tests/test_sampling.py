@@ -130,3 +130,17 @@ def test_progress_counts_every_prompt_once() -> None:
 
 def test_no_prompts_give_no_samples() -> None:
     assert sample(tiny.llama(), [], max_new_tokens=2, stop=[2]) == []
+
+
+def test_a_repetition_penalty_lowers_what_was_written_and_not_the_prompt() -> None:
+    model = tiny.llama()
+    prompt = PROMPTS[0]
+    expected: list[int] = []
+    for _ in range(10):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[*prompt, *expected]])).logits[0, -1]
+        for token in set(expected):
+            logits[token] = logits[token] / 1.5 if logits[token] > 0 else logits[token] * 1.5
+        expected.append(int(logits.argmax()))
+    assert sample(model, [prompt], max_new_tokens=10, stop=(), repetition_penalty=1.5) == [expected]
+    assert len(set(expected)) > len(set(sample(model, [prompt], max_new_tokens=10, stop=())[0]))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.data import sources
-from factory.data.sources import Example, even_shares, load_examples, slot_names
+from factory.data.sources import Example, content_hash, even_shares, load_examples, slot_names
 from factory.errors import DataError
 from factory.spec import DocumentSource, FileSource, HubSource, Source, TeacherPromptSource, TemplateSource
 
@@ -234,3 +234,23 @@ def test_the_teacher_s_prompts_are_asked_for_with_the_seed() -> None:
         load(source)
     with pytest.raises(DataError, match=r"'self' .* is empty"):
         load(source, write_prompts=lambda source, seed: [])
+
+
+def test_a_changed_file_changes_the_content_hash_and_another_file_does_not(tmp_path: Path) -> None:
+    source = FileSource(kind="file", id="mine", license="MIT", path="mine.jsonl")
+    assert content_hash([source], tmp_path) == content_hash([], tmp_path)  # missing: load_examples says so
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "a"}\n')
+    before = content_hash([source], tmp_path)
+    (tmp_path / "other.jsonl").write_text("{}")
+    assert content_hash([source], tmp_path) == before
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "b"}\n')
+    assert content_hash([source], tmp_path) != before
+
+
+def test_a_document_that_is_added_or_renamed_changes_the_content_hash(tmp_path: Path) -> None:
+    source = DocumentSource(kind="documents", id="papers", license="MIT", path="papers")
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "a.txt").write_text("one")
+    before = content_hash([source], tmp_path)
+    (tmp_path / "papers" / "a.txt").rename(tmp_path / "papers" / "b.txt")
+    assert content_hash([source], tmp_path) != before

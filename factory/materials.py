@@ -1,0 +1,234 @@
+"""What a family's builds share: teacher, encoder, router and the domains' data sets, each made once and kept on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import DatasetDict
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from factory.data.cleaning import clean_completion
+from factory.data.dataset import Completion, DatasetManifest, finish_dataset, load_dataset_folder, make_prompts, route_pool
+from factory.data.router import DomainRouter
+from factory.data.sources import Example, content_hash, load_examples, sample_evenly
+from factory.models.chat import NO_CONTEXT, prompt_ids
+from factory.models.references import ResolvedModel, home, load_encoder, pick_device, resolve
+from factory.models.teacher import Teacher
+from factory.provenance import digest
+from factory.spec import DomainSpec, FamilySpec, Settings, Specs, TeacherPromptSource
+
+ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@contextmanager
+def no_progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar that is not drawn."""
+    yield lambda steps: None
+
+
+@dataclass(frozen=True)
+class DomainData:
+    """One domain's data set on disk."""
+
+    spec: DomainSpec
+    folder: Path
+    rows: DatasetDict
+    manifest: DatasetManifest
+
+
+class Materials:
+    """``Materials(specs, family, profile="demo").data("legal")``: teacher, encoder, router and data sets of one family."""
+
+    def __init__(
+        self,
+        specs: Specs,
+        family: FamilySpec,
+        *,
+        profile: str,
+        device: str = "auto",
+        seed: int | None = None,
+        progress: ProgressBar = no_progress,
+    ) -> None:
+        family.settings(profile)  # an unknown profile is said before anything is fetched
+        self.specs, self.family, self.profile = specs, family, profile
+        self.device, self.progress = pick_device(device), progress
+        self.seed = family.seed if seed is None else seed
+        self.seconds: dict[str, float] = {}
+
+    # ------------------------------------------------------------------------------------------ models, when needed
+
+    @cached_property
+    def teacher_files(self) -> ResolvedModel:
+        spec = self.family.teacher
+        return resolve(spec, root=self.specs.root, chat_template=spec.chat_template)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.teacher_files.folder)
+        return tokenizer
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        return Teacher.load(self.teacher_files, self.device)
+
+    @cached_property
+    def encoder(self) -> Any:
+        return load_encoder(self.family.encoder, self.device.type, root=self.specs.root)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, D) float32 unit vectors of the family's encoder."""
+        embeddings = self.encoder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        return np.asarray(embeddings, dtype=np.float32)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begun
+
+    # ----------------------------------------------------------------------------------------------- sources, router
+
+    def examples(self, sources: Any) -> list[Example]:
+        """Examples of some sources; the teacher is loaded only where a source has it write prompts."""
+
+        def count(text: str) -> int:
+            return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        def write(source: TeacherPromptSource, seed: int) -> list[str]:
+            return self.teacher.write_prompts(source, seed)
+
+        return load_examples(sources, root=self.specs.root, seed=self.seed, count_tokens=count, write_prompts=write)
+
+    @cached_property
+    def general(self) -> list[Example]:
+        return self.examples(self.specs.pools[self.family.general].sources)
+
+    @cached_property
+    def public_domains(self) -> list[DomainSpec]:
+        return [domain for domain in self.specs.domains.values() if not domain.private]
+
+    @property
+    def router_folder(self) -> Path:
+        """Named by what decides the router: the public domains' sources, the general pool, settings, encoder, seed."""
+        decides = [
+            [domain.model_dump(include={"name", "sources"}), content_hash(domain.sources, self.specs.root)]
+            for domain in self.public_domains
+        ]
+        general, config = self.specs.pools[self.family.general].model_dump(), self.family.router
+        return home() / "routers" / digest(decides, general, config.model_dump(), self.family.encoder.model, self.seed)
+
+    @cached_property
+    def router(self) -> DomainRouter:
+        """Trained on the public domains' own texts and the general pool; kept on disk."""
+        folder, config = self.router_folder, self.family.router
+        if folder.exists():
+            return DomainRouter.load(folder, self.encoder)
+        with self.timed("router"), self.progress("router", 1) as advance:
+            labelled = [
+                (example, domain.name)
+                for domain in self.public_domains
+                for example in self.examples([s for s in domain.sources if s.kind != "teacher_prompts"])
+            ]
+            texts = [(example, name) for example, name in labelled] + [(example, None) for example in self.general]
+            router = DomainRouter.fit(
+                [example.text for example, _ in texts],
+                [name for _, name in texts],
+                self.encoder,
+                config,
+                self.seed,
+                groups=[example.template or example.id for example, _ in texts],
+            )
+            router.save(folder)
+            advance(1)
+        return router
+
+    @cached_property
+    def routed_pool(self) -> dict[str, list[Example]]:
+        return route_pool(self.examples(self.family.pool), self.router) if self.family.pool else {}
+
+    # -------------------------------------------------------------------------------------------------------- data set
+
+    def data_folder(self, spec: DomainSpec) -> Path:
+        """Named by what decides the data set, the content of its files included."""
+        settings = self.family.settings(self.profile, spec)
+        key = digest(
+            spec.model_dump(),
+            settings.data.model_dump(),
+            self.seed,
+            self.teacher_files.sha256,
+            None if spec.private else self.router.version,
+            self.family.teacher.chat_template,
+            [source.model_dump() for source in self.family.pool],
+            content_hash([*spec.sources, *self.family.pool], self.specs.root),
+        )
+        return home() / "data" / f"{spec.name}-{key}"
+
+    def data(self, name: str) -> DomainData:
+        """``factory.data("legal").manifest.counts``: the domain's data set with the teacher's completions."""
+        spec = self.specs.domain(name)
+        settings, folder = self.family.settings(self.profile, spec), self.data_folder(spec)
+        router = None if spec.private else self.router
+        if not folder.exists():
+            self._make_data(spec, settings, router, folder)
+        rows, manifest = load_dataset_folder(folder)
+        return DomainData(spec, folder, rows, manifest)
+
+    def _make_data(self, spec: DomainSpec, settings: Settings, router: DomainRouter | None, folder: Path) -> None:
+        with self.timed("data"), self.progress(f"{spec.name}: prompts", 1) as advance:
+            own = self.examples(spec.sources)
+            prompts = make_prompts(
+                [*own, *([] if spec.private else self.routed_pool.get(spec.name, []))],
+                domain=spec.name,
+                router=router,
+                encoder=self.encoder,
+                count_tokens=lambda text: len(prompt_ids(self.tokenizer, text)),
+                config=settings.data,
+                seed=self.seed,
+            )
+            advance(1)
+        every = [*prompts.train, *prompts.validation, *prompts.test]
+        with self.timed("completions"), self.progress(f"{spec.name}: teacher answers", len(every)) as advance:
+            completions = self._complete(every, spec, settings, advance)
+        provenance = {
+            "teacher": self.family.teacher.model,
+            "teacher_sha256": self.teacher_files.sha256,
+            "teacher_context": spec.teacher_context.model_dump(),
+            "router": router.version if router else None,
+            "disagreements": [[d.prompt, d.routed_to] for d in prompts.disagreements[:5]],
+        }
+        finish_dataset(prompts, completions, folder, domain=spec.name, seed=self.seed, provenance=provenance)
+
+    def _complete(self, examples: Sequence[Example], spec: DomainSpec | None, settings: Settings, advance: Any) -> Any:
+        if all(example.completion for example in examples):
+            return {}
+        return self.teacher.complete(
+            examples,
+            spec.teacher_context if spec else NO_CONTEXT,
+            folder=home() / "completions",
+            max_new_tokens=settings.data.max_completion_tokens,
+            repetition_penalty=settings.data.repetition_penalty,
+            seed=self.seed,
+            progress=advance,
+        )
+
+    def general_rows(self) -> list[dict[str, str]]:
+        """Held-out general prompts with the teacher's own answers, without any domain's context."""
+        settings = self.family.settings(self.profile)
+        chosen = sample_evenly(self.general, settings.evaluate.general, self.seed)
+        with self.timed("completions"), self.progress("general: teacher answers", len(chosen)) as advance:
+            completions = self._complete(chosen, None, settings, advance)
+        answered = [(e, completions.get(e.id, Completion(e.completion, finished=True))) for e in chosen]
+        return [
+            {"prompt": example.prompt, "completion": answer.text}
+            for example, answer in answered
+            if clean_completion(answer.text, answer.finished) is None
+        ]

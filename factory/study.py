@@ -1,0 +1,149 @@
+"""Questions to several students at once: does each win on its own domain, and what does each part of the objective do?"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.table import Table
+
+from factory.build import Factory
+from factory.distill.targets import encode
+from factory.distill.trainer import Lesson
+from factory.errors import RegistryError
+from factory.models.chat import NO_CONTEXT
+from factory.models.student import load_base, load_student, trim_teacher
+from factory.quality.evaluate import measure, switched, switched_off
+from factory.quality.metrics import Figure, Sums, paired_difference, summarise
+from factory.registry import Version
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """KL of every adapter on every domain's held-out text, and how far the domain's own adapter is ahead of each other."""
+
+    kl: dict[str, dict[str, Figure]]  # domain → student or "base" → KL(teacher ‖ student), nats per token
+    ahead: dict[str, dict[str, Figure]]  # domain → other → other's KL minus the own adapter's, paired by example
+
+    def own_is_best(self, domain: str) -> bool:
+        """Whether the domain's own adapter is ahead of every other beyond the 95 % interval."""
+        return all(figure.low > 0 for figure in self.ahead[domain].values())
+
+
+def adapter_matrix(factory: Factory, versions: Sequence[Version]) -> Matrix:
+    """``adapter_matrix(factory, [healthcare, education, legal]).own_is_best("legal")``
+
+    Every adapter, and the base alone, on the test split of every student's domain; all students stand on one base.
+    Raises: RegistryError where they do not, or where two are of one domain.
+    """
+    bases, domains = {version.base for version in versions}, [version.manifest["domain"] for version in versions]
+    if len(bases) != 1 or len(set(domains)) != len(domains) or len(domains) < 2:
+        raise RegistryError(
+            f"a matrix needs two or more students of one base and of different domains, not "
+            f"{', '.join(f'{v.reference} ({v.base})' for v in versions)}; factory list shows bases"
+        )
+    base = load_base(factory.registry.resolve(str(versions[0].base)).folder, factory.device)
+    teacher = trim_teacher(factory.teacher, base.shape.tokens)
+    model: Any = load_student(base, versions[0].folder)  # its adapter is called "default"
+    names = {versions[0].reference: "default"}
+    for version in versions[1:]:
+        names[version.reference] = version.name
+        model.load_adapter(str(version.folder), version.name)
+    model.eval()
+    candidates = {reference: switched(model, name) for reference, name in names.items()}
+    candidates["base"] = switched_off(model)
+    kl: dict[str, dict[str, Figure]] = {}
+    ahead: dict[str, dict[str, Figure]] = {}
+    for version in versions:
+        domain = version.manifest["domain"]
+        data, settings = factory.data(domain), factory.family.settings(factory.profile).evaluate
+        rows = list(data.rows["test"])[: settings.examples]
+        with factory.progress(f"{domain}: every adapter", len(rows)) as advance:
+            sums = measure(teacher, candidates, encode(rows, teacher.tokenizer, data.spec.teacher_context), advance)
+        sure = {"resamples": settings.bootstrap, "seed": factory.seed}
+        kl[domain] = {name: summarise(one, None, **sure)["kl"] for name, one in sums.items()}
+        own = sums[version.reference]
+        ahead[domain] = {
+            name: paired_difference(one.kl, own.kl, own.tokens, **sure)
+            for name, one in sums.items()
+            if name != version.reference
+        }
+    return Matrix(kl, ahead)
+
+
+def matrix_table(matrix: Matrix) -> Table:
+    """``print_table(matrix_table(matrix))``: a row a domain, a column an adapter."""
+    columns = list(next(iter(matrix.kl.values())))
+    table = Table("KL, nats per token", *columns, "own adapter best?")
+    for domain, row in matrix.kl.items():
+        figures = [f"{row[name].value:.3f} [{row[name].low:.3f}, {row[name].high:.3f}]" for name in columns]
+        nearest = min(matrix.ahead[domain].values(), key=lambda figure: figure.low)
+        verdict = "yes" if matrix.own_is_best(domain) else "not beyond its interval"
+        table.add_row(domain, *figures, f"{verdict}: ahead by {nearest.value:.3f} [{nearest.low:.3f}, {nearest.high:.3f}]")
+    return table
+
+
+def matrix_json(matrix: Matrix) -> dict[str, Any]:
+    """The same as plain values."""
+    return {
+        domain: {
+            "kl": {name: figure.to_dict() for name, figure in row.items()},
+            "ahead": {name: figure.to_dict() for name, figure in matrix.ahead[domain].items()},
+            "own_is_best": matrix.own_is_best(domain),
+        }
+        for domain, row in matrix.kl.items()
+    }
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One variation of the objective, trained for the same steps and measured on the same examples."""
+
+    name: str
+    figures: dict[str, Figure]
+    seconds: float
+    ahead: Figure | None  # response-only KL minus this one's, paired by example
+
+
+VARIATIONS: dict[str, dict[str, Any]] = {
+    "response": {"feature": 0.0, "relation": 0.0, "lmbda": 0.0},
+    "response + feature": {"relation": 0.0, "lmbda": 0.0},
+    "response + relation": {"feature": 0.0, "lmbda": 0.0},
+    "response + feature + relation": {"lmbda": 0.0},
+    "response, half on-policy": {"feature": 0.0, "relation": 0.0, "lmbda": 0.5},
+    "response, teacher without its context": {"feature": 0.0, "relation": 0.0, "lmbda": 0.0},
+}
+
+
+def ablations(factory: Factory, domain: str, size: str, steps: int) -> Iterator[Ablation]:
+    """``for one in ablations(factory, "healthcare", "small", steps=30)``: the same adapter, base, examples and steps.
+
+    Judged against the teacher with its context, in every variation.
+    """
+    version, data = factory.base(size), factory.data(domain)
+    settings = factory.family.settings(factory.profile, factory.specs.domain(domain))
+    rows = list(data.rows["test"])[: settings.evaluate.examples]
+    embeddings = factory.embed([f"{row['prompt']}\n{row['completion']}" for row in rows])
+    sure = {"resamples": settings.evaluate.bootstrap, "seed": factory.seed}
+    first: Sums | None = None
+    for name, over in VARIATIONS.items():
+        config = settings.distill.model_copy(update={"steps": steps, **over})
+        changed = settings.model_copy(update={"distill": config, "heal": config})
+        base = load_base(version.folder, factory.device)
+        teacher = trim_teacher(factory.teacher, base.shape.tokens)
+        seen = data if "without" not in name else _without_context(data)
+        lesson: Lesson = factory.lesson(seen, teacher, changed)
+        factory.seconds = {}
+        adapter, _, folder = factory.train_adapter(base, teacher, lesson, data, changed, version, name)
+        shutil.rmtree(folder, ignore_errors=True)
+        held_out = encode(rows, teacher.tokenizer, data.spec.teacher_context)
+        sums = measure(teacher, {"student": switched(adapter, "default")}, held_out)["student"]
+        ahead = None if first is None else paired_difference(first.kl, sums.kl, sums.tokens, **sure)
+        first = first or sums
+        yield Ablation(name, summarise(sums, embeddings, **sure), factory.seconds[name], ahead)
+
+
+def _without_context(data: Any) -> Any:
+    return replace(data, spec=data.spec.model_copy(update={"teacher_context": NO_CONTEXT}))
