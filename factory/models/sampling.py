@@ -80,18 +80,7 @@ def sample(
         mask = torch.cat([real.new_ones(len(rows), len(prefix)), real], dim=1)  # (B, prefix + P)
         written = torch.zeros(len(rows), model.config.get_text_config().vocab_size, dtype=torch.bool, device=model.device)
         for _ in range(max_new_tokens):
-            positions = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
-            logits = model(
-                input_ids=tokens,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            if repetition_penalty != 1:
-                lowered = torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
-                logits = torch.where(written, lowered, logits)
+            logits = penalised(_next_logits(model, tokens, mask, cache), written, repetition_penalty)
             tokens = next_tokens(logits, temperature, generator)  # (B, 1)
             written.scatter_(1, tokens, True)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
@@ -106,6 +95,27 @@ def sample(
         if progress is not None:
             progress(len(rows))
     return out
+
+
+def _next_logits(model: PreTrainedModel, tokens: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+    """(B, V): what follows ``tokens`` (B, T); the cache grows by them. Positions count what the mask shows."""
+    positions = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
+    logits: torch.Tensor = model(
+        input_ids=tokens,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    return logits
+
+
+def penalised(logits: torch.Tensor, written: torch.Tensor, penalty: float) -> torch.Tensor:
+    """``penalised(logits, written, 1.1)``: (B, V) with the logits of the tokens in ``written`` (B, V) lowered."""
+    if penalty == 1:
+        return logits
+    return torch.where(written, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def next_tokens(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
