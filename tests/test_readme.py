@@ -22,7 +22,8 @@ def test_the_domain_in_full_is_a_valid_domain() -> None:
 
 
 def test_every_command_is_in_the_readme_and_every_command_there_exists() -> None:
-    named = set(re.findall(r"^factory (\w+)", README, re.MULTILINE))
+    blocks = re.findall(r"```\n(.*?)```", README, re.DOTALL)
+    named = {name for block in blocks for name in re.findall(r"^factory (\w+)", block, re.MULTILINE)}
     commands = set(get_command(app).commands)  # type: ignore[attr-defined]
     assert named == commands
 
