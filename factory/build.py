@@ -18,9 +18,7 @@ from typing import Any
 import torch
 
 from factory.card import model_card
-from factory.data.dataset import (
-    thinness,
-)
+from factory.data.dataset import thinness
 from factory.distill.targets import SoftTargetStore, batches_of, encode
 from factory.distill.trainer import Lesson, distill, join_lessons
 from factory.materials import DomainData, Materials, ProgressBar, no_progress
@@ -67,6 +65,7 @@ class Factory(Materials):
     ) -> None:
         super().__init__(specs, family, profile=profile, device=device, seed=seed, progress=progress)
         self.registry, self.resume, self.baselines = registry, resume, baselines
+        self.commit = git_commit()  # of the code that is running, whatever is committed before it publishes
 
     # ------------------------------------------------------------------------------------------------------------ base
 
@@ -210,7 +209,8 @@ class Factory(Materials):
     ) -> tuple[Any, list[dict[str, float]], Path]:
         """Trains one LoRA adapter on the frozen base; ``folder`` holds its checkpoints until it is published."""
         config = settings.distill
-        key = digest(stage, version.reference, data.manifest.fingerprint, config.model_dump(), self.seed)
+        base_key = version.manifest["manifest_sha256"]  # not its reference: another registry may have that too
+        key = digest(stage, base_key, data.manifest.fingerprint, config.model_dump(), self.seed)
         folder = home() / "distill" / key
         torch.manual_seed(self.seed)
         adapter = attach_adapter(base, config)
@@ -223,15 +223,12 @@ class Factory(Materials):
         self, adapter: Any, teacher: Teacher, lesson: Lesson, data: DomainData, settings: Settings, version: Version
     ) -> None:
         """The baseline: the same adapter, completions, steps and learning rate, but plain next-token training."""
-        base, plain = (
-            load_base(version.folder, self.device),
-            {"lmbda": 0.0, "beta": 0.0, "temperature": 1.0, "seq_kd": False},
-        )
-        config = settings.distill.model_copy(update=plain | {"response": 1.0, "feature": 0.0, "relation": 0.0})
+        off_policy = {"lmbda": 0.0, "beta": 0.0, "temperature": 1.0, "seq_kd": False}
+        config = settings.distill.model_copy(update=off_policy | {"response": 1.0, "feature": 0.0, "relation": 0.0})
+        plain = settings.model_copy(update={"distill": config})
         only_text = Lesson(lesson.sequences, None, lesson.embeddings)
-        sft, _, folder = self.train_adapter(
-            base, teacher, only_text, data, settings.model_copy(update={"distill": config}), version, "sft"
-        )
+        base = load_base(version.folder, self.device)
+        sft, _, folder = self.train_adapter(base, teacher, only_text, data, plain, version, "sft")
         sft.save_pretrained(folder / "final")
         adapter.load_adapter(str(folder / "final"), "sft")
         shutil.rmtree(folder, ignore_errors=True)
@@ -317,7 +314,7 @@ class Factory(Materials):
             "encoder": {"reference": self.family.encoder.model, "license": self.family.encoder.license},
             "settings": settings.model_dump(),
             "libraries": library_versions(),
-            "git_commit": git_commit(),
+            "git_commit": self.commit,
         }
 
 

@@ -18,6 +18,7 @@ from factory.data.cleaning import clean_completion
 from factory.data.dataset import Completion, DatasetManifest, finish_dataset, load_dataset_folder, make_prompts, route_pool
 from factory.data.router import DomainRouter
 from factory.data.sources import Example, content_hash, load_examples, sample_evenly
+from factory.errors import DataError
 from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.models.references import ResolvedModel, home, load_encoder, pick_device, resolve
 from factory.models.teacher import Teacher
@@ -227,8 +228,15 @@ class Materials:
         with self.timed("completions"), self.progress("general: teacher answers", len(chosen)) as advance:
             completions = self._complete(chosen, None, settings, advance)
         answered = [(e, completions.get(e.id, Completion(e.completion, finished=True))) for e in chosen]
-        return [
+        rows = [
             {"prompt": example.prompt, "completion": answer.text}
             for example, answer in answered
             if clean_completion(answer.text, answer.finished) is None
         ]
+        if not rows:
+            raise DataError(
+                f"none of {len(chosen)} general prompts has a finished answer of the teacher's, so what a student keeps "
+                f"outside its domain cannot be measured; raise data.max_completion_tokens "
+                f"({settings.data.max_completion_tokens}) or evaluate.general ({settings.evaluate.general})"
+            )
+        return rows

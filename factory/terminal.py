@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # rich costs `factory list --json` and `factory --help` a ten
     from rich.progress import Progress
 
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+LINE_EVERY = 60.0  # seconds between two lines of a stage where stderr is no terminal
 PIPE_WIDTH = 160  # of a table that goes to a file or another command
 STOPPED = "stopped; the same command goes on from here"
 
@@ -92,7 +93,7 @@ def print_table(*renderables: Any) -> None:
 def progress_bars(*, shown: bool) -> ProgressBar:
     """``progress_bars(shown=not json)``: for ``Factory(progress=...)``.
 
-    A bar with a count and the time that is left; a line a finished stage where stderr is no terminal; else nothing.
+    A bar with a count and the time that is left; where stderr is no terminal a line a minute and one at a stage's end.
     """
     if not shown:
         return _silent
@@ -106,11 +107,18 @@ def _silent(description: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def _line(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    begun, done = time.perf_counter(), 0
+    begun = said = time.perf_counter()
+    done = 0
+    first: tuple[float, int] | None = None  # time and count of the first report, which may be of work found on disk
 
     def advance(steps: int) -> None:
-        nonlocal done
-        done += steps
+        nonlocal done, said, first
+        done, now = done + steps, time.perf_counter()
+        first = first or (now, done)
+        if now - said >= LINE_EVERY and first[1] < done < total:
+            said = now
+            left = (now - first[0]) * (total - done) / (done - first[1])
+            say(f"{description}: {done} of {total}, {_duration(left)} left")
 
     yield advance
     say(f"{description}: {done} of {total} in {_duration(time.perf_counter() - begun)}")

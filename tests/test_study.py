@@ -10,7 +10,8 @@ import pytest
 from conftest import Workplace
 
 from factory.build import Factory
-from factory.errors import RegistryError
+from factory.data.dataset import Completion
+from factory.errors import DataError, RegistryError
 from factory.quality.metrics import Figure
 from factory.registry import Registry
 from factory.spec import load_specs
@@ -62,3 +63,12 @@ def test_ablations_change_one_thing_each_and_are_compared_with_the_first(built: 
     assert [one.name for one in found] == list(small)
     assert found[0].ahead is None and all(one.ahead is not None for one in found[1:])
     assert all(one.figures["kl"].n > 0 and one.seconds > 0 for one in found)
+
+
+def test_a_general_pool_without_one_finished_answer_is_refused(built: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    factory = factory_of(built)
+    monkeypatch.setattr(
+        factory, "_complete", lambda examples, *_: {e.id: Completion("cut of", finished=False) for e in examples}
+    )
+    with pytest.raises(DataError, match=r"none of \d+ general prompts has a finished answer.*max_completion_tokens"):
+        factory.general_rows()

@@ -30,6 +30,23 @@ def test_a_pipe_gets_one_line_a_finished_stage(capsys: pytest.CaptureFixture[str
     assert captured.err.count("\n") == 1
 
 
+def test_a_pipe_is_told_the_time_left_now_and_then_and_what_was_on_disk_does_not_count(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 5.0, 30.0, 65.0, 70.0, 130.0, 131.0])
+    monkeypatch.setattr("factory.terminal.time.perf_counter", lambda: next(clock))
+    with progress_bars(shown=True)("base: healing", 100) as advance:
+        advance(50)  # of a stopped build, at 5 s
+        advance(5)  # at 30 s
+        advance(5)  # at 65 s: 10 steps in 60 s
+        advance(5)  # at 70 s
+        advance(35)  # at 130 s: the end has a line of its own
+    assert capsys.readouterr().err.splitlines() == [
+        "base: healing: 60 of 100, 4 min 0 s left",
+        "base: healing: 100 of 100 in 2 min 11 s",
+    ]
+
+
 def test_a_stage_that_fails_has_no_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ZeroDivisionError), progress_bars(shown=True)("x", 4):
         raise ZeroDivisionError

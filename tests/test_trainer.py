@@ -463,3 +463,11 @@ def test_joined_lessons_keep_every_example_beside_its_targets(lesson: Lesson, tm
     assert joined.sequences == [*ROWS, *rows] and joined.embeddings.shape == (9, 5)
     assert joined.targets is not None
     assert torch.equal(joined.targets.rows([7], tiny.CPU).ids, store.rows([1], tiny.CPU).ids)
+
+
+def test_a_training_shorter_than_the_curve_s_grid_still_has_a_point(
+    lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOG_EVERY", 5)
+    _, curve = train(lesson, config(steps=3), tmp_path)
+    assert [point["step"] for point in curve] == [3]

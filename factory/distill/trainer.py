@@ -333,7 +333,7 @@ def _arguments(config: DistillConfig, folder: Path, seed: int, device: torch.dev
         bf16=True,
         use_cpu=device.type == "cpu",
         seed=seed,
-        logging_steps=LOG_EVERY,
+        logging_steps=min(LOG_EVERY, config.steps),
         save_strategy="steps",
         save_steps=SAVE_EVERY,
         save_total_limit=1,
