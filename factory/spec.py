@@ -157,6 +157,7 @@ class DistillConfig(TrainConfig):
     response: Weight = 1.0
     feature: Weight = 0.0
     relation: Weight = 0.0
+    relation_examples: int = Field(default=32, ge=32)  # whose relations are matched: the batch, and what went before it
     top_k: int = Field(default=64, ge=1)  # teacher log-probabilities kept per position, besides the remaining mass
     rank: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
@@ -166,12 +167,6 @@ class DistillConfig(TrainConfig):
     def something_is_learnt(self) -> DistillConfig:
         if self.response == self.feature == self.relation == 0:
             raise ValueError("response, feature and relation are all 0: there is nothing to learn from")
-        return self
-
-    @model_validator(mode="after")
-    def relation_sees_pairs(self) -> DistillConfig:
-        if self.relation > 0 and self.batch < 32:
-            raise ValueError(f"relation > 0 needs batch >= 32 (a batch of {self.batch} has too few pairs)")
         return self
 
 
