@@ -109,9 +109,10 @@ def test_the_student_is_small_and_measured(student: dict[str, Any]) -> None:
     sizes = student["evaluation"]["sizes"]
     assert sizes["student"]["base_parameters"] <= 0.60 * sizes["teacher"]["parameters"]
     metrics = student["evaluation"]["metrics"]
-    for name in ("kl", "top1_agreement", "top5_overlap", "student_perplexity", "relation_alignment"):
+    for name in ("kl", "top1_agreement", "top5_overlap", "student_perplexity"):
         assert metrics[name]["low"] <= metrics[name]["value"] <= metrics[name]["high"]
         assert metrics[name]["n"] > 0
+    assert metrics["relation_alignment"]["value"] is None  # of at most six examples: too few, which JSON says as null
     assert set(student["evaluation"]["speed"]) == {"teacher", "student"}
 
 

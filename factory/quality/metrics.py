@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 FloatArray = np.ndarray
+LEAST_RELATED = 8  # examples, 28 pairs
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,11 @@ def exponentiated(figure: Figure) -> Figure:
 def relation_alignment(student: FloatArray, teacher: FloatArray, *, resamples: int, seed: int) -> Figure:
     """``relation_alignment(sums.embeddings, encoder_embeddings, …)``: Spearman of pairwise cosines; n counts examples.
 
-    (E, Hs) and (E, Ht). The bootstrap resamples examples and leaves out pairs of an example with itself.
+    (E, Hs) and (E, Ht). The bootstrap resamples examples and leaves out pairs of an example with itself. NaN with fewer
+    than ``LEAST_RELATED`` examples: the ranks of a few pairs agree by chance.
     """
     n = len(student)
-    if n < 3:
+    if n < LEAST_RELATED:
         return Figure(float("nan"), float("nan"), float("nan"), n)
     ours, theirs = cosines(student), cosines(teacher)
     value = _spearman(ours, theirs, np.arange(n))
