@@ -40,7 +40,7 @@ from factory.models.vocabulary import vocabulary_growth
 from factory.provenance import digest, git_commit, library_versions, merged_datasets
 from factory.quality.evaluate import EvalReport, HeldOut, evaluate, folder_bytes, measure, switched
 from factory.registry import Registry, Version
-from factory.spec import FamilySpec, Settings, SizeSpec, Specs
+from factory.spec import DistillConfig, FamilySpec, Settings, SizeSpec, Specs
 
 CALIBRATION = 64  # examples on which block influence and the cost of trimming are measured
 PROBE = 64  # examples of each split behind the thinness warning
@@ -122,7 +122,7 @@ class Factory(Materials):
             untyped.to(self.device)
             cost = trimming_cost(self.teacher, teacher, tokens, calibration)
             advance(1)
-        lessons = [self.lesson(data, teacher, settings) for data in datasets]
+        lessons = [self.lesson(data, teacher, settings.heal) for data in datasets]
         lesson = join_lessons(lessons)
         with self.timed("heal"), self.progress("base: healing", settings.heal.steps) as advance:
             self._keep_or_clear(folder)
@@ -136,9 +136,9 @@ class Factory(Materials):
         }
         return base, details
 
-    def lesson(self, data: DomainData, teacher: Teacher, settings: Settings) -> Lesson:
+    def lesson(self, data: DomainData, teacher: Teacher, config: DistillConfig) -> Lesson:
         """Ids, stored soft targets and embeddings of a domain's training split."""
-        config, rows = settings.heal, data.rows["train"]
+        rows = data.rows["train"]
         sequences = encode(rows, teacher.tokenizer, data.spec.teacher_context)
         key = digest(data.manifest.fingerprint, teacher.revision, sorted(teacher.tokenizer.get_vocab()), config.top_k,
                      config.temperature, self.family.teacher.chat_template, data.spec.teacher_context.model_dump())  # fmt: skip
@@ -152,7 +152,7 @@ class Factory(Materials):
                 progress=advance,
             )
         with self.timed("targets"):
-            embeddings = self.embed([f"{row['prompt']}\n{row['completion']}" for row in rows])
+            embeddings = self.embed_rows(rows)
         return Lesson(sequences, store, embeddings)
 
     # --------------------------------------------------------------------------------------------------------- student
@@ -163,10 +163,10 @@ class Factory(Materials):
         data, settings = self.data(domain), self.family.settings(self.profile, self.specs.domain(domain))
         base = load_base(version.folder, self.device)
         teacher = trim_teacher(self.teacher, base.shape.tokens)
-        lesson = self.lesson(data, teacher, settings.model_copy(update={"heal": settings.distill}))
-        adapter, curve, folder = self.train_adapter(base, teacher, lesson, data, settings, version, "distill")
+        lesson = self.lesson(data, teacher, settings.distill)
+        adapter, curve, folder = self.train_adapter(base, teacher, lesson, data, settings.distill, version, "distill")
         if self.baselines:
-            self._add_sft(adapter, teacher, lesson, data, settings, version)
+            self._add_sft(adapter, teacher, lesson, data, settings.distill, version)
         evaluation = self._evaluation(adapter, teacher, data, settings, version)
         manifest = self._manifest(settings) | {
             "domain": domain,
@@ -203,12 +203,11 @@ class Factory(Materials):
         teacher: Teacher,
         lesson: Lesson,
         data: DomainData,
-        settings: Settings,
+        config: DistillConfig,
         version: Version,
         stage: str,
     ) -> tuple[Any, list[dict[str, float]], Path]:
         """Trains one LoRA adapter on the frozen base; ``folder`` holds its checkpoints until it is published."""
-        config = settings.distill
         base_key = version.manifest["manifest_sha256"]  # not its reference: another registry may have that too
         key = digest(stage, base_key, data.manifest.fingerprint, config.model_dump(), self.seed)
         folder = home() / "distill" / key
@@ -220,12 +219,11 @@ class Factory(Materials):
         return adapter, curve, folder
 
     def _add_sft(
-        self, adapter: Any, teacher: Teacher, lesson: Lesson, data: DomainData, settings: Settings, version: Version
+        self, adapter: Any, teacher: Teacher, lesson: Lesson, data: DomainData, config: DistillConfig, version: Version
     ) -> None:
         """The baseline: the same adapter, completions, steps and learning rate, but plain next-token training."""
         off_policy = {"lmbda": 0.0, "beta": 0.0, "temperature": 1.0, "seq_kd": False}
-        config = settings.distill.model_copy(update=off_policy | {"response": 1.0, "feature": 0.0, "relation": 0.0})
-        plain = settings.model_copy(update={"distill": config})
+        plain = config.model_copy(update=off_policy | {"response": 1.0, "feature": 0.0, "relation": 0.0})
         only_text = Lesson(lesson.sequences, None, lesson.embeddings)
         base = load_base(version.folder, self.device)
         sft, _, folder = self.train_adapter(base, teacher, only_text, data, plain, version, "sft")
@@ -243,7 +241,7 @@ class Factory(Materials):
             held_out = HeldOut(
                 [row["prompt"] for row in test],
                 encode(test, teacher.tokenizer, data.spec.teacher_context),
-                self.embed([f"{row['prompt']}\n{row['completion']}" for row in test]),
+                self.embed_rows(test),
                 encode(general, teacher.tokenizer, NO_CONTEXT),
             )
             report: EvalReport = evaluate(adapter, teacher, held_out, settings.evaluate, seed=self.seed, progress=advance)

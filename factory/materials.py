@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,6 +87,10 @@ class Materials:
         """(N, D) float32 unit vectors of the family's encoder."""
         embeddings = self.encoder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
         return np.asarray(embeddings, dtype=np.float32)
+
+    def embed_rows(self, rows: Iterable[Mapping[str, Any]]) -> np.ndarray:
+        """(N, D): the rows of a data set as the relation term sees them, prompt and completion together."""
+        return self.embed([f"{row['prompt']}\n{row['completion']}" for row in rows])
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -11,13 +11,14 @@ from rich.table import Table
 
 from factory.build import Factory
 from factory.distill.targets import encode
-from factory.distill.trainer import Lesson
 from factory.errors import RegistryError
+from factory.materials import DomainData
 from factory.models.chat import NO_CONTEXT
 from factory.models.student import load_base, load_student, trim_teacher
 from factory.quality.evaluate import measure, switched, switched_off
 from factory.quality.metrics import Figure, Sums, paired_difference, summarise
 from factory.registry import Version
+from factory.report import write_metric
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,10 @@ def matrix_table(matrix: Matrix) -> Table:
     columns = list(next(iter(matrix.kl.values())))
     table = Table("KL, nats per token", *columns, "own adapter best?")
     for domain, row in matrix.kl.items():
-        figures = [f"{row[name].value:.3f} [{row[name].low:.3f}, {row[name].high:.3f}]" for name in columns]
+        figures = [write_metric(row[name].to_dict()) for name in columns]
         nearest = min(matrix.ahead[domain].values(), key=lambda figure: figure.low)
         verdict = "yes" if matrix.own_is_best(domain) else "not beyond its interval"
-        table.add_row(domain, *figures, f"{verdict}: ahead by {nearest.value:.3f} [{nearest.low:.3f}, {nearest.high:.3f}]")
+        table.add_row(domain, *figures, f"{verdict}: ahead by {write_metric(nearest.to_dict())}")
     return table
 
 
@@ -107,13 +108,14 @@ class Ablation:
     ahead: Figure | None  # response-only KL minus this one's, paired by example
 
 
+WITHOUT_CONTEXT = "response, teacher without its context"
 VARIATIONS: dict[str, dict[str, Any]] = {
     "response": {"feature": 0.0, "relation": 0.0, "lmbda": 0.0},
     "response + feature": {"relation": 0.0, "lmbda": 0.0},
     "response + relation": {"feature": 0.0, "lmbda": 0.0},
     "response + feature + relation": {"lmbda": 0.0},
     "response, half on-policy": {"feature": 0.0, "relation": 0.0, "lmbda": 0.5},
-    "response, teacher without its context": {"feature": 0.0, "relation": 0.0, "lmbda": 0.0},
+    WITHOUT_CONTEXT: {"feature": 0.0, "relation": 0.0, "lmbda": 0.0},
 }
 
 
@@ -125,25 +127,23 @@ def ablations(factory: Factory, domain: str, size: str, steps: int) -> Iterator[
     version, data = factory.base(size), factory.data(domain)
     settings = factory.family.settings(factory.profile, factory.specs.domain(domain))
     rows = list(data.rows["test"])[: settings.evaluate.examples]
-    embeddings = factory.embed([f"{row['prompt']}\n{row['completion']}" for row in rows])
+    embeddings = factory.embed_rows(rows)
+    teacher = trim_teacher(factory.teacher, load_base(version.folder, factory.device).shape.tokens)
+    held_out = encode(rows, teacher.tokenizer, data.spec.teacher_context)
     sure = {"resamples": settings.evaluate.bootstrap, "seed": factory.seed}
     first: Sums | None = None
     for name, over in VARIATIONS.items():
         config = settings.distill.model_copy(update={"steps": steps, **over})
-        changed = settings.model_copy(update={"distill": config, "heal": config})
-        base = load_base(version.folder, factory.device)
-        teacher = trim_teacher(factory.teacher, base.shape.tokens)
-        seen = data if "without" not in name else _without_context(data)
-        lesson: Lesson = factory.lesson(seen, teacher, changed)
-        factory.seconds = {}
-        adapter, _, folder = factory.train_adapter(base, teacher, lesson, data, changed, version, name)
+        base = load_base(version.folder, factory.device)  # anew: an adapter is attached to it
+        seen = _without_context(data) if name == WITHOUT_CONTEXT else data
+        lesson = factory.lesson(seen, teacher, config)
+        adapter, _, folder = factory.train_adapter(base, teacher, lesson, data, config, version, name)
         shutil.rmtree(folder, ignore_errors=True)
-        held_out = encode(rows, teacher.tokenizer, data.spec.teacher_context)
         sums = measure(teacher, {"student": switched(adapter, "default")}, held_out)["student"]
         ahead = None if first is None else paired_difference(first.kl, sums.kl, sums.tokens, **sure)
         first = first or sums
-        yield Ablation(name, summarise(sums, embeddings, **sure), factory.seconds[name], ahead)
+        yield Ablation(name, summarise(sums, embeddings, **sure), factory.seconds.pop(name), ahead)
 
 
-def _without_context(data: Any) -> Any:
+def _without_context(data: DomainData) -> DomainData:
     return replace(data, spec=data.spec.model_copy(update={"teacher_context": NO_CONTEXT}))

@@ -22,7 +22,8 @@ from factory.errors import FactoryError
 if TYPE_CHECKING:  # rich costs `factory list --json` and `factory --help` a tenth of a second
     from rich.progress import Progress
 
-ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+    from factory.materials import ProgressBar
+
 LINE_EVERY = 60.0  # seconds between two lines of a stage where stderr is no terminal
 PIPE_WIDTH = 160  # of a table that goes to a file or another command
 STOPPED = "stopped; the same command goes on from here"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from factory.build import Factory
 from factory.registry import Registry
+from factory.report import write_metric
 from factory.spec import load_specs
 from factory.study import ablations
 
@@ -32,7 +33,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for one in ablations(factory, given.domain, given.size, given.steps):
         cells = [
-            f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]" if figure else "-"
+            write_metric(figure.to_dict() if figure else None)
             for figure in (
                 one.figures["kl"],
                 one.figures["top1_agreement"],

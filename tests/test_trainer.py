@@ -74,6 +74,18 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
+def record(monkeypatch: pytest.MonkeyPatch, loss: str) -> list[tuple[Tensor, Tensor]]:
+    """What a loss of the trainer is called with, student's states (detached) and teacher's; the loss itself is then 0."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def recording(student: Tensor, teacher: Tensor) -> Tensor:
+        seen.append((student.detach(), teacher))
+        return student.sum() * 0
+
+    monkeypatch.setattr(module, loss, recording)
+    return seen
+
+
 def autocast() -> Any:
     return torch.autocast("cpu", dtype=torch.bfloat16)
 
@@ -300,13 +312,7 @@ def test_feature_and_relation_alone_go_down_too(lesson: Lesson, tmp_path: Path, 
 def test_the_feature_term_compares_the_layers_beside_each_other(
     lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def recording(student: Tensor, teacher: Tensor) -> Tensor:
-        seen.append((student, teacher))
-        return student.sum() * 0
-
-    monkeypatch.setattr(module, "feature_loss", recording)
+    seen = record(monkeypatch, "feature_loss")
     base = tiny.base(layers=2)
     running = trainer(lesson, config(feature=1.0), tmp_path, base)
     running.compute_loss(running.model, {"examples": [1, 2]})
@@ -315,7 +321,7 @@ def test_the_feature_term_compares_the_layers_beside_each_other(
         layers = hidden_states(running.model, batch).layers
     student, teacher = seen[0]
     for column, index in enumerate([1, 1, 2, 2]):  # of two layers, beside 1, 2, 3 and 4 of the teacher's four
-        torch.testing.assert_close(student[:, column].detach(), pooled(layers[index], batch.predicts))
+        torch.testing.assert_close(student[:, column], pooled(layers[index], batch.predicts))
     assert lesson.targets is not None
     torch.testing.assert_close(teacher, lesson.targets.rows([1, 2], tiny.CPU).states)
 
@@ -324,13 +330,7 @@ def test_the_feature_term_compares_the_layers_beside_each_other(
 def test_relations_are_of_prompt_and_stored_completion_on_every_step(
     lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_policy: bool
 ) -> None:
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def recording(student: Tensor, teacher: Tensor) -> Tensor:
-        seen.append((student.detach(), teacher))
-        return student.sum() * 0
-
-    monkeypatch.setattr(module, "relation_loss", recording)
+    seen = record(monkeypatch, "relation_loss")
     running = trainer(lesson, config(relation=1.0), tmp_path)
     inputs: dict[str, Any] = {"examples": [3, 0, 5]} | ({"sampled": [[9, 9, 2]] * 3} if on_policy else {})
     running.compute_loss(running.model, inputs)
@@ -344,13 +344,7 @@ def test_relations_are_of_prompt_and_stored_completion_on_every_step(
 def test_a_small_batch_is_related_to_the_examples_before_it(
     lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def recording(student: Tensor, teacher: Tensor) -> Tensor:
-        seen.append((student, teacher))
-        return student.sum() * 0
-
-    monkeypatch.setattr(module, "relation_loss", recording)
+    seen = record(monkeypatch, "relation_loss")
     running = trainer(lesson, config(response=0.0, relation=1.0, batch=2, relation_examples=5), tmp_path)
     for examples in ([0, 1], [2, 3], [4, 5]):
         running.compute_loss(running.model, {"examples": examples}).backward()
@@ -359,7 +353,7 @@ def test_a_small_batch_is_related_to_the_examples_before_it(
     batch = make_batch([ROWS[i].prompt for i in (1, 2)], [ROWS[i].completion for i in (1, 2)])
     with torch.no_grad(), autocast():
         expected = pooled(hidden_states(running.model, batch).final, batch.real)
-    torch.testing.assert_close(student[2:4].detach(), expected, atol=2e-2, rtol=2e-2)  # batched otherwise, in bfloat16
+    torch.testing.assert_close(student[2:4], expected, atol=2e-2, rtol=2e-2)  # batched otherwise, in bfloat16
 
 
 def test_relation_loss_is_zero_for_the_same_directions_and_finite_for_two_examples_alike() -> None:

@@ -201,26 +201,24 @@ class DistillTrainer(GKDTrainer):
             if config.relation > 0:
                 embeddings = torch.from_numpy(self.lesson.embeddings[examples]).to(device)
                 own = self._stored_embeddings(student, states, batch, inputs, chosen)
-                terms |= self._relation(own, embeddings)
+                terms["relation"] = self._relation(own, embeddings)
         for name, term in terms.items():
             self._metrics["train"][name].append(term.item())
         return torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
 
-    def _relation(self, own: Tensor, embeddings: Tensor) -> dict[str, Tensor]:
-        """The term over ``relation_examples``, gradients through the batch alone; no term before there are so many.
+    def _relation(self, own: Tensor, embeddings: Tensor) -> Tensor:
+        """The term over ``relation_examples``, gradients through the batch alone; 0 before there are so many.
 
         Earlier batches serve as a memory while the model moves slowly: Wang et al. 2020, XBM, arXiv 1912.06798.
         """
         before = list(self.remembered)
         self.remembered.extend(zip(own.detach(), embeddings, strict=True))
         if len(before) < (self.remembered.maxlen or 0):
-            return {"relation": own.sum() * 0}
-        return {
-            "relation": relation_loss(
-                torch.stack([*own, *(state for state, _ in before)]),
-                torch.stack([*embeddings, *(embedding for _, embedding in before)]),
-            )
-        }
+            return own.sum() * 0
+        return relation_loss(
+            torch.stack([*own, *(state for state, _ in before)]),
+            torch.stack([*embeddings, *(embedding for _, embedding in before)]),
+        )
 
     def _targets(self, examples: Sequence[int], sampled: list[list[int]] | None) -> SoftTargets:
         chosen = [self.lesson.sequences[i] for i in examples]
