@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from factory.errors import FactoryError
+from factory.errors import FactoryError, RegistryError
 from factory.registry import CHAMPION, Registry
 from factory.report import compare_json, compare_table, list_json, list_table, show, show_json
 from factory.terminal import OneLineErrors, load_libraries, print_json, print_table, progress_bars, say
@@ -349,6 +349,8 @@ def _build(factory: Factory, domain: str, size: str, *, shown: bool) -> Version:
 
 
 def _print_matrix(versions: list[Version], registry: Registry, domains: Path, device: str, json: bool) -> None:
+    if not versions:
+        raise RegistryError("a matrix needs two or more students of one base, not the teacher alone; factory list shows them")
     specs, first = _specs(domains), versions[0].manifest
     load_libraries(shown=not json)
     from factory.build import Factory

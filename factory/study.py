@@ -39,8 +39,8 @@ def adapter_matrix(factory: Factory, versions: Sequence[Version]) -> Matrix:
     Every adapter, and the base alone, on the test split of every student's domain; all students stand on one base.
     Raises: RegistryError where they do not, or where two are of one domain.
     """
-    bases, domains = {version.base for version in versions}, [version.manifest["domain"] for version in versions]
-    if len(bases) != 1 or len(set(domains)) != len(domains) or len(domains) < 2:
+    bases, domains = {version.base for version in versions}, [version.manifest.get("domain") for version in versions]
+    if len(bases) != 1 or len(set(domains)) != len(domains) or len(domains) < 2 or None in domains:
         raise RegistryError(
             f"a matrix needs two or more students of one base and of different domains, not "
             f"{', '.join(f'{v.reference} ({v.base})' for v in versions)}; factory list shows bases"

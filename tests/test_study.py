@@ -43,6 +43,10 @@ def test_the_matrix_has_every_adapter_and_the_base_on_every_domain(built: Workpl
 def test_one_student_makes_no_matrix(built: Workplace, refused: Refused) -> None:
     line = refused(built.run("compare", "plants-mini", "--matrix", "--domains", str(built.domains)))
     assert "two or more students of one base" in line
+    for refs in (["teacher"], ["default-mini-base"], ["default-mini-base", "default-mini-base"]):
+        assert "two or more students of one base" in refused(
+            built.run("compare", *refs, "--matrix", "--domains", str(built.domains))
+        )
     factory = factory_of(built)
     twice = [factory.registry.resolve("plants-mini")] * 2
     with pytest.raises(RegistryError, match="different domains"):
