@@ -9,6 +9,7 @@ import yaml
 from typer.main import get_command
 
 from factory.cli import app
+from factory.data.sources import load_examples
 from factory.spec import DomainSpec
 
 ROOT = Path(__file__).parent.parent
@@ -40,3 +41,10 @@ def test_the_tree_names_every_module_and_nothing_else() -> None:
 def test_paths_that_the_readme_links_exist() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_domain_behind_the_figures_loads_is_small_and_has_prompts() -> None:
+    text = (ROOT / "scripts" / "veterinary.yaml").read_text(encoding="utf-8")
+    domain = DomainSpec.model_validate(yaml.safe_load(text))
+    assert len(text.splitlines()) < 40
+    assert len(load_examples(domain.sources, root=ROOT, seed=0, count_tokens=len)) == 12 * 24
