@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, DynamicLayer, PreTrainedModel
+
+ROOM = 64  # further tokens that a cache has room for when it grows
+FINISHED = 1 / 8  # of a batch's rows: so many are dropped together, since each time the whole cache is copied
 
 
 def padded_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,9 +36,42 @@ def prefix_cache(model: PreTrainedModel, prefix: Sequence[int]) -> DynamicCache 
     return cache
 
 
-def expand_cache(cache: DynamicCache | None, rows: int) -> DynamicCache:
-    """A copy of a one-row cache with ``rows`` rows; the storage is shared until a layer grows."""
-    expanded = DynamicCache()
+class RoomyLayer(DynamicLayer):
+    """Keys and values with room for tokens to come.
+
+    transformers' own layer copies all that it holds for every new token: 58 % of the time of writing 64 completions after a
+    context of 193 tokens.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room: tuple[torch.Tensor, torch.Tensor] | None = None  # (B, heads, length and more, D) each
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        stop = start + key_states.shape[-2]
+        if self.room is None or stop > self.room[0].shape[-2]:
+            shape = (*key_states.shape[:2], stop + ROOM)
+            roomy = key_states.new_empty(*shape, key_states.shape[-1]), value_states.new_empty(*shape, value_states.shape[-1])
+            if start:
+                roomy[0][..., :start, :], roomy[1][..., :start, :] = self.keys, self.values
+            self.room = roomy
+        self.room[0][..., start:stop, :], self.room[1][..., start:stop, :] = key_states, value_states
+        self.keys, self.values = (states[..., :stop, :] for states in self.room)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        if self.room is not None:
+            stop = self.get_seq_length()
+            self.room = self.room[0][indices], self.room[1][indices]
+            self.keys, self.values = (states[..., :stop, :] for states in self.room)
+
+
+def expand_cache(cache: DynamicCache | None, rows: int) -> Cache:
+    """A copy of a one-row cache with ``rows`` rows, and with room for more tokens."""
+    expanded = Cache(layer_class_to_replicate=RoomyLayer)
     if cache is not None:
         layers: Any = cache.layers
         for index, layer in enumerate(layers):
@@ -62,7 +98,7 @@ def sample(
     A stop token ends a sequence and is its last id; a sequence without one was cut off. ``temperature`` 0 is greedy.
     ``repetition_penalty`` above 1 makes every token already in this completion less likely (Keskar et al. 2019, CTRL, arXiv
     1909.05858); the prompt's own words are not penalised. ``prefix`` comes before every prompt and is computed once.
-    Finished rows leave the batch.
+    Finished rows leave the batch, several together.
     """
     longest = len(prefix) + max(map(len, prompts), default=0) + 1 + max_new_tokens
     if prefix and longest > (getattr(model.config.get_text_config(), "sliding_window", None) or longest):
@@ -79,25 +115,27 @@ def sample(
         tokens, real = padded_left([prompts[i] for i in rows], model.device)  # (B, P)
         mask = torch.cat([real.new_ones(len(rows), len(prefix)), real], dim=1)  # (B, prefix + P)
         written = torch.zeros(len(rows), model.config.get_text_config().vocab_size, dtype=torch.bool, device=model.device)
+        running = torch.ones_like(active, dtype=torch.bool)
         for _ in range(max_new_tokens):
             logits = penalised(_next_logits(model, tokens, mask, cache), written, repetition_penalty)
             tokens = next_tokens(logits, temperature, generator)  # (B, 1)
             written.scatter_(1, tokens, True)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            for index, token in zip(active.tolist(), tokens[:, 0].tolist(), strict=True):
+            for index, token in zip(active[running].tolist(), tokens[running, 0].tolist(), strict=True):
                 out[index].append(token)
-            running = ~torch.isin(tokens[:, 0], stops)
+            running &= ~torch.isin(tokens[:, 0], stops)
             if not running.any():
                 break
-            if not running.all():
+            if (~running).sum() >= FINISHED * len(running):
                 cache.batch_select_indices(running.nonzero()[:, 0])
                 active, tokens, mask, written = active[running], tokens[running], mask[running], written[running]
+                running = running[running]
         if progress is not None:
             progress(len(rows))
     return out
 
 
-def _next_logits(model: PreTrainedModel, tokens: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+def _next_logits(model: PreTrainedModel, tokens: torch.Tensor, mask: torch.Tensor, cache: Cache) -> torch.Tensor:
     """(B, V): what follows ``tokens`` (B, T); the cache grows by them. Positions count what the mask shows."""
     positions = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
     logits: torch.Tensor = model(
