@@ -18,6 +18,8 @@ Name = Annotated[str, Field(pattern=NAME, max_length=40)]
 Weight = Annotated[float, Field(ge=0.0)]
 Spec = TypeVar("Spec")
 
+LEAST_RELATED = 32  # examples in a batch whose relations are matched; four would have six pairs
+
 
 class Strict(BaseModel):
     """Frozen, and refuses keys it does not know."""
@@ -157,7 +159,6 @@ class DistillConfig(TrainConfig):
     response: Weight = 1.0
     feature: Weight = 0.0
     relation: Weight = 0.0
-    relation_examples: int = Field(default=32, ge=32)  # whose relations are matched: the batch, and what went before it
     top_k: int = Field(default=64, ge=1)  # teacher log-probabilities kept per position, besides the remaining mass
     rank: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
@@ -167,6 +168,10 @@ class DistillConfig(TrainConfig):
     def something_is_learnt(self) -> DistillConfig:
         if self.response == self.feature == self.relation == 0:
             raise ValueError("response, feature and relation are all 0: there is nothing to learn from")
+        if self.relation > 0 and self.batch < LEAST_RELATED:
+            raise ValueError(
+                f"a relation is between a batch's examples: batch must be {LEAST_RELATED} or more, not {self.batch}"
+            )
         return self
 
 

@@ -165,12 +165,10 @@ def test_a_name_that_is_no_folder_name_is_refused(name: str) -> None:
 
 def test_a_relation_needs_pairs(tmp_path: Path) -> None:
     [mistake] = mistakes(
-        tmp_path, small_family=family(distill={"steps": 1, "learning_rate": 1.0, "relation": 0.5, "relation_examples": 31})
+        tmp_path, small_family=family(distill={"steps": 1, "learning_rate": 1.0, "relation": 0.5, "batch": 31})
     )
-    assert "small.family.yaml: distill.relation_examples: Input should be greater than or equal to 32" in said(
-        tmp_path, mistake
-    )
-    assert DistillConfig(steps=1, learning_rate=1.0, relation=0.5, batch=8).relation_examples == 32
+    assert "batch must be 32 or more, not 31" in said(tmp_path, mistake)
+    assert DistillConfig(steps=1, learning_rate=1.0, relation=0.0, batch=8).batch == 8
 
 
 def test_an_objective_of_nothing_is_refused() -> None:

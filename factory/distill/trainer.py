@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,8 +108,6 @@ class DistillTrainer(GKDTrainer):
         depth = teacher.model.config.get_text_config().num_hidden_layers
         self.student_layers = mapped_layers(base, feature_layers(depth), depth)
         self.projection = _projection(base, teacher).to(teacher.model.device)
-        # (student's pooled state, encoder's embedding) of the examples before this batch: a small batch has few relations
-        self.remembered: deque[tuple[Tensor, Tensor]] = deque(maxlen=max(0, config.relation_examples - config.batch))
         self.remove_callback(PrinterCallback)  # the caller's progress bar and the returned curve say it
 
     def _collate(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
@@ -201,24 +198,10 @@ class DistillTrainer(GKDTrainer):
             if config.relation > 0:
                 embeddings = torch.from_numpy(self.lesson.embeddings[examples]).to(device)
                 own = self._stored_embeddings(student, states, batch, inputs, chosen)
-                terms["relation"] = self._relation(own, embeddings)
+                terms["relation"] = relation_loss(own, embeddings)
         for name, term in terms.items():
             self._metrics["train"][name].append(term.item())
         return torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
-
-    def _relation(self, own: Tensor, embeddings: Tensor) -> Tensor:
-        """The term over ``relation_examples``, gradients through the batch alone; 0 before there are so many.
-
-        Earlier batches serve as a memory while the model moves slowly: Wang et al. 2020, XBM, arXiv 1912.06798.
-        """
-        before = list(self.remembered)
-        self.remembered.extend(zip(own.detach(), embeddings, strict=True))
-        if len(before) < (self.remembered.maxlen or 0):
-            return own.sum() * 0
-        return relation_loss(
-            torch.stack([*own, *(state for state, _ in before)]),
-            torch.stack([*embeddings, *(embedding for _, embedding in before)]),
-        )
 
     def _targets(self, examples: Sequence[int], sampled: list[list[int]] | None) -> SoftTargets:
         chosen = [self.lesson.sequences[i] for i in examples]
