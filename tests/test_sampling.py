@@ -122,6 +122,20 @@ def test_a_shared_prefix_is_computed_once_and_stays_as_it_is() -> None:
     assert expanded.layers[0].keys.shape == (3, 2, len(PREFIX) + 1, 8)
 
 
+@pytest.mark.parametrize(("room", "finished"), [(1, 0.0), (1, 1.0), (64, 0.0), (64, 1.0)])
+def test_neither_room_nor_when_rows_leave_changes_what_is_written(
+    room: int, finished: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.llama()
+    alone = [sample(model, [prompt], prefix=PREFIX, max_new_tokens=9, stop=())[0] for prompt in PROMPTS]
+    stop = alone[0][4]  # ends at least the first within the others' time
+    expected = [ids[: ids.index(stop) + 1] if stop in ids else ids for ids in alone]
+    assert len({len(ids) for ids in expected}) > 1
+    monkeypatch.setattr("factory.models.sampling.ROOM", room)
+    monkeypatch.setattr("factory.models.sampling.FINISHED", finished)
+    assert sample(model, PROMPTS, prefix=PREFIX, max_new_tokens=9, stop=[stop]) == expected
+
+
 def test_progress_counts_every_prompt_once() -> None:
     counted: list[int] = []
     sample(tiny.llama(), PROMPTS, max_new_tokens=2, stop=(), batch=1, progress=counted.append)

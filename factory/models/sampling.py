@@ -44,7 +44,7 @@ class RoomyLayer(DynamicLayer):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.room: tuple[torch.Tensor, torch.Tensor] | None = None  # (B, heads, length and more, D) each
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
@@ -55,8 +55,9 @@ class RoomyLayer(DynamicLayer):
         if self.room is None or stop > self.room[0].shape[-2]:
             shape = (*key_states.shape[:2], stop + ROOM)
             roomy = key_states.new_empty(*shape, key_states.shape[-1]), value_states.new_empty(*shape, value_states.shape[-1])
-            if start:
-                roomy[0][..., :start, :], roomy[1][..., :start, :] = self.keys, self.values
+            for states, held in zip(roomy, (self.keys, self.values), strict=True):
+                if start and held is not None:
+                    states[..., :start, :] = held
             self.room = roomy
         self.room[0][..., start:stop, :], self.room[1][..., start:stop, :] = key_states, value_states
         self.keys, self.values = (states[..., :stop, :] for states in self.room)
