@@ -71,6 +71,8 @@ def write_number(value: Any, unit: str = "") -> str:
         return f"{value / 1000**step:.{1 if step else 0}f}{ends[step]}"
     if isinstance(value, int):
         return f"{value:,}"
+    if 0 < abs(value) < 0.001:
+        return f"{value:.1e}"  # a learning rate, which three decimals would call 0
     return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
 
 
