@@ -42,7 +42,7 @@ from factory.quality.evaluate import EvalReport, HeldOut, evaluate, folder_bytes
 from factory.registry import Registry, Version
 from factory.spec import DistillConfig, FamilySpec, Settings, SizeSpec, Specs
 
-CALIBRATION = 64  # examples on which block influence and the cost of trimming are measured
+CALIBRATION = 64  # examples on which the cost of trimming is measured; layers are chosen on the first batch of 16
 PROBE = 64  # examples of each split behind the thinness warning
 GROWTH_WARNING = 0.05  # more tokens than with the teacher's own tokenizer
 
@@ -117,7 +117,7 @@ class Factory(Materials):
             if size.base is not None:
                 base = foreign_base(resolve(size.base, root=self.specs.root).folder, teacher)
             else:
-                base = prune_teacher(teacher, tokens, size.layers or 1, calibration)
+                base = prune_teacher(teacher, tokens, size.layers or 1, calibration[0])
             untyped: Any = base.model
             untyped.to(self.device)
             cost = trimming_cost(self.teacher, teacher, tokens, calibration)

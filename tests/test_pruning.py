@@ -1,13 +1,13 @@
-"""Layers: how influence is measured, which ones stay, and that a pruned model is a whole model."""
+"""Layers: which ones stay, and that a pruned model is a whole model."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     Gemma3ForCausalLM,
@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from factory.errors import TrainingError
-from factory.models.pruning import block_influence, layers_to_keep, prune_layers
+from factory.models.forward import Batch, make_batch
+from factory.models.pruning import layers_to_keep, prune_layers
 
 SHARED: dict[str, Any] = {
     "vocab_size": 64,
@@ -60,17 +61,9 @@ def qwen() -> PreTrainedModel:
 MODELS = pytest.mark.parametrize("make", [llama, gemma, qwen])
 
 
-def batch() -> dict[str, torch.Tensor]:
+def batch() -> Batch:
     torch.manual_seed(1)
-    attention = torch.ones(3, 10, dtype=torch.long)
-    attention[0, 7:] = 0
-    completion = torch.zeros(3, 10, dtype=torch.long)
-    completion[:, 4:7] = 1
-    return {
-        "input_ids": torch.randint(3, 64, (3, 10)),
-        "attention_mask": attention,
-        "completion_mask": completion,
-    }
+    return make_batch(torch.randint(3, 64, (3, 4)).tolist(), torch.randint(3, 64, (3, 5)).tolist())
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
@@ -78,61 +71,46 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
         return model(input_ids=torch.arange(3, 27).view(2, 12)).logits
 
 
-@MODELS
-def test_influence_is_one_minus_cosine_at_completion_positions(make: Any) -> None:
-    model, one = make(), batch()
-    measured = block_influence(model, [one])
+def divergence(model: PreTrainedModel, keep: list[int]) -> float:
+    """KL(whole ‖ pruned) at completion positions, from two whole models."""
+    pruned = copy.deepcopy(model)
+    prune_layers(pruned, keep)
+    one = batch()
     with torch.no_grad():
-        states = model(
-            input_ids=one["input_ids"], attention_mask=one["attention_mask"], output_hidden_states=True
-        ).hidden_states
-    chosen = one["completion_mask"].bool()
-    for layer in range(5):  # the sixth state is after the final norm
-        cosine = functional.cosine_similarity(states[layer][chosen], states[layer + 1][chosen], dim=-1)
-        assert measured[layer] == pytest.approx(float((1 - cosine).mean()), abs=1e-5)
+        p, q = (m(one.input_ids).logits[one.predicts].log_softmax(-1) for m in (model, pruned))
+    return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def test_the_last_layers_output_is_taken_before_the_final_norm() -> None:
-    model, one = llama(), batch()
-    before = block_influence(model, [one])
-    torch.nn.init.uniform_(model.model.norm.weight, -3, 3)
-    assert block_influence(model, [one]) == before
+@MODELS
+def test_the_layer_leaves_without_which_the_divergence_is_least(make: Any) -> None:
+    model = make()
+    five = layers_to_keep(model, batch(), 5)
+    others = [[i for i in range(6) if i != out] for out in range(6)]
+    assert five == min(others, key=lambda keep: divergence(model, keep))
+    four = layers_to_keep(model, batch(), 4)
+    assert four == min(([i for i in five if i != out] for out in five), key=lambda keep: divergence(model, keep))
 
 
-def test_a_layer_that_changes_nothing_has_no_influence() -> None:
+def test_a_layer_that_changes_nothing_leaves_first() -> None:
     model = llama()
     for projection in (model.model.layers[2].self_attn.o_proj, model.model.layers[2].mlp.down_proj):
         torch.nn.init.zeros_(projection.weight)
-    influence = block_influence(model, [batch()])
-    assert influence[2] == pytest.approx(0, abs=1e-6)
-    assert min(influence[:2] + influence[3:]) > 1e-3
-    assert 2 not in layers_to_keep(influence, 5)
+    assert layers_to_keep(model, batch(), 5) == [0, 1, 3, 4, 5]
 
 
-def test_batches_weigh_by_their_positions_and_leave_the_model_as_it_was() -> None:
-    model, one = llama().train(), batch()
-    empty = {**one, "completion_mask": torch.zeros_like(one["completion_mask"])}
-    assert block_influence(model, [one, empty]) == pytest.approx(block_influence(model, [one]))
-    assert model.training
-    assert not model.model.layers[0]._forward_hooks
-    with pytest.raises(TrainingError, match="no batch has a completion position"):
-        block_influence(model, [empty])
-
-
-def test_first_and_last_layer_always_stay() -> None:
-    influence = [0.0, 0.5, 0.1, 0.4, 0.1, 0.0]
-    assert layers_to_keep(influence, 1) == [0]
-    assert layers_to_keep(influence, 2) == [0, 5]
-    assert layers_to_keep(influence, 4) == [0, 1, 3, 5]
-    assert layers_to_keep(influence, 5) == [0, 1, 2, 3, 5]  # of equals the earlier
-    assert layers_to_keep(influence, 6) == list(range(6))
-    assert layers_to_keep([0.3], 1) == [0]
+def test_choosing_layers_leaves_the_model_as_it_was() -> None:
+    model = llama()
+    before = logits(model)
+    assert len(layers_to_keep(model, batch(), 1)) == 1
+    assert layers_to_keep(model, batch(), 6) == list(range(6))
+    assert torch.equal(logits(model), before)
+    assert not model.model.layers[0]._forward_pre_hooks
 
 
 @pytest.mark.parametrize("n", [0, 7])
 def test_more_layers_than_there_are_is_an_error(n: int) -> None:
     with pytest.raises(TrainingError, match=f"student of {n} layers .* teacher of 6 layers"):
-        layers_to_keep([0.1] * 6, n)
+        layers_to_keep(llama(), batch(), n)
 
 
 @MODELS

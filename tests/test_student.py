@@ -60,7 +60,7 @@ def trimmed_pair() -> tuple[Teacher, Teacher, tuple[int, ...]]:
 
 
 def pruned(teacher: Teacher | None = None, layers: int = 2) -> Base:
-    return prune_teacher(teacher or tiny.teacher(), None, layers, batches_of(tiny.sequences(6), 3))
+    return prune_teacher(teacher or tiny.teacher(), None, layers, batches_of(tiny.sequences(6), 6)[0])
 
 
 def with_adapter(base: Base) -> PeftModel:

@@ -1,78 +1,75 @@
-"""Which layers a student keeps: those that change the hidden state most (ShortGPT, arXiv 2403.03853).
+"""Which layers a student keeps: again and again the layer leaves whose absence changes the predictions least.
 
-influence = block_influence(model, batches)
-prune_layers(model, layers_to_keep(influence, 20))
+prune_layers(model, layers_to_keep(model, batch, 20))
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from factory.errors import TrainingError
+from factory.models.forward import Batch, hidden_states, logits
 
 
 @torch.no_grad()
-def block_influence(model: PreTrainedModel, batches: Iterable[Mapping[str, torch.Tensor]]) -> list[float]:
-    """``block_influence(model, batches)``: one value a layer, 1 - cosine(its input, its output), 0 = changes nothing.
+def layers_to_keep(model: PreTrainedModel, batch: Batch, n: int) -> list[int]:
+    """``layers_to_keep(teacher.model, batch, 20)``: the numbers of n layers, sorted.
 
-    Averaged over completion positions. A batch holds ``input_ids``, ``attention_mask`` and ``completion_mask``, each
-    (B, T). Raises: TrainingError where no position is a completion's.
-    Source: Men et al. 2024, ShortGPT, arXiv 2403.03853, equation 1.
+    Greedy: the layer leaves without which KL(whole model ‖ what is left), averaged over the batch's completion positions,
+    is least, until n are left. With L layers each round runs L²/2 of them.
+    Raises: TrainingError where there are fewer than ``n`` layers, or ``n`` is below 1.
+    Source: Song et al. 2024, SLEB, arXiv 2402.09025, there by perplexity. Ranking all layers at once by block influence
+    (ShortGPT, arXiv 2403.03853) left SmolLM2 worse before and after healing: scripts/LOG.md has the figures.
     """
     layers = _decoder_layers(model)
-    totals = torch.zeros(len(layers), dtype=torch.float64)
-    positions = 0
-    completion = torch.empty(0, dtype=torch.bool)
+    if not 1 <= n <= len(layers):
+        raise TrainingError(f"a student of {n} layers cannot be cut from a teacher of {len(layers)} layers")
+    states, settings = _calls(model, layers, batch)
 
-    def measure(index: int) -> Callable[..., None]:
-        # A hook sees the last layer's output before the final norm; `output_hidden_states` has it after the norm.
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            before = args[0] if args else kwargs["hidden_states"]  # (B, T, D)
-            after = output[0] if isinstance(output, tuple) else output  # (B, T, D)
-            chosen = completion.to(before.device)
-            cosine = functional.cosine_similarity(before[chosen].float(), after[chosen].float(), dim=-1)  # (N,)
-            totals[index] += (1 - cosine).double().sum().cpu()
+    def run(hidden: Tensor, through: Sequence[int]) -> Tensor:  # (B, T, H) → (B, T, H)
+        for i in through:
+            output = layers[i](hidden, **settings[i])
+            hidden = output[0] if isinstance(output, tuple) else output
+        return hidden
 
-        return hook
+    def predicted(hidden: Tensor) -> Tensor:  # (B, T, H) → (N, V) log-probabilities
+        final: Any = model.base_model.norm
+        return functional.log_softmax(logits(model, final(hidden)[batch.predicts]).float(), dim=-1)
 
-    handles = [layer.register_forward_hook(measure(i), with_kwargs=True) for i, layer in enumerate(layers)]
-    training = model.training
-    model.train(False)
+    kept = list(range(len(layers)))
+    whole = predicted(run(states, kept))
+    while len(kept) > n:
+        hidden, missed = states, {}
+        for place, i in enumerate(kept):
+            left = predicted(run(hidden, kept[place + 1 :]))
+            missed[i] = functional.kl_div(left, whole, reduction="batchmean", log_target=True).item()
+            hidden = run(hidden, [i])
+        kept.remove(min(missed, key=lambda i: missed[i]))
+    return kept
+
+
+def _calls(model: PreTrainedModel, layers: nn.ModuleList, batch: Batch) -> tuple[Tensor, list[dict[str, Any]]]:
+    """What the first layer is given, (B, T, H), and how each is called: masks and positions are the architecture's affair."""
+    states: list[Tensor] = []
+    settings: list[dict[str, Any]] = []
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states.append(args[0] if args else kwargs["hidden_states"])
+        settings.append({name: value for name, value in kwargs.items() if name != "hidden_states"})
+
+    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
     try:
-        for batch in batches:
-            completion = batch["completion_mask"].bool()
-            positions += int(completion.sum())
-            model.base_model(  # without the head: its logits are not needed
-                input_ids=batch["input_ids"].to(model.device),
-                attention_mask=batch["attention_mask"].to(model.device),
-                use_cache=False,
-            )
+        hidden_states(model, batch)
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
-    if positions == 0:
-        raise TrainingError("block influence: no batch has a completion position; is completion_mask all zeros?")
-    return [float(value) for value in totals / positions]
-
-
-def layers_to_keep(influence: Sequence[float], n: int) -> list[int]:
-    """``layers_to_keep(influence, 20)``: the n most influential layers, sorted; the first and the last are among them.
-
-    Of equal layers the earlier one stays. ``n = 1`` keeps the first alone.
-    Raises: TrainingError where there are fewer than ``n`` layers, or ``n`` is below 1.
-    """
-    if not 1 <= n <= len(influence):
-        raise TrainingError(f"a student of {n} layers cannot be cut from a teacher of {len(influence)} layers")
-    ends = [0, len(influence) - 1][:n]
-    middle = sorted(range(1, len(influence) - 1), key=lambda i: (-influence[i], i))
-    return sorted({*ends, *middle[: max(0, n - 2)]})
+    return states[0], settings
 
 
 def prune_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from factory.errors import TrainingError
 from factory.models.chat import stop_tokens
 from factory.models.forward import Batch, check_head, hidden_states, logits
-from factory.models.pruning import block_influence, layers_to_keep, prune_layers
+from factory.models.pruning import layers_to_keep, prune_layers
 from factory.models.teacher import Teacher
 from factory.models.vocabulary import kept_tokens, trim_embeddings, trim_tokenizer
 from factory.spec import DistillConfig, SizeSpec
@@ -58,13 +58,9 @@ def trim_teacher(teacher: Teacher, tokens: Sequence[int] | None) -> Teacher:
     return replace(teacher, model=model, tokenizer=tokenizer)
 
 
-def prune_teacher(teacher: Teacher, tokens: tuple[int, ...] | None, layers: int, batches: Sequence[Batch]) -> Base:
-    """``prune_teacher(trimmed_teacher, tokens, 20, batches)``: an unhealed float32 base of the most influential layers."""
-    measured = block_influence(
-        teacher.model,
-        ({"input_ids": b.input_ids, "attention_mask": b.real, "completion_mask": b.predicts} for b in batches),
-    )
-    kept = layers_to_keep(measured, layers)
+def prune_teacher(teacher: Teacher, tokens: tuple[int, ...] | None, layers: int, batch: Batch) -> Base:
+    """``prune_teacher(trimmed_teacher, tokens, 20, batch)``: an unhealed float32 base, its layers chosen on the batch."""
+    kept = layers_to_keep(teacher.model, batch, layers)
     model = copy.deepcopy(teacher.model).float()
     prune_layers(model, kept)
     model.generation_config.eos_token_id = stop_tokens(teacher.tokenizer)
