@@ -209,18 +209,28 @@ def test_a_single_example_has_no_relations(loss: Loss) -> None:
 
 
 def test_distance_loss_of_three_points_has_its_hand_computed_value() -> None:
-    student = torch.tensor([[0.0], [1.0], [3.0]])  # distances 1, 3, 2 → over their mean 0.5, 1.5, 1
-    teacher = torch.tensor([[0.0], [2.0], [1.0]])  # distances 2, 1, 1 → 1.5, 0.75, 0.75
-    huber = [0.5 * d * d for d in (1.0, 0.75, 0.25)]
-    assert relation_distance_loss(student, teacher).item() == pytest.approx(sum(huber) / 3)
+    student = torch.tensor([[0.0], [1.0], [3.0]])  # distances 1, 3, 2: standardised -√1.5, √1.5, 0
+    teacher = torch.tensor([[0.0, 0.0], [0.0, 2.0], [0.0, 3.0]])  # 2, 3, 1: 0, √1.5, -√1.5
+    assert relation_distance_loss(student, teacher).item() == pytest.approx(2 * (math.sqrt(1.5) - 0.5) / 3, rel=1e-4)
 
 
 def test_angle_loss_of_two_triangles_has_its_hand_computed_value() -> None:
-    equilateral = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])  # cosines ½, ½, ½
-    right = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # cosines 0, 1/√2, 1/√2
-    per_triangle = 0.5 * 0.5**2 + 2 * 0.5 * (0.5 - math.sqrt(0.5)) ** 2
-    # Every angle is there twice, (i, j, k) and (k, j, i); the rest of the 27 are 0 or 1 in both triangles.
-    assert relation_angle_loss(equilateral, right).item() == pytest.approx(2 * per_triangle / 27, rel=1e-5)
+    right = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # cosines 0, 1/√2, 1/√2: standardised -√2, 1/√2, 1/√2
+    scalene = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])  # cosines 0, 3/5, 4/5
+    deviation = math.sqrt((0.0 + 0.36 + 0.64) / 3 - (1.4 / 3) ** 2)
+    ours, theirs = (-math.sqrt(2), math.sqrt(0.5), math.sqrt(0.5)), [(c - 1.4 / 3) / deviation for c in (0.0, 0.6, 0.8)]
+    huber = [0.5 * (a - b) ** 2 for a, b in zip(ours, theirs, strict=True)]
+    assert relation_angle_loss(right, scalene).item() == pytest.approx(sum(huber) / 3, rel=1e-4)
+
+
+@RELATIONS
+def test_examples_equally_far_apart_have_no_order_and_a_finite_gradient(loss: Loss) -> None:
+    equilateral = torch.eye(3).requires_grad_()
+    value = loss(equilateral, torch.tensor([[0.0], [1.0], [3.0]]))
+    value.backward()  # type: ignore[no-untyped-call]
+    assert equilateral.grad is not None
+    assert torch.isfinite(equilateral.grad).all()
+    assert value.item() > 0
 
 
 @RELATIONS

@@ -59,34 +59,43 @@ def feature_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
 
 
 def relation_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """``relation_distance_loss(student, teacher)``: do pairs lie as far apart, (B, Hs) and (B, Ht) → ().
+    """``relation_distance_loss(student, teacher)``: do the same pairs lie far apart, (B, Hs) and (B, Ht) → ().
 
-    RKD-D, Eq. 4 and 5 of Park et al. 2019 (arXiv 1904.05068): Huber loss between pairwise distances, each divided by its
-    batch's mean. Widths may differ. 0 where both batches have the same geometry up to scale.
+    After RKD-D, Eq. 4 and 5 of Park et al. 2019 (arXiv 1904.05068): Huber loss between pairwise distances. There each is
+    divided by its batch's mean; here both sides are standardised (mean 0, deviation 1), since a language model's states lie
+    in a narrow cone: matching how widely distances spread cost the response and did not order the pairs (scripts/LOG.md).
+    Widths may differ. 0 where both have the same distances up to an increasing straight line.
     """
-    if len(student) < 2:
-        return student.float().sum() * 0  # no pair, where a mean would be no number
-    return F.smooth_l1_loss(_scaled_distances(student.float()), _scaled_distances(teacher.float()))
+    if len(student) < 3:
+        return student.float().sum() * 0  # one pair has no order
+    return F.smooth_l1_loss(_standardised(F.pdist(student.float())), _standardised(F.pdist(teacher.float())))
 
 
 def relation_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """``relation_angle_loss(student, teacher)``: do triplets form the same angles, (B, Hs) and (B, Ht) → ().
 
-    RKD-A, Eq. 6 and 7 of Park et al. 2019 (arXiv 1904.05068): Huber loss between cosines of all angles of three examples.
+    After RKD-A, Eq. 6 and 7 of Park et al. 2019 (arXiv 1904.05068): Huber loss between the cosines of all angles of three
+    different examples, standardised as the distances are.
     """
-    return F.smooth_l1_loss(_angles(student.float()), _angles(teacher.float()))
+    if len(student) < 3:
+        return student.float().sum() * 0
+    return F.smooth_l1_loss(_standardised(_angles(student.float())), _standardised(_angles(teacher.float())))
 
 
-def _scaled_distances(embeddings: Tensor) -> Tensor:
-    """(B, H) → the B(B-1)/2 distances over their mean."""
-    distances = F.pdist(embeddings)
-    return distances / distances.mean().clamp_min(1e-12)
+def _standardised(values: Tensor) -> Tensor:
+    """(P,) → (P,) with mean 0 and deviation 1, whatever the scale; equal values become 0."""
+    centred = values - values.mean()
+    scale = values.square().mean().clamp_min(1e-24)
+    return centred / (centred.square().mean() + 1e-6 * scale).sqrt()
 
 
 def _angles(embeddings: Tensor) -> Tensor:
-    """(B, H) → (B, B, B): cosine of the angle at j between i and k."""
+    """(B, H) → (B(B-1)(B-2)/2,): cosines of the angles at j between i and k, each once."""
     edges = embeddings.unsqueeze(0) - embeddings.unsqueeze(1)  # (B, B, H), [j, i] = i - j
     lengths = edges.norm(dim=-1, keepdim=True)
     # Two examples alike form no angle: cosine 0 and no gradient, where F.normalize would give one of 1e12.
     edges = edges / lengths.masked_fill(lengths == 0, torch.inf)
-    return torch.bmm(edges, edges.transpose(1, 2))
+    cosines = torch.bmm(edges, edges.transpose(1, 2))  # [j, i, k]
+    place = torch.arange(len(embeddings), device=embeddings.device)
+    j, i, k = place[:, None, None], place[None, :, None], place[None, None, :]
+    return cosines[(i < k) & (i != j) & (k != j)]
