@@ -18,8 +18,6 @@ Name = Annotated[str, Field(pattern=NAME, max_length=40)]
 Weight = Annotated[float, Field(ge=0.0)]
 Spec = TypeVar("Spec")
 
-LEAST_RELATED = 32  # examples in a batch whose relations are matched; four would have six pairs
-
 
 class Strict(BaseModel):
     """Frozen, and refuses keys it does not know."""
@@ -168,10 +166,12 @@ class DistillConfig(TrainConfig):
     def something_is_learnt(self) -> DistillConfig:
         if self.response == self.feature == self.relation == 0:
             raise ValueError("response, feature and relation are all 0: there is nothing to learn from")
-        if self.relation > 0 and self.batch < LEAST_RELATED:
-            raise ValueError(
-                f"a relation is between a batch's examples: batch must be {LEAST_RELATED} or more, not {self.batch}"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def relation_sees_pairs(self) -> DistillConfig:
+        if self.relation > 0 and self.batch < 32:
+            raise ValueError(f"relation > 0 needs batch >= 32 (a batch of {self.batch} has too few pairs)")
         return self
 
 

@@ -107,6 +107,11 @@ def test_choosing_layers_leaves_the_model_as_it_was() -> None:
     assert not model.model.layers[0]._forward_pre_hooks
 
 
+def test_a_batch_without_completions_is_an_error() -> None:
+    with pytest.raises(TrainingError, match="no completion position"):
+        layers_to_keep(llama(), make_batch([[3, 4, 5]], [[]]), 5)
+
+
 @pytest.mark.parametrize("n", [0, 7])
 def test_more_layers_than_there_are_is_an_error(n: int) -> None:
     with pytest.raises(TrainingError, match=f"student of {n} layers .* teacher of 6 layers"):

@@ -167,8 +167,8 @@ def test_a_relation_needs_pairs(tmp_path: Path) -> None:
     [mistake] = mistakes(
         tmp_path, small_family=family(distill={"steps": 1, "learning_rate": 1.0, "relation": 0.5, "batch": 31})
     )
-    assert "batch must be 32 or more, not 31" in said(tmp_path, mistake)
-    assert DistillConfig(steps=1, learning_rate=1.0, relation=0.0, batch=8).batch == 8
+    assert said(tmp_path, mistake).startswith("small.family.yaml: distill: relation > 0 needs batch >= 32 (a batch of 31 has")
+    assert DistillConfig(steps=1, learning_rate=1.0, relation=0.5, batch=32).relation == 0.5
 
 
 def test_an_objective_of_nothing_is_refused() -> None:
@@ -235,9 +235,9 @@ def test_an_override_of_a_domain_that_does_not_fit_names_domain_family_and_field
 
 
 def test_an_override_of_a_domain_that_fits_but_for_one_profile_names_the_profile(tmp_path: Path) -> None:
-    few = family(profiles={"demo": {"distill": {"feature": 0.0, "relation": 0.0}}})
-    [mistake] = mistakes(tmp_path, small_family=few, law=domain(distill={"response": 0.0, "feature": 1.0}))
-    assert said(tmp_path, mistake).startswith("law.yaml: distill: response, feature and relation are all 0")
+    few = family(profiles={"demo": {"distill": {"batch": 8}}})
+    [mistake] = mistakes(tmp_path, small_family=few, law=domain(distill={"relation": 1.0}))
+    assert said(tmp_path, mistake).startswith("law.yaml: distill: relation > 0 needs batch >= 32")
     assert mistake.endswith("(with family small, profile demo)")
 
 

@@ -43,7 +43,7 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> Lesson:
 
 
 def config(**over: Any) -> DistillConfig:
-    """``model_copy`` of another, because four examples are too few for a relation only outside of tests."""
+    """``model_copy``, because a batch of four is too small for a relation only outside of tests."""
     plain = DistillConfig(steps=3, batch=4, learning_rate=5e-3, rank=4, alpha=8, max_new_tokens=5)
     return plain.model_copy(update=over)
 

@@ -197,8 +197,7 @@ class DistillTrainer(GKDTrainer):
                 terms["feature"] = feature_loss(self._features(states, batch), targets.states)
             if config.relation > 0:
                 embeddings = torch.from_numpy(self.lesson.embeddings[examples]).to(device)
-                own = self._stored_embeddings(student, states, batch, inputs, chosen)
-                terms["relation"] = relation_loss(own, embeddings)
+                terms["relation"] = relation_loss(self._stored_embeddings(student, states, batch, inputs, chosen), embeddings)
         for name, term in terms.items():
             self._metrics["train"][name].append(term.item())
         return torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()

@@ -23,13 +23,15 @@ def layers_to_keep(model: PreTrainedModel, batch: Batch, n: int) -> list[int]:
 
     Greedy: the layer leaves without which KL(whole model ‖ what is left), averaged over the batch's completion positions,
     is least, until n are left. With L layers each round runs L²/2 of them.
-    Raises: TrainingError where there are fewer than ``n`` layers, or ``n`` is below 1.
+    Raises: TrainingError where there are fewer than ``n`` layers, ``n`` is below 1, or no position is a completion's.
     Source: Song et al. 2024, SLEB, arXiv 2402.09025, there by perplexity. Ranking all layers at once by block influence
     (ShortGPT, arXiv 2403.03853) left SmolLM2 worse before and after healing: scripts/LOG.md has the figures.
     """
     layers = _decoder_layers(model)
     if not 1 <= n <= len(layers):
         raise TrainingError(f"a student of {n} layers cannot be cut from a teacher of {len(layers)} layers")
+    if not batch.predicts.any():
+        raise TrainingError("layers to keep: the batch has no completion position to compare predictions at")
     states, settings = _calls(model, layers, batch)
 
     def run(hidden: Tensor, through: Sequence[int]) -> Tensor:  # (B, T, H) → (B, T, H)

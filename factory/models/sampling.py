@@ -60,14 +60,17 @@ class RoomyLayer(DynamicLayer):
                     states[..., :start, :] = held
             self.room = roomy
         self.room[0][..., start:stop, :], self.room[1][..., start:stop, :] = key_states, value_states
-        self.keys, self.values = (states[..., :stop, :] for states in self.room)
-        return self.keys, self.values
+        return self._hold(self.room, stop)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         if self.room is not None:
-            stop = self.get_seq_length()
-            self.room = self.room[0][indices], self.room[1][indices]
-            self.keys, self.values = (states[..., :stop, :] for states in self.room)
+            self._hold((self.room[0][indices], self.room[1][indices]), self.get_seq_length())
+
+    def _hold(self, room: tuple[torch.Tensor, torch.Tensor], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keeps ``room``, whose first ``length`` columns are the keys and values."""
+        self.room = room
+        self.keys, self.values = keys, values = room[0][..., :length, :], room[1][..., :length, :]
+        return keys, values
 
 
 def expand_cache(cache: DynamicCache | None, rows: int) -> Cache:
