@@ -21,6 +21,7 @@ from factory.card import model_card
 from factory.data.dataset import thinness
 from factory.distill.targets import SoftTargetStore, batches_of, encode
 from factory.distill.trainer import Lesson, distill, join_lessons
+from factory.manifests import Version
 from factory.materials import DomainData, Materials, ProgressBar, no_progress
 from factory.models.chat import NO_CONTEXT, messages
 from factory.models.references import home, resolve
@@ -39,7 +40,7 @@ from factory.models.teacher import Teacher
 from factory.models.vocabulary import vocabulary_growth
 from factory.provenance import digest, git_commit, library_versions, merged_datasets
 from factory.quality.evaluate import EvalReport, HeldOut, evaluate, folder_bytes, measure, switched
-from factory.registry import Registry, Version
+from factory.registry import Registry
 from factory.spec import DistillConfig, FamilySpec, Settings, SizeSpec, Specs
 
 CALIBRATION = 64  # examples on which the cost of trimming is measured; layers are chosen on the first batch of 16

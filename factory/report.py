@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from factory.errors import RegistryError
-from factory.registry import Summary, Version, as_metric, read_metric, read_parameters
+from factory.manifests import Summary, Version, as_metric, read_metric, read_parameters
 
 if TYPE_CHECKING:
     from rich.console import Group
