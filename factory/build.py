@@ -19,7 +19,8 @@ import torch
 
 from factory.card import model_card
 from factory.data.dataset import thinness
-from factory.distill.targets import SoftTargetStore, batches_of, encode
+from factory.distill.store import FORMAT, SoftTargetStore
+from factory.distill.targets import batches_of, encode
 from factory.distill.trainer import Lesson, distill, join_lessons
 from factory.manifests import Version
 from factory.materials import DomainData, Materials, ProgressBar, no_progress
@@ -141,7 +142,7 @@ class Factory(Materials):
         """Ids, stored soft targets and embeddings of a domain's training split."""
         rows = data.rows["train"]
         sequences = encode(rows, teacher.tokenizer, data.spec.teacher_context)
-        key = digest(data.manifest.fingerprint, teacher.revision, sorted(teacher.tokenizer.get_vocab()), config.top_k,
+        key = digest(FORMAT, data.manifest.fingerprint, teacher.revision, sorted(teacher.tokenizer.get_vocab()), config.top_k,
                      config.temperature, self.family.teacher.chat_template, data.spec.teacher_context.model_dump())  # fmt: skip
         with self.timed("targets"), self.progress(f"{data.spec.name}: soft targets", len(sequences)) as advance:
             store = SoftTargetStore.make(

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import factory.build
 from factory.build import Factory
 from factory.cli import app
-from factory.distill.targets import SoftTargetStore
+from factory.distill.store import SoftTargetStore
 from factory.registry import Registry
 
 
