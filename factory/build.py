@@ -146,7 +146,7 @@ class Factory(Materials):
                      config.temperature, self.family.teacher.chat_template, data.spec.teacher_context.model_dump())  # fmt: skip
         with self.timed("targets"), self.progress(f"{data.spec.name}: soft targets", len(sequences)) as advance:
             store = SoftTargetStore.make(
-                home() / "targets" / key,
+                data.targets_folder(key),
                 teacher,
                 sequences,
                 top_k=config.top_k,
@@ -176,6 +176,7 @@ class Factory(Materials):
             "base": version.reference,
             "training": {"curve": curve, "config": settings.distill.model_dump()},
             "dataset": json.loads(data.manifest.to_json()),
+            "targets": lesson.targets.describe() if lesson.targets else None,
             "evaluation": evaluation,
             "warnings": self._warnings(adapter, teacher, lesson, data, version),
             "notice": data.spec.notice,

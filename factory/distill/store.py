@@ -67,6 +67,7 @@ class _Part:
     offsets: np.ndarray  # (E + 1,) positions before each example
     arrays: Arrays
     seconds: float  # that the teacher took
+    spent: float  # of these, in this call of ``make``
 
     def span(self, example: int) -> slice:
         return slice(int(self.offsets[example]), int(self.offsets[example + 1]))
@@ -95,7 +96,7 @@ class SoftTargetStore:
         layout = _layout(teacher, len(sequences), int(offsets[-1]), top_k)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            notes = _open_notes(folder, layout)
+            notes, spent = _open_notes(folder, layout), 0.0
             for start in range(0, len(sequences), SHARD):
                 part = sequences[start : start + SHARD]
                 spans = {"states": slice(start, start + len(part))}
@@ -103,15 +104,14 @@ class SoftTargetStore:
                 if notes.get(str(start), {}).get("sha256") != _checksum(_mapped(folder, layout), spans):
                     begun = time.perf_counter()
                     _write(folder, layout, spans, _scored(teacher, part, top_k, temperature, batch))
-                    notes[str(start)] = {
-                        "sha256": _checksum(_mapped(folder, layout), spans),
-                        "seconds": time.perf_counter() - begun,
-                    }
+                    seconds = time.perf_counter() - begun
+                    notes[str(start)] = {"sha256": _checksum(_mapped(folder, layout), spans), "seconds": seconds}
+                    spent += seconds
                     replace_file(folder / NOTES, json.dumps(notes).encode())
                 if progress is not None:
                     progress(len(part))
-        seconds = sum(shard["seconds"] for shard in notes.values())
-        return cls((_Part(offsets, _mapped(folder, layout), seconds),))
+        every = sum(shard["seconds"] for shard in notes.values())
+        return cls((_Part(offsets, _mapped(folder, layout), every, spent),))
 
     def rows(self, examples: Sequence[int], device: torch.device) -> SoftTargets:
         """``store.rows([4, 7], device)``: the targets of these examples, one after the other."""
@@ -146,10 +146,28 @@ class SoftTargetStore:
         """Of ids and log-probabilities alone."""
         return sum(part.arrays[name].nbytes for part in self.parts for name in ("ids", "log_probs"))
 
-    @property
-    def seconds(self) -> float:
-        """What the teacher's pass took when it was made: what a further reader saves."""
-        return sum(part.seconds for part in self.parts)
+    def describe(self) -> dict[str, float]:
+        """For a manifest: its size, what the teacher took for it, and what of that was saved by reading it."""
+        taken, spent = (sum(getattr(part, name) for part in self.parts) for name in ("seconds", "spent"))
+        return {
+            "positions": self.positions,
+            "bytes": self.bytes,
+            "response_bytes_per_position": self.response_bytes / max(1, self.positions),
+            "teacher_seconds": taken,
+            "saved_seconds": taken - spent,
+        }
+
+
+def describe_store(folder: Path) -> dict[str, float]:
+    """``describe_store(folder)``: what a store takes on disk and what the teacher took for it, without opening it.
+
+    {"bytes", "teacher_seconds"}; one that is being made counts as far as it is.
+    """
+    notes: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        notes = json.loads((folder / NOTES).read_text(encoding="utf-8"))
+    taken = sum(path.stat().st_size for path in folder.glob("*.bin"))
+    return {"bytes": taken, "teacher_seconds": sum(shard["seconds"] for shard in notes.values())}
 
 
 def join_stores(stores: Sequence[SoftTargetStore]) -> SoftTargetStore:
