@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from factory.build import Factory
     from factory.data.router import DomainRouter, Route
     from factory.errors import DataError, FactoryError, ReferenceError, RegistryError, SpecError, TrainingError
+    from factory.manifests import Summary, Version
     from factory.models.teacher import Teacher
     from factory.quality.evaluate import EvalReport
-    from factory.registry import Registry, Summary, Version
+    from factory.registry import Registry
     from factory.spec import DomainSpec, FamilySpec, PoolSpec, Specs, load_specs
 
 __version__ = "0.1.0"
@@ -55,7 +56,8 @@ HOMES = {
     "factory.errors": ("DataError", "FactoryError", "ReferenceError", "RegistryError", "SpecError", "TrainingError"),
     "factory.models.teacher": ("Teacher",),
     "factory.quality.evaluate": ("EvalReport",),
-    "factory.registry": ("Registry", "Summary", "Version"),
+    "factory.manifests": ("Summary", "Version"),
+    "factory.registry": ("Registry",),
     "factory.spec": ("DomainSpec", "FamilySpec", "PoolSpec", "Specs", "load_specs"),
 }
 

@@ -19,8 +19,10 @@ import torch
 
 from factory.card import model_card
 from factory.data.dataset import thinness
-from factory.distill.targets import SoftTargetStore, batches_of, encode
+from factory.distill.store import FORMAT, SoftTargetStore
+from factory.distill.targets import batches_of, encode
 from factory.distill.trainer import Lesson, distill, join_lessons
+from factory.manifests import Version
 from factory.materials import DomainData, Materials, ProgressBar, no_progress
 from factory.models.chat import NO_CONTEXT, messages
 from factory.models.references import home, resolve
@@ -39,7 +41,7 @@ from factory.models.teacher import Teacher
 from factory.models.vocabulary import vocabulary_growth
 from factory.provenance import digest, git_commit, library_versions, merged_datasets
 from factory.quality.evaluate import EvalReport, HeldOut, evaluate, folder_bytes, measure, switched
-from factory.registry import Registry, Version
+from factory.registry import Registry
 from factory.spec import DistillConfig, FamilySpec, Settings, SizeSpec, Specs
 
 CALIBRATION = 64  # examples on which the cost of trimming is measured; layers are chosen on the first batch of 16
@@ -140,11 +142,11 @@ class Factory(Materials):
         """Ids, stored soft targets and embeddings of a domain's training split."""
         rows = data.rows["train"]
         sequences = encode(rows, teacher.tokenizer, data.spec.teacher_context)
-        key = digest(data.manifest.fingerprint, teacher.revision, sorted(teacher.tokenizer.get_vocab()), config.top_k,
+        key = digest(FORMAT, data.manifest.fingerprint, teacher.revision, sorted(teacher.tokenizer.get_vocab()), config.top_k,
                      config.temperature, self.family.teacher.chat_template, data.spec.teacher_context.model_dump())  # fmt: skip
         with self.timed("targets"), self.progress(f"{data.spec.name}: soft targets", len(sequences)) as advance:
             store = SoftTargetStore.make(
-                home() / "targets" / key,
+                data.targets_folder(key),
                 teacher,
                 sequences,
                 top_k=config.top_k,
@@ -174,6 +176,7 @@ class Factory(Materials):
             "base": version.reference,
             "training": {"curve": curve, "config": settings.distill.model_dump()},
             "dataset": json.loads(data.manifest.to_json()),
+            "targets": lesson.targets.describe() if lesson.targets else None,
             "evaluation": evaluation,
             "warnings": self._warnings(adapter, teacher, lesson, data, version),
             "notice": data.spec.notice,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from factory.registry import as_metric, read_metric, read_parameters
+from factory.manifests import as_metric, read_metric, read_parameters
 from factory.report import DASH, METRICS, Metric, write_metric, write_number
 
 # Licence ids the Hub knows that the shipped and usual sources have; any other is written as `other` with its name.

@@ -18,7 +18,7 @@ from factory.terminal import OneLineErrors, load_libraries, print_json, print_ta
 if TYPE_CHECKING:
     from factory.build import Factory
     from factory.explain import Answerer
-    from factory.registry import Version
+    from factory.manifests import Version
     from factory.spec import FamilySpec, Specs
 
 app = typer.Typer(

@@ -31,3 +31,8 @@ class TrainingError(FactoryError):
 
 class RegistryError(FactoryError):
     """Raised for unknown or unsafe names, damaged files and versions that are not whole."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """``in_one_line(error)``: what another library said, for the end of our own line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

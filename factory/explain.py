@@ -12,12 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from factory.errors import TrainingError
+from factory.manifests import Version
 from factory.models.chat import prompt_ids
 from factory.models.references import resolve
 from factory.models.student import Base, load_base, load_student
 from factory.models.teacher import Teacher
 from factory.quality.evaluate import answers
-from factory.registry import Registry, Version
+from factory.registry import Registry
 from factory.spec import FamilySpec, Specs
 
 TOP = 10

@@ -43,6 +43,10 @@ class DomainData:
     rows: DatasetDict
     manifest: DatasetManifest
 
+    def targets_folder(self, key: str) -> Path:
+        """``data.targets_folder("*")``: where the teacher's targets for this data set are, by what else decides them."""
+        return home() / "targets" / f"{self.spec.name}-{self.manifest.fingerprint[:12]}-{key}"
+
 
 class Materials:
     """``Materials(specs, family, profile="demo").data("legal")``: teacher, encoder, router and data sets of one family."""

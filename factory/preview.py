@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from factory.data.dataset import thinness
+from factory.distill.store import describe_store
+from factory.report import write_number
 
 if TYPE_CHECKING:
     from factory.materials import DomainData
@@ -15,6 +17,7 @@ SAMPLES = 5
 def preview(data: DomainData) -> dict[str, Any]:
     """``preview(factory.data("legal"))``: plain lists and dicts. Thinness by size; a build adds what its losses say."""
     manifest = data.manifest
+    stores = [describe_store(folder) for folder in sorted(data.targets_folder("x").parent.glob(data.targets_folder("*").name))]
     rows = data.rows["train"].select(range(min(SAMPLES, len(data.rows["train"]))))
     return {
         "domain": manifest.domain,
@@ -28,6 +31,7 @@ def preview(data: DomainData) -> dict[str, Any]:
         "disagreements": manifest.disagreements,
         "disagreement_examples": manifest.provenance.get("disagreements", []),
         "thin": thinness(1.0, 1.0, manifest),
+        "soft_targets": stores,
         "samples": [{name: row[name] for name in ("prompt", "completion", "source", "refusal")} for row in rows],
     }
 
@@ -57,6 +61,10 @@ def _lines(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("templates", str(content["templates"])),
         ("the router disagrees", f"on {content['disagreements']} prompts"),
         *(("", f"{prompt} → {domain or 'none'}") for prompt, domain in content["disagreement_examples"]),
+        *(
+            ("soft targets", f"{write_number(one['bytes'], 'bytes')}; saves {one['teacher_seconds']:.0f} s of the teacher")
+            for one in content["soft_targets"]
+        ),
         ("thin", content["thin"] or "no"),
     ]
     for row in content["samples"]:

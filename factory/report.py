@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from factory.errors import RegistryError
-from factory.registry import Summary, Version, as_metric, read_metric, read_parameters
+from factory.manifests import Summary, Version, as_metric, read_metric, read_parameters
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -330,12 +330,20 @@ def _data(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
         for source in data.get("sources") or ()
         if isinstance(source, Mapping)
     ]
+    targets = _section(manifest, "targets")
+    stored = (
+        f"{write_number(targets.get('bytes'), 'bytes')}, "
+        f"{write_number(targets.get('response_bytes_per_position'))} bytes a token for the response; "
+        f"{write_number(targets.get('saved_seconds'))} of the teacher's "
+        f"{write_number(targets.get('teacher_seconds'))} s saved by reading"
+    )
     counts = ", ".join(f"{split} {count}" for split, count in _section(data, "counts").items())
     return [
         ("fingerprint", data.get("fingerprint")),
         ("examples", counts),
         ("dropped", dropped),
         ("refusals kept", data.get("refusals")),
+        ("soft targets", stored if targets else None),
         *pairs,
     ]
 

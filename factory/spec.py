@@ -157,7 +157,7 @@ class DistillConfig(TrainConfig):
     response: Weight = 1.0
     feature: Weight = 0.0
     relation: Weight = 0.0
-    top_k: int = Field(default=64, ge=1)  # teacher log-probabilities kept per position, besides the remaining mass
+    top_k: int = Field(default=36, ge=1)  # teacher log-probabilities kept per position, besides the remaining mass
     rank: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"

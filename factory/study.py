@@ -12,12 +12,12 @@ from rich.table import Table
 from factory.build import Factory
 from factory.distill.targets import encode
 from factory.errors import RegistryError
+from factory.manifests import Version
 from factory.materials import DomainData
 from factory.models.chat import NO_CONTEXT
 from factory.models.student import load_base, load_student, trim_teacher
 from factory.quality.evaluate import measure, switched, switched_off
 from factory.quality.metrics import Figure, Sums, paired_difference, summarise
-from factory.registry import Version
 from factory.report import write_metric
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import factory.build
 from factory.build import Factory
 from factory.cli import app
-from factory.distill.targets import SoftTargetStore
+from factory.distill.store import SoftTargetStore
 from factory.registry import Registry
 
 
@@ -96,9 +96,13 @@ def test_data_previews_counts_reasons_sources_and_rows(built: Workplace) -> None
     assert content["dropped"]["held_out_combination"] > 0
     assert content["sources"] == [{"id": "plants-questions", "license": "apache-2.0", "n": 42}]
     assert len(content["samples"]) == 5
+    [targets] = content["soft_targets"]
+    assert targets["bytes"] > 0 and targets["teacher_seconds"] > 0
     assert "24 train examples" in content["thin"]
     text = built.run("data", "plants").stdout
-    assert all(word in text for word in ("kept", "dropped", "plants-questions", "refusals kept", "router disagrees"))
+    assert all(
+        word in text for word in ("kept", "dropped", "plants-questions", "refusals kept", "router disagrees", "soft targets")
+    )
 
 
 def test_build_prints_the_comparison_and_a_line_a_stage(built: Workplace) -> None:

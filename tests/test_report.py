@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from factory.errors import RegistryError
-from factory.registry import Registry, Version
+from factory.manifests import Version
+from factory.registry import Registry
 from factory.report import (
     BEST,
     compare_json,

@@ -1,52 +1,27 @@
-"""Soft targets: what is stored is what a live pass gives, in the examples' order, and only what is missing is made."""
+"""Soft targets: what is stored is what a live pass gives, at completion positions only."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import factory.distill.targets as module
 from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
 from factory.distill.targets import (
     LONGEST_COMPLETION,
     Sequence_,
-    SoftTargetStore,
     batches_of,
     encode,
     feature_layers,
     hard_targets,
-    join_stores,
     score,
 )
 from factory.models.chat import end_of_turn, prompt_ids
 from factory.models.teacher import Teacher
 
 SEQUENCES = tiny.sequences(7)
-
-
-def make(folder: Path, teacher: Teacher, sequences: list[Sequence_] = SEQUENCES, **over: Any) -> SoftTargetStore:
-    return SoftTargetStore.make(folder, teacher, sequences, **({"top_k": 8, "temperature": 1.5, "batch": 3} | over))
-
-
-@pytest.fixture
-def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many examples each live pass had."""
-    counts: list[int] = []
-
-    def counting(teacher: Teacher, prompts: Any, *rest: Any) -> Any:
-        counts.append(len(prompts))
-        return score(teacher, prompts, *rest)
-
-    monkeypatch.setattr(module, "score", counting)
-    monkeypatch.setattr(module, "SHARD", 3)
-    return counts
 
 
 @torch.no_grad()
@@ -75,72 +50,6 @@ def test_more_tokens_asked_for_than_there_are_gives_all() -> None:
     one = SEQUENCES[0]
     targets = score(tiny.teacher(), [one.teacher_prompt], [one.completion], 9999, 1.0)
     assert targets.ids.shape == (len(one.completion), 360)
-
-
-@pytest.mark.parametrize("chosen", [[0, 1, 2, 3, 4, 5, 6], [4], [6, 0, 3], [2, 2]])
-def test_stored_targets_are_the_live_ones_in_the_order_asked_for(tmp_path: Path, chosen: list[int]) -> None:
-    teacher = tiny.teacher()
-    rows = make(tmp_path, teacher).rows(chosen, tiny.CPU)
-    examples = [SEQUENCES[i] for i in chosen]
-    live = score(teacher, [s.teacher_prompt for s in examples], [s.completion for s in examples], 8, 1.5)
-    assert torch.equal(rows.ids, live.ids)
-    torch.testing.assert_close(rows.log_probs, live.log_probs, atol=2e-3, rtol=2e-3)  # stored in float16
-    torch.testing.assert_close(rows.states, live.states, atol=2e-3, rtol=2e-3)
-    assert (rows.ids.dtype, rows.log_probs.dtype, rows.states.dtype) == (torch.int64, torch.float32, torch.float32)
-
-
-def test_storing_in_float16_moves_a_divergence_by_a_hair(tmp_path: Path) -> None:
-    teacher = tiny.teacher()
-    rows = make(tmp_path, teacher).rows(range(7), tiny.CPU)
-    live = score(teacher, [s.teacher_prompt for s in SEQUENCES], [s.completion for s in SEQUENCES], 8, 1.5)
-    other = torch.log_softmax(torch.randn(rows.log_probs.shape, generator=torch.Generator().manual_seed(0)), -1)
-    for beta in (0.0, 0.5):
-        stored = generalized_jsd_loss(other, rows.log_probs, beta).mean()
-        assert stored.item() == pytest.approx(generalized_jsd_loss(other, live.log_probs, beta).mean().item(), rel=2e-3)
-
-
-def test_a_missing_shard_alone_is_made_again(tmp_path: Path, scored: list[int]) -> None:
-    teacher = tiny.teacher()
-    first = make(tmp_path, teacher)
-    assert sum(scored) == 7 and sorted(path.name for path in tmp_path.iterdir()) == [
-        "0000000.npz", "0000003.npz", "0000006.npz",
-    ]  # fmt: skip
-    scored.clear()
-    counted: list[int] = []
-    (tmp_path / "0000003.npz").unlink()
-    again = make(tmp_path, teacher, progress=counted.append)
-    assert scored == [3] and counted == [3, 3, 1]
-    for name in ("offsets", "ids", "log_probs", "states"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
-
-
-def test_a_stop_while_a_shard_is_written_leaves_no_half_shard(
-    tmp_path: Path, scored: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    savez = np.savez
-
-    def interrupted(file: Any, **arrays: Any) -> None:
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(np, "savez", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        make(tmp_path, tiny.teacher())
-    assert not list(tmp_path.glob("*.npz"))
-    monkeypatch.setattr(np, "savez", savez)
-    assert len(make(tmp_path, tiny.teacher()).states) == 7
-    assert not list(tmp_path.glob("*.unfinished"))
-
-
-def test_joined_stores_hold_the_examples_one_after_the_other(tmp_path: Path) -> None:
-    teacher, other = tiny.teacher(), tiny.sequences(3, seed=5)
-    first, second = make(tmp_path / "a", teacher), make(tmp_path / "b", teacher, other)
-    joined = join_stores([first, second])
-    for index in range(3):
-        ours, theirs = joined.rows([7 + index], tiny.CPU), second.rows([index], tiny.CPU)
-        assert torch.equal(ours.ids, theirs.ids) and torch.equal(ours.states, theirs.states)
-    assert torch.equal(joined.rows([6], tiny.CPU).log_probs, first.rows([6], tiny.CPU).log_probs)
-    assert joined.bytes == first.bytes + second.bytes
 
 
 def test_hard_targets_make_the_divergence_the_negative_log_likelihood() -> None:

