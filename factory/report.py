@@ -149,8 +149,8 @@ def list_table(summaries: Sequence[Summary], limit: int | None = 100) -> Table:
 def compare_json(versions: Sequence[Version], *, teacher: bool = False) -> dict[str, Any]:
     """``compare_json(versions, teacher=True)`` → {"columns", "rows", "same_test_set"}.
 
-    A row is {"key", "label", "better", "unit", "values": {column: metric or None}, "best": [columns]}. The teacher's
-    column comes from the first version and never wins. Rows that no version has are left out.
+    A row is {"key", "label", "better", "unit", "values": {column: metric or None}, "best": [columns]}. A teacher's
+    column comes from the first version that it taught and never wins. Rows that no version has are left out.
 
     Raises:
         RegistryError: without a version to compare.
@@ -161,7 +161,9 @@ def compare_json(versions: Sequence[Version], *, teacher: bool = False) -> dict[
     by_reference = {version.reference: version for version in versions}
     facts = {name: _figures(by_reference[name].manifest) for name in columns}
     if teacher:
-        facts["teacher"] = _teacher_figures(versions[0].manifest)
+        first = {_section(version.manifest, "teacher").get("sha256"): version for version in reversed(versions)}
+        for one in reversed(first.values()):
+            facts["teacher" if len(first) == 1 else f"teacher of {one.reference}"] = _teacher_figures(one.manifest)
     rows = []
     for key, metric in _rows(facts.values()).items():
         values = {name: figures.get(key) for name, figures in facts.items()}
@@ -200,6 +202,7 @@ def compare_table(versions: Sequence[Version], *, teacher: bool = False) -> Tabl
 
 SIZES_AND_SPEED: dict[str, Metric] = {
     "parameters": Metric("parameters", "low", "parameters"),
+    "base_parameters": Metric("parameters of the base", "low", "parameters"),
     "bytes": Metric("bytes", "low", "bytes"),
     "adapter_bytes": Metric("bytes of the adapter alone", "low", "bytes"),
     "tokens_per_second": Metric("tokens per second, one stream", "high"),

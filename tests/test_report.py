@@ -127,6 +127,19 @@ def test_the_teacher_is_taken_from_the_first_student_and_never_wins() -> None:
     assert "28.0" in text(compare_table(versions, teacher=True))
 
 
+def test_students_of_two_teachers_have_a_column_for_each() -> None:
+    other = {"evaluation": {"sizes": {"teacher": {"parameters": 268_098_176}}}, "teacher": {"sha256": "b"}}
+    versions = [
+        student("a-small", teacher={"sha256": "a"}),
+        student("c-small", teacher={"sha256": "a"}),
+        student("b-mini", **other),
+    ]
+    content = compare_json(versions, teacher=True)
+    assert content["columns"][3:] == ["teacher of a-small@1", "teacher of b-mini@1"]
+    values = next(row for row in content["rows"] if row["key"] == "parameters")["values"]
+    assert values["teacher of b-mini@1"]["value"] == 268_098_176
+
+
 def test_compare_warns_when_the_test_sets_differ() -> None:
     other = student("b-small", dataset={"fingerprint": "f1"})
     assert "compare only roughly" in " ".join(text(compare_table([student("a-small"), other])).split())

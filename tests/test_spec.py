@@ -301,18 +301,19 @@ def test_specs_are_frozen(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ shipped
 
 SHIPPED = load_specs(DOMAINS)
+SHIPPED_DOMAINS = ["education", "healthcare", "legal"]  # a user's own may lie beside them, and be smaller
 
 
 def test_the_shipped_specs_are_there() -> None:
-    assert set(SHIPPED.domains) >= {"healthcare", "education", "legal"}
-    assert set(SHIPPED.families) == {"default", "gemma"} and "general" in SHIPPED.pools
+    assert set(SHIPPED.domains) >= set(SHIPPED_DOMAINS)
+    assert set(SHIPPED.families) >= {"default", "gemma"} and "general" in SHIPPED.pools
     for one in SHIPPED.families.values():
         for profile in ("default", *one.profiles):
             for chosen in SHIPPED.domains.values():
                 assert one.settings(profile, chosen).distill.steps >= 1
 
 
-@pytest.mark.parametrize("name", sorted(SHIPPED.domains))
+@pytest.mark.parametrize("name", SHIPPED_DOMAINS)
 def test_a_shipped_domain_has_enough_distinct_prompts_and_says_what_it_is(name: str) -> None:
     from factory.data.sources import load_examples
 
