@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from factory.build import Factory
     from factory.data.router import DomainRouter, Route
     from factory.errors import DataError, FactoryError, ReferenceError, RegistryError, SpecError, TrainingError
+    from factory.loading import load_specs
     from factory.manifests import Summary, Version
     from factory.models.teacher import Teacher
     from factory.quality.evaluate import EvalReport
     from factory.registry import Registry
-    from factory.spec import DomainSpec, FamilySpec, PoolSpec, Specs, load_specs
+    from factory.spec import DomainSpec, FamilySpec, PoolSpec, Specs
 
 __version__ = "0.1.0"
 
@@ -58,7 +59,8 @@ HOMES = {
     "factory.quality.evaluate": ("EvalReport",),
     "factory.manifests": ("Summary", "Version"),
     "factory.registry": ("Registry",),
-    "factory.spec": ("DomainSpec", "FamilySpec", "PoolSpec", "Specs", "load_specs"),
+    "factory.loading": ("load_specs",),
+    "factory.spec": ("DomainSpec", "FamilySpec", "PoolSpec", "Specs"),
 }
 
 

@@ -83,7 +83,7 @@ def new(
 @app.command(rich_help_panel="Domains")
 def validate(domains: Domains = DOMAINS, json: Json = False) -> None:
     """Check every YAML file and say what each mistake is and where."""
-    from factory.spec import load_specs
+    from factory.loading import load_specs
 
     counts = _counted(load_specs(domains))
     if json:
@@ -312,7 +312,7 @@ def doctor(
 
 
 def _specs(domains: Path) -> Specs:
-    from factory.spec import load_specs
+    from factory.loading import load_specs
 
     return load_specs(domains)
 

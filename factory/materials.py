@@ -44,8 +44,13 @@ class DomainData:
     manifest: DatasetManifest
 
     def targets_folder(self, key: str) -> Path:
-        """``data.targets_folder("*")``: where the teacher's targets for this data set are, by what else decides them."""
+        """``data.targets_folder(key)``: where the teacher's targets for this data set are, by what else decides them."""
         return home() / "targets" / f"{self.spec.name}-{self.manifest.fingerprint[:12]}-{key}"
+
+    def targets_folders(self) -> list[Path]:
+        """Every folder of targets for this data set."""
+        pattern = self.targets_folder("*")
+        return sorted(pattern.parent.glob(pattern.name))
 
 
 class Materials:

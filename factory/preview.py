@@ -17,7 +17,6 @@ SAMPLES = 5
 def preview(data: DomainData) -> dict[str, Any]:
     """``preview(factory.data("legal"))``: plain lists and dicts. Thinness by size; a build adds what its losses say."""
     manifest = data.manifest
-    stores = [describe_store(folder) for folder in sorted(data.targets_folder("x").parent.glob(data.targets_folder("*").name))]
     rows = data.rows["train"].select(range(min(SAMPLES, len(data.rows["train"]))))
     return {
         "domain": manifest.domain,
@@ -31,7 +30,7 @@ def preview(data: DomainData) -> dict[str, Any]:
         "disagreements": manifest.disagreements,
         "disagreement_examples": manifest.provenance.get("disagreements", []),
         "thin": thinness(1.0, 1.0, manifest),
-        "soft_targets": stores,
+        "soft_targets": [describe_store(folder) for folder in data.targets_folders()],
         "samples": [{name: row[name] for name in ("prompt", "completion", "source", "refusal")} for row in rows],
     }
 

@@ -161,8 +161,10 @@ def compare_json(versions: Sequence[Version], *, teacher: bool = False) -> dict[
     by_reference = {version.reference: version for version in versions}
     facts = {name: _figures(by_reference[name].manifest) for name in columns}
     if teacher:
-        first = {_section(version.manifest, "teacher").get("sha256"): version for version in reversed(versions)}
-        for one in reversed(first.values()):
+        first: dict[Any, Version] = {}  # of each teacher
+        for version in versions:
+            first.setdefault(_section(version.manifest, "teacher").get("sha256"), version)
+        for one in first.values():
             facts["teacher" if len(first) == 1 else f"teacher of {one.reference}"] = _teacher_figures(one.manifest)
     rows = []
     for key, metric in _rows(facts.values()).items():
@@ -333,22 +335,27 @@ def _data(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
         for source in data.get("sources") or ()
         if isinstance(source, Mapping)
     ]
-    targets = _section(manifest, "targets")
-    stored = (
-        f"{write_number(targets.get('bytes'), 'bytes')}, "
-        f"{write_number(targets.get('response_bytes_per_position'))} bytes a token for the response; "
-        f"{write_number(targets.get('saved_seconds'))} of the teacher's "
-        f"{write_number(targets.get('teacher_seconds'))} s saved by reading"
-    )
     counts = ", ".join(f"{split} {count}" for split, count in _section(data, "counts").items())
     return [
         ("fingerprint", data.get("fingerprint")),
         ("examples", counts),
         ("dropped", dropped),
         ("refusals kept", data.get("refusals")),
-        ("soft targets", stored if targets else None),
+        ("soft targets", _stored(_section(manifest, "targets"))),
         *pairs,
     ]
+
+
+def _stored(targets: Mapping[str, Any]) -> str | None:
+    """What soft targets take, and what reading them saved."""
+    if not targets:
+        return None
+    return (
+        f"{write_number(targets.get('bytes'), 'bytes')}, "
+        f"{write_number(targets.get('response_bytes_per_position'))} bytes a token for the response; "
+        f"{write_number(targets.get('saved_seconds'))} of the teacher's "
+        f"{write_number(targets.get('teacher_seconds'))} s saved by reading"
+    )
 
 
 def _measured(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:

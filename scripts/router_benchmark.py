@@ -25,8 +25,9 @@ from sklearn.metrics import f1_score
 from factory.data.router import NONE, DomainRouter, calibration_error
 from factory.data.sources import load_examples
 from factory.errors import FactoryError
+from factory.loading import load_specs
 from factory.models.references import load_encoder
-from factory.spec import FamilySpec, Specs, load_specs
+from factory.spec import FamilySpec, Specs
 
 FILES = {
     "healthcare/medquad.jsonl": "healthcare",

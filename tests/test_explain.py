@@ -10,9 +10,9 @@ from conftest import Workplace
 
 from factory.errors import SpecError, TrainingError
 from factory.explain import ask, explain, explanation_line, load_answerer, teacher_answerer
+from factory.loading import load_specs
 from factory.manifests import Version
 from factory.registry import Registry
-from factory.spec import load_specs
 
 CPU = torch.device("cpu")
 TEXT = "what is the"

@@ -8,8 +8,9 @@ import pytest
 from conftest import Workplace
 
 from factory.errors import SpecError
+from factory.loading import load_specs
 from factory.plan import choose
-from factory.spec import Specs, load_specs
+from factory.spec import Specs
 
 
 @pytest.fixture

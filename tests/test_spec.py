@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from factory.errors import SpecError
-from factory.spec import DistillConfig, DomainSpec, FamilySpec, Specs, load_specs
+from factory.loading import load_specs
+from factory.spec import DistillConfig, DomainSpec, FamilySpec, Specs
 
 DOMAINS = Path(__file__).parents[1] / "domains"
 SOURCE: dict[str, Any] = {"id": "prompts", "kind": "templates", "license": "CC0-1.0", "templates": ["what is light"]}

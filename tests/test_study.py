@@ -12,9 +12,9 @@ from conftest import Workplace
 from factory.build import Factory
 from factory.data.dataset import Completion
 from factory.errors import DataError, RegistryError
+from factory.loading import load_specs
 from factory.quality.metrics import Figure
 from factory.registry import Registry
-from factory.spec import load_specs
 from factory.study import VARIATIONS, Matrix, ablations, adapter_matrix
 
 Refused = Callable[[Any], str]

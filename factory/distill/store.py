@@ -96,22 +96,23 @@ class SoftTargetStore:
         layout = _layout(teacher, len(sequences), int(offsets[-1]), top_k)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            notes, spent = _open_notes(folder, layout), 0.0
+            notes, spent = _open(folder, layout), 0.0
+            arrays = _mapped(folder, layout)  # shows what is written to the files later, too
             for start in range(0, len(sequences), SHARD):
                 part = sequences[start : start + SHARD]
                 spans = {"states": slice(start, start + len(part))}
                 spans["ids"] = spans["log_probs"] = slice(int(offsets[start]), int(offsets[start + len(part)]))
-                if notes.get(str(start), {}).get("sha256") != _checksum(_mapped(folder, layout), spans):
+                if notes.get(str(start), {}).get("sha256") != _checksum(arrays, spans):
                     begun = time.perf_counter()
                     _write(folder, layout, spans, _scored(teacher, part, top_k, temperature, batch))
                     seconds = time.perf_counter() - begun
-                    notes[str(start)] = {"sha256": _checksum(_mapped(folder, layout), spans), "seconds": seconds}
+                    notes[str(start)] = {"sha256": _checksum(arrays, spans), "seconds": seconds}
                     spent += seconds
                     replace_file(folder / NOTES, json.dumps(notes).encode())
                 if progress is not None:
                     progress(len(part))
         every = sum(shard["seconds"] for shard in notes.values())
-        return cls((_Part(offsets, _mapped(folder, layout), every, spent),))
+        return cls((_Part(offsets, arrays, every, spent),))
 
     def rows(self, examples: Sequence[int], device: torch.device) -> SoftTargets:
         """``store.rows([4, 7], device)``: the targets of these examples, one after the other."""
@@ -163,11 +164,8 @@ def describe_store(folder: Path) -> dict[str, float]:
 
     {"bytes", "teacher_seconds"}; one that is being made counts as far as it is.
     """
-    notes: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        notes = json.loads((folder / NOTES).read_text(encoding="utf-8"))
     taken = sum(path.stat().st_size for path in folder.glob("*.bin"))
-    return {"bytes": taken, "teacher_seconds": sum(shard["seconds"] for shard in notes.values())}
+    return {"bytes": taken, "teacher_seconds": sum(shard["seconds"] for shard in _notes(folder).values())}
 
 
 def join_stores(stores: Sequence[SoftTargetStore]) -> SoftTargetStore:
@@ -191,11 +189,17 @@ def _layout(teacher: Teacher, examples: int, positions: int, top_k: int) -> Layo
     }
 
 
-def _open_notes(folder: Path, layout: Layout) -> dict[str, Any]:
-    """The finished shards; none where a file is missing or has another length, which is then made anew."""
-    notes: dict[str, Any] = {}
+def _notes(folder: Path) -> dict[str, Any]:
+    """What is written of every finished shard; nothing where it cannot be read."""
     with suppress(OSError, ValueError):
-        notes = json.loads((folder / NOTES).read_text(encoding="utf-8"))
+        notes: dict[str, Any] = json.loads((folder / NOTES).read_text(encoding="utf-8"))
+        return notes
+    return {}
+
+
+def _open(folder: Path, layout: Layout) -> dict[str, Any]:
+    """The finished shards; none where a file is missing or has another length, which is then made anew."""
+    notes = _notes(folder)
     for name, (dtype, shape) in layout.items():
         path, size = folder / f"{name}.bin", dtype.itemsize * int(np.prod(shape))
         if not path.exists() or path.stat().st_size != size:
