@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ class Factory(Materials):
             untyped.to(self.device)
             cost = trimming_cost(self.teacher, teacher, tokens, calibration)
             advance(1)
-        lessons = [self.lesson(data, teacher, settings.heal) for data in datasets]
+        lessons = [self.lesson(data, teacher, settings.heal).between(0, settings.heal.share) for data in datasets]
         lesson = join_lessons(lessons)
         with self.timed("heal"), self.progress("base: healing", settings.heal.steps) as advance:
             self._keep_or_clear(folder)
@@ -133,8 +134,8 @@ class Factory(Materials):
             "layers": base.shape.layers,
             "vocabulary": {"kept": len(teacher.tokenizer), "teacher": len(self.tokenizer), **cost},
             "parameters": count_parameters(base.model),
-            "training": {"curve": curve, "config": settings.heal.model_dump()},
-            "domains": [data.spec.name for data in datasets],
+            "training": {"curve": curve, "config": settings.heal.model_dump(), "examples": len(lesson.examples)},
+            "domains": {data.spec.name: data.manifest.fingerprint for data in datasets},
         }
         return base, details
 
@@ -165,7 +166,7 @@ class Factory(Materials):
         data, settings = self.data(domain), self.family.settings(self.profile, self.specs.domain(domain))
         base = load_base(version.folder, self.device)
         teacher = trim_teacher(self.teacher, base.shape.tokens)
-        lesson = self.lesson(data, teacher, settings.distill)
+        lesson = self.adapter_lesson(data, teacher, settings.distill, version)
         adapter, curve, folder = self.train_adapter(base, teacher, lesson, data, settings.distill, version, "distill")
         if self.baselines:
             self._add_sft(adapter, teacher, lesson, data, settings.distill, version)
@@ -174,7 +175,7 @@ class Factory(Materials):
             "domain": domain,
             "size": size_name,
             "base": version.reference,
-            "training": {"curve": curve, "config": settings.distill.model_dump()},
+            "training": {"curve": curve, "config": settings.distill.model_dump(), "examples": len(lesson.examples)},
             "dataset": json.loads(data.manifest.to_json()),
             "targets": lesson.targets.describe() if lesson.targets else None,
             "evaluation": evaluation,
@@ -199,6 +200,12 @@ class Factory(Materials):
         shutil.rmtree(folder, ignore_errors=True)
         self.seconds = {}
         return published
+
+    def adapter_lesson(self, data: DomainData, teacher: Teacher, config: DistillConfig, version: Version) -> Lesson:
+        """A domain's lesson without the examples that healed the base: there it has learnt most of what they say."""
+        lesson, healed = self.lesson(data, teacher, config), version.manifest["training"]["config"]
+        seen = version.manifest["domains"].get(data.spec.name) == data.manifest.fingerprint
+        return lesson.between(healed["share"], 1) if seen and healed["share"] < 1 else lesson
 
     def train_adapter(
         self,
@@ -227,7 +234,7 @@ class Factory(Materials):
         """The baseline: the same adapter, completions, steps and learning rate, but plain next-token training."""
         off_policy = {"lmbda": 0.0, "beta": 0.0, "temperature": 1.0, "seq_kd": False}
         plain = config.model_copy(update=off_policy | {"response": 1.0, "feature": 0.0, "relation": 0.0})
-        only_text = Lesson(lesson.sequences, None, lesson.embeddings)
+        only_text = replace(lesson, targets=None)
         base = load_base(version.folder, self.device)
         sft, _, folder = self.train_adapter(base, teacher, only_text, data, plain, version, "sft")
         sft.save_pretrained(folder / "final")
@@ -264,7 +271,7 @@ class Factory(Materials):
         """What a user should know: a data set too thin, a vocabulary that does not fit, texts that belong elsewhere."""
         found = []
         held = encode(data.rows["validation"], teacher.tokenizer, data.spec.teacher_context)[:PROBE]
-        seen = list(lesson.sequences)[:PROBE]
+        seen = [lesson.sequences[i] for i in lesson.examples[:PROBE]]
         if held:
             loss = []
             for part in (seen, held):

@@ -174,6 +174,12 @@ class DistillConfig(TrainConfig):
         return self
 
 
+class HealConfig(DistillConfig):
+    """How the shared base is trained: the same objective, on all its weights, with all public domains."""
+
+    share: float = Field(default=1.0, gt=0, le=1)  # of each domain's training examples; below 1 its adapter takes the rest
+
+
 class DataConfig(Strict):
     """How a data set is made from prompts."""
 
@@ -221,7 +227,7 @@ class FamilySpec(Strict):
     pool: tuple[Source, ...] = ()  # unlabelled texts: each goes to a domain's data set or to none
     general: Name  # a pool file, domains/<name>.pool.yaml: the router abstains on it, what is forgotten is measured on it
     data: DataConfig = DataConfig()
-    heal: DistillConfig
+    heal: HealConfig
     distill: DistillConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     profiles: dict[Name, Profile] = Field(default_factory=dict)
@@ -256,7 +262,7 @@ class Settings(Strict):
 
     profile: str
     data: DataConfig
-    heal: DistillConfig
+    heal: HealConfig
     distill: DistillConfig
     evaluate: EvaluateConfig
 
@@ -264,7 +270,7 @@ class Settings(Strict):
 # What a profile may override; a domain has data and distill of its own.
 SECTIONS: dict[str, type[Strict]] = {
     "data": DataConfig,
-    "heal": DistillConfig,
+    "heal": HealConfig,
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
 }

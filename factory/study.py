@@ -136,7 +136,7 @@ def ablations(factory: Factory, domain: str, size: str, steps: int) -> Iterator[
         config = settings.distill.model_copy(update={"steps": steps, **over})
         base = load_base(version.folder, factory.device)  # anew: an adapter is attached to it
         seen = _without_context(data) if name == WITHOUT_CONTEXT else data
-        lesson = factory.lesson(seen, teacher, config)
+        lesson = factory.adapter_lesson(seen, teacher, config, version)
         adapter, _, folder = factory.train_adapter(base, teacher, lesson, data, config, version, name)
         shutil.rmtree(folder, ignore_errors=True)
         sums = measure(teacher, {"student": switched(adapter, "default")}, held_out)["student"]

@@ -101,6 +101,8 @@ def test_the_manifest_tells_where_the_student_comes_from(student: dict[str, Any]
     assert student["profile"] == "least"
     assert student["teacher"]["parameters"] > 130e6
     assert student["dataset"]["counts"]["train"] >= 20
+    learnt, count = student["training"]["examples"], student["dataset"]["counts"]["train"]
+    assert abs(learnt - count / 2) <= 1  # the other half healed the base
     assert {source["license"] for source in student["dataset"]["sources"]} == {"Apache-2.0"}
     assert len(student["router"]["version"]) == 12
 

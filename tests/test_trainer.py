@@ -289,6 +289,17 @@ def test_the_curve_holds_the_magnitude_of_every_term_and_the_loss_is_their_weigh
         assert min(row["response"], row["feature"], row["relation"]) > 0
 
 
+def test_only_a_part_of_a_lesson_is_learnt_from(lesson: Lesson, tmp_path: Path) -> None:
+    both = join_lessons([lesson.between(0, 0.5), lesson.between(0.5, 1)])
+    half = len(ROWS) // 2
+    expected = [*range(half), *range(len(ROWS) + half, 2 * len(ROWS))]
+    assert list(both.examples) == expected and len(both.sequences) == 2 * len(ROWS)
+    running = trainer(both, config(), tmp_path)
+    assert list(running.train_dataset["example"]) == expected  # type: ignore[index]
+    lengths = [len(both.sequences[i].prompt) + len(both.sequences[i].completion) for i in expected]
+    assert list(running.train_dataset["length"]) == lengths  # type: ignore[index]
+
+
 @pytest.mark.parametrize("examples", [5, 3, 1])
 def test_examples_left_over_at_an_epoch_s_end_break_no_relation(lesson: Lesson, tmp_path: Path, examples: int) -> None:
     """Five in batches of four leave one over, which is in no pair."""

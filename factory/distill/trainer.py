@@ -6,7 +6,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +57,26 @@ class Lesson:
     sequences: Sequence[Sequence_]  # E of them
     targets: SoftTargetStore | None  # None: the completions themselves (SFT)
     embeddings: np.ndarray  # (E, D) float32, of prompt and completion
+    part: Sequence[int] | None = None  # those that are learnt from; None: all
+
+    @property
+    def examples(self) -> Sequence[int]:
+        return range(len(self.sequences)) if self.part is None else self.part
+
+    def between(self, start: float, end: float) -> Lesson:
+        """``lesson.between(0, 0.5)``: the same lesson, of which only the first half is learnt from."""
+        count = len(self.sequences)
+        return replace(self, part=range(round(start * count), round(end * count)))
 
 
 def join_lessons(lessons: Sequence[Lesson]) -> Lesson:
     """``join_lessons([healthcare, legal])``: one lesson of several domains, each example with its own teacher context."""
+    starts = np.cumsum([0, *(len(lesson.sequences) for lesson in lessons)])
     return Lesson(
         [sequence for lesson in lessons for sequence in lesson.sequences],
         join_stores([lesson.targets for lesson in lessons if lesson.targets is not None]),
         np.concatenate([lesson.embeddings for lesson in lessons]),
+        [int(start) + i for start, lesson in zip(starts, lessons, strict=False) for i in lesson.examples],
     )
 
 
@@ -92,12 +104,13 @@ class DistillTrainer(GKDTrainer):
         check_vocabularies(base.tokenizer, teacher.tokenizer)
         self.lesson, self.config, self.teacher = lesson, config, teacher
         self.stop = stop_tokens(base.tokenizer)
-        lengths = [len(s.prompt) + len(s.completion) for s in lesson.sequences]
+        examples = list(lesson.examples)
+        lengths = [len(lesson.sequences[i].prompt) + len(lesson.sequences[i].completion) for i in examples]
         super().__init__(
             model=model,
             teacher_model=teacher.model,
             args=_arguments(config, folder, seed, teacher.model.device, len(lengths)),
-            train_dataset=Dataset.from_dict({"example": list(range(len(lengths))), "length": lengths}),
+            train_dataset=Dataset.from_dict({"example": examples, "length": lengths}),
             data_collator=self._collate,
             processing_class=base.tokenizer,
             callbacks=list(callbacks),
