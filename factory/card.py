@@ -336,6 +336,8 @@ def _training(manifest: Mapping[str, Any]) -> list[str]:
             if name != "step"
         ]
         paragraphs.append(f"From step {curve[0].get('step')} to {curve[-1].get('step')}: {', '.join(changes)}.")
+    if training.get("examples"):
+        paragraphs.append(f"It learnt from {write_number(training['examples'])} examples.")
     seconds = ", ".join(f"{_text(stage)} {write_number(value)}" for stage, value in _mapping(manifest, "seconds").items())
     if seconds:
         paragraphs.append(f"Seconds taken: {seconds}.")

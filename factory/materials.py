@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -14,8 +15,7 @@ import numpy as np
 from datasets import DatasetDict
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from factory.data.cleaning import clean_completion
-from factory.data.dataset import Completion, DatasetManifest, finish_dataset, load_dataset_folder, make_prompts, route_pool
+from factory.data.dataset import DatasetManifest, finish_dataset, load_dataset_folder, make_prompts, make_rows, route_pool
 from factory.data.router import DomainRouter
 from factory.data.sources import Example, content_hash, load_examples, sample_evenly
 from factory.errors import DataError
@@ -234,18 +234,13 @@ class Materials:
             progress=advance,
         )
 
-    def general_rows(self) -> list[dict[str, str]]:
+    def general_rows(self) -> list[dict[str, Any]]:
         """Held-out general prompts with the teacher's own answers, without any domain's context."""
         settings = self.family.settings(self.profile)
         chosen = sample_evenly(self.general, settings.evaluate.general, self.seed)
         with self.timed("completions"), self.progress("general: teacher answers", len(chosen)) as advance:
             completions = self._complete(chosen, None, settings, advance)
-        answered = [(e, completions.get(e.id, Completion(e.completion, finished=True))) for e in chosen]
-        rows = [
-            {"prompt": example.prompt, "completion": answer.text}
-            for example, answer in answered
-            if clean_completion(answer.text, answer.finished) is None
-        ]
+        rows = make_rows(chosen, completions, Counter())
         if not rows:
             raise DataError(
                 f"none of {len(chosen)} general prompts has a finished answer of the teacher's, so what a student keeps "

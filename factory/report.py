@@ -298,7 +298,8 @@ def _chapters(version: Version, aliases: Sequence[str]) -> dict[str, list[tuple[
         "lineage": _lineage(manifest),
         "data": _data(manifest),
         "figures [interval]": _measured(manifest),
-        "training": [(name, _curve(curve, name)) for name in _curve_names(curve)]
+        "training": [("examples learnt from", training.get("examples"))]
+        + [(name, _curve(curve, name)) for name in _curve_names(curve)]
         + [(key, value) for key, value in _section(training, "config").items() if not isinstance(value, Mapping)]
         + list(seconds.items()),
         "samples": [
