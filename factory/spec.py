@@ -177,7 +177,13 @@ class DistillConfig(TrainConfig):
 class HealConfig(DistillConfig):
     """How the shared base is trained: the same objective, on all its weights, with all public domains."""
 
-    share: float = Field(default=1.0, gt=0, le=1)  # of each domain's training examples; below 1 its adapter takes the rest
+    share: float = 1.0  # of each domain's training examples; below 1 its adapter takes the rest
+
+    @model_validator(mode="after")
+    def both_have_examples(self) -> HealConfig:
+        if not (0.1 <= self.share <= 0.9 or self.share == 1):
+            raise ValueError(f"share is 0.1 to 0.9, or 1 where base and adapters learn from the same, not {self.share}")
+        return self
 
 
 class DataConfig(Strict):

@@ -12,7 +12,7 @@ import yaml
 
 from factory.errors import SpecError
 from factory.loading import load_specs
-from factory.spec import DistillConfig, DomainSpec, FamilySpec, Specs
+from factory.spec import DistillConfig, DomainSpec, FamilySpec, HealConfig, Specs
 
 DOMAINS = Path(__file__).parents[1] / "domains"
 SOURCE: dict[str, Any] = {"id": "prompts", "kind": "templates", "license": "CC0-1.0", "templates": ["what is light"]}
@@ -170,6 +170,13 @@ def test_a_relation_needs_pairs(tmp_path: Path) -> None:
     )
     assert said(tmp_path, mistake).startswith("small.family.yaml: distill: relation > 0 needs batch >= 32 (a batch of 31 has")
     assert DistillConfig(steps=1, learning_rate=1.0, relation=0.5, batch=32).relation == 0.5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.09, 0.95, 1.1])
+def test_neither_base_nor_adapters_are_left_without_examples(share: float) -> None:
+    with pytest.raises(ValueError, match=r"share is 0\.1 to 0\.9, or 1 where"):
+        HealConfig(steps=1, learning_rate=1.0, share=share)
+    assert [HealConfig(steps=1, learning_rate=1.0, share=fine).share for fine in (0.1, 0.9, 1)] == [0.1, 0.9, 1.0]
 
 
 def test_an_objective_of_nothing_is_refused() -> None:
