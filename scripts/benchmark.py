@@ -1,0 +1,364 @@
+"""This project beside its peers, on the same teacher, student, data, batch and length, each run in a process of its own.
+
+    python scripts/benchmark.py healthcare --size small --minutes 10 --registry registry --save scripts/benchmark.json
+
+The student of every run is the teacher with the layers of the size's published base and none of its training: LoRA on every linear
+layer, the family's rank and rate. ``full`` is the teacher's whole vocabulary, as a user of trl has it; ``trimmed`` is the one that
+this project trains in. Peers are trl's GKDTrainer (without gradient checkpointing, examples of like length together), its
+DistillationTrainer on-policy, and LoRA fine-tuning on the same completions. No one sees a teacher's context. Tokens are the real
+ones of prompts and completions. KL is of held-out text in the run's own vocabulary, after the same wall-clock time of training,
+for each with a schedule of that length. The bf16 matrix rate is of a product of two large matrices in the same process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import TrainerCallback
+from trl import DistillationConfig, DistillationTrainer, SFTConfig, SFTTrainer
+from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+from factory.build import Factory
+from factory.distill.store import SoftTargetStore
+from factory.distill.targets import Sequence_, encode
+from factory.distill.trainer import DistillTrainer, Lesson
+from factory.loading import load_specs
+from factory.models.chat import NO_CONTEXT
+from factory.models.pruning import prune_layers
+from factory.models.student import Base, Shape, attach_adapter, load_base, trim_teacher
+from factory.models.teacher import Teacher
+from factory.quality.evaluate import measure, switched
+from factory.registry import Registry
+from factory.spec import DistillConfig
+
+BATCH, EXAMPLES, HELD_OUT, WARM_UP = 8, 1024, 64, 2
+LARGE = 100_000  # a vocabulary whose logits for eight examples fill a small machine: peers then take two at a time
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of the table."""
+
+    vocabulary: str
+    trainer: str
+    dtype: str = "bf16"
+    on_policy: bool = False
+    long: bool = False  # its held-out KL after ``--minutes`` is measured too
+
+
+RUNS = {
+    "student factory": Run("trimmed", "ours", long=True),
+    "trl GKD": Run("full", "gkd", long=True),
+    "trl GKD, trimmed": Run("trimmed", "gkd", long=True),
+    "trl GKD, float32": Run("full", "gkd", dtype="float32"),
+    "trl LoRA SFT, trimmed": Run("trimmed", "sft"),
+    "student factory, on-policy": Run("trimmed", "ours", on_policy=True),
+    "trl GKD, on-policy": Run("full", "gkd", on_policy=True),
+    "trl GKD, on-policy, trimmed": Run("trimmed", "gkd", on_policy=True),
+    "trl DistillationTrainer, on-policy": Run("full", "distillation", on_policy=True),
+    "trl DistillationTrainer, on-policy, trimmed": Run("trimmed", "distillation", on_policy=True),
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one process measured."""
+
+    name: str
+    steps: int
+    tokens_per_second: float
+    step_seconds: float  # median
+    peak_bytes: int  # of the whole process; of the device's allocator on a GPU
+    teacher_seconds: float  # before training, for targets that every further student reads
+    kl_before: float
+    kl_after: float  # after these steps, with a schedule of this length
+    matrix_share: float  # of this machine's bf16 matrix rate, of the student's multiplications alone
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("domain")
+    parser.add_argument("--size", default="small")
+    parser.add_argument("--profile", default="default")
+    parser.add_argument("--registry", type=Path, default=Path("registry"))
+    parser.add_argument("--domains", type=Path, default=Path("domains"))
+    parser.add_argument("--steps", type=int, default=8, help="timed steps a run, after two that are not")
+    parser.add_argument("--minutes", type=float, default=0, help="training before the held-out KL; 0 leaves it out")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--only", action="append", choices=list(RUNS), help="may be repeated")
+    parser.add_argument("--save", type=Path)
+    parser.add_argument("--one", choices=list(RUNS), help=argparse.SUPPRESS)  # this process measures one run
+    parser.add_argument("--targets", type=Path, help=argparse.SUPPRESS)  # where ours keeps the teacher's
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(asdict(measure_run(given.one, given))))
+        return
+    with TemporaryDirectory() as targets:
+        results = list(compared(given, targets))
+    print(table(results))
+    if given.save:
+        given.save.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def compared(given: argparse.Namespace, targets: str) -> Any:
+    """Yields what every run measured; with ``--minutes`` the long ones twice, for as many steps as fit."""
+    for name in given.only or RUNS:
+        if RUNS[name].trainer == "ours" and not RUNS[name].on_policy:
+            in_own_process(name, 1, targets)  # stores the targets, so that the measured process has them stored
+        result = in_own_process(name, given.steps, targets)
+        if result and given.minutes and RUNS[name].long:
+            yield result
+            result = in_own_process(name, int(60 * given.minutes / result["step_seconds"]) - WARM_UP, targets)
+        if result:
+            yield result
+
+
+def in_own_process(name: str, steps: int, targets: str) -> dict[str, Any] | None:
+    """One run's result; None, and a line, where it fails."""
+    command = [sys.executable, *sys.argv, "--one", name, "--steps", str(steps), "--targets", targets]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        print(f"{name}: ended with {done.returncode}", file=sys.stderr, flush=True)
+        return None
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(table([result]).splitlines()[-1], file=sys.stderr, flush=True)
+    return result
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown, a line a run."""
+    lines = ["| run | steps | tokens/s | peak memory | teacher before training | KL before → after | of the bf16 matrix rate |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for one in results:
+        lines.append(
+            f"| {one['name']} | {one['steps']} | {one['tokens_per_second']:.0f} | {one['peak_bytes'] / 1e9:.2f} GB | "
+            f"{one['teacher_seconds']:.0f} s | {one['kl_before']:.3f} → {one['kl_after']:.3f} | {one['matrix_share']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def measure_run(name: str, given: argparse.Namespace) -> Result:
+    """Loads one run's models, trains, and measures."""
+    run, specs = RUNS[name], load_specs(given.domains)
+    family = specs.family_of_size(given.size)
+    factory = Factory(specs, family, profile=given.profile, registry=Registry(given.registry), device=given.device)
+    version = factory.published_base(given.size)
+    if version is None:
+        sys.exit(f"no base of size {given.size} in {given.registry}; factory build {given.domain} makes it")
+    shape = load_base(version.folder, factory.device).shape
+    teacher = trim_teacher(factory.teacher, shape.tokens) if run.vocabulary == "trimmed" else factory.teacher
+    dtype = torch.float32 if run.dtype == "float32" else torch.bfloat16
+    teacher.model.to(dtype)
+    base = pruned(teacher, shape)
+    rows = factory.data(given.domain).rows
+    train, test = (encode(rows[split], teacher.tokenizer, NO_CONTEXT) for split in ("train", "test"))
+    config = family.settings(given.profile, specs.domain(given.domain)).distill.model_copy(
+        update={
+            "batch": BATCH,
+            "feature": 0.0,
+            "relation": 0.0,
+            "lmbda": float(run.on_policy),
+            "steps": given.steps + WARM_UP,
+        }
+    )
+    meter = Meter()
+    with TemporaryDirectory() as folder:
+        make = ours if run.trainer == "ours" else theirs
+        trainer, model, seconds = make(run, base, teacher, train[:EXAMPLES], config, Path(folder), given.targets, meter)
+        before = held_out_kl(model, teacher, test)
+        meter.watch(model)
+        trainer.train()
+        rate = meter.tokens_per_second()
+        after = held_out_kl(model, teacher, test)
+    completion = sum(len(s.completion) for s in train) / sum(len(s.prompt) + len(s.completion) for s in train)
+    return Result(
+        name=name,
+        steps=given.steps + WARM_UP,
+        tokens_per_second=rate,
+        step_seconds=meter.step_seconds(),
+        peak_bytes=peak_bytes(factory.device),
+        teacher_seconds=seconds,
+        kl_before=before,
+        kl_after=after,
+        matrix_share=rate * operations(model, completion) / matrix_rate(factory.device),
+    )
+
+
+def pruned(teacher: Teacher, shape: Shape) -> Base:
+    """The teacher's own layers, as the published base has them, and nothing trained."""
+    assert shape.layers is not None, "a base of its own has no layers of the teacher's to begin with"
+    model: Any = copy.deepcopy(teacher.model)
+    prune_layers(model, list(shape.layers))
+    return Base(model, teacher.tokenizer, Shape(shape.layers, shape.tokens))
+
+
+# ------------------------------------------------------------------------------------------------------------ trainers
+
+
+def ours(
+    run: Run,
+    base: Base,
+    teacher: Teacher,
+    train: list[Sequence_],
+    config: DistillConfig,
+    folder: Path,
+    targets: Path,
+    meter: Meter,
+) -> tuple[Any, Any, float]:
+    """This project's trainer, its targets stored first (on-policy, they are scored live)."""
+    adapter = attach_adapter(base, config)
+    store = None if run.on_policy else SoftTargetStore.make(targets, teacher, train, top_k=config.top_k, temperature=1.0)
+    lesson = Lesson(train, store, np.zeros((len(train), 1), dtype=np.float32))
+    trainer = DistillTrainer(adapter, base, teacher, lesson, config, folder=folder, seed=0, callbacks=[meter])
+    return trainer, adapter, store.describe()["teacher_seconds"] if store else 0.0
+
+
+def theirs(
+    run: Run,
+    base: Base,
+    teacher: Teacher,
+    train: list[Sequence_],
+    config: DistillConfig,
+    folder: Path,
+    targets: Path,
+    meter: Meter,
+) -> tuple[Any, Any, float]:
+    """trl's trainer of that name, with the same LoRA, ids, global batch and learning rate."""
+    lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    parts = 4 if len(teacher.tokenizer) > LARGE else 1
+    shared: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": config.steps,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": max(1, config.steps // 20),
+        "per_device_train_batch_size": BATCH // parts,
+        "gradient_accumulation_steps": parts,
+        "learning_rate": config.learning_rate,
+        "bf16": run.dtype == "bf16",
+        "use_cpu": teacher.model.device.type == "cpu",
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    rows = Dataset.from_list(
+        [
+            {
+                "prompt": teacher.tokenizer.decode(one.prompt),
+                "input_ids": [*one.prompt, *one.completion],
+                "attention_mask": [1] * (len(one.prompt) + len(one.completion)),
+                "completion_mask": [0] * len(one.prompt) + [1] * len(one.completion),
+                "length": len(one.prompt) + len(one.completion),
+            }
+            for one in train
+        ]
+    )
+    given = {"model": base.model, "processing_class": base.tokenizer, "peft_config": lora, "callbacks": [meter]}
+    trainer: Any
+    if run.trainer == "sft":
+        alike = SFTConfig(**shared, completion_only_loss=True, train_sampling_strategy="group_by_length")
+        trainer = SFTTrainer(**given, args=alike, train_dataset=rows.remove_columns("prompt"))
+    elif run.trainer == "distillation":
+        on_policy = DistillationConfig(**shared, max_completion_length=config.max_new_tokens, beta=config.beta)
+        prompts = rows.select_columns("prompt")
+        trainer = DistillationTrainer(**given, teacher_model=teacher.model, args=on_policy, train_dataset=prompts)
+    else:
+        gkd = GKDConfig(
+            **shared,
+            train_sampling_strategy="group_by_length",
+            lmbda=config.lmbda,
+            beta=config.beta,
+            temperature=config.temperature,
+            max_new_tokens=config.max_new_tokens,
+        )
+        trainer = GKDTrainer(**given, teacher_model=teacher.model, args=gkd, train_dataset=rows)
+    return trainer, trainer.model, 0.0
+
+
+# ----------------------------------------------------------------------------------------------------------- measuring
+
+
+class Meter(TrainerCallback):
+    """Seconds, and real tokens of the student's training passes, at the end of every step."""
+
+    def __init__(self) -> None:
+        self.tokens, self.ends = 0, [(0.0, 0)]
+
+    def watch(self, model: Any) -> None:
+        def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            if torch.is_grad_enabled() and kwargs.get("attention_mask") is not None:
+                self.tokens += int(kwargs["attention_mask"].sum())
+
+        model.get_base_model().base_model.register_forward_pre_hook(count, with_kwargs=True)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ends = [(time.perf_counter(), self.tokens)]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ends.append((time.perf_counter(), self.tokens))
+
+    def tokens_per_second(self) -> float:
+        (begun, before), (ended, after) = self.ends[WARM_UP], self.ends[-1]
+        return (after - before) / (ended - begun)
+
+    def step_seconds(self) -> float:
+        return float(np.median(np.diff([end for end, _ in self.ends])[WARM_UP:]))
+
+
+def operations(model: Any, completion_share: float) -> float:
+    """Floating-point operations that a token's training step cannot do without, a multiplication and an addition each.
+
+    Forward, and backward to the activations: frozen weights have no gradient. The head is for completion positions only;
+    attention and the adapter, a few per cent, are left out.
+    """
+    inner = model.get_base_model()
+    layers = sum(p.numel() for name, p in inner.named_parameters() if "layers." in name and "lora_" not in name)
+    return float(4 * (layers + completion_share * inner.get_output_embeddings().weight.numel()))
+
+
+def held_out_kl(model: Any, teacher: Teacher, test: list[Sequence_]) -> float:
+    """KL(teacher ‖ student), nats per completion token."""
+    training = model.training
+    model.eval()
+    sums = measure(teacher, {"student": switched(model, "default")}, test[:HELD_OUT])["student"]
+    model.train(training)
+    return float(sums.kl.sum() / sums.tokens.sum())
+
+
+def matrix_rate(device: torch.device, size: int = 2048) -> float:
+    """Floating-point operations a second of a bf16 product of two square matrices; the best of ten."""
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        begun = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best
+
+
+def peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()
