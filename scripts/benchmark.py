@@ -2,12 +2,13 @@
 
     python scripts/benchmark.py healthcare --size small --minutes 10 --registry registry --save scripts/benchmark.json
 
-The student of every run is the teacher with the layers of the size's published base and none of its training: LoRA on every linear
-layer, the family's rank and rate. ``full`` is the teacher's whole vocabulary, as a user of trl has it; ``trimmed`` is the one that
-this project trains in. Peers are trl's GKDTrainer (without gradient checkpointing, examples of like length together), its
-DistillationTrainer on-policy, and LoRA fine-tuning on the same completions. No one sees a teacher's context. Tokens are the real
-ones of prompts and completions. KL is of held-out text in the run's own vocabulary, after the same wall-clock time of training,
-for each with a schedule of that length. The bf16 matrix rate is of a product of two large matrices in the same process.
+The student of every run is the teacher with the layers of the size's published base and none of its training: LoRA on every
+linear layer, the family's rank and rate. ``full`` is the teacher's whole vocabulary, as a user of trl has it; ``trimmed`` is
+the one that this project trains in. Peers are trl's GKDTrainer (without gradient checkpointing, examples of like length
+together), its DistillationTrainer on-policy, and LoRA fine-tuning on the same completions. No one sees a teacher's context.
+Tokens are the real ones of prompts and completions. KL is of held-out text in the run's own vocabulary, after the same
+wall-clock time of training, for each with a schedule of that length. The bf16 matrix rate is of a product of two large
+matrices in the same process.
 """
 
 from __future__ import annotations
@@ -178,7 +179,8 @@ def measure_run(name: str, given: argparse.Namespace) -> Result:
     meter = Meter()
     with TemporaryDirectory() as folder:
         make = ours if run.trainer == "ours" else theirs
-        trainer, model, seconds = make(run, base, teacher, train[:EXAMPLES], config, Path(folder), given.targets, meter)
+        setup = Setup(run, base, teacher, train[:EXAMPLES], config, Path(folder), given.targets, meter)
+        trainer, model, seconds = make(setup)
         before = held_out_kl(model, teacher, test)
         meter.watch(model)
         trainer.train()
@@ -209,39 +211,40 @@ def pruned(teacher: Teacher, shape: Shape) -> Base:
 # ------------------------------------------------------------------------------------------------------------ trainers
 
 
-def ours(
-    run: Run,
-    base: Base,
-    teacher: Teacher,
-    train: list[Sequence_],
-    config: DistillConfig,
-    folder: Path,
-    targets: Path,
-    meter: Meter,
-) -> tuple[Any, Any, float]:
+@dataclass(frozen=True)
+class Setup:
+    """What a trainer is made of."""
+
+    run: Run
+    base: Base
+    teacher: Teacher
+    train: list[Sequence_]
+    config: DistillConfig
+    folder: Path
+    targets: Path
+    meter: Meter
+
+
+def ours(setup: Setup) -> tuple[Any, Any, float]:
     """This project's trainer, its targets stored first (on-policy, they are scored live)."""
-    adapter = attach_adapter(base, config)
-    store = None if run.on_policy else SoftTargetStore.make(targets, teacher, train, top_k=config.top_k, temperature=1.0)
+    config, train = setup.config, setup.train
+    adapter = attach_adapter(setup.base, config)
+    store = None
+    if not setup.run.on_policy:
+        store = SoftTargetStore.make(setup.targets, setup.teacher, train, top_k=config.top_k, temperature=1.0)
     lesson = Lesson(train, store, np.zeros((len(train), 1), dtype=np.float32))
-    trainer = DistillTrainer(adapter, base, teacher, lesson, config, folder=folder, seed=0, callbacks=[meter])
+    folder, meter = setup.folder, setup.meter
+    trainer = DistillTrainer(adapter, setup.base, setup.teacher, lesson, config, folder=folder, seed=0, callbacks=[meter])
     return trainer, adapter, store.describe()["teacher_seconds"] if store else 0.0
 
 
-def theirs(
-    run: Run,
-    base: Base,
-    teacher: Teacher,
-    train: list[Sequence_],
-    config: DistillConfig,
-    folder: Path,
-    targets: Path,
-    meter: Meter,
-) -> tuple[Any, Any, float]:
+def theirs(setup: Setup) -> tuple[Any, Any, float]:
     """trl's trainer of that name, with the same LoRA, ids, global batch and learning rate."""
+    run, config, teacher = setup.run, setup.config, setup.teacher
     lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     parts = 4 if len(teacher.tokenizer) > LARGE else 1
     shared: dict[str, Any] = {
-        "output_dir": str(folder),
+        "output_dir": str(setup.folder),
         "max_steps": config.steps,
         "lr_scheduler_type": "cosine",
         "warmup_steps": max(1, config.steps // 20),
@@ -266,10 +269,15 @@ def theirs(
                 "completion_mask": [0] * len(one.prompt) + [1] * len(one.completion),
                 "length": len(one.prompt) + len(one.completion),
             }
-            for one in train
+            for one in setup.train
         ]
     )
-    given = {"model": base.model, "processing_class": base.tokenizer, "peft_config": lora, "callbacks": [meter]}
+    given = {
+        "model": setup.base.model,
+        "processing_class": setup.base.tokenizer,
+        "peft_config": lora,
+        "callbacks": [setup.meter],
+    }
     trainer: Any
     if run.trainer == "sft":
         alike = SFTConfig(**shared, completion_only_loss=True, train_sampling_strategy="group_by_length")
