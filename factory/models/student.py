@@ -53,7 +53,8 @@ def trim_teacher(teacher: Teacher, tokens: Sequence[int] | None) -> Teacher:
     """``trim_teacher(teacher, shape.tokens)``: a teacher that scores in the student's vocabulary; the given one stays whole."""
     if tokens is None:
         return teacher
-    model, tokenizer = copy.deepcopy(teacher.model), trim_tokenizer(_fast(teacher.tokenizer), tokens)
+    shared: dict[int, Any] = {id(weight): weight for weight in teacher.model.parameters()}  # trimming replaces two of them
+    model, tokenizer = copy.deepcopy(teacher.model, shared), trim_tokenizer(_fast(teacher.tokenizer), tokens)
     trim_embeddings(model, tokens)
     return replace(teacher, model=model, tokenizer=tokenizer)
 
