@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from peft.helpers import disable_input_dtype_casting
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, TrainerState
@@ -295,7 +296,8 @@ def distill(
     trainer = DistillTrainer(model, base, teacher, lesson, config, folder=folder, seed=seed, callbacks=[_Progress(progress)])
     checkpoint = get_last_checkpoint(str(folder)) if folder.exists() else None
     if checkpoint is None or not trainer.finished(checkpoint):
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with disable_input_dtype_casting(model):  # autocast casts the adapter's weights, which are smaller than its inputs
+            trainer.train(resume_from_checkpoint=checkpoint)
     elif progress is not None:
         progress(config.steps)
     unwrap(model).eval()
