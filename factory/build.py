@@ -124,6 +124,7 @@ class Factory(Materials):
             untyped: Any = base.model
             untyped.to(self.device)
             cost = trimming_cost(self.teacher, teacher, tokens, calibration)
+            self.teacher.release()
             advance(1)
         lessons = [self.lesson(data, teacher, settings.heal).between(0, settings.heal.share) for data in datasets]
         lesson = join_lessons(lessons)
@@ -141,8 +142,7 @@ class Factory(Materials):
 
     def lesson(self, data: DomainData, teacher: Teacher, config: DistillConfig) -> Lesson:
         """Ids, stored soft targets and embeddings of a domain's training split."""
-        rows = data.rows["train"]
-        sequences = encode(rows, teacher.tokenizer, data.spec.teacher_context)
+        sequences = encode(data.rows["train"], teacher.tokenizer, data.spec.teacher_context)
         key = digest(FORMAT, data.manifest.fingerprint, teacher.revision, sorted(teacher.tokenizer.get_vocab()), config.top_k,
                      config.temperature, self.family.teacher.chat_template, data.spec.teacher_context.model_dump())  # fmt: skip
         with self.timed("targets"), self.progress(f"{data.spec.name}: soft targets", len(sequences)) as advance:
@@ -154,9 +154,7 @@ class Factory(Materials):
                 temperature=config.temperature,
                 progress=advance,
             )
-        with self.timed("targets"):
-            embeddings = self.embed_rows(rows)
-        return Lesson(sequences, store, embeddings)
+        return Lesson(sequences, store, self.embeddings(data))
 
     # --------------------------------------------------------------------------------------------------------- student
 
@@ -260,7 +258,7 @@ class Factory(Materials):
         return report.to_dict() | {
             "sizes": {
                 "teacher": {
-                    "parameters": count_parameters(self.teacher.model),
+                    "parameters": self.teacher.parameters,
                     "bytes": folder_bytes(self.teacher_files.folder),
                 },
                 "student": {"parameters": base_parameters + trained, "base_parameters": base_parameters},
@@ -317,7 +315,7 @@ class Factory(Materials):
                 "sha256": self.teacher_files.sha256,
                 "revision": self.teacher_files.revision,
                 "license": self.family.teacher.license,
-                "parameters": count_parameters(self.teacher.model),
+                "parameters": self.teacher.parameters,
             },
             "encoder": {"reference": self.family.encoder.model, "license": self.family.encoder.license},
             "settings": settings.model_dump(),

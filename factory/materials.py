@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from factory.data.dataset import DatasetManifest, finish_dataset, load_dataset_f
 from factory.data.router import DomainRouter
 from factory.data.sources import Example, content_hash, load_examples, sample_evenly
 from factory.errors import DataError
+from factory.files import replace_file, sha256
 from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.models.references import ResolvedModel, home, load_encoder, pick_device, resolve
 from factory.models.teacher import Teacher
@@ -100,6 +102,19 @@ class Materials:
     def embed_rows(self, rows: Iterable[Mapping[str, Any]]) -> np.ndarray:
         """(N, D): the rows of a data set as the relation term sees them, prompt and completion together."""
         return self.embed([f"{row['prompt']}\n{row['completion']}" for row in rows])
+
+    def embeddings(self, data: DomainData) -> np.ndarray:
+        """(E, D) float32 of a domain's training split; made once for all students, kept beside the data set, and mapped."""
+        path = data.folder / f"embeddings-{digest(self.family.encoder.model)}.npy"
+        total = path.with_suffix(".sha256")
+        if not path.exists() or not total.exists() or sha256(path) != total.read_text(encoding="ascii"):
+            made = io.BytesIO()
+            with self.timed("embeddings"):
+                np.save(made, self.embed_rows(data.rows["train"]))
+            replace_file(path, made.getvalue())
+            replace_file(total, sha256(path).encode("ascii"))
+        mapped: np.ndarray = np.load(path, mmap_mode="r")
+        return mapped
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

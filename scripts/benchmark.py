@@ -1,13 +1,15 @@
 """This project beside its peers, on the same teacher, student, data, batch and length, each run in a process of its own.
 
     python scripts/benchmark.py healthcare --size small --minutes 10 --registry registry --save scripts/benchmark.json
+    python scripts/benchmark.py healthcare --size gemma-small --text-of default --minutes 10 --save scripts/benchmark-gemma.json
 
 The student of every run is the teacher with the layers of the size's published base and none of its training: LoRA on every
 linear layer, the family's rank and rate. ``full`` is the teacher's whole vocabulary, as a user of trl has it; ``trimmed`` is
 the one that this project trains in. Peers are trl's GKDTrainer (without gradient checkpointing, examples of like length
 together), its DistillationTrainer on-policy, and LoRA fine-tuning on the same completions. No one sees a teacher's context.
-Tokens are the real ones of prompts and completions. KL is of held-out text in the run's own vocabulary, after the same
-wall-clock time of training, for each with a schedule of that length. The bf16 matrix rate is of a product of two large
+Tokens are the real ones of prompts and completions. Memory is the most that the process held while it trained, libraries
+included. KL is of held-out text in the run's own vocabulary, before and after the steps of its line, with a schedule of that
+length; with ``--minutes`` a second line of a run has as many steps as fit. The bf16 matrix rate is of a product of two large
 matrices in the same process.
 """
 
@@ -20,6 +22,7 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,15 +41,16 @@ from factory.distill.store import SoftTargetStore
 from factory.distill.targets import Sequence_, encode
 from factory.distill.trainer import DistillTrainer, Lesson
 from factory.loading import load_specs
+from factory.materials import Materials
 from factory.models.chat import NO_CONTEXT
 from factory.models.pruning import prune_layers
 from factory.models.student import Base, Shape, attach_adapter, load_base, trim_teacher
 from factory.models.teacher import Teacher
-from factory.quality.evaluate import measure, switched
+from factory.quality.evaluate import measure, switched, switched_off
 from factory.registry import Registry
 from factory.spec import DistillConfig
 
-BATCH, EXAMPLES, HELD_OUT, WARM_UP = 8, 1024, 64, 2
+BATCH, EXAMPLES, HELD_OUT, WARM_UP = 8, 4096, 64, 2
 LARGE = 100_000  # a vocabulary whose logits for eight examples fill a small machine: peers then take two at a time
 
 
@@ -64,7 +68,7 @@ class Run:
 RUNS = {
     "student factory": Run("trimmed", "ours", long=True),
     "trl GKD": Run("full", "gkd", long=True),
-    "trl GKD, trimmed": Run("trimmed", "gkd", long=True),
+    "trl GKD, trimmed": Run("trimmed", "gkd"),
     "trl GKD, float32": Run("full", "gkd", dtype="float32"),
     "trl LoRA SFT, trimmed": Run("trimmed", "sft"),
     "student factory, on-policy": Run("trimmed", "ours", on_policy=True),
@@ -83,7 +87,7 @@ class Result:
     steps: int
     tokens_per_second: float
     step_seconds: float  # median
-    peak_bytes: int  # of the whole process; of the device's allocator on a GPU
+    peak_bytes: int  # of the whole process while it trained; of the device's allocator on a GPU
     teacher_seconds: float  # before training, for targets that every further student reads
     kl_before: float
     kl_after: float  # after these steps, with a schedule of this length
@@ -95,6 +99,7 @@ def main() -> None:
     parser.add_argument("domain")
     parser.add_argument("--size", default="small")
     parser.add_argument("--profile", default="default")
+    parser.add_argument("--text-of", help="a family whose data set is used, in place of the size's own")
     parser.add_argument("--registry", type=Path, default=Path("registry"))
     parser.add_argument("--domains", type=Path, default=Path("domains"))
     parser.add_argument("--steps", type=int, default=8, help="timed steps a run, after two that are not")
@@ -118,7 +123,7 @@ def main() -> None:
 def compared(given: argparse.Namespace, targets: str) -> Any:
     """Yields what every run measured; with ``--minutes`` the long ones twice, for as many steps as fit."""
     for name in given.only or RUNS:
-        if RUNS[name].trainer == "ours" and not RUNS[name].on_policy:
+        if RUNS[name].trainer == "ours":
             in_own_process(name, 1, targets)  # stores the targets, so that the measured process has them stored
         result = in_own_process(name, given.steps, targets)
         if result and given.minutes and RUNS[name].long:
@@ -157,15 +162,13 @@ def measure_run(name: str, given: argparse.Namespace) -> Result:
     run, specs = RUNS[name], load_specs(given.domains)
     family = specs.family_of_size(given.size)
     factory = Factory(specs, family, profile=given.profile, registry=Registry(given.registry), device=given.device)
-    version = factory.published_base(given.size)
-    if version is None:
-        sys.exit(f"no base of size {given.size} in {given.registry}; factory build {given.domain} makes it")
-    shape = load_base(version.folder, factory.device).shape
+    shape = load_base(factory.registry.resolve(f"{family.name}-{given.size}-base").folder, factory.device).shape
     teacher = trim_teacher(factory.teacher, shape.tokens) if run.vocabulary == "trimmed" else factory.teacher
     dtype = torch.float32 if run.dtype == "float32" else torch.bfloat16
     teacher.model.to(dtype)
     base = pruned(teacher, shape)
-    rows = factory.data(given.domain).rows
+    written = Materials(specs, specs.families[given.text_of], profile=given.profile) if given.text_of else factory
+    rows = written.data(given.domain).rows
     train, test = (encode(rows[split], teacher.tokenizer, NO_CONTEXT) for split in ("train", "test"))
     config = family.settings(given.profile, specs.domain(given.domain)).distill.model_copy(
         update={
@@ -181,21 +184,24 @@ def measure_run(name: str, given: argparse.Namespace) -> Result:
         make = ours if run.trainer == "ours" else theirs
         setup = Setup(run, base, teacher, train[:EXAMPLES], config, Path(folder), given.targets, meter)
         trainer, model, seconds = make(setup)
-        before = held_out_kl(model, teacher, test)
+        if run.trainer == "sft" or (run.trainer == "ours" and not run.on_policy):
+            teacher.release()
+            factory.teacher.release()
         meter.watch(model)
         trainer.train()
-        rate = meter.tokens_per_second()
-        after = held_out_kl(model, teacher, test)
+    candidates = {"before": switched_off(model), "after": switched(model, "default")}
+    kl = {name: float(sums.kl.sum() / sums.tokens.sum()) for name, sums in measure(teacher, candidates, test[:HELD_OUT]).items()}
+    rate = meter.tokens_per_second()
     completion = sum(len(s.completion) for s in train) / sum(len(s.prompt) + len(s.completion) for s in train)
     return Result(
         name=name,
         steps=given.steps + WARM_UP,
         tokens_per_second=rate,
         step_seconds=meter.step_seconds(),
-        peak_bytes=peak_bytes(factory.device),
+        peak_bytes=meter.peak,
         teacher_seconds=seconds,
-        kl_before=before,
-        kl_after=after,
+        kl_before=kl["before"],
+        kl_after=kl["after"],
         matrix_share=rate * operations(model, completion) / matrix_rate(factory.device),
     )
 
@@ -226,16 +232,14 @@ class Setup:
 
 
 def ours(setup: Setup) -> tuple[Any, Any, float]:
-    """This project's trainer, its targets stored first (on-policy, they are scored live)."""
+    """This project's trainer, its targets stored first (those of sampled completions are scored live)."""
     config, train = setup.config, setup.train
     adapter = attach_adapter(setup.base, config)
-    store = None
-    if not setup.run.on_policy:
-        store = SoftTargetStore.make(setup.targets, setup.teacher, train, top_k=config.top_k, temperature=1.0)
+    store = SoftTargetStore.make(setup.targets, setup.teacher, train, top_k=config.top_k, temperature=1.0)
     lesson = Lesson(train, store, np.zeros((len(train), 1), dtype=np.float32))
     folder, meter = setup.folder, setup.meter
     trainer = DistillTrainer(adapter, setup.base, setup.teacher, lesson, config, folder=folder, seed=0, callbacks=[meter])
-    return trainer, adapter, store.describe()["teacher_seconds"] if store else 0.0
+    return trainer, adapter, 0.0 if setup.run.on_policy else store.describe()["teacher_seconds"]
 
 
 def theirs(setup: Setup) -> tuple[Any, Any, float]:
@@ -303,10 +307,10 @@ def theirs(setup: Setup) -> tuple[Any, Any, float]:
 
 
 class Meter(TrainerCallback):
-    """Seconds, and real tokens of the student's training passes, at the end of every step."""
+    """Seconds, and real tokens of the student's training passes, at the end of every step; the most memory held."""
 
     def __init__(self) -> None:
-        self.tokens, self.ends = 0, [(0.0, 0)]
+        self.tokens, self.ends, self.peak = 0, [(0.0, 0)], 0
 
     def watch(self, model: Any) -> None:
         def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -316,10 +320,12 @@ class Meter(TrainerCallback):
         model.get_base_model().base_model.register_forward_pre_hook(count, with_kwargs=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        forget_peak()
         self.ends = [(time.perf_counter(), self.tokens)]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.ends.append((time.perf_counter(), self.tokens))
+        self.peak = peak_bytes()
 
     def tokens_per_second(self) -> float:
         (begun, before), (ended, after) = self.ends[WARM_UP], self.ends[-1]
@@ -340,15 +346,6 @@ def operations(model: Any, completion_share: float) -> float:
     return float(4 * (layers + completion_share * inner.get_output_embeddings().weight.numel()))
 
 
-def held_out_kl(model: Any, teacher: Teacher, test: list[Sequence_]) -> float:
-    """KL(teacher ‖ student), nats per completion token."""
-    training = model.training
-    model.eval()
-    sums = measure(teacher, {"student": switched(model, "default")}, test[:HELD_OUT])["student"]
-    model.train(training)
-    return float(sums.kl.sum() / sums.tokens.sum())
-
-
 def matrix_rate(device: torch.device, size: int = 2048) -> float:
     """Floating-point operations a second of a bf16 product of two square matrices; the best of ten."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
@@ -362,9 +359,20 @@ def matrix_rate(device: torch.device, size: int = 2048) -> float:
     return 2 * size**3 / best
 
 
-def peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
+def forget_peak() -> None:
+    """What models and targets took to load is not the training's."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # Linux alone can forget; elsewhere the peak is of the whole process
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_bytes() -> int:
+    if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
+    with suppress(OSError):
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -74,7 +74,7 @@ def stored(tokens: int) -> dict[str, float]:
         )
     )
     untyped: Any = None
-    teacher = Teacher(model.eval(), untyped, "random")
+    teacher = Teacher.of(model.eval(), untyped, "random")
     chance = random.Random(0)
     count = tokens // LENGTH
     sequences = [

@@ -67,7 +67,7 @@ def student(*names: str) -> PeftModel:
 
 
 def test_a_model_agrees_with_itself() -> None:
-    teacher = Teacher(bfloat16(tiny.llama()), tiny.tokenizer(), "tiny")
+    teacher = Teacher.of(bfloat16(tiny.llama()), tiny.tokenizer(), "tiny")
     rows = [Sequence_([20 + i, *s.prompt], [20 + i, *s.prompt], s.completion) for i, s in enumerate(WITHOUT_CONTEXT)]
     sums = measure(teacher, {"itself": candidate(teacher.model)}, rows)["itself"]
     np.testing.assert_array_equal(sums.kl, 0)
@@ -78,7 +78,7 @@ def test_a_model_agrees_with_itself() -> None:
 
 
 def test_a_shared_prefix_makes_no_difference_but_rounding() -> None:
-    teacher = Teacher(bfloat16(tiny.llama()), tiny.tokenizer(), "tiny")
+    teacher = Teacher.of(bfloat16(tiny.llama()), tiny.tokenizer(), "tiny")
     sums = measure(teacher, {"itself": candidate(teacher.model)}, WITHOUT_CONTEXT)["itself"]
     assert sums.kl.sum() / sums.tokens.sum() < 1e-4
     assert sums.agree.sum() / sums.tokens.sum() > 0.98

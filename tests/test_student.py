@@ -125,7 +125,7 @@ def test_a_slow_tokenizer_cannot_be_trimmed() -> None:
         is_fast = False
 
     with pytest.raises(TrainingError, match="needs a fast tokenizer, not Slow; leave `vocabulary` out"):
-        trim_teacher(Teacher(tiny.llama(), Slow(), "x"), [1, 2])  # type: ignore[arg-type]
+        trim_teacher(Teacher.of(tiny.llama(), Slow(), "x"), [1, 2])  # type: ignore[arg-type]
 
 
 # --------------------------------------------------------------------------------------------------------------- base
@@ -133,7 +133,7 @@ def test_a_slow_tokenizer_cannot_be_trimmed() -> None:
 
 @pytest.mark.parametrize("make", [tiny.llama, tiny.gemma])
 def test_a_pruned_base_is_a_whole_float32_model_that_knows_its_layers_and_stops(make: Any) -> None:
-    teacher = Teacher(make(), tiny.tokenizer(), "tiny")
+    teacher = Teacher.of(make(), tiny.tokenizer(), "tiny")
     depth = teacher.model.config.num_hidden_layers
     base = pruned(teacher)
     assert base.shape.layers is not None and len(base.shape.layers) == 2 == base.model.config.num_hidden_layers

@@ -132,8 +132,8 @@ def test_a_line_separator_inside_a_text_is_no_end_of_a_row(tmp_path: Path, asked
 
 def test_what_decides_a_completion_decides_where_it_is_kept(tmp_path: Path, asked: list[int]) -> None:
     teacher = tiny.teacher()
-    other = Teacher(teacher.model, teacher.tokenizer, "another revision")
-    template = Teacher(teacher.model, tiny.tokenizer(tiny.CHATML.replace("end|>\n'", "end|>'")), "tiny")
+    other = Teacher.of(teacher.model, teacher.tokenizer, "another revision")
+    template = Teacher.of(teacher.model, tiny.tokenizer(tiny.CHATML.replace("end|>\n'", "end|>'")), "tiny")
     complete(teacher, tmp_path)
     complete(teacher, tmp_path, context=NO_CONTEXT)
     complete(teacher, tmp_path, context=TeacherContext(system="be long"))
@@ -182,7 +182,7 @@ def test_a_written_prompt_ends_where_the_template_ends_a_user_s_turn() -> None:
         "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'Q' + m['content'] + '\n' }}"
         "{% else %}{{ 'A' + m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}{{ 'A' if add_generation_prompt }}"
     )
-    teacher = Teacher(tiny.llama(), tiny.tokenizer(newline), "tiny")
+    teacher = Teacher.of(tiny.llama(), tiny.tokenizer(newline), "tiny")
     source = TeacherPromptSource(kind="teacher_prompts", id="p", license="x", count=60, temperature=3.0)
     written = teacher.write_prompts(source, seed=0)
     assert written

@@ -136,7 +136,7 @@ def gemma(layers: int = 3, width: int = 32, seed: int = 0, vocabulary: int = 360
 
 
 def teacher(model: PreTrainedModel | None = None) -> Teacher:
-    return Teacher(model or llama(), tokenizer(), "tiny")
+    return Teacher.of(model or llama(), tokenizer(), "tiny")
 
 
 def base(layers: int = 4, width: int = 32, seed: int = 1) -> Base:

@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-SMALL_REST = 1e-3  # below this mass, 1 - (what was kept) is mostly float32's rounding: the rest is then summed itself
 LOG_NOTHING = -80.0  # nats of a bucket that holds nothing
+LEAST_REST = math.exp(LOG_NOTHING)  # of the most likely token's probability; above float32's smallest number
 
 
 def bucket_log_probs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
     """``bucket_log_probs(student_logits, soft_targets.ids)``: log-probabilities of k tokens, and of all others together.
 
-    logits (N, V), ids (N, k) → (N, k + 1). The last column is one bucket with all the mass outside the k tokens, so each
-    row is a whole distribution: nothing is renormalised, and a divergence of bucketed distributions never exceeds the
+    logits (N, V), ids (N, k), none twice → (N, k + 1). The last column is one bucket with all the mass outside the k tokens,
+    so each row is a whole distribution: nothing is renormalised, and a divergence of bucketed distributions never exceeds the
     full one (data-processing inequality). Renormalising the top k instead would bias the student (arXiv 2503.16870).
     """
-    log_probs = F.log_softmax(logits.float() / temperature, dim=-1)
-    kept = log_probs.gather(-1, ids)  # (N, k)
-    rest = 1 - kept.exp().sum(dim=-1)
-    small = rest < SMALL_REST
-    others = log_probs[small].scatter(-1, ids[small], -1e4).logsumexp(dim=-1).clamp_min(LOG_NOTHING)
-    log_rest = rest.clamp_min(SMALL_REST).log().masked_scatter(small, others)  # (N,)
-    return torch.cat([kept, log_rest.unsqueeze(-1)], dim=-1)
+    buckets: Tensor = _BucketLogProbs.apply(logits, ids, temperature)
+    return buckets
+
+
+class _BucketLogProbs(torch.autograd.Function):
+    """By hand: one (N, V) tensor is kept and two are written, where autograd crosses twenty. Differentiable once.
+
+    With x = logits / T - max, R = Σ exp(x) over the others and Z = R + Σ exp(x) over the k tokens, the buckets are x - log Z
+    and log R - log Z; the rest is summed itself, since 1 - Σ p would be float32's rounding where little is left.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
+        values = logits.to(torch.float32, copy=True).sub_(logits.amax(dim=-1, keepdim=True).float())
+        if temperature != 1:
+            values.div_(temperature)
+        kept = values.gather(-1, ids)  # (N, k)
+        others = values.exp_().scatter_(-1, ids, 0.0)  # (N, V)
+        rest = others.sum(dim=-1, keepdim=True)  # (N, 1)
+        total = rest + kept.exp().sum(dim=-1, keepdim=True)
+        shown = rest.clamp_min(LEAST_REST)  # Z is at most V, so that a bucket that holds nothing is far below any other
+        buckets = torch.cat([kept, shown.log()], dim=-1) - total.log()
+        ctx.save_for_backward(others, ids, buckets, torch.where(rest > LEAST_REST, rest, torch.inf), total)
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        return buckets
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
+        others, ids, buckets, rest, total = ctx.saved_tensors
+        outer = outer / ctx.temperature
+        every = outer.sum(dim=-1, keepdim=True)  # (N, 1)
+        gradient = others * (outer[:, -1:] / rest - every / total)
+        gradient.scatter_(-1, ids, outer[:, :-1] - buckets[:, :-1].exp() * every)
+        return gradient.to(ctx.dtype), None, None
 
 
 def generalized_jsd_loss(student_log_probs: Tensor, teacher_log_probs: Tensor, beta: float) -> Tensor:

@@ -178,8 +178,8 @@ Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
 def _layout(teacher: Teacher, examples: int, positions: int, top_k: int) -> Layout:
     """Types and shapes, known before anything is scored."""
-    config = teacher.model.config.get_text_config()
-    vocabulary = teacher.model.get_output_embeddings().weight.shape[0]
+    config = teacher.config.get_text_config()
+    vocabulary = config.vocab_size
     kept = min(top_k, vocabulary)
     states = (examples, len(feature_layers(config.num_hidden_layers)), config.hidden_size)
     return {

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from factory.distill.losses import LOG_NOTHING, bucket_log_probs
+from factory.distill.response import LOGITS
 from factory.models.chat import completion_ids, prompt_ids
 from factory.models.forward import Batch, hidden_states, logits, make_batch, pooled
 from factory.models.teacher import Teacher, split_prefix
@@ -65,12 +66,16 @@ def score(
 ) -> SoftTargets:
     """``score(teacher, prompts, completions, 64, 1.0)``: the teacher's live pass over one batch."""
     prefix, rest = split_prefix(prompts)
-    batch = make_batch(rest, completions).to(teacher.model.device)
+    batch = make_batch(rest, completions).to(teacher.device)
     states = hidden_states(teacher.model, batch, prefix)
-    values = logits(teacher.model, states.final[batch.predicts])
-    top = values.topk(min(top_k, values.shape[-1]), dim=-1).indices
+    kept: list[tuple[Tensor, Tensor]] = []
+    for part in states.final[batch.predicts].split(max(1, LOGITS // teacher.config.get_text_config().vocab_size)):
+        values = logits(teacher.model, part)
+        top = values.topk(min(top_k, values.shape[-1]), dim=-1).indices
+        kept.append((top, bucket_log_probs(values, top, temperature)))
+    ids, log_probs = (torch.cat(parts) for parts in zip(*kept, strict=True))
     chosen = [pooled(states.layers[i], batch.predicts) for i in feature_layers(len(states.layers) - 1)]
-    return SoftTargets(top, bucket_log_probs(values, top, temperature), torch.stack(chosen, dim=1))
+    return SoftTargets(ids, log_probs, torch.stack(chosen, dim=1))
 
 
 def hard_targets(completions: Sequence[Sequence[int]], device: torch.device) -> SoftTargets:

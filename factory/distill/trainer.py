@@ -16,7 +16,7 @@ from datasets import Dataset
 from peft.helpers import disable_input_dtype_casting
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PrinterCallback, TrainerCallback, TrainerState
+from transformers import PreTrainedConfig, PrinterCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from factory.distill.losses import (
@@ -109,17 +109,17 @@ class DistillTrainer(GKDTrainer):
         lengths = [len(lesson.sequences[i].prompt) + len(lesson.sequences[i].completion) for i in examples]
         super().__init__(
             model=model,
-            teacher_model=teacher.model,
-            args=_arguments(config, folder, seed, teacher.model.device, len(lengths)),
+            teacher_model=_Elsewhere(teacher.config),
+            args=_arguments(config, folder, seed, teacher.device, len(lengths)),
             train_dataset=Dataset.from_dict({"example": examples, "length": lengths}),
             data_collator=self._collate,
             processing_class=base.tokenizer,
             callbacks=list(callbacks),
         )
         self.model_accepts_loss_kwargs = False  # a step's loss is a mean over its own completion tokens
-        depth = teacher.model.config.get_text_config().num_hidden_layers
+        depth = teacher.config.get_text_config().num_hidden_layers
         self.student_layers = mapped_layers(base, feature_layers(depth), depth)
-        self.projection = _projection(base, teacher).to(teacher.model.device)
+        self.projection = _projection(base, teacher).to(teacher.device)
         self.remove_callback(PrinterCallback)  # the caller's progress bar and the returned curve say it
 
     def _collate(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
@@ -171,7 +171,8 @@ class DistillTrainer(GKDTrainer):
         elif self.config.seq_kd:
             inputs["sampled"] = self._sampled(self.teacher.model, [s.teacher_prompt for s in chosen])
         step: Any = super(GKDTrainer, self).training_step  # past the parent, which would sample again
-        loss: Tensor = step(model, inputs, num_items_in_batch)
+        with disable_input_dtype_casting(model):  # autocast casts the adapter's weights, which are smaller than its inputs
+            loss: Tensor = step(model, inputs, num_items_in_batch)
         return loss
 
     def _sampled(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -194,7 +195,7 @@ class DistillTrainer(GKDTrainer):
     ) -> Tensor:
         """The weighted sum of the three terms; a term of weight 0 is not computed."""
         student, config = self.accelerator.unwrap_model(model), self.config
-        device = self.teacher.model.device
+        device = self.teacher.device
         examples = inputs["examples"]
         chosen = [self.lesson.sequences[i] for i in examples]
         completions = inputs.get("sampled") or [s.completion for s in chosen]
@@ -217,9 +218,9 @@ class DistillTrainer(GKDTrainer):
     def _targets(self, examples: Sequence[int], sampled: list[list[int]] | None) -> SoftTargets:
         chosen = [self.lesson.sequences[i] for i in examples]
         if self.lesson.targets is None:
-            return hard_targets([s.completion for s in chosen], self.teacher.model.device)
+            return hard_targets([s.completion for s in chosen], self.teacher.device)
         if sampled is None:
-            return self.lesson.targets.rows(examples, self.teacher.model.device)
+            return self.lesson.targets.rows(examples, self.teacher.device)
         prompts = [s.teacher_prompt for s in chosen]
         return score(self.teacher, prompts, sampled, self.config.top_k, self.config.temperature)
 
@@ -253,7 +254,7 @@ class DistillTrainer(GKDTrainer):
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
-        with torch.autocast(self.teacher.model.device.type, dtype=torch.bfloat16):
+        with torch.autocast(self.teacher.device.type, dtype=torch.bfloat16):
             yield
 
 
@@ -293,11 +294,12 @@ def distill(
     Raises: TrainingError where the loss is no number.
     """
     random.seed(seed)
+    if not (config.lmbda > 0 or config.seq_kd):
+        teacher.release()  # all that it knows of these examples is stored
     trainer = DistillTrainer(model, base, teacher, lesson, config, folder=folder, seed=seed, callbacks=[_Progress(progress)])
     checkpoint = get_last_checkpoint(str(folder)) if folder.exists() else None
     if checkpoint is None or not trainer.finished(checkpoint):
-        with disable_input_dtype_casting(model):  # autocast casts the adapter's weights, which are smaller than its inputs
-            trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
     elif progress is not None:
         progress(config.steps)
     unwrap(model).eval()
@@ -311,6 +313,14 @@ def distill(
     if curve and not np.isfinite(curve[-1]["loss"]):
         raise TrainingError(f"the loss became {curve[-1]['loss']} by step {curve[-1]['step']:.0f}; lower distill.learning_rate")
     return curve
+
+
+class _Elsewhere(nn.Module):
+    """What the parent takes for a teacher. Ours is asked by ``score`` alone, and only in memory where something is sampled."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.config = config
 
 
 class _Progress(TrainerCallback):
@@ -330,7 +340,7 @@ class _Progress(TrainerCallback):
 
 def _projection(base: Base, teacher: Teacher) -> nn.Module:
     student_width = base.model.config.get_text_config().hidden_size
-    teacher_width = teacher.model.config.get_text_config().hidden_size
+    teacher_width = teacher.config.get_text_config().hidden_size
     return nn.Identity() if student_width == teacher_width else nn.Linear(student_width, teacher_width, bias=False)
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from factory.errors import TrainingError
+from factory.models.attention import load_causal_model
 from factory.models.chat import stop_tokens
 from factory.models.forward import Batch, check_head, hidden_states, logits
 from factory.models.pruning import layers_to_keep, prune_layers
@@ -53,10 +54,18 @@ def trim_teacher(teacher: Teacher, tokens: Sequence[int] | None) -> Teacher:
     """``trim_teacher(teacher, shape.tokens)``: a teacher that scores in the student's vocabulary; the given one stays whole."""
     if tokens is None:
         return teacher
-    shared: dict[int, Any] = {id(weight): weight for weight in teacher.model.parameters()}  # trimming replaces two of them
-    model, tokenizer = copy.deepcopy(teacher.model, shared), trim_tokenizer(_fast(teacher.tokenizer), tokens)
-    trim_embeddings(model, tokens)
-    return replace(teacher, model=model, tokenizer=tokenizer)
+    kept, config = list(tokens), copy.deepcopy(teacher.config)
+    config.get_text_config().vocab_size = len(kept)
+
+    def load_model() -> PreTrainedModel:
+        whole = teacher.load_model()
+        shared: dict[int, Any] = {id(weight): weight for weight in whole.parameters()}  # trimming replaces two of them
+        model = copy.deepcopy(whole, shared)
+        trim_embeddings(model, kept)
+        return model
+
+    tokenizer = trim_tokenizer(_fast(teacher.tokenizer), kept)
+    return replace(teacher, load_model=load_model, tokenizer=tokenizer, config=config)
 
 
 def prune_teacher(teacher: Teacher, tokens: tuple[int, ...] | None, layers: int, batch: Batch) -> Base:
@@ -74,7 +83,7 @@ def foreign_base(folder: Path, teacher: Teacher) -> Base:
 
     Raises: TrainingError where the vocabularies differ.
     """
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = load_causal_model(folder, teacher.device, torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     check_vocabularies(tokenizer, teacher.tokenizer)
     model.resize_token_embeddings(len(tokenizer))  # some models pad their rows to a round number
@@ -106,11 +115,11 @@ def save_base(base: Base, folder: Path) -> None:
 
 def load_base(folder: Path, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Base:
     """``load_base(version.folder, device)``: a published base, in evaluation mode."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    model = load_causal_model(folder, device, dtype)
     shape = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
     layers, tokens = shape["layers"], shape["tokens"]
     return Base(
-        model.to(device).eval(),
+        model,
         AutoTokenizer.from_pretrained(folder),
         Shape(tuple(layers) if layers is not None else None, tuple(tokens) if tokens is not None else None),
     )
@@ -148,7 +157,7 @@ def trimming_cost(
             "kl_to_full_teacher": 0.0,
             "positions": float(sum(int(b.predicts.sum()) for b in batches)),
         }
-    index = torch.tensor(list(tokens), device=teacher.model.device)
+    index = torch.tensor(list(tokens), device=teacher.device)
     mass, kl, count = 0.0, 0.0, 0
     for batch in batches:
         full = replace(batch, input_ids=index[batch.input_ids])

@@ -7,14 +7,23 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from factory.data.dataset import Completion
 from factory.data.sources import Example
+from factory.models.attention import load_causal_model
 from factory.models.chat import NO_CONTEXT, end_of_prompt, prompt_ids, shared_prefix, stop_tokens
 from factory.models.references import ResolvedModel
 from factory.models.sampling import sample
@@ -24,19 +33,49 @@ Progress = Callable[[int], None]
 CHUNK = 512  # prompts between two writes to disk
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Teacher:
-    """``Teacher.load(resolved, device).complete(examples, context, folder=folder, max_new_tokens=96, seed=0)``."""
+    """``Teacher.load(resolved, device).complete(examples, context, folder=folder, max_new_tokens=96, seed=0)``.
 
-    model: PreTrainedModel
+    Its weights are in memory from their first use until ``release``; what it is, is known without them.
+    """
+
+    load_model: Callable[[], PreTrainedModel]
     tokenizer: PreTrainedTokenizerBase
     revision: str
+    config: PreTrainedConfig
+    device: torch.device
 
     @classmethod
     def load(cls, resolved: ResolvedModel, device: torch.device) -> Teacher:
-        """Loads the full-vocabulary teacher in bfloat16."""
-        model: Any = AutoModelForCausalLM.from_pretrained(resolved.folder, dtype=torch.bfloat16)
-        return cls(model.to(device).eval(), AutoTokenizer.from_pretrained(resolved.folder), resolved.sha256)
+        """The full-vocabulary teacher, in bfloat16."""
+        return cls(
+            lambda: load_causal_model(resolved.folder, device, torch.bfloat16),
+            AutoTokenizer.from_pretrained(resolved.folder),
+            resolved.sha256,
+            AutoConfig.from_pretrained(resolved.folder),
+            device,
+        )
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, revision: str) -> Teacher:
+        """``Teacher.of(model, tokenizer, "a name")``: one whose model is there, and stays."""
+        return cls(lambda: model, tokenizer, revision, model.config, model.device)
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        return self.load_model()
+
+    def release(self) -> None:
+        """``teacher.release()``: its weights leave memory; the next use loads them again."""
+        self.__dict__.pop("model", None)
+
+    @property
+    def parameters(self) -> int:
+        """A tied head counts once."""
+        with torch.device("meta"):
+            shape: Any = AutoModelForCausalLM.from_config(self.config)
+        return sum(parameter.numel() for parameter in shape.parameters())
 
     def complete(
         self,

@@ -42,13 +42,13 @@ def measure(
     for start in range(0, len(order), BATCH):
         chosen = [sequences[i] for i in order[start : start + BATCH]]
         lengths = [len(s.completion) for s in chosen]
-        completion = torch.tensor([token for s in chosen for token in s.completion], device=teacher.model.device)
+        completion = torch.tensor([token for s in chosen for token in s.completion], device=teacher.device)
         prefix, rest = split_prefix([s.teacher_prompt for s in chosen])
-        seen = make_batch(rest, [s.completion for s in chosen]).to(teacher.model.device)
+        seen = make_batch(rest, [s.completion for s in chosen]).to(teacher.device)
         reference = _log_probs(teacher.model, hidden_states(teacher.model, seen, prefix).final, seen)
-        batch = make_batch([s.prompt for s in chosen], [s.completion for s in chosen]).to(teacher.model.device)
+        batch = make_batch([s.prompt for s in chosen], [s.completion for s in chosen]).to(teacher.device)
         for name, candidate in candidates.items():
-            with candidate() as model, torch.autocast(teacher.model.device.type, dtype=torch.bfloat16):
+            with candidate() as model, torch.autocast(teacher.device.type, dtype=torch.bfloat16):
                 states = hidden_states(model, batch).final
                 own = _log_probs(model, states, batch)
             embeddings = pooled(states, batch.real).cpu().numpy()
