@@ -190,7 +190,9 @@ def measure_run(name: str, given: argparse.Namespace) -> Result:
         meter.watch(model)
         trainer.train()
     candidates = {"before": switched_off(model), "after": switched(model, "default")}
-    kl = {name: float(sums.kl.sum() / sums.tokens.sum()) for name, sums in measure(teacher, candidates, test[:HELD_OUT]).items()}
+    kl = {
+        name: float(sums.kl.sum() / sums.tokens.sum()) for name, sums in measure(teacher, candidates, test[:HELD_OUT]).items()
+    }
     rate = meter.tokens_per_second()
     completion = sum(len(s.completion) for s in train) / sum(len(s.prompt) + len(s.completion) for s in train)
     return Result(

@@ -21,7 +21,7 @@ def bucket_log_probs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> T
     so each row is a whole distribution: nothing is renormalised, and a divergence of bucketed distributions never exceeds the
     full one (data-processing inequality). Renormalising the top k instead would bias the student (arXiv 2503.16870).
     """
-    buckets: Tensor = _BucketLogProbs.apply(logits, ids, temperature)
+    buckets: Tensor = _BucketLogProbs.apply(logits, ids, temperature)  # type: ignore[no-untyped-call]
     return buckets
 
 
@@ -48,7 +48,7 @@ class _BucketLogProbs(torch.autograd.Function):
         return buckets
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
         others, ids, buckets, rest, total = ctx.saved_tensors
         outer = outer / ctx.temperature

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from peft.helpers import disable_input_dtype_casting
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PrinterCallback, TrainerCallback, TrainerState
@@ -36,6 +35,7 @@ from factory.distill.targets import (
 from factory.errors import TrainingError
 from factory.models.chat import stop_tokens
 from factory.models.forward import Batch, States, hidden_states, logits, make_batch, pooled, unwrap
+from factory.models.lora import fused_adapters
 from factory.models.sampling import sample
 from factory.models.student import Base, check_vocabularies
 from factory.models.teacher import Teacher
@@ -171,7 +171,7 @@ class DistillTrainer(GKDTrainer):
         elif self.config.seq_kd:
             inputs["sampled"] = self._sampled(self.teacher.model, [s.teacher_prompt for s in chosen])
         step: Any = super(GKDTrainer, self).training_step  # past the parent, which would sample again
-        with disable_input_dtype_casting(model):  # autocast casts the adapter's weights, which are smaller than its inputs
+        with fused_adapters(model):
             loss: Tensor = step(model, inputs, num_items_in_batch)
         return loss
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,6 +72,9 @@ class Teacher:
     def release(self) -> None:
         """``teacher.release()``: its weights leave memory; the next use loads them again."""
         self.__dict__.pop("model", None)
+        gc.collect()
+        with suppress(OSError, AttributeError):  # not glibc's: it keeps the pages of what is freed
+            ctypes.CDLL(None).malloc_trim(0)
 
     @property
     def parameters(self) -> int:
