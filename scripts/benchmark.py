@@ -51,7 +51,6 @@ from factory.registry import Registry
 from factory.spec import DistillConfig
 
 BATCH, EXAMPLES, HELD_OUT, WARM_UP = 8, 4096, 64, 2
-LARGE = 100_000  # a vocabulary whose logits for eight examples fill a small machine: peers then take two at a time
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="timed steps a run, after two that are not")
     parser.add_argument("--minutes", type=float, default=0, help="training before the held-out KL; 0 leaves it out")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--accumulate", type=int, default=1, help="parts in which peers take a batch, where memory asks for it")
     parser.add_argument("--only", action="append", choices=list(RUNS), help="may be repeated")
     parser.add_argument("--save", type=Path)
     parser.add_argument("--one", choices=list(RUNS), help=argparse.SUPPRESS)  # this process measures one run
@@ -182,7 +182,7 @@ def measure_run(name: str, given: argparse.Namespace) -> Result:
     meter = Meter()
     with TemporaryDirectory() as folder:
         make = ours if run.trainer == "ours" else theirs
-        setup = Setup(run, base, teacher, train[:EXAMPLES], config, Path(folder), given.targets, meter)
+        setup = Setup(run, base, teacher, train[:EXAMPLES], config, Path(folder), given.targets, given.accumulate, meter)
         trainer, model, seconds = make(setup)
         if run.trainer == "sft" or (run.trainer == "ours" and not run.on_policy):
             teacher.release()
@@ -230,6 +230,7 @@ class Setup:
     config: DistillConfig
     folder: Path
     targets: Path
+    accumulate: int
     meter: Meter
 
 
@@ -248,14 +249,13 @@ def theirs(setup: Setup) -> tuple[Any, Any, float]:
     """trl's trainer of that name, with the same LoRA, ids, global batch and learning rate."""
     run, config, teacher = setup.run, setup.config, setup.teacher
     lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    parts = 4 if len(teacher.tokenizer) > LARGE else 1
     shared: dict[str, Any] = {
         "output_dir": str(setup.folder),
         "max_steps": config.steps,
         "lr_scheduler_type": "cosine",
         "warmup_steps": max(1, config.steps // 20),
-        "per_device_train_batch_size": BATCH // parts,
-        "gradient_accumulation_steps": parts,
+        "per_device_train_batch_size": BATCH // setup.accumulate,
+        "gradient_accumulation_steps": setup.accumulate,
         "learning_rate": config.learning_rate,
         "bf16": run.dtype == "bf16",
         "use_cpu": teacher.model.device.type == "cpu",

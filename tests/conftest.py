@@ -68,6 +68,15 @@ class Workplace:
         folders += ["--registry", str(self.root / "registry")] if command not in NO_REGISTRY else []
         return CliRunner().invoke(app, [command, *folders, *arguments])
 
+    def factory(self) -> Any:
+        """What ``build`` would use."""
+        from factory.build import Factory
+        from factory.loading import load_specs
+        from factory.registry import Registry
+
+        specs = load_specs(self.domains)
+        return Factory(specs, specs.family("default"), profile="default", registry=Registry(self.root / "registry"))
+
 
 NO_DOMAINS = {"list", "show", "compare", "promote"}
 NO_REGISTRY = {"new", "validate", "data", "route"}

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import yaml
@@ -14,6 +15,7 @@ from conftest import Refused, Workplace, domain
 from typer.testing import CliRunner
 
 import factory.build
+import factory.distill.store
 from factory.build import Factory
 from factory.cli import app
 from factory.distill.store import SoftTargetStore
@@ -211,6 +213,34 @@ def test_a_name_with_a_path_in_it_is_refused(workplace: Workplace, refused: Refu
     before = sorted(workplace.root.rglob("*"))
     assert "../plants" in refused(workplace.run(command, "../plants", *rest))
     assert sorted(workplace.root.rglob("*")) == before
+
+
+def test_embeddings_are_made_once_and_anew_where_they_are_damaged(
+    with_models: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    materials = with_models.factory()
+    data = materials.data("plants")
+    made = np.array(materials.embeddings(data))
+    np.testing.assert_array_equal(made, materials.embed_rows(data.rows["train"]))
+    with monkeypatch.context() as patched:
+        patched.setattr(Factory, "embed_rows", None)
+        np.testing.assert_array_equal(materials.embeddings(data), made)
+    (path,) = data.folder.glob("embeddings-*.npy")
+    path.write_bytes(path.read_bytes()[:-4])
+    np.testing.assert_array_equal(materials.embeddings(data), made)
+
+
+def test_a_further_size_of_as_many_tokens_asks_the_teacher_for_no_targets(
+    with_models: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_models.family["sizes"]["short"] = {"layers": 1, "vocabulary": 340}
+    with_models.write_all()
+    assert with_models.run("build", "plants").exit_code == 0
+    monkeypatch.setattr(factory.distill.store, "score", None)
+    result = with_models.run("build", "plants", "--size", "short")
+    assert result.exit_code == 0, (result.output, result.exception)
+    manifest = Registry(with_models.root / "registry").resolve("plants-short").manifest
+    assert manifest["targets"]["saved_seconds"] == manifest["targets"]["teacher_seconds"] > 0
 
 
 def test_a_full_disk_while_publishing_leaves_nothing_half_made(

@@ -95,9 +95,15 @@ def test_gradients_reach_the_weights() -> None:
 
 def test_a_batch_marks_where_the_next_token_is_a_completion_s() -> None:
     batch = make_batch([[1, 2], [3]], [[4, 5], [6]])
-    assert batch.input_ids.tolist() == [[1, 2, 4, 5, 0], [3, 6, 0, 0, 0]]  # a column of padding always
-    assert batch.predicts.int().tolist() == [[0, 1, 1, 0, 0], [1, 0, 0, 0, 0]]
-    assert batch.real.int().tolist() == [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]]
+    assert batch.input_ids[:, :5].tolist() == [[1, 2, 4, 5, 0], [3, 6, 0, 0, 0]]
+    assert batch.predicts[:, :5].int().tolist() == [[0, 1, 1, 0, 0], [1, 0, 0, 0, 0]]
+    assert batch.real[:, :5].int().tolist() == [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]]
+    assert not batch.input_ids[:, 5:].any() and not batch.predicts[:, 5:].any() and not batch.real[:, 5:].any()
+
+
+@pytest.mark.parametrize(("length", "width"), [(1, 16), (15, 16), (16, 16), (17, 32), (33, 48)])
+def test_widths_are_multiples_that_recur(length: int, width: int) -> None:
+    assert make_batch([[1]], [[2] * (length - 1)] if length > 1 else [[]]).input_ids.shape == (1, width)
 
 
 def test_pooling_is_the_mean_over_the_mask_and_zero_where_it_is_empty() -> None:

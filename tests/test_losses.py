@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from factory.distill.losses import (
+    LOG_NOTHING,
     bucket_log_probs,
     feature_loss,
     generalized_jsd_loss,
@@ -76,6 +77,33 @@ def test_temperature_flattens_before_the_buckets_are_made() -> None:
     roots = torch.tensor([0.8, math.sqrt(0.32), 0.2]) / (0.8 + math.sqrt(0.32) + 0.2)
     buckets = bucket_log_probs(values, torch.tensor([[0]]), temperature=2.0)
     torch.testing.assert_close(buckets, torch.stack([roots[0], roots[1] + roots[2]]).log().unsqueeze(0))
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0, 12.0], ids=["flat", "sharp", "certain"])
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
+def test_buckets_and_their_gradient_are_those_of_float64(scale: float, temperature: float) -> None:
+    """Down to rests of e-40, which 1 - (what was kept) would lose."""
+    values, ids = logits(12, 60, scale=scale), logits(12, 60, scale=scale, seed=1).topk(5).indices
+    weights = logits(12, 6, seed=2)
+    ours, exact = values.clone().requires_grad_(), values.double().requires_grad_()
+    other = torch.ones(12, 60, dtype=torch.bool).scatter_(1, ids, False)
+    log_probs = (exact / temperature).log_softmax(-1)
+    rest = log_probs.masked_fill(~other, -torch.inf).logsumexp(-1, keepdim=True)
+    expected = torch.cat([log_probs.gather(-1, ids), rest], dim=-1)
+    buckets = bucket_log_probs(ours, ids, temperature)
+    torch.testing.assert_close(buckets.double(), expected, rtol=1e-5, atol=1e-5)
+    (buckets * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert ours.grad is not None and exact.grad is not None
+    assert (ours.grad.double() - exact.grad).norm() <= 1e-5 * exact.grad.norm()
+
+
+def test_a_bucket_that_holds_nothing_is_far_below_and_has_no_gradient() -> None:
+    values = torch.tensor([[0.0, -1.0, -500.0]], requires_grad=True)
+    buckets = bucket_log_probs(values, torch.tensor([[0, 1]]))
+    assert LOG_NOTHING - 1 < buckets[0, 2].item() <= LOG_NOTHING
+    [gradient] = torch.autograd.grad(buckets[0, 2], values)
+    assert gradient.isfinite().all() and gradient[0, 2] == 0
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0])

@@ -9,20 +9,13 @@ from typing import Any
 import pytest
 from conftest import Workplace
 
-from factory.build import Factory
 from factory.data.dataset import Completion
 from factory.errors import DataError, RegistryError
-from factory.loading import load_specs
 from factory.quality.metrics import Figure
 from factory.registry import Registry
 from factory.study import VARIATIONS, Matrix, ablations, adapter_matrix
 
 Refused = Callable[[Any], str]
-
-
-def factory_of(place: Workplace) -> Factory:
-    specs = load_specs(place.domains)
-    return Factory(specs, specs.family("default"), profile="default", registry=Registry(place.root / "registry"))
 
 
 def test_the_matrix_has_every_adapter_and_the_base_on_every_domain(built: Workplace) -> None:
@@ -47,7 +40,7 @@ def test_one_student_makes_no_matrix(built: Workplace, refused: Refused) -> None
         assert "two or more students of one base" in refused(
             built.run("compare", *refs, "--matrix", "--domains", str(built.domains))
         )
-    factory = factory_of(built)
+    factory = built.factory()
     twice = [factory.registry.resolve("plants-mini")] * 2
     with pytest.raises(RegistryError, match="different domains"):
         adapter_matrix(factory, twice)
@@ -63,14 +56,14 @@ def test_ablations_change_one_thing_each_and_are_compared_with_the_first(built: 
     small = {name: VARIATIONS[name] for name in ("response", "response + feature", "response, teacher without its context")}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("factory.study.VARIATIONS", small)
-        found = list(ablations(factory_of(built), "plants", "mini", steps=1))
+        found = list(ablations(built.factory(), "plants", "mini", steps=1))
     assert [one.name for one in found] == list(small)
     assert found[0].ahead is None and all(one.ahead is not None for one in found[1:])
     assert all(one.figures["kl"].n > 0 and one.seconds > 0 for one in found)
 
 
 def test_a_general_pool_without_one_finished_answer_is_refused(built: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    factory = factory_of(built)
+    factory = built.factory()
     monkeypatch.setattr(
         factory, "_complete", lambda examples, *_: {e.id: Completion("cut of", finished=False) for e in examples}
     )

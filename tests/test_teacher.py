@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,22 @@ def test_prefix_and_rest_are_the_sequences_and_no_rest_is_empty(sequences: list[
     assert all(rest)
     longer = {tuple(ids[: len(prefix) + 1]) for ids in sequences}
     assert len(longer) > 1 or min(map(len, sequences)) == len(prefix) + 1  # as long as it can be
+
+
+def test_a_released_teacher_is_loaded_again_when_it_is_asked() -> None:
+    loaded: list[Any] = []
+
+    def load() -> Any:
+        loaded.append(tiny.llama())
+        return loaded[-1]
+
+    known = tiny.teacher()
+    teacher = replace(known, load_model=load)
+    assert teacher.parameters == sum(p.numel() for p in known.model.parameters()) and not loaded
+    assert teacher.model is teacher.model and len(loaded) == 1
+    teacher.release()
+    teacher.release()
+    assert teacher.model is loaded[1] and len(loaded) == 2
 
 
 def test_a_teacher_loads_in_bfloat16_with_its_tokenizer(tmp_path: Path) -> None:

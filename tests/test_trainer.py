@@ -173,6 +173,22 @@ def test_off_policy_steps_neither_sample_nor_score(lesson: Lesson, tmp_path: Pat
     assert recorded.sampled == [] and recorded.scored == []
 
 
+def test_off_policy_training_holds_no_teacher(lesson: Lesson, tmp_path: Path) -> None:
+    def load() -> Any:
+        raise AssertionError("the teacher's weights were loaded")
+
+    teacher, base, settings = replace(TEACHER, load_model=load), tiny.base(), config()
+    distill(adapter(base, settings), base, teacher, lesson, settings, folder=tmp_path, seed=0)
+
+
+def test_a_teacher_in_memory_leaves_it_before_off_policy_training_alone(lesson: Lesson, tmp_path: Path) -> None:
+    for lmbda, stays in ((0.0, False), (1.0, True)):
+        teacher, base, settings = replace(TEACHER), tiny.base(), config(lmbda=lmbda)
+        assert teacher.model is not None
+        distill(adapter(base, settings), base, teacher, lesson, settings, folder=tmp_path / str(lmbda), seed=0)
+        assert ("model" in vars(teacher)) is stays
+
+
 def test_on_policy_steps_sample_from_the_student_and_score_with_the_teacher_s_context(
     lesson: Lesson, tmp_path: Path, recorded: Recorded
 ) -> None:
