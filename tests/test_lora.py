@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from factory.models.lora import fused_adapters
+from factory.models.lora import fused_adapters, merged_adapters
 
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 
@@ -81,6 +81,17 @@ def test_a_switched_off_adapter_stays_off() -> None:
         expected = model(input_ids=IDS).logits
         with fused_adapters(model):
             torch.testing.assert_close(model(input_ids=IDS).logits, expected, rtol=0, atol=0)
+
+
+def test_merged_for_sampling_the_values_are_those_of_peft_and_the_weights_stay() -> None:
+    model = adapted(torch.float64).eval()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        expected = model(input_ids=IDS).logits
+        with merged_adapters(model):
+            torch.testing.assert_close(model(input_ids=IDS).logits, expected, rtol=1e-9, atol=1e-9)
+    assert not [m for m in model.modules() if "forward" in m.__dict__]
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
 def test_afterwards_the_layers_are_peft_s_again_even_after_an_error() -> None:

@@ -35,7 +35,7 @@ from factory.distill.targets import (
 from factory.errors import TrainingError
 from factory.models.chat import stop_tokens
 from factory.models.forward import Batch, States, hidden_states, logits, make_batch, pooled, unwrap
-from factory.models.lora import fused_adapters
+from factory.models.lora import fused_adapters, merged_adapters
 from factory.models.sampling import sample
 from factory.models.student import Base, check_vocabularies
 from factory.models.teacher import Teacher
@@ -178,7 +178,7 @@ class DistillTrainer(GKDTrainer):
     def _sampled(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         training = model.training
         model.eval()
-        with self._autocast():
+        with self._autocast(), merged_adapters(model):
             sampled = sample(
                 model,
                 prompts,
