@@ -13,6 +13,11 @@ from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
 LOGITS = 1 << 22  # at once, 16 MiB in float32: 300 positions of 14,000 tokens, 16 of 262,144
 
 
+def positions_at_once(vocabulary: int) -> int:
+    """``states.split(positions_at_once(14_000))``: how many positions' logits may exist together."""
+    return max(1, LOGITS // vocabulary)
+
+
 def response_loss(
     head: Callable[[Tensor], Tensor],
     parameters: Sequence[Tensor],
@@ -31,7 +36,7 @@ def response_loss(
     A chunk's gradient is taken at once, so that its logits are gone before the next one's exist, and no head is multiplied
     twice; the loss can be differentiated once, not twice.
     """
-    rows = max(1, LOGITS // vocabulary)
+    rows = positions_at_once(vocabulary)
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     return _ResponseLoss.apply(states, head, ids, log_probs, rows, beta, temperature, *trained)  # type: ignore[no-untyped-call, no-any-return]
 

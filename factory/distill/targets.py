@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from factory.distill.losses import LOG_NOTHING, bucket_log_probs
-from factory.distill.response import LOGITS
+from factory.distill.response import positions_at_once
 from factory.models.chat import completion_ids, prompt_ids
 from factory.models.forward import Batch, hidden_states, logits, make_batch, pooled
 from factory.models.teacher import Teacher, split_prefix
@@ -69,7 +69,7 @@ def score(
     batch = make_batch(rest, completions).to(teacher.device)
     states = hidden_states(teacher.model, batch, prefix)
     kept: list[tuple[Tensor, Tensor]] = []
-    for part in states.final[batch.predicts].split(max(1, LOGITS // teacher.config.get_text_config().vocab_size)):
+    for part in states.final[batch.predicts].split(positions_at_once(teacher.config.get_text_config().vocab_size)):
         values = logits(teacher.model, part)
         top = values.topk(min(top_k, values.shape[-1]), dim=-1).indices
         kept.append((top, bucket_log_probs(values, top, temperature)))

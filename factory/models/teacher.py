@@ -76,7 +76,7 @@ class Teacher:
         with suppress(OSError, AttributeError):  # not glibc's: it keeps the pages of what is freed
             ctypes.CDLL(None).malloc_trim(0)
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """A tied head counts once."""
         with torch.device("meta"):
