@@ -124,7 +124,6 @@ class Factory(Materials):
             untyped: Any = base.model
             untyped.to(self.device)
             cost = trimming_cost(self.teacher, teacher, tokens, calibration)
-            self.teacher.release()
             advance(1)
         lessons = [self.lesson(data, teacher, settings.heal).between(0, settings.heal.share) for data in datasets]
         lesson = join_lessons(lessons)
@@ -142,6 +141,7 @@ class Factory(Materials):
 
     def lesson(self, data: DomainData, teacher: Teacher, config: DistillConfig) -> Lesson:
         """Ids, stored soft targets and embeddings of a domain's training split."""
+        self.teacher.release()  # the whole one, which wrote the data set; from here on the trimmed one is asked
         sequences = encode(data.rows["train"], teacher.tokenizer, data.spec.teacher_context)
         key = digest(FORMAT, data.manifest.fingerprint, teacher.revision, sorted(teacher.tokenizer.get_vocab()), config.top_k,
                      config.temperature, self.family.teacher.chat_template, data.spec.teacher_context.model_dump())  # fmt: skip
