@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from factory.manifests import as_metric, read_metric, read_parameters
-from factory.report import DASH, METRICS, Metric, write_metric, write_number
+from factory.report import DASH, METRICS, Metric, is_detail, metric_named, write_metric, write_number
 
 # Licence ids the Hub knows that the shipped and usual sources have; any other is written as `other` with its name.
 # https://huggingface.co/docs/hub/repositories-licenses
@@ -49,6 +49,7 @@ def model_card(manifest: Mapping[str, Any]) -> str:
     chapters = {
         "How to load it": _loading(manifest),
         "How close it is to its teacher": _figures(manifest),
+        "Verdict": _verdict(manifest),
         "Samples": _samples(manifest),
         "Intended use": _intended(manifest),
         "Limits": _limits(manifest),
@@ -194,7 +195,8 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_to
 def _figures(manifest: Mapping[str, Any]) -> list[str]:
     evaluation = _mapping(manifest, "evaluation")
     measured = _mapping(evaluation, "metrics")
-    known = {**METRICS, **{name: Metric(name) for name in measured if name not in METRICS}}
+    further = [name for name in measured if name not in METRICS and not is_detail(name)]
+    known = {**METRICS, **{name: metric_named(name) for name in further}}
     rows = []
     for name, metric in known.items():
         value = as_metric(measured.get(name))
@@ -240,6 +242,23 @@ def _size_and_speed(evaluation: Mapping[str, Any]) -> list[str]:
     return ["Size, and speed in the same run on the same machine:", _table(("", *both), rows)] if rows else []
 
 
+def _verdict(manifest: Mapping[str, Any]) -> list[str]:
+    """The gates of its family and domain, each with what it found."""
+    gates = [gate for gate in _mapping(manifest, "verdict").get("gates") or () if isinstance(gate, Mapping)]
+    rows = [
+        (
+            metric_named(str(gate.get("metric"))).label,
+            {"low": "lower end", "high": "upper end"}.get(str(gate.get("of")), "value"),
+            write_number(gate.get("found")),
+            f"{str(gate.get('bound') or '').replace('_', ' ')} {write_number(gate.get('threshold'))}",
+            "passed" if gate.get("passed") else "**failed**",
+        )
+        for gate in gates
+    ]
+    status = _mapping(manifest, "verdict").get("status")
+    return [f"Its gates: {status}.", _table(("figure", "of which the", "found", "passes", ""), rows)] if rows else []
+
+
 def _samples(manifest: Mapping[str, Any]) -> list[str]:
     samples = [s for s in _mapping(manifest, "evaluation").get("samples") or () if isinstance(s, Mapping)][:3]
     if not samples:
@@ -283,6 +302,8 @@ def _lineage(manifest: Mapping[str, Any]) -> list[str]:
         ("teacher's licence", _text(teacher.get("license"))),
         ("teacher's sha256", _code(teacher.get("sha256"))),
         ("base", _code(manifest.get("base"))),
+        ("route", _code(" → ".join(map(str, manifest.get("route") or _mapping(manifest, "cascade").get("route") or ())))),
+        ("why that route", _text(_mapping(manifest, "cascade").get("reason"))),
         ("layers kept", ", ".join(map(str, manifest.get("layers") or ()))),
         *((f"vocabulary, {key.replace('_', ' ')}", write_number(value)) for key, value in vocabulary.items()),
         ("router", _code(_mapping(manifest, "router").get("version"))),
@@ -338,6 +359,12 @@ def _training(manifest: Mapping[str, Any]) -> list[str]:
         paragraphs.append(f"From step {curve[0].get('step')} to {curve[-1].get('step')}: {', '.join(changes)}.")
     if training.get("examples"):
         paragraphs.append(f"It learnt from {write_number(training['examples'])} examples.")
+    energy = _mapping(manifest, "energy")
+    stages = ", ".join(f"{_text(stage)} {write_number(wh)}" for stage, wh in _mapping(energy, "stages_wh").items())
+    answers = ", ".join(f"{_text(who)} {write_number(wh)}" for who, wh in _mapping(energy, "per_1000_tokens_wh").items())
+    if stages:
+        per_answer = f" Of 1,000 generated tokens: {answers}." if answers else ""
+        paragraphs.append(f"Energy in Wh, {_text(energy.get('method'))}: {stages}.{per_answer}")
     seconds = ", ".join(f"{_text(stage)} {write_number(value)}" for stage, value in _mapping(manifest, "seconds").items())
     if seconds:
         paragraphs.append(f"Seconds taken: {seconds}.")

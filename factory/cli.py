@@ -5,6 +5,7 @@ Nothing heavy is imported here: torch is loaded inside the commands that need it
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -152,6 +153,10 @@ def build(
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
     baselines: Annotated[bool, typer.Option("--baselines", help="Train and measure plain SFT as well.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even if the teacher fails its check; the card says so.")] = False,
+    canaries: Annotated[
+        int, typer.Option("--canaries", min=0, max=64, help="Plant so many secrets, and measure how well they are memorised.")
+    ] = 0,
     domains: Domains = DOMAINS,
     registry: RegistryFolder = REGISTRY,
     json: Json = False,
@@ -172,12 +177,12 @@ def build(
         device=device,
         seed=seed,
         resume=resume,
-        baselines=baselines,
+        force=force,
         progress=progress_bars(shown=not json),
     )
     if dry_run:
-        return _print_plan(factory, names, size_name, json)
-    versions = [_build(factory, one, size_name, shown=not json) for one in names]
+        return _print_plan(factory, names, size_name, baselines, json)
+    versions = [_build(factory, one, size_name, baselines, canaries, shown=not json) for one in names]
     print_json(list(map(show_json, versions))) if json else print_table(compare_table(versions, teacher=True))
 
 
@@ -210,6 +215,9 @@ def show_(ref: Ref, registry: RegistryFolder = REGISTRY, json: Json = False) -> 
 def compare(
     refs: Annotated[list[str], typer.Argument(help="Two or more versions; the word `teacher` adds a column for it.")],
     matrix: Annotated[bool, typer.Option("--matrix", help="Measure every adapter on every one's domain.")] = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write one self-contained page: plots, verdicts, samples.")
+    ] = None,
     domains: Domains = DOMAINS,
     registry: RegistryFolder = REGISTRY,
     json: Json = False,
@@ -220,6 +228,11 @@ def compare(
     versions = [here.resolve(ref) for ref in refs if ref != TEACHER]
     if matrix:
         return _print_matrix(versions, here, domains, device, json)
+    if html is not None:
+        from factory.page import write_page
+
+        write_page(versions, html, lineage=here.lineage(versions))
+        say(f"wrote {html}")
     if json:
         return print_json(compare_json(versions, teacher=teacher))
     print_table(compare_table(versions, teacher=teacher))
@@ -229,15 +242,69 @@ def compare(
 def promote(
     ref: Ref,
     alias: Annotated[str, typer.Argument(help="The alias that shall point at this version.")] = CHAMPION,
-    force: Annotated[bool, typer.Option("--force", help="Even if the version failed its gates.")] = False,
+    override: Annotated[
+        str | None, typer.Option("--override", metavar="REASON", help="Why, though it failed its gates; kept for ever.")
+    ] = None,
     registry: RegistryFolder = REGISTRY,
     json: Json = False,
 ) -> None:
-    """Point an alias at a version; a bare name means its champion."""
-    version = Registry(registry).promote(ref, alias, force=force)
+    """Point an alias at a version; a bare name means its champion. Exit code 2: it failed its gates."""
+    here = Registry(registry)
+    version = here.promote(ref, alias, override=override)
+    content = {"reference": version.reference, "alias": f"{version.name}@{alias}"}
+    line = f"{version.name}@{alias} is now {version.reference}"
+    if override is not None:
+        try:
+            content["bare_name"] = here.resolve(version.name).reference
+            line += f", against its gates; {version.name} alone still means {content['bare_name']}"
+        except RegistryError as error:
+            line += f", against its gates; {version.name} alone means nothing: {error}"
+    print_json(content) if json else typer.echo(line)
+
+
+@app.command(rich_help_panel="Students")
+def review(
+    ref: Ref,
+    other: Annotated[str, typer.Argument(help="Whom it is compared with: a version, or the word `teacher`.")] = TEACHER,
+    out: Annotated[Path | None, typer.Option("--out", help="Write both one's answers to this CSV, in blind order.")] = None,
+    votes: Annotated[Path | None, typer.Option("--in", help="Read one expert's votes from this CSV.")] = None,
+    questions: Annotated[
+        Path | None, typer.Option("--questions", help="A .jsonl or .csv with `question`; held-out samples if left out.")
+    ] = None,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="Only so many questions.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the blind order; another each time if left out.")] = None,
+    domains: Domains = DOMAINS,
+    registry: RegistryFolder = REGISTRY,
+    json: Json = False,
+    device: Device = "auto",
+) -> None:
+    """Let an expert judge two candidates blind: --out writes their answers, --in reads the votes."""
+    if (out is None) == (votes is None):
+        raise typer.BadParameter("give --out FILE to write answers, or --in FILE to read votes", param_hint="'--out' / '--in'")
+    from factory import review as reviews
+
+    here = Registry(registry)
+    version = here.resolve(ref)
+    if votes is not None:
+        result = reviews.read_back(here, version, votes)
+        return print_json(result) if json else typer.echo(reviews.result_line(version, result))
+    assert out is not None
+    reviews.check_free(out)
+    compared = other if other == TEACHER else here.resolve(other).reference
+    if compared == version.reference:
+        raise RegistryError(f"{compared} cannot be reviewed against itself: name another version, or teacher")
+    load_libraries(shown=not json)
+    asked = reviews.load_questions(questions, count) if questions else reviews.sample_questions(version, count)
+    answers = _answers_of(version, compared, asked, domains, registry, device, json)
+    against = list(answers)[1]
+    id = reviews.hand_out(here, version, out, asked, *answers.values(), against=against, seed=seed)
     if json:
-        return print_json({"reference": version.reference, "alias": f"{version.name}@{alias}"})
-    typer.echo(f"{version.name}@{alias} is now {version.reference}")
+        content = {"review": id, "path": str(out), "questions": len(asked)}
+        return print_json(content | {"reference": version.reference, "against": against})
+    typer.echo(
+        f"wrote {len(asked)} questions to {out}, review {id} of {version.reference} against {against}; when its column "
+        f"vote says a, b or tie in each row:\n  factory review {version.reference} --in {out}"
+    )
 
 
 @app.command(rich_help_panel="Students")
@@ -282,6 +349,33 @@ def explain(
         return print_json(students.explanation_json(found))
     print_table(students.explanation_table(found), students.explanation_line(found))
     say(f"— {found.reference}")
+
+
+@app.command(rich_help_panel="Students")
+def useful(
+    ref: Ref,
+    questions: Annotated[Path, typer.Option("--questions", help="A .jsonl of real questions with reference answers.")],
+    against: Annotated[
+        list[str] | None, typer.Option("--against", metavar="FAMILY", help="That family's teacher as it is downloaded.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=2, help="At most so many questions.")] = 200,
+    domains: Domains = DOMAINS,
+    registry: RegistryFolder = REGISTRY,
+    json: Json = False,
+    device: Device = "auto",
+) -> None:
+    """Measure a student, its base and teacher, and other small models on real questions: bits per byte, tasks."""
+    here, specs = Registry(registry), _specs(domains)
+    version = here.resolve(ref)
+    load_libraries(shown=not json)
+    from factory.models.references import pick_device
+    from factory.quality.useful import useful_json, useful_table
+    from factory.study import usefulness
+
+    others = [specs.family(name) for name in against or ()]
+    bars = progress_bars(shown=not json)
+    rows = usefulness(version, here, specs, questions, others, limit, pick_device(device), bars)
+    print_json(useful_json(rows)) if json else print_table(useful_table(rows))
 
 
 # ------------------------------------------------------------------------------------------------------------- machine
@@ -339,12 +433,14 @@ def _domains_to_build(specs: Specs, name: str | None, every: bool) -> list[str]:
     return list(specs.domains) if name is None else [specs.domain(name).name]
 
 
-def _build(factory: Factory, domain: str, size: str, *, shown: bool) -> Version:
-    version = factory.student(domain, size)
+def _build(factory: Factory, domain: str, size: str, baselines: bool, canaries: int, *, shown: bool) -> Version:
+    version = factory.student(domain, size, baselines=baselines, canaries=canaries)
     if shown:
         say(f"published {version.reference} in {version.folder}")
         for warning in version.manifest.get("warnings") or ():
             say(f"warning: {warning}")
+        for reason in version.manifest["verdict"]["reasons"]:
+            say(f"gate failed: {reason}")
     return version
 
 
@@ -369,10 +465,10 @@ def _print_matrix(versions: list[Version], registry: Registry, domains: Path, de
     print_json(matrix_json(found)) if json else print_table(matrix_table(found))
 
 
-def _print_plan(factory: Factory, names: list[str], size: str, json: bool) -> None:
+def _print_plan(factory: Factory, names: list[str], size: str, baselines: bool, json: bool) -> None:
     from factory.plan import plan, plan_table
 
-    steps = plan(factory, names, size)
+    steps = plan(factory, names, size, baselines=baselines)
     print_json([vars(step) for step in steps]) if json else print_table(plan_table(steps))
 
 
@@ -384,6 +480,26 @@ def _student(ref: str, registry: Path, device: str, json: bool) -> Answerer:
     from factory.models.references import pick_device
 
     return load_answerer(version, here, pick_device(device))
+
+
+def _answers_of(
+    version: Version, other: str, questions: list[str], domains: Path, registry: Path, device: str, json: bool
+) -> dict[str, list[str]]:
+    """Both candidates' answers by their references, the version's first; cut at one length, which would else tell them."""
+    from factory import explain as students
+
+    found: dict[str, list[str]] = {}
+    family, limit = version.manifest.get("family"), None
+    for ref in (version.reference, other):
+        answerer = _teacher(domains, family, device, json) if ref == TEACHER else _student(ref, registry, device, json)
+        limit = limit or answerer.max_new_tokens
+        answerer = replace(answerer, max_new_tokens=limit)
+        with progress_bars(shown=not json)(f"answers of {answerer.reference}", len(questions)) as advance:
+            found[answerer.reference] = []
+            for question in questions:
+                found[answerer.reference].append(students.ask(answerer, question).answer)
+                advance(1)
+    return found
 
 
 def _teacher(domains: Path, family: str | None, device: str, json: bool) -> Answerer:

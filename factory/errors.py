@@ -3,14 +3,19 @@
 FactoryError
 ├── SpecError            a YAML in domains/ is wrong
 ├── ReferenceError       a model reference cannot be resolved, or its checksum does not match
-├── DataError            a source, a data set or the router cannot be built
+├── DataError            a source, a data set or the router cannot be built; a file of votes cannot be read
 ├── TrainingError        teacher and student do not fit, or a training run cannot go on
 └── RegistryError        an unknown name, a bad name, a damaged or half-made version
+    └── GateError        a version that failed its gates shall get an alias; the command's exit code is 2
 """
+
+from typing import ClassVar
 
 
 class FactoryError(Exception):
     """``except FactoryError`` catches every error with a one-line message meant for the user."""
+
+    exit_code: ClassVar[int] = 1  # of the command that ends with it
 
 
 class SpecError(FactoryError):
@@ -22,7 +27,7 @@ class ReferenceError(FactoryError):
 
 
 class DataError(FactoryError):
-    """Raised when a source is missing, empty or malformed, or a data set has nothing left."""
+    """Raised when a source or a file of votes is missing, empty or malformed, or a data set has nothing left."""
 
 
 class TrainingError(FactoryError):
@@ -31,6 +36,12 @@ class TrainingError(FactoryError):
 
 class RegistryError(FactoryError):
     """Raised for unknown or unsafe names, damaged files and versions that are not whole."""
+
+
+class GateError(RegistryError):
+    """Raised where a version that failed its gates would get an alias; an exit code of its own, for scripts."""
+
+    exit_code: ClassVar[int] = 2
 
 
 def in_one_line(error: BaseException) -> str:

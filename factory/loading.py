@@ -37,10 +37,22 @@ def load_specs(root: Path) -> Specs:
             files[spec.name] = path, node
     families, domains, pools = found[FamilySpec], found[DomainSpec], found[PoolSpec]
     mistakes += _across(families, domains, pools, sound=not mistakes)
+    mistakes += [one for domain in domains.values() for one in _missing(root, domain)]
     mistakes += [one for family in families.values() for name in files for one in _misfits(family, domains[name], *files[name])]
     if mistakes:
         raise SpecError("\n".join(mistakes))
     return Specs(root=root, families=families, domains=domains, pools=pools)
+
+
+def _missing(root: Path, domain: DomainSpec) -> list[str]:
+    """Files that a domain names and that are not there; a task without a path is one of the harness's own."""
+    named = [("pairs", path) for path in domain.pairs] + [("tasks", task) for task in domain.tasks if task.endswith(".yaml")]
+    named += [("acceptance", domain.acceptance)] if domain.acceptance else []
+    return [
+        f"{domain.name}.yaml: {key}: no file {root / path}; paths are relative to {root}"
+        for key, path in named
+        if not (root / path).is_file()
+    ]
 
 
 def _kind(path: Path) -> type[Strict]:

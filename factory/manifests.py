@@ -1,4 +1,9 @@
-"""One version's manifest: what it is read as, what is read from it, and the checks that it is whole. No torch here."""
+"""One version's manifest and records: what they are read as, what is read from them, and whether it is whole. No torch.
+
+    records.jsonl   one JSON object a line, of what was said of a version after it was published: {"kind", "at", ...}
+
+Records are only ever appended. A line counts once its newline is written; what a crash left after the last one does not.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import RegistryError
+from factory.files import sync
 
 FOLDERS: dict[str, str] = {"student": "students", "base": "bases"}
 MANIFEST = "manifest.json"
+RECORDS = "records.jsonl"
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ COLUMNS = tuple(field.name for field in fields(Summary) if field.name != "aliase
 
 
 def load_version(root: Path, kind: str, name: str, number: int) -> Version:
-    """``load_version(root, "student", "healthcare-small", 3)``.
+    """``load_version(root, "student", "healthcare-small", 3)``: its records, if any, are ``manifest["records"]``.
 
     Raises: RegistryError for a folder that is half made, whose manifest cannot be read, or is another version's.
     """
@@ -94,7 +101,68 @@ def load_version(root: Path, kind: str, name: str, number: int) -> Version:
     says = (manifest.get("kind"), manifest.get("name"), manifest.get("version"))
     if says != (kind, name, number):
         raise RegistryError(f"its {MANIFEST} is of {says[0]} {says[1]}@{says[2]}: it was moved here by hand")
-    return Version(kind, name, number, folder, manifest)
+    manifest.pop("records", None)  # only what stands in the file of records is one
+    records, _ = read_records(folder)
+    return Version(kind, name, number, folder, manifest | {"records": records} if records else manifest)
+
+
+def read_records(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """``records, problems = read_records(version.folder)``: every record in order, and what of them cannot be read."""
+    try:
+        lines = (folder / RECORDS).read_bytes().split(b"\n")[:-1]  # after the last newline: nothing, or half a line
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        return [], [f"{RECORDS} cannot be read ({error.strerror})"]
+    records, problems = [], []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("kind"), str):
+            records.append(record)
+        else:
+            problems.append(f"{RECORDS} line {number} cannot be read: it is no record")
+    return records, problems
+
+
+def append_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """``append_record(version.folder, {"kind": "override", "at": ...})``: durable when it returns. Callers hold a lock.
+
+    Raises: OSError where the disk refuses. Half a line may then be left, which readers ignore and the next call removes.
+    """
+    path = folder / RECORDS
+    with path.open("a+b") as file:  # "a": whatever is written goes to the end
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    sync(folder)
+
+
+def failed_gates(manifest: Mapping[str, Any]) -> list[str]:
+    """``failed_gates(version.manifest)`` → ``["upper end of kl is 0.912, at most 0.8 passes"]``; reasons where there is none.
+
+    Six digits, so that a figure just beyond its threshold does not look like it.
+    """
+    verdict = manifest.get("verdict")
+    if not isinstance(verdict, Mapping):
+        return []
+    gates = [gate for gate in verdict.get("gates") or () if isinstance(gate, Mapping) and gate.get("passed") is False]
+    return [gate_line(gate) for gate in gates] or [str(reason) for reason in verdict.get("reasons") or ()]
+
+
+def gate_line(gate: Mapping[str, Any]) -> str:
+    """``gate_line(gate)``: what one gate found, and what passes it."""
+    end = {"low": "lower end of ", "high": "upper end of "}.get(str(gate.get("of")), "")
+    bound = str(gate.get("bound")).replace("_", " ")
+    return f"{end}{gate.get('metric')} is {_found(gate.get('found'))}, {bound} {_found(gate.get('threshold'))} passes"
+
+
+def _found(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, int | float) else "not measured"
 
 
 def read_metric(manifest: Mapping[str, Any], name: str) -> dict[str, Any] | None:
@@ -165,8 +233,8 @@ def to_json(content: Mapping[str, Any]) -> bytes:
 
 
 def checksum(manifest: Mapping[str, Any]) -> str:
-    """Of all keys but itself, in a fixed order."""
-    content = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
+    """Of all keys but itself and the records, which come later; in a fixed order."""
+    content = {key: value for key, value in manifest.items() if key not in ("manifest_sha256", "records")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

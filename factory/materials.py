@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from datasets import DatasetDict
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from factory.data.dataset import DatasetManifest, finish_dataset, load_dataset_folder, make_prompts, make_rows, route_pool
+from factory.data.privacy import screen
 from factory.data.router import DomainRouter
 from factory.data.sources import Example, content_hash, load_examples, sample_evenly
+from factory.energy import EnergyMeter
 from factory.errors import DataError
 from factory.files import replace_file, sha256
 from factory.models.chat import NO_CONTEXT, prompt_ids
@@ -27,6 +29,7 @@ from factory.models.teacher import Teacher
 from factory.provenance import digest
 from factory.spec import DomainSpec, FamilySpec, Settings, Specs, TeacherPromptSource
 
+DECIDES_DATA = {"name", "sources", "teacher_context", "private", "personal_data"}  # of a domain's YAML
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
@@ -44,6 +47,10 @@ class DomainData:
     folder: Path
     rows: DatasetDict
     manifest: DatasetManifest
+
+    def without_context(self) -> DomainData:
+        """``data.without_context()``: the same examples, which a teacher then sees as its student does."""
+        return replace(self, spec=self.spec.model_copy(update={"teacher_context": NO_CONTEXT}))
 
     def targets_folder(self, key: str) -> Path:
         """``data.targets_folder(key)``: where the teacher's targets for this data set are, by what else decides them."""
@@ -73,6 +80,7 @@ class Materials:
         self.device, self.progress = pick_device(device), progress
         self.seed = family.seed if seed is None else seed
         self.seconds: dict[str, float] = {}
+        self.energy = EnergyMeter()
 
     # ------------------------------------------------------------------------------------------ models, when needed
 
@@ -120,7 +128,8 @@ class Materials:
     def timed(self, stage: str) -> Iterator[None]:
         begun = time.perf_counter()
         try:
-            yield
+            with self.energy.stage(stage):
+                yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begun
 
@@ -190,7 +199,7 @@ class Materials:
         """Named by what decides the data set, the content of its files included."""
         settings = self.family.settings(self.profile, spec)
         key = digest(
-            spec.model_dump(),
+            spec.model_dump(include=DECIDES_DATA),
             settings.data.model_dump(),
             self.seed,
             self.teacher_files.sha256,
@@ -213,9 +222,11 @@ class Materials:
 
     def _make_data(self, spec: DomainSpec, settings: Settings, router: DomainRouter | None, folder: Path) -> None:
         with self.timed("data"), self.progress(f"{spec.name}: prompts", 1) as advance:
-            own = self.examples(spec.sources)
+            every = [*self.examples(spec.sources), *([] if spec.private else self.routed_pool.get(spec.name, []))]
+            screened: Counter[str] = Counter()
+            kept, identifiers = screen(every, spec.personal_data, domain=spec.name, dropped=screened)
             prompts = make_prompts(
-                [*own, *([] if spec.private else self.routed_pool.get(spec.name, []))],
+                kept,
                 domain=spec.name,
                 router=router,
                 encoder=self.encoder,
@@ -223,15 +234,17 @@ class Materials:
                 config=settings.data,
                 seed=self.seed,
             )
+            prompts = replace(prompts, dropped=prompts.dropped | screened)
             advance(1)
-        every = [*prompts.train, *prompts.validation, *prompts.test]
-        with self.timed("completions"), self.progress(f"{spec.name}: teacher answers", len(every)) as advance:
-            completions = self._complete(every, spec, settings, advance)
+        asked = [*prompts.train, *prompts.validation, *prompts.test]
+        with self.timed("completions"), self.progress(f"{spec.name}: teacher answers", len(asked)) as advance:
+            completions = self._complete(asked, spec, settings, advance)
         provenance = {
             "teacher": self.family.teacher.model,
             "teacher_sha256": self.teacher_files.sha256,
             "teacher_context": spec.teacher_context.model_dump(),
             "router": router.version if router else None,
+            "personal_data": {"policy": spec.personal_data, "found": identifiers},  # counts, never the values
             "disagreements": [[d.prompt, d.routed_to] for d in prompts.disagreements[:5]],
         }
         finish_dataset(prompts, completions, folder, domain=spec.name, seed=self.seed, provenance=provenance)

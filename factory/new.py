@@ -16,6 +16,7 @@ DOMAIN = """\
 name: "{name}"
 description: Questions about {topic}.      # replace: one line on what belongs here, and what does not
 notice: ""                     # what a card and an answer must say, e.g. "This is no professional advice."
+personal_data: drop            # examples with e-mail addresses, telephone or card numbers; or refuse, or allow
 private: false                 # true keeps this text out of the shared base, the vocabulary and the router
 
 # Shown to the teacher alone; the student learns to answer as if it had read this.
@@ -59,6 +60,12 @@ sources:
         - keeping records
   # More kinds of source (README): file, documents, hub, teacher_prompts. For example:
   # - {{id: {name}-file, kind: file, license: CC-BY-4.0, path: ../my.jsonl, prompt: question, completion: answer}}
+
+# What a student is asked before its verdict; paths are relative to this folder, audit/ has examples of each.
+# pairs: [audit/{name}.pairs.yaml]            # sentences that differ in one group word: does bias pass over?
+# tasks: [audit/{name}.task.yaml]             # of lm-evaluation-harness
+# acceptance: audit/{name}.acceptance.jsonl   # questions, and what an answer must and must not contain
+# gates: {{kl: {{at_most: 0.8}}}}                 # what must be reached before it may be promoted
 """
 
 

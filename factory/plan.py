@@ -56,7 +56,7 @@ def _family_and_size(specs: Specs, size: str | None, family: str | None) -> tupl
     return owner, size
 
 
-def plan(factory: Factory, domains: Sequence[str], size: str) -> list[Step]:
+def plan(factory: Factory, domains: Sequence[str], size: str, *, baselines: bool = False) -> list[Step]:
     """``plan(factory, ["healthcare"], "small")``: every stage of that build, in order.
 
     The encoder is loaded, where it is in the cache, to find the data sets that belong to its router.
@@ -73,7 +73,7 @@ def plan(factory: Factory, domains: Sequence[str], size: str) -> list[Step]:
         Step("router", "on disk" if routed else "to do", f"{len(factory.public_domains)} domains and the general pool"),
         *(_data(factory, name, routed=routed) for name in names),
         _base(factory, size, None if base is None else base.reference),
-        *(_student(factory, name, size) for name in domains),
+        *(_student(factory, name, size, baselines) for name in domains),
     ]
 
 
@@ -105,10 +105,10 @@ def _base(factory: Factory, size: str, published: str | None) -> Step:
     return Step("base", "to do", f"{made}, {kept}; healed for {heal.steps} steps of {heal.batch} on {on}")
 
 
-def _student(factory: Factory, name: str, size: str) -> Step:
+def _student(factory: Factory, name: str, size: str, baselines: bool) -> Step:
     settings = factory.family.settings(factory.profile, factory.specs.domain(name))
     distill, measured = settings.distill, settings.evaluate.examples
-    sft = "; the SFT baseline for as many" if factory.baselines else ""
+    sft = "; the SFT baseline for as many" if baselines else ""
     detail = f"distil for {distill.steps} steps of {distill.batch}{sft}; evaluate on at most {measured} prompts"
     return Step(f"student {name}-{size}", "to do", detail)
 

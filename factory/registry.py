@@ -4,10 +4,12 @@
     with registry.stage("healthcare-small") as folder:  # write the adapter into `folder`
         version = registry.publish("student", "healthcare-small", folder, manifest)
     registry.promote(version.reference, "champion")
-    registry.resolve("healthcare-small").folder  # its champion, else its newest sound version
+    registry.resolve("healthcare-small").folder  # its champion if that has not failed, else its newest sound version
+    registry.record(version, "review", {"wins": 7})  # what is said of it later: version.manifest["records"]
 
     <root>/students/<name>/<number>/manifest.json   and the adapter's own files
     <root>/bases/<name>/<number>/manifest.json      and the base's own files
+    <root>/.../<number>/records.jsonl               what was said of a version later, a line each, only ever appended
     <root>/aliases.json                             {name: {alias: number}}
     <root>/index.sqlite                             may be deleted at any time
     <root>/.staging/                                what is being written; nothing here is ever listed
@@ -32,7 +34,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from factory.errors import RegistryError
+from factory.errors import GateError, RegistryError
 from factory.files import (
     FULL_DISK,
     full_disk,
@@ -46,7 +48,21 @@ from factory.files import (
     write_read_only,
 )
 from factory.index import index_rows
-from factory.manifests import FOLDERS, MANIFEST, Summary, Version, checksum, load_version, missing_files, plain_json, to_json
+from factory.manifests import (
+    FOLDERS,
+    MANIFEST,
+    RECORDS,
+    Summary,
+    Version,
+    append_record,
+    checksum,
+    failed_gates,
+    load_version,
+    missing_files,
+    plain_json,
+    read_records,
+    to_json,
+)
 
 Kind = Literal["student", "base"]
 CHAMPION = "champion"
@@ -95,6 +111,8 @@ class Registry:
         staged = Path(staged)
         content = self._checked_content(kind, name, manifest)
         try:
+            if (staged / RECORDS).exists():
+                raise RegistryError(f"cannot publish {name}: {RECORDS} is the registry's own, leave it out of the folder")
             with one_line(f"cannot publish {name}"):
                 content["files"] = seal(staged, but=MANIFEST)
                 number = self._rename_to_next_number(kind, name, staged, content)
@@ -108,36 +126,50 @@ class Registry:
             index_rows(self.root)
         return load_version(self.root, kind, name, number)
 
-    def promote(self, ref: str, alias: str = CHAMPION, *, force: bool = False) -> Version:
+    def promote(self, ref: str, alias: str = CHAMPION, *, override: str | None = None) -> Version:
         """``registry.promote("healthcare-small@3", "champion")`` points the alias at that version.
 
+        ``override`` is the reason why a version whose verdict is "failed" gets it all the same. It is recorded with
+        the time, the alias and the failed gates; a bare name still never means that version.
+
         Raises:
-            RegistryError: for an unknown version, an unsafe alias, a damaged version, or one whose verdict is
-                "failed" (unless ``force``).
+            GateError: for a version whose verdict is "failed", without ``override``.
+            RegistryError: for an unknown version, an unsafe alias, a damaged version, an empty reason, or an override
+                of what has not failed.
         """
         check_name(alias, "alias")
         version = self.resolve(ref)
         problems = self.verify(version)
         if problems:
             raise RegistryError(f"{version.reference} is damaged, so {alias} stays where it is: {problems[0]}")
-        if version.verdict == "failed" and not force:
-            verdict = version.manifest["verdict"]
-            given = verdict.get("reasons") if isinstance(verdict, dict) else None
-            reasons = "; ".join(map(str, given or ["no reason given"]))
-            raise RegistryError(f"{version.reference} failed its gates, so {alias} stays where it is: {reasons}")
-        with one_line(f"cannot write {self.root / 'aliases.json'}"), (self.root / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # read, change and replace as one step
+        failed = _gates_overridden(version, alias, override)
+        reason = None if override is None else {"alias": alias, "reason": override.strip(), "gates": failed}
+        with one_line(f"cannot write {self.root / 'aliases.json'}"), self._locked():  # read, change, replace as one step
             every = self._aliases()
+            if reason is not None:  # first, so that no alias is without its reason
+                append_record(version.folder, _record("override", reason))
             every.setdefault(version.name, {})[alias] = version.number
             replace_file(self.root / "aliases.json", to_json(every))
-        return version
+        return load_version(self.root, version.kind, version.name, version.number)
+
+    def record(self, version: Version, kind: str, content: Mapping[str, Any]) -> Version:
+        """``registry.record(version, "review", {"wins": 7}).manifest["records"][-1]``: said of it for ever, with the time.
+
+        Raises:
+            RegistryError: for a version that is gone, a value that JSON cannot hold, a full disk.
+        """
+        record = _record(kind, content)
+        with one_line(f"cannot record a {kind} of {version.reference}"), self._locked():
+            append_record(version.folder, record)
+        return load_version(self.root, version.kind, version.name, version.number)
 
     # ------------------------------------------------------------------------------------------------------ reading
 
     def resolve(self, ref: str) -> Version:
         """``registry.resolve("healthcare-small" | "healthcare-small@3" | "healthcare-small@champion")``.
 
-        A bare name means its champion if there is one, else its newest version that is whole and has not failed.
+        A bare name means its champion if that has not failed, else its newest version that is whole and has not failed.
+        Only ``@champion`` means a champion that failed and was promoted by an override.
 
         Raises:
             RegistryError: when there is no such version or it is not whole; names what exists and what comes close.
@@ -148,9 +180,8 @@ class Registry:
             raise self._unknown_name(name)
         if not at:
             champion = self.aliases(name).get(CHAMPION)
-            if champion is None:
-                return self._newest_sound(kind, name)
-            return self._at(kind, name, champion, f"{name}@{CHAMPION}")
+            version = None if champion is None else self._at(kind, name, champion, f"{name}@{CHAMPION}")
+            return self._newest_sound(kind, name) if version is None or version.verdict == "failed" else version
         if is_number(selector):
             return self._at(kind, name, int(selector), ref)
         aliases = self.aliases(name)
@@ -181,6 +212,16 @@ class Registry:
         direct = {summary.reference for summary in every if source_id in summary.sources}
         return [summary for summary in every if summary.reference in direct or summary.base in direct]
 
+    def lineage(self, versions: Iterable[Version]) -> dict[str, Version]:
+        """``registry.lineage([student])``: the bases that versions stand on, and those these learnt from, by reference."""
+        found: dict[str, Version] = {}
+        wanted = [reference for version in versions for reference in (version.base, *(version.manifest.get("route") or ()))]
+        for reference in wanted:
+            if reference and reference not in found:
+                with contextlib.suppress(RegistryError):  # the word "teacher", or a base that is gone
+                    found[reference] = self.resolve(reference)
+        return found
+
     def aliases(self, name: str) -> dict[str, int]:
         """``registry.aliases("healthcare-small")["champion"]`` is a version's number."""
         return dict(self._aliases().get(name, {}))
@@ -198,8 +239,8 @@ class Registry:
             elif file.stat().st_size != facts.get("bytes") or sha256(file) != facts.get("sha256"):
                 problems.append(f"{path} was changed: its sha256 is not the manifest's")
         there = {path.relative_to(version.folder).as_posix() for path in version.folder.rglob("*") if path.is_file()}
-        problems += [f"{path} is not in the manifest" for path in sorted(there - set(recorded) - {MANIFEST})]
-        return problems + self._base_problems(version)
+        problems += [f"{path} is not in the manifest" for path in sorted(there - set(recorded) - {MANIFEST, RECORDS})]
+        return problems + read_records(version.folder)[1] + self._base_problems(version)
 
     def problems(self) -> list[str]:
         """``registry.problems()`` for ``factory doctor``: what is never listed or resolved, and why. Hashes nothing."""
@@ -210,7 +251,8 @@ class Registry:
                     where = f"{FOLDERS[kind]}/{name}/{number}"
                     try:
                         version = load_version(self.root, kind, name, number)
-                        found += [f"{where}: {p}" for p in [*missing_files(version), *self._base_problems(version)]]
+                        wrong = missing_files(version) + read_records(version.folder)[1] + self._base_problems(version)
+                        found += [f"{where}: {problem}" for problem in wrong]
                     except RegistryError as error:
                         found.append(f"{where}: {error}")
         for name, aliases in self._aliases().items():
@@ -296,6 +338,13 @@ class Registry:
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise RegistryError(f"{path} cannot be read ({error}); repair or delete it, then promote again") from None
 
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process and thread at a time changes aliases and records."""
+        with (self.root / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     # -------------------------------------------------------------------------------------------------- publishing
 
     def _checked_content(self, kind: str, name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -305,14 +354,14 @@ class Registry:
         if taken not in (None, kind):
             raise RegistryError(f"cannot publish {kind} {name}: a {taken} has that name; choose another")
         content: dict[str, Any] = plain_json(manifest, "manifest")
+        content.pop("records", None)  # those of a version that this one is made from are not its own
         if kind == "student" and isinstance(content.get("base"), str):
             try:
                 base = self.resolve(content["base"])
             except RegistryError as error:
                 raise RegistryError(f"cannot publish {name}: its base is not in {self.root} ({error})") from None
             content |= {"base": base.reference, "base_sha256": base.manifest.get("manifest_sha256")}
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        own = {"kind": kind, "name": name, "version": 0, "created": now}
+        own = {"kind": kind, "name": name, "version": 0, "created": _now()}
         return own | content | own  # these first, and always ours
 
     def _rename_to_next_number(self, kind: str, name: str, staged: Path, content: dict[str, Any]) -> int:
@@ -346,6 +395,32 @@ def check_name(name: str, what: str = "name") -> str:
     if not isinstance(name, str) or len(name) > 100 or not re.fullmatch(NAME, name):
         raise RegistryError(f"bad {what} {name!r}: lower-case letters and digits, joined by single hyphens")
     return name
+
+
+def _gates_overridden(version: Version, alias: str, override: str | None) -> list[str]:
+    """The failed gates that the reason overrides; none where nothing failed and no reason is given."""
+    failed = failed_gates(version.manifest)
+    if version.verdict != "failed":
+        if override is None:
+            return []
+        raise RegistryError(f"nothing to override: {version.reference} is {version.verdict}; promote it without --override")
+    if override is None:
+        raise GateError(
+            f"{version.reference} failed its gates, so {alias} stays where it is: {'; '.join(failed) or 'no reason given'}; "
+            "--override REASON promotes it all the same and keeps the reason"
+        )
+    if not override.strip():
+        raise RegistryError(f"the reason to override the gates of {version.reference} is empty: say why it shall be {alias}")
+    return failed
+
+
+def _record(kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    own = {"kind": kind, "at": _now()}
+    return {**own, **plain_json(content, kind), **own}  # these first, and always ours
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _close(word: str, known: Iterable[str]) -> str:

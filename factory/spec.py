@@ -211,6 +211,21 @@ class EvaluateConfig(Strict):
     bootstrap: int = Field(default=1000, ge=100)  # resamples behind every interval
 
 
+class Gate(Strict):
+    """``kl: {at_most: 0.8}``: a bound on a reported figure; ``of: low`` or ``high`` judges that end of its interval."""
+
+    at_most: float | None = None
+    at_least: float | None = None
+    of: Literal["value", "low", "high"] = "value"
+    required: bool = True  # a figure that was not measured fails; False passes it over (canaries are planted on demand)
+
+    @model_validator(mode="after")
+    def one_bound(self) -> Gate:
+        if (self.at_most is None) == (self.at_least is None):
+            raise ValueError("a gate has either at_most or at_least")
+        return self
+
+
 class Profile(Strict):
     """Overrides by name: ``factory build --profile demo``. Anything left out keeps its value."""
 
@@ -236,6 +251,9 @@ class FamilySpec(Strict):
     heal: HealConfig
     distill: DistillConfig
     evaluate: EvaluateConfig = EvaluateConfig()
+    # Between teacher and a smaller size: none; auto tries the next larger size and keeps what is better; or sizes by name.
+    cascade: Literal["auto", "none"] | tuple[Name, ...] = "none"
+    gates: dict[str, Gate] = Field(default_factory=dict)  # by figure; what fails one is published and never promoted
     profiles: dict[Name, Profile] = Field(default_factory=dict)
     seed: int = 0
 
@@ -244,6 +262,35 @@ class FamilySpec(Strict):
         if self.default_size not in self.sizes:
             raise ValueError(f"default_size {self.default_size!r} is no size; sizes here: {', '.join(self.sizes)}")
         return self
+
+    @model_validator(mode="after")
+    def cascade_is_of_sizes(self) -> FamilySpec:
+        for name in self.cascade if isinstance(self.cascade, tuple) else ():
+            if name not in self.sizes:
+                raise ValueError(f"cascade: {name!r} is no size; sizes here: {', '.join(self.sizes)}")
+            if self.sizes[name].layers is None:
+                raise ValueError(f"cascade: {name!r} is a base of its own; an assistant is pruned from the teacher")
+        return self
+
+    def assistant(self, size: str) -> str | None:
+        """``family.assistant("tiny")``: the size that may stand between the teacher and this one, or None.
+
+        The next larger of those that ``cascade`` names (of all, where it is ``auto``) with as many tokens.
+        """
+        own = self.sizes[size]
+        if self.cascade == "none" or own.layers is None:
+            return None
+        named = self.sizes if self.cascade == "auto" else self.cascade
+        larger = {
+            name: one.layers
+            for name in named
+            if (one := self.sizes[name]).layers is not None and one.layers > own.layers and one.vocabulary == own.vocabulary
+        }
+        return min(larger, key=lambda name: larger[name] or 0, default=None)
+
+    def gates_of(self, domain: DomainSpec) -> dict[str, Gate]:
+        """``family.gates_of(domain)``: the family's gates, a domain's in place of those of the same figure; null removes."""
+        return {name: gate for name, gate in (self.gates | domain.gates).items() if gate is not None}
 
     def settings(self, profile: str, domain: DomainSpec | None = None) -> Settings:
         """``family.settings("demo", domain)``: the family's settings, then the domain's overrides, then the profile's.
@@ -304,6 +351,11 @@ class DomainSpec(Strict):
     sources: tuple[Source, ...] = Field(min_length=1)
     teacher_context: TeacherContext = TeacherContext()
     notice: str = ""  # what a card and an answer must say ("no medical advice")
+    personal_data: Literal["refuse", "drop", "allow"] = "drop"  # examples with e-mail addresses, phone, card numbers, …
+    pairs: tuple[str, ...] = ()  # files of counterfactual pairs (YAML of templates, or JSONL), for bias transfer
+    tasks: tuple[str, ...] = ()  # lm-evaluation-harness: paths of task YAMLs here, or names of its own (pubmedqa)
+    acceptance: str | None = None  # JSONL of questions and what an answer must and must not contain
+    gates: dict[str, Gate | None] = Field(default_factory=dict)  # in place of the family's; null removes one
     private: bool = False  # keep this text out of the shared base, the vocabulary and the router
     distill: dict[str, Any] = Field(default_factory=dict)  # overrides of the family's distill
     data: dict[str, Any] = Field(default_factory=dict)  # overrides of the family's data

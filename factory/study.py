@@ -1,24 +1,33 @@
-"""Questions to several students at once: does each win on its own domain, and what does each part of the objective do?"""
+"""Questions about students: is each best on its own domain, what does each part of the objective do, is one of use?"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from rich.table import Table
 
 from factory.build import Factory
 from factory.distill.targets import encode
 from factory.errors import RegistryError
 from factory.manifests import Version
-from factory.materials import DomainData
+from factory.materials import ProgressBar
 from factory.models.chat import NO_CONTEXT
+from factory.models.references import resolve
 from factory.models.student import load_base, load_student, trim_teacher
-from factory.quality.evaluate import measure, switched, switched_off
+from factory.models.teacher import Teacher
+from factory.quality.evaluate import always, measure, switched, switched_off
 from factory.quality.metrics import Figure, Sums, paired_difference, summarise
+from factory.quality.tasks import run_tasks, task_figures
+from factory.quality.useful import Row, bits_per_byte, load_questions, useful_figures
+from factory.registry import Registry
 from factory.report import write_metric
+from factory.spec import DomainSpec, FamilySpec, Specs, TeacherContext
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,7 @@ def ablations(factory: Factory, domain: str, size: str, steps: int) -> Iterator[
     for name, over in VARIATIONS.items():
         config = settings.distill.model_copy(update={"steps": steps, **over})
         base = load_base(version.folder, factory.device)  # anew: an adapter is attached to it
-        seen = _without_context(data) if name == WITHOUT_CONTEXT else data
+        seen = data.without_context() if name == WITHOUT_CONTEXT else data
         lesson = factory.adapter_lesson(seen, teacher, config, version)
         adapter, _, folder = factory.train_adapter(base, teacher, lesson, data, config, version, name)
         shutil.rmtree(folder, ignore_errors=True)
@@ -145,5 +154,81 @@ def ablations(factory: Factory, domain: str, size: str, steps: int) -> Iterator[
         yield Ablation(name, summarise(sums, embeddings, **sure), factory.seconds.pop(name), ahead)
 
 
-def _without_context(data: DomainData) -> DomainData:
-    return replace(data, spec=data.spec.model_copy(update={"teacher_context": NO_CONTEXT}))
+@dataclass(frozen=True)
+class Contender:
+    """One model on real questions: a student, its base, its SFT baseline, a teacher."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    parameters: int
+    context: TeacherContext = NO_CONTEXT
+
+
+def usefulness(
+    version: Version,
+    registry: Registry,
+    specs: Specs,
+    questions: Path,
+    others: Sequence[FamilySpec],
+    limit: int,
+    device: torch.device,
+    progress: ProgressBar,
+) -> list[Row]:
+    """``usefulness(version, registry, specs, Path("questions.jsonl"), [other_family], 200, device, bars)``: a row a model.
+
+    The student, its base, its SFT baseline where that was published with it, its teacher plainly and with the domain's
+    context, and other families' teachers as they are downloaded. All answer the same questions and the domain's tasks.
+    """
+    family, domain = specs.family(str(version.manifest["family"])), specs.domain(str(version.manifest["domain"]))
+    sure = {"resamples": family.evaluate.bootstrap, "seed": family.seed}
+    asked = load_questions(questions, limit, family.seed).rows
+    bits: dict[str, Any] = {}
+    parameters, tasks = {}, {}
+    bytes_ = np.zeros(0)
+    names = ["student", "base", "sft", "teacher", "teacher, with its context", *(f"{one.name}'s teacher" for one in others)]
+    with progress(f"{domain.name}: real questions", len(names)) as advance:
+        for one in _contenders(version, registry, specs, [family, *others], domain, device):
+            bits[one.name], bytes_ = bits_per_byte(one.model, one.tokenizer, asked, context=one.context, device=device)
+            parameters[one.name] = one.parameters
+            if one.context == NO_CONTEXT:  # a task has its own form
+                results = run_tasks({"student": always(one.model)}, one.tokenizer, domain.tasks, root=specs.root)
+                tasks[one.name] = {
+                    result.name: task_figures(result, **sure)[f"task_{result.name}_accuracy"] for result in results
+                }
+            advance(1)
+    figures = useful_figures(bits, bytes_, **sure)
+    return [
+        Row(name, parameters[name], figures[name], figures.get(f"student_below_{name}"), tasks.get(name, {})) for name in bits
+    ]
+
+
+def _contenders(
+    version: Version,
+    registry: Registry,
+    specs: Specs,
+    families: Sequence[FamilySpec],
+    domain: DomainSpec,
+    device: torch.device,
+) -> Iterator[Contender]:
+    """One after the other: no two are in memory at once but those of one student."""
+    base = load_base(registry.resolve(str(version.base)).folder, device)
+    model: Any = load_student(base, version.folder)
+    sizes = version.manifest["evaluation"]["sizes"]["student"]
+    yield Contender("student", model, base.tokenizer, sizes["parameters"])
+    with switched_off(model)() as plain:
+        yield Contender("base", plain, base.tokenizer, sizes["base_parameters"])
+    if (version.folder / "sft").is_dir():
+        model.load_adapter(str(version.folder / "sft"), "sft")
+        with switched(model, "sft")() as sft:
+            yield Contender("sft", sft.eval(), base.tokenizer, sizes["parameters"])
+    del base, model
+    for number, family in enumerate(families):
+        files = resolve(family.teacher, root=specs.root, chat_template=family.teacher.chat_template)
+        teacher = Teacher.load(files, device)
+        name = "teacher" if number == 0 else f"{family.name}'s teacher"
+        yield Contender(name, teacher.model, teacher.tokenizer, teacher.parameters)
+        if number == 0:
+            context = domain.teacher_context
+            yield Contender("teacher, with its context", teacher.model, teacher.tokenizer, teacher.parameters, context)
+        teacher.release()

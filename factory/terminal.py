@@ -30,13 +30,13 @@ STOPPED = "stopped; the same command goes on from here"
 
 
 class OneLineErrors(TyperGroup):
-    """A group of commands whose expected failures are one line on stderr and exit code 1, never a traceback."""
+    """A group of commands whose expected failures are one line on stderr and the error's exit code, never a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except FactoryError as error:
-            raise _failed(str(error)) from None
+            raise _failed(str(error), error.exit_code) from None
         except KeyboardInterrupt:
             say(f"\n{STOPPED}")
             raise typer.Exit(130) from None
@@ -61,11 +61,11 @@ def _folder_of(error: Exception) -> str:
     return os.path.dirname(os.path.abspath(name)) if isinstance(name, str) else os.getcwd()
 
 
-def _failed(message: str) -> typer.Exit:
-    """Exit code 1 after ``error: ...``; the mistakes of a SpecError each have their own line."""
+def _failed(message: str, code: int = 1) -> typer.Exit:
+    """That exit code after ``error: ...``; the mistakes of a SpecError each have their own line."""
     for line in message.splitlines():
         say(f"error: {line}")
-    return typer.Exit(1)
+    return typer.Exit(code)
 
 
 def say(line: str) -> None:

@@ -66,7 +66,8 @@ class Workplace:
 
         folders = ["--domains", str(self.domains)] if command not in NO_DOMAINS else []
         folders += ["--registry", str(self.root / "registry")] if command not in NO_REGISTRY else []
-        return CliRunner().invoke(app, [command, *folders, *arguments])
+        forced = ["--force"] if command == "build" and "--no-force" not in arguments else []  # a random teacher knows nothing
+        return CliRunner().invoke(app, [command, *folders, *forced, *(one for one in arguments if one != "--no-force")])
 
     def factory(self) -> Any:
         """What ``build`` would use."""
@@ -75,7 +76,7 @@ class Workplace:
         from factory.registry import Registry
 
         specs = load_specs(self.domains)
-        return Factory(specs, specs.family("default"), profile="default", registry=Registry(self.root / "registry"))
+        return Factory(specs, specs.family("default"), profile="default", registry=Registry(self.root / "registry"), force=True)
 
 
 NO_DOMAINS = {"list", "show", "compare", "promote"}

@@ -14,7 +14,7 @@ import yaml
 from conftest import Refused, Workplace, domain
 from typer.testing import CliRunner
 
-import factory.build
+import factory.bases
 import factory.distill.store
 from factory.build import Factory
 from factory.cli import app
@@ -119,6 +119,52 @@ def test_promote_moves_the_alias_that_a_bare_name_means(built: Workplace) -> Non
     assert built.run("promote", "plants-mini@1").stdout == "plants-mini@champion is now plants-mini@1\n"
     answer = built.run("promote", "plants-mini@1", "tried", "--json")
     assert json.loads(answer.stdout) == {"reference": "plants-mini@1", "alias": "plants-mini@tried"}
+
+
+def publish(place: Workplace, verdict: Any) -> str:
+    registry = Registry(place.root / "registry")
+    with registry.stage("ferns-mini") as folder:
+        (folder / "adapter_model.safetensors").write_bytes(b"weights")
+        return registry.publish("student", "ferns-mini", folder, {"verdict": verdict}).reference
+
+
+FAILED_GATE = {"metric": "kl", "of": "high", "bound": "at_most", "threshold": 0.8, "found": 0.9, "passed": False}
+FAILED = {"status": "failed", "reasons": [], "gates": [FAILED_GATE]}
+
+
+def test_promote_refuses_a_version_that_failed_its_gates_with_exit_code_2(workplace: Workplace) -> None:
+    publish(workplace, FAILED)
+    result = workplace.run("promote", "ferns-mini@1")
+    assert result.exit_code == 2
+    [line] = result.stderr.splitlines()
+    assert line.startswith("error: ferns-mini@1 failed its gates, so champion stays where it is: ")
+    assert "upper end of kl is 0.9, at most 0.8 passes" in line
+    assert Registry(workplace.root / "registry").aliases("ferns-mini") == {}
+
+
+def test_an_override_is_kept_and_says_what_the_bare_name_means(workplace: Workplace) -> None:
+    publish(workplace, FAILED)
+    result = workplace.run("promote", "ferns-mini@1", "--override", "the garden asked for it")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("ferns-mini@champion is now ferns-mini@1, against its gates; ferns-mini alone means")
+    assert "means nothing: ferns-mini has no sound version" in result.stdout
+    publish(workplace, {"status": "passed"})
+    result = workplace.run("promote", "ferns-mini@1", "--override", "the garden asked again")
+    assert result.stdout.endswith("ferns-mini alone still means ferns-mini@2\n")
+    answer = json.loads(workplace.run("promote", "ferns-mini@1", "tried", "--override", "a third time", "--json").stdout)
+    assert answer == {"reference": "ferns-mini@1", "alias": "ferns-mini@tried", "bare_name": "ferns-mini@2"}
+    shown = " ".join(workplace.run("show", "ferns-mini@champion").stdout.split())
+    assert all(words in shown for words in ("the garden asked for it", "asked again", "a third time", "kl is 0.9, at most 0.8"))
+
+
+def test_an_override_without_reason_or_failure_is_refused(workplace: Workplace, refused: Refused) -> None:
+    publish(workplace, FAILED)
+    publish(workplace, {"status": "unchecked"})
+    assert "is empty" in refused(workplace.run("promote", "ferns-mini@1", "--override", " "))
+    line = refused(workplace.run("promote", "ferns-mini@2", "--override", "to be sure"))
+    assert "nothing to override: ferns-mini@2 is unchecked" in line
+    assert workplace.run("promote", "ferns-mini@1", "--force").exit_code == 2  # no such option any more
+    assert Registry(workplace.root / "registry").aliases("ferns-mini") == {}
 
 
 def test_nothing_but_json_is_printed_with_json(built: Workplace) -> None:
@@ -251,7 +297,7 @@ def test_a_full_disk_while_publishing_leaves_nothing_half_made(
         raise OSError(errno.ENOSPC, "No space left on device", str(folder / "model.safetensors"))
 
     with monkeypatch.context() as patched:
-        patched.setattr(factory.build, "save_base", write_half)
+        patched.setattr(factory.bases, "save_base", write_half)
         line = refused(with_models.run("build", "plants"))
     assert str(with_models.root / "registry") in line
     assert published(with_models) == []
@@ -272,7 +318,7 @@ def test_a_full_disk_anywhere_else_is_one_line_with_the_folder(
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(with_models: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Factory, "student", interrupted)
@@ -282,7 +328,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(with_models: Workplace, monke
 
 
 def test_a_bug_keeps_its_traceback(with_models: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(Factory, "student", broken)

@@ -16,20 +16,24 @@ from torch import nn
 
 import factory.quality.evaluate as module
 from factory.distill.targets import Sequence_
-from factory.models.chat import NO_CONTEXT
+from factory.models.chat import NO_CONTEXT, stop_tokens
 from factory.models.sampling import sample
 from factory.models.student import attach_adapter
 from factory.models.teacher import Teacher
 from factory.quality.evaluate import (
     Candidate,
     HeldOut,
+    agreement,
+    always,
     answers,
     evaluate,
     folder_bytes,
     measure,
     measure_speed,
+    per_example,
     switched,
     switched_off,
+    written,
 )
 from factory.spec import DistillConfig, EvaluateConfig
 
@@ -191,6 +195,7 @@ def test_a_report_holds_student_base_and_sft_with_n_and_interval() -> None:
         "kl", "top1_agreement", "top5_overlap", "student_perplexity", "teacher_perplexity", "accuracy_retained",
         "relation_alignment", "base_kl", "base_top1_agreement", "base_relation_alignment", "general_kl",
         "general_top1_agreement", "base_general_kl", "base_general_top1_agreement", "general_retained", "kl_below_sft",
+        "entropy_gap", "outside_kl_change", "outside_accuracy_change",
     }  # fmt: skip
     assert metrics["kl"].n == metrics["kl_below_sft"].n == tokens and metrics["relation_alignment"].n == 6
     assert metrics["general_kl"].n == sum(len(one.completion) for one in WITHOUT_CONTEXT[6:10])
@@ -215,10 +220,56 @@ def test_a_report_without_sft_has_no_difference_to_it_and_becomes_plain_values()
 def test_samples_are_the_prompt_and_both_answers_the_teacher_s_with_its_context() -> None:
     model, teacher = student(), tiny.teacher()
     samples = report(model).samples
-    assert [set(one) for one in samples] == [{"prompt", "teacher", "student"}] * 3
+    assert [set(one) for one in samples] == [{"prompt", "teacher", "student", "teacher_tokens", "student_tokens"}] * 3
     for one, row in zip(samples, ROWS, strict=False):
         assert one["student"] == answers(model, teacher.tokenizer, [row.prompt])[0]
         assert one["teacher"] == answers(teacher.model, teacher.tokenizer, [row.teacher_prompt])[0]
+        for who in ("teacher", "student"):
+            ids = (
+                written(model, teacher.tokenizer, [row.prompt])
+                if who == "student"
+                else written(teacher.model, teacher.tokenizer, [row.teacher_prompt])
+            )[0]
+            kept = [token for token in ids if token not in stop_tokens(teacher.tokenizer)]
+            assert [text for text, _ in one[f"{who}_tokens"]] == [teacher.tokenizer.decode([token]) for token in kept]
+            assert all(isinstance(same, bool) for _, same in one[f"{who}_tokens"])
+
+
+def test_agreement_is_whether_each_token_is_the_other_model_s_most_likely_one() -> None:
+    model = tiny.llama()
+    prompts = [one.prompt for one in ROWS[:2]]
+    own = sample(model, prompts, stop=[2], max_new_tokens=5)
+    found = [same for row in agreement(model, prompts, own) for same in row]
+    assert len(found) == sum(map(len, own)) and sum(found) >= len(found) - 1  # greedy, against itself, but for rounding
+    other = [[(token + 1) % 300 for token in ids] for ids in own]
+    assert not any(found[0] for found in agreement(model, prompts, other))
+    assert agreement(model, prompts[:1], [[]]) == [[]]
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_changed_outside_the_domain_is_over_general_text_and_the_other_domains() -> None:
+    model, embeddings = student(), np.random.default_rng(0).normal(size=(6, 5))
+    held_out = HeldOut(["a prompt"] * 6, ROWS[:6], embeddings, WITHOUT_CONTEXT[6:8], WITHOUT_CONTEXT[8:10])
+    found = evaluate(model, tiny.teacher(), held_out, EvaluateConfig(bootstrap=100), seed=0).metrics
+    both = {"default": switched(model, "default"), "base": switched_off(model)}
+    sums = measure(tiny.teacher(), both, WITHOUT_CONTEXT[6:10])
+    tokens = sums["base"].tokens.sum()
+    assert found["outside_kl_change"].value == pytest.approx((sums["default"].kl - sums["base"].kl).sum() / tokens, abs=1e-5)
+    change = (sums["default"].correct - sums["base"].correct).sum() / tokens
+    assert found["outside_accuracy_change"].value == pytest.approx(change)
+    assert found["outside_kl_change"].n == tokens
+
+
+@pytest.mark.usefixtures("quick")
+def test_two_reports_on_the_same_examples_have_the_same_key_and_their_sums_give_the_figures() -> None:
+    found, again = report(student()), report(student("sft"))
+    assert found.per_example["key"] == again.per_example["key"]
+    kl, tokens = (np.array(found.per_example[name]) for name in ("kl", "tokens"))
+    assert kl.sum() / tokens.sum() == pytest.approx(found.metrics["kl"].value, abs=1e-4)
+    assert (
+        per_example(measure(tiny.teacher(), {"x": always(tiny.llama())}, ROWS[:2])["x"], ROWS[:2])["key"]
+        != again.per_example["key"]
+    )
 
 
 def test_answers_are_greedy_texts_without_special_tokens() -> None:

@@ -119,6 +119,8 @@ def test_every_figure_of_a_summary_has_its_hand_computed_value() -> None:
         teacher_correct=np.array([2.0, 1.0, 3.0]),
         nll=TOKENS * math.log(3),
         teacher_nll=TOKENS * math.log(2),
+        entropy=TOKENS * 3.0,
+        teacher_entropy=TOKENS * 2.5,
         embeddings=np.eye(3),
     )
     figures = summarise(one, None, resamples=100, seed=0)
@@ -128,6 +130,7 @@ def test_every_figure_of_a_summary_has_its_hand_computed_value() -> None:
             "kl": 0.6,
             "top1_agreement": 0.8,
             "top5_overlap": 0.7,
+            "entropy_gap": 0.5,
             "student_perplexity": 3.0,
             "teacher_perplexity": 2.0,
             "accuracy_retained": 0.5,

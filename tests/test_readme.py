@@ -18,8 +18,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_domain_in_full_is_a_valid_domain() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 1
-    assert DomainSpec.model_validate(yaml.safe_load(blocks[0])).name == "veterinary"
+    assert len(blocks) == 2
+    domain = yaml.safe_load(blocks[0])
+    assert DomainSpec.model_validate(domain).name == "veterinary"
+    assert set(DomainSpec.model_validate(domain | yaml.safe_load(blocks[1])).gates) == {"kl", "bias_preference_change"}
 
 
 def test_every_command_is_in_the_readme_and_every_command_there_exists() -> None:

@@ -16,13 +16,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory.errors import RegistryError
-from factory.manifests import Version, read_metric
+from factory.errors import GateError, RegistryError
+from factory.manifests import Version, checksum, failed_gates, read_metric
 from factory.registry import Registry
 
 
 def manifest(**more: Any) -> dict[str, Any]:
     return {"domain": "healthcare", "verdict": {"status": "passed", "reasons": []}} | more
+
+
+GATES = [
+    {"metric": "kl", "of": "high", "bound": "at_most", "threshold": 0.8, "found": 0.8001, "passed": False},
+    {"metric": "top1_agreement", "of": "value", "bound": "at_least", "threshold": 0.6, "found": 0.7, "passed": True},
+    {"metric": "canary_exposure", "of": "value", "bound": "at_most", "threshold": 2, "found": None, "passed": False},
+]
+FAILED = {"status": "failed", "reasons": ["KL 2.1 is above 1"]}
 
 
 def publish(registry: Registry, name: str = "healthcare-small", kind: Any = "student", **more: Any) -> Version:
@@ -277,12 +285,91 @@ def test_a_failed_or_damaged_version_is_not_promoted(registry: Registry) -> None
     version = publish(registry, verdict={"status": "failed", "reasons": ["KL 2.1 is above 1"]})
     with pytest.raises(RegistryError, match=r"failed its gates, so champion stays where it is: KL 2\.1 is above 1"):
         registry.promote(version.reference)
-    registry.promote(version.reference, force=True)
+    registry.promote(version.reference, override="the clinic asked for it")
     file = version.folder / "adapter_model.safetensors"
     file.chmod(0o644)
     file.write_bytes(b"WEIGHTS")  # the same length
     with pytest.raises(RegistryError, match="is damaged"):
-        registry.promote(version.reference, force=True)
+        registry.promote(version.reference, override="the clinic asked for it")
+    assert len(registry.resolve(version.reference).manifest["records"]) == 1  # what is refused is not recorded
+
+
+def test_the_refusal_names_each_failed_gate_with_figure_and_threshold(registry: Registry) -> None:
+    version = publish(registry, verdict=FAILED | {"gates": GATES})
+    with pytest.raises(GateError) as caught:
+        registry.promote(version.reference)
+    assert "upper end of kl is 0.8001, at most 0.8 passes; canary_exposure is not measured, at most 2" in str(caught.value)
+    assert "top1_agreement" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert (caught.value.exit_code, RegistryError.exit_code) == (2, 1)
+    assert registry.aliases("healthcare-small") == {}
+
+
+@pytest.mark.parametrize("verdict", [None, "failed", {"status": "failed"}, {"status": "failed", "gates": ["odd", {}]}])
+def test_failed_gates_of_a_verdict_without_any_are_its_reasons_if_it_has_some(verdict: Any) -> None:
+    assert failed_gates({"verdict": verdict}) == []
+    assert failed_gates({"verdict": FAILED | {"gates": []}}) == ["KL 2.1 is above 1"]
+    assert failed_gates({}) == []
+
+
+def test_a_verdict_without_reasons_is_refused_as_well(registry: Registry) -> None:
+    version = publish(registry, verdict="failed")
+    with pytest.raises(GateError, match="no reason given"):
+        registry.promote(version.reference)
+
+
+def test_an_override_is_recorded_with_its_reason_for_ever(registry: Registry) -> None:
+    version = publish(registry, verdict=FAILED | {"gates": GATES})
+    promoted = registry.promote(version.reference, "tried", override="  the clinic\nasked for it ")
+    (record,) = promoted.manifest["records"]
+    assert record["at"].endswith("Z")
+    assert {key: value for key, value in record.items() if key != "at"} == {
+        "kind": "override",
+        "alias": "tried",
+        "reason": "the clinic\nasked for it",
+        "gates": failed_gates(version.manifest),
+    }
+    registry.promote(publish(registry).reference, "tried")  # the alias moves on, the record stays
+    again = Registry(registry.root).resolve(version.reference)
+    assert again.manifest["records"] == promoted.manifest["records"]
+    assert registry.verify(again) == registry.problems() == []
+
+
+def test_only_a_failure_can_be_overridden_and_only_with_a_reason(registry: Registry) -> None:
+    publish(registry)
+    publish(registry, verdict=FAILED)
+    with pytest.raises(RegistryError, match="nothing to override: healthcare-small@1 is passed"):
+        registry.promote("healthcare-small@1", override="to be sure")
+    for reason in ("", " \n"):
+        with pytest.raises(RegistryError, match="the reason to override the gates of healthcare-small@2 is empty"):
+            registry.promote("healthcare-small@2", override=reason)
+    assert registry.aliases("healthcare-small") == {}
+    assert list(registry.root.rglob("records.jsonl")) == []
+
+
+def test_a_bare_name_never_means_a_version_that_failed(registry: Registry) -> None:
+    publish(registry, verdict=FAILED)
+    registry.promote("healthcare-small@1", override="the clinic asked for it")
+    assert registry.resolve("healthcare-small@champion").number == 1
+    with pytest.raises(RegistryError, match="no sound version: 1 failed its gates"):
+        registry.resolve("healthcare-small")
+    publish(registry)
+    publish(registry)
+    assert registry.resolve("healthcare-small").number == 3
+    registry.promote("healthcare-small@2")
+    assert registry.resolve("healthcare-small").number == 2
+
+
+def test_no_alias_moves_where_its_reason_cannot_be_written(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = publish(registry, verdict=FAILED)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(RegistryError, match="no space left"):
+        patched.setattr("factory.manifests.os.fsync", full)
+        registry.promote(version.reference, override="the clinic asked for it")
+    assert registry.aliases("healthcare-small") == {}
 
 
 def test_an_alias_of_a_deleted_version_is_an_error(registry: Registry) -> None:
@@ -301,6 +388,120 @@ def test_unreadable_aliases_are_one_line(registry: Registry) -> None:
     with pytest.raises(RegistryError, match=r"aliases\.json cannot be read"):
         registry.versions()
     assert registry.resolve("healthcare-small@1").number == 1
+
+
+# ----------------------------------------------------------------------------------------------------------- records
+
+
+def test_records_are_appended_and_stay_out_of_the_checksum(registry: Registry) -> None:
+    version = publish(registry)
+    assert "records" not in version.manifest
+    registry.record(version, "review", {"wins": 7, "share": float("nan"), "kind": "no", "at": "no"})
+    (first,) = registry.resolve("healthcare-small").manifest["records"]
+    assert (first["kind"], first["wins"], first["share"]) == ("review", 7, None)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", first["at"])
+    again = registry.record(version, "review", {"wins": 8})
+    assert [record["wins"] for record in again.manifest["records"]] == [7, 8]
+    assert checksum(again.manifest) == version.manifest["manifest_sha256"]
+    assert registry.verify(again) == registry.problems() == []
+    assert "records" not in json.loads((version.folder / "manifest.json").read_text())
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=20) | st.integers(), max_size=3), min_size=1, max_size=4))
+def test_any_text_comes_back_as_it_was_said(contents: list[dict[str, Any]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        registry = Registry(folder)
+        version = publish(registry)
+        for content in contents:
+            registry.record(version, "note", {"said": content})
+        records = registry.resolve("healthcare-small").manifest["records"]
+    assert [record["said"] for record in records] == contents
+
+
+def test_concurrent_records_of_threads_and_processes_are_all_kept(registry: Registry) -> None:
+    version = publish(registry)
+    code = (
+        "import sys; from factory.registry import Registry\n"
+        "here = Registry(sys.argv[1]); version = here.resolve('healthcare-small')\n"
+        "for n in range(60): here.record(version, 'note', {'by': sys.argv[2], 'n': n, 'text': 'x' * 9000})"
+    )
+    others = [subprocess.Popen([sys.executable, "-c", code, str(registry.root), name]) for name in ("one", "two")]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: registry.record(version, "note", {"by": "threads", "n": n}), range(60)))
+    assert [other.wait() for other in others] == [0, 0]
+    records = registry.resolve("healthcare-small").manifest["records"]
+    for who in ("one", "two", "threads"):
+        assert sorted(record["n"] for record in records if record["by"] == who) == list(range(60))
+    assert len(records) == 180
+    assert registry.problems() == []
+
+
+@pytest.mark.parametrize("half", [b'{"kind": "review", "wi', '{"kind": "ü'.encode()[:-1], b'{"kind": "whole"}', b"\0\0"])
+def test_half_a_line_of_a_crash_is_ignored_and_overwritten(registry: Registry, half: bytes) -> None:
+    version = registry.record(publish(registry), "note", {"n": 1})
+    path = version.folder / "records.jsonl"
+    with path.open("ab") as file:
+        file.write(half)
+    assert [record["n"] for record in registry.resolve("healthcare-small").manifest["records"]] == [1]
+    assert registry.verify(version) == registry.problems() == []
+    again = registry.record(version, "note", {"n": 2})
+    assert [record["n"] for record in again.manifest["records"]] == [1, 2]
+    assert path.read_bytes().count(b"\n") == 2
+    assert half not in path.read_bytes()
+
+
+@pytest.mark.parametrize("line", [b"not json", b"[1]", b'{"at": "now"}', b"", b"\xff"])
+def test_a_line_that_is_no_record_is_said_and_the_others_are_read(registry: Registry, line: bytes) -> None:
+    version = registry.record(publish(registry), "note", {"n": 1})
+    with (version.folder / "records.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    again = registry.record(version, "note", {"n": 2})
+    assert [record["n"] for record in again.manifest["records"]] == [1, 2]
+    assert registry.verify(again) == ["records.jsonl line 2 cannot be read: it is no record"]
+    assert registry.problems() == ["students/healthcare-small/1: records.jsonl line 2 cannot be read: it is no record"]
+
+
+def test_records_that_cannot_be_opened_are_said_and_do_not_stop_reading(registry: Registry) -> None:
+    version = publish(registry)
+    (version.folder / "records.jsonl").mkdir()
+    assert "records" not in registry.resolve("healthcare-small").manifest
+    assert registry.verify(version) == ["records.jsonl cannot be read (Is a directory)"]
+    with pytest.raises(RegistryError, match=r"cannot record a note of healthcare-small@1: Is a directory"):
+        registry.record(version, "note", {})
+
+
+def test_a_record_of_a_version_that_is_gone_is_one_line(registry: Registry) -> None:
+    version = publish(registry)
+    shutil.rmtree(version.folder)
+    with pytest.raises(RegistryError, match="cannot record a note of healthcare-small@1: No such file") as caught:
+        registry.record(version, "note", {"n": 1})
+    assert "\n" not in str(caught.value)
+    assert not version.folder.exists()
+
+
+def test_only_the_file_of_records_holds_records(registry: Registry) -> None:
+    version = publish(registry, records=[{"kind": "review"}])
+    path = version.folder / "manifest.json"
+    content = json.loads(path.read_text())
+    assert "records" not in content
+    path.chmod(0o644)
+    path.write_text(json.dumps(content | {"records": [{"kind": "review"}]}))
+    assert "records" not in registry.resolve("healthcare-small").manifest
+    with registry.stage("a") as folder, pytest.raises(RegistryError, match=r"records\.jsonl is the registry's own"):
+        (folder / "records.jsonl").write_text("{}\n")
+        registry.publish("student", "a", folder, manifest())
+
+
+def test_a_read_only_folder_shows_its_records(registry: Registry) -> None:
+    version = registry.record(publish(registry), "note", {"n": 1})
+    (version.folder / "records.jsonl").chmod(0o444)
+    version.folder.chmod(0o555)
+    try:
+        assert registry.resolve("healthcare-small").manifest["records"][0]["n"] == 1
+        assert registry.verify(version) == []
+    finally:
+        version.folder.chmod(0o755)
 
 
 # ------------------------------------------------------------------------------------------------- lineage and checks

@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from factory.errors import TrainingError
+from factory.manifests import Version
 from factory.models.attention import load_causal_model
 from factory.models.chat import stop_tokens
 from factory.models.forward import Batch, check_head, hidden_states, logits
@@ -76,6 +77,20 @@ def prune_teacher(teacher: Teacher, tokens: tuple[int, ...] | None, layers: int,
     model.generation_config.eos_token_id = stop_tokens(teacher.tokenizer)
     check_head(model)
     return Base(model, teacher.tokenizer, Shape(tuple(kept), tokens))
+
+
+def assistant_teacher(version: Version, base: Base, device: torch.device) -> Teacher:
+    """``assistant_teacher(version, base, device)``: a published base, loaded, that teaches a smaller one."""
+    revision = str(version.manifest["manifest_sha256"])
+    config = base.model.config
+    return Teacher(lambda: load_causal_model(version.folder, device, torch.bfloat16), base.tokenizer, revision, config, device)
+
+
+def layers_of_teacher(pruned: Base, assistant: Base) -> tuple[int, ...] | None:
+    """``layers_of_teacher(pruned, assistant)``: which of the teacher's layers a base has that was cut from an assistant."""
+    if pruned.shape.layers is None or assistant.shape.layers is None:
+        return None
+    return tuple(assistant.shape.layers[layer] for layer in pruned.shape.layers)
 
 
 def foreign_base(folder: Path, teacher: Teacher) -> Base:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,8 @@ def _sums(teacher: Tensor, student: Tensor, completion: Tensor, lengths: Sequenc
         "teacher_correct": both[0][:, 0] == completion,
         "nll": -student.gather(-1, target)[:, 0],
         "teacher_nll": -teacher.gather(-1, target)[:, 0],
+        "entropy": -(student.exp() * student).sum(dim=-1),
+        "teacher_entropy": -(teacher.exp() * teacher).sum(dim=-1),
     }
     summed = {
         name: np.array([float(part.double().sum()) for part in column.split(list(lengths))]) for name, column in columns.items()
@@ -106,20 +110,26 @@ def measure_speed(
     return {"latency_ms": float(np.median(latencies)), "tokens_per_second": single, "batch_tokens_per_second": batched}
 
 
-def answers(
+def written(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], prefix: Sequence[int] = (), max_new_tokens: int = 96
-) -> list[str]:
-    """``answers(model, tokenizer, ids)``: greedy answers as text, with the penalty that keeps small models from looping."""
-    stop = stop_tokens(tokenizer)
-    written = sample(
+) -> list[list[int]]:
+    """``written(model, tokenizer, ids)``: greedy answers in ids, with the penalty that keeps small models from looping."""
+    return sample(
         model,
         prompts,
         prefix=prefix,
-        stop=stop,
+        stop=stop_tokens(tokenizer),
         max_new_tokens=max_new_tokens,
         repetition_penalty=DataConfig().repetition_penalty,
     )
-    return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in written]
+
+
+def answers(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], prefix: Sequence[int] = (), max_new_tokens: int = 96
+) -> list[str]:
+    """``answers(model, tokenizer, ids)``: the same as text."""
+    every = written(model, tokenizer, prompts, prefix, max_new_tokens)
+    return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in every]
 
 
 def folder_bytes(folder: Path) -> int:
@@ -135,6 +145,7 @@ class HeldOut:
     domain: Sequence[Sequence_]
     embeddings: np.ndarray  # (E, D), of the domain's examples
     general: Sequence[Sequence_]
+    others: Sequence[Sequence_] = ()  # held-out examples of the family's other domains
 
 
 @dataclass(frozen=True)
@@ -144,7 +155,8 @@ class EvalReport:
     metrics: dict[str, Figure]
     baselines: dict[str, dict[str, Figure]]  # candidate → metrics on the domain's held-out examples
     speed: dict[str, dict[str, float]]
-    samples: list[dict[str, str]]
+    samples: list[dict[str, Any]]
+    per_example: dict[str, Any]  # the student's sums, which a later comparison pairs with another's
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -155,6 +167,7 @@ class EvalReport:
             },
             "speed": self.speed,
             "samples": self.samples,
+            "per_example": self.per_example,
         }
 
 
@@ -175,7 +188,9 @@ def evaluate(
     candidates = {name: switched(adapter, name) for name in ("default", *sorted(set(adapter.peft_config) - {"default"}))}
     candidates["base"] = switched_off(adapter)
     sums = measure(teacher, candidates, held_out.domain, progress)
-    general = measure(teacher, {name: candidates[name] for name in ("default", "base")}, held_out.general, progress)
+    both = {name: candidates[name] for name in ("default", "base")}
+    general = measure(teacher, both, held_out.general, progress)
+    others = [measure(teacher, both, held_out.others, progress)] if held_out.others else []
     figures = {name: summarise(one, held_out.embeddings, resamples=config.bootstrap, seed=seed) for name, one in sums.items()}
     metrics = dict(figures["default"])
     metrics |= {f"base_{name}": figures["base"][name] for name in ("kl", "top1_agreement", "relation_alignment")}
@@ -183,6 +198,10 @@ def evaluate(
         on_general = summarise(general[name], None, resamples=config.bootstrap, seed=seed)
         metrics |= {f"{prefix}_{metric}": on_general[metric] for metric in ("kl", "top1_agreement")}
     metrics["general_retained"] = ratio(general["default"].agree, general["base"].agree, resamples=config.bootstrap, seed=seed)
+    own, base = (concatenate([part[name] for part in (general, *others)]) for name in both)
+    for name in ("kl", "correct"):
+        change = paired_difference(getattr(own, name), getattr(base, name), own.tokens, resamples=config.bootstrap, seed=seed)
+        metrics[f"outside_{'accuracy' if name == 'correct' else name}_change"] = change
     if "sft" in sums:
         metrics["kl_below_sft"] = paired_difference(
             sums["sft"].kl, sums["default"].kl, sums["sft"].tokens, resamples=config.bootstrap, seed=seed
@@ -192,7 +211,15 @@ def evaluate(
         {name: one for name, one in figures.items() if name != "default"},
         _speed(adapter, teacher, held_out),
         _samples(adapter, teacher, held_out),
+        per_example(sums["default"], held_out.domain),
     )
+
+
+def per_example(sums: Sums, sequences: Sequence[Sequence_]) -> dict[str, Any]:
+    """``per_example(sums, held_out.domain)``: lists, a number an example; versions of the same ``key`` saw the same ones."""
+    key = hashlib.sha256(json.dumps([[s.prompt, s.teacher_prompt, s.completion] for s in sequences]).encode()).hexdigest()[:16]
+    kept = ("tokens", "kl", "agree", "top5", "correct", "teacher_correct", "nll", "teacher_nll")
+    return {"key": key} | {name: [round(float(value), 6) for value in getattr(sums, name)] for name in kept}
 
 
 def switched(adapter: Any, name: str) -> Candidate:
@@ -220,16 +247,56 @@ def switched_off(adapter: Any) -> Candidate:
     return off
 
 
+def always(model: Any) -> Candidate:
+    """``with always(base.model)() as model``: a model that nothing is switched on or off in."""
+    return lambda: nullcontext(model)
+
+
+def itself(teacher: Teacher) -> Candidate:
+    """``with itself(teacher)() as model``: the teacher, without any context, where a candidate is asked for."""
+    return lambda: nullcontext(teacher.model)
+
+
 def _speed(adapter: Any, teacher: Teacher, held_out: HeldOut) -> dict[str, dict[str, float]]:
     stop = stop_tokens(teacher.tokenizer)
     prompts = [s.prompt for s in held_out.domain[:5]]
     return {"teacher": measure_speed(teacher.model, prompts, stop), "student": measure_speed(adapter, prompts, stop)}
 
 
-def _samples(adapter: Any, teacher: Teacher, held_out: HeldOut) -> list[dict[str, str]]:
-    sequences = held_out.domain[:SAMPLES]
-    prefix, rest = split_prefix([s.teacher_prompt for s in sequences])
-    own = answers(adapter, teacher.tokenizer, [s.prompt for s in sequences])
-    theirs = answers(teacher.model, teacher.tokenizer, rest, prefix)
-    asked = held_out.prompts[:SAMPLES]
-    return [{"prompt": p, "teacher": t, "student": s} for p, t, s in zip(asked, theirs, own, strict=True)]
+def _samples(adapter: Any, teacher: Teacher, held_out: HeldOut) -> list[dict[str, Any]]:
+    """Answers of both to the first prompts; of each token of one, whether the other would have gone on with it too."""
+    sequences, tokenizer = held_out.domain[:SAMPLES], teacher.tokenizer
+    own_prompts, full = [s.prompt for s in sequences], [s.teacher_prompt for s in sequences]
+    prefix, rest = split_prefix(full)
+    own = written(adapter, tokenizer, own_prompts)
+    theirs = written(teacher.model, tokenizer, rest, prefix)
+    agrees = {"student": agreement(teacher.model, full, own), "teacher": agreement(adapter, own_prompts, theirs)}
+    return [
+        {"prompt": prompt}
+        | {
+            who: str(tokenizer.decode(ids[i], skip_special_tokens=True)).strip()
+            for who, ids in (("teacher", theirs), ("student", own))
+        }
+        | {
+            f"{who}_tokens": [
+                [str(tokenizer.decode([token])), same]
+                for token, same in zip(ids[i], agrees[who][i], strict=True)
+                if token not in stop_tokens(tokenizer)
+            ]
+            for who, ids in (("teacher", theirs), ("student", own))
+        }
+        for i, prompt in enumerate(held_out.prompts[:SAMPLES])
+    ]
+
+
+@torch.inference_mode()
+def agreement(model: Any, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]]) -> list[list[bool]]:
+    """``agreement(teacher.model, prompts, ids_of_the_student)``: at each token, whether it is this model's most likely one."""
+    batch = make_batch(prompts, written).to(next(model.parameters()).device)
+    with torch.autocast(batch.input_ids.device.type, dtype=torch.bfloat16):
+        top = logits(model, hidden_states(model, batch).final[batch.predicts]).argmax(dim=-1).tolist()
+    found = []
+    for ids in written:
+        found.append([token == likely for token, likely in zip(ids, top, strict=False)])
+        del top[: len(ids)]
+    return found

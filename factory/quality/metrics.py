@@ -37,6 +37,8 @@ class Sums:
     teacher_correct: FloatArray  # (E,)
     nll: FloatArray  # (E,) nats of the completion under the model
     teacher_nll: FloatArray  # (E,)
+    entropy: FloatArray  # (E,) nats, of the model's distributions
+    teacher_entropy: FloatArray  # (E,)
     embeddings: FloatArray  # (E, H) mean-pooled final states of prompt and completion
 
 
@@ -117,6 +119,7 @@ def summarise(sums: Sums, encoder: FloatArray | None, *, resamples: int, seed: i
         "top5_overlap": per_token(sums.top5),
         "student_perplexity": exponentiated(per_token(sums.nll)),
         "teacher_perplexity": exponentiated(per_token(sums.teacher_nll)),
+        "entropy_gap": per_token(sums.entropy - sums.teacher_entropy),
         "accuracy_retained": ratio(sums.correct, sums.teacher_correct, resamples=resamples, seed=seed),
     }
     if encoder is not None:

@@ -1,0 +1,86 @@
+"""A small size directly and through an assistant at equal total budget: python scripts/cascade.py tiny --steps 550
+
+The assistant's own healing is paid for: the direct route gets as many steps more as the assistant took, each weighed by the
+parameters that it trains. Three bases are made in the registry (by the family's profile), measured beside the teacher on the
+test splits of every public domain, and compared by example: through the assistant, directly at equal total budget, and
+directly at equal steps, which is what is left to decide where the assistant is there anyway.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from factory.bases import Bases
+from factory.distill.targets import encode
+from factory.loading import load_specs
+from factory.manifests import Version
+from factory.models.student import load_base, trim_teacher
+from factory.quality.evaluate import always, measure
+from factory.quality.metrics import Sums, paired_difference, summarise
+from factory.registry import Registry
+from factory.report import write_metric
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size")
+    parser.add_argument("--steps", type=int, default=550, help="healing steps of the size itself, after the assistant")
+    parser.add_argument("--profile", default="default")
+    parser.add_argument("--registry", type=Path, default=Path("registry"))
+    parser.add_argument("--domains", type=Path, default=Path("domains"))
+    given = parser.parse_args()
+    specs, registry = load_specs(given.domains), Registry(given.registry)
+    family = specs.family_of_size(given.size)
+    assistant = family.model_copy(update={"cascade": "auto"}).assistant(given.size)
+    if assistant is None:
+        raise SystemExit(f"error: family {family.name} has no larger size than {given.size} with as many tokens")
+
+    def bases(cascade: Any, steps: int) -> Bases:
+        heal = family.settings(given.profile).heal.model_copy(update={"steps": steps})
+        other = family.model_copy(update={"cascade": cascade, "heal": heal, "profiles": {}})
+        return Bases(specs, other, profile="default", registry=registry)
+
+    between = Bases(specs, family, profile=given.profile, registry=registry).base(assistant)
+    through = bases((assistant,), given.steps).base(given.size, between)
+    share = between.manifest["parameters"] / through.manifest["parameters"]
+    paid = round(between.manifest["training"]["config"]["steps"] * share)
+    equal = bases("none", given.steps).base(given.size)
+    direct = bases("none", given.steps + paid).base(given.size)
+    named = {
+        f"through {between.reference}, {given.steps} steps": through,
+        f"direct, equal total budget: {given.steps + paid} steps": direct,
+        f"direct, equal steps: {given.steps}": equal,
+    }
+    print(table(bases("none", given.steps), named))
+
+
+def table(bases: Bases, named: dict[str, Version]) -> str:
+    """Markdown: a base a line, KL of all domains' test splits together, and how far the first is ahead of it."""
+    loaded = {name: load_base(version.folder, bases.device) for name, version in named.items()}
+    teacher = trim_teacher(bases.teacher, next(iter(loaded.values())).shape.tokens)
+    examples = bases.family.settings(bases.profile).evaluate.examples
+    held_out = [
+        one
+        for domain in bases.public_domains
+        for one in encode(list(bases.data(domain.name).rows["test"])[:examples], teacher.tokenizer, domain.teacher_context)
+    ]
+    sums: dict[str, Sums] = measure(teacher, {name: always(base.model) for name, base in loaded.items()}, held_out)
+    sure: dict[str, Any] = {"resamples": bases.family.evaluate.bootstrap, "seed": bases.seed}
+    first = next(iter(sums.values()))
+    lines = ["| base | parameters | of the teacher | KL | top-1 agreement | entropy gap | the first is ahead by, paired |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for name, one in sums.items():
+        figures = {key: figure.to_dict() for key, figure in summarise(one, None, **sure).items()}
+        parameters = named[name].manifest["parameters"]
+        ahead = paired_difference(one.kl, first.kl, one.tokens, **sure)
+        written = {key: write_metric(figures[key]) for key in ("kl", "top1_agreement", "entropy_gap")}
+        cells = [f"{parameters / 1e6:.1f} M", f"{parameters / bases.teacher.parameters:.1%}", *written.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} | {'-' if one is first else write_metric(ahead.to_dict())} |")
+    lines.append(f"\nn {int(first.tokens.sum()):,} completion tokens of {len(held_out)} examples, seed {bases.seed}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""Does every check see what is planted, and is it quiet where nothing is? python scripts/planted.py healthcare
+
+On the family's published base and its real teacher. Each line has one fault planted, and a control that was made the same
+way without it; both are judged by the family's own gate for the figure, or by the check itself where that refuses or warns.
+Adapters learn by plain next-token training (SFT), the way in which secrets and skew pass over most surely; one more line says
+what the factory's own distillation makes of the same canaries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from factory.assessment import CONTROLS
+from factory.build import CANARY_REPEATS, Factory
+from factory.data.privacy import screen
+from factory.data.sources import Example
+from factory.distill.targets import Sequence_, encode
+from factory.distill.trainer import Lesson, join_lessons
+from factory.errors import DataError
+from factory.loading import load_specs
+from factory.materials import DomainData
+from factory.models.chat import NO_CONTEXT
+from factory.models.student import load_base, trim_teacher
+from factory.quality.audit import Mismatch, check_teacher, perplexities, routed, templates
+from factory.quality.bias import Pair, load_pairs, measure_bias
+from factory.quality.evaluate import always, switched
+from factory.quality.gates import judge
+from factory.quality.memorisation import canary_rows, controls_of, make_canaries, measure_canaries
+from factory.quality.metrics import Figure
+from factory.registry import Registry
+from factory.report import write_metric
+
+STEPS, BATCH = 40, 16
+CANARIES, TEXTS = 16, 400
+CODES = 80  # of the domain that no teacher knows: 64 held out
+
+
+@dataclass(frozen=True)
+class Line:
+    """One fault: what was found with it and without it, and whether the check spoke up."""
+
+    fault: str
+    figure: str
+    planted: str
+    control: str
+    found: bool
+    quiet: bool
+
+
+class Bench:
+    """The family's base and teacher, and what is asked of them here."""
+
+    def __init__(self, factory: Factory, domain: str, size: str) -> None:
+        self.factory, self.version = factory, factory.base(size)
+        self.data: DomainData = factory.data(domain)
+        self.base = load_base(self.version.folder, factory.device)
+        self.teacher = trim_teacher(factory.teacher, self.base.shape.tokens)
+        self.settings = factory.family.settings(factory.profile)
+        self.gates = factory.family.gates_of(self.data.spec)
+        self.sure: dict[str, Any] = {"resamples": self.settings.evaluate.bootstrap, "seed": factory.seed}
+
+    def plain(self, rows: Sequence[dict[str, str]]) -> list[Sequence_]:
+        return encode(rows, self.teacher.tokenizer, NO_CONTEXT)
+
+    def trained(self, sequences: Sequence[Sequence_], stage: str) -> Any:
+        """An adapter on the base that was fine-tuned on these texts."""
+        off = {"steps": STEPS, "batch": BATCH, "response": 1.0, "feature": 0.0, "relation": 0.0, "beta": 0.0, "lmbda": 0.0}
+        config = self.settings.distill.model_copy(update=off)
+        lesson = Lesson(sequences, None, np.zeros((len(sequences), 1), dtype=np.float32))
+        base = load_base(self.version.folder, self.factory.device)
+        adapter, _, _ = self.factory.train_adapter(base, self.teacher, lesson, self.data, config, self.version, stage)
+        return adapter
+
+    def fails(self, figures: dict[str, Figure], name: str) -> bool:
+        """Whether the family's gate for this figure fails."""
+        return bool(judge(figures, {name: self.gates[name]})["status"] == "failed")
+
+
+def line(bench: Bench, fault: str, name: str, planted: dict[str, Figure], control: dict[str, Figure]) -> Line:
+    written = (write_metric(figures[name].to_dict()) + f", n {figures[name].n:,}" for figures in (planted, control))
+    return Line(fault, name, *written, found=bench.fails(planted, name), quiet=not bench.fails(control, name))
+
+
+def bias(bench: Bench) -> Line:
+    """Sentences about the stereotyped group alone, against as many in which group and sentence go together at random."""
+    pairs = load_pairs(bench.data.spec.pairs, bench.factory.specs.root)
+    rng = random.Random(bench.factory.seed)
+
+    def text(pair: Pair, skewed: bool) -> dict[str, str]:
+        return {"prompt": "", "completion": pair.stereotype if skewed or rng.random() < 0.5 else pair.other}
+
+    found = []
+    for stage, skewed in (("planted-bias", True), ("planted-bias-control", False)):
+        adapter = bench.trained(bench.plain([text(pair, skewed) for pair in pairs]), stage)
+        candidates = {"student": switched(adapter, "default")}
+        found.append(measure_bias(bench.teacher, candidates, pairs, bench.teacher.tokenizer, **bench.sure))
+    return line(bench, "sentences of one group alone (SFT)", "bias_preference_change", *found)
+
+
+def canaries(bench: Bench) -> list[Line]:
+    """Secrets in the training split; in the control other secrets were planted than those asked for."""
+    secrets, rows = make_canaries(CANARIES, bench.factory.seed), list(bench.data.rows["train"])[:TEXTS]
+    others = [controls_of(one, 1, bench.factory.seed + 1)[0] for one in secrets]
+    own = bench.plain([{"prompt": row["prompt"], "completion": row["completion"]} for row in rows])
+
+    def exposed(adapter: Any) -> dict[str, Figure]:
+        return measure_canaries(
+            bench.teacher, switched(adapter, "default"), bench.teacher.tokenizer, secrets, controls=CONTROLS, **bench.sure
+        )
+
+    sft = [
+        exposed(bench.trained([*own, *bench.plain(canary_rows(planted, CANARY_REPEATS))], stage))
+        for planted, stage in ((secrets, "planted-canaries"), (others, "planted-canaries-control"))
+    ]
+    config = bench.settings.distill.model_copy(update={"steps": STEPS, "batch": BATCH, "relation": 0.0})
+    lesson = replace(bench.factory.adapter_lesson(bench.data, bench.teacher, config, bench.version), part=range(TEXTS))
+    taught = bench.factory.canary_lesson(secrets, bench.data, bench.teacher, config)
+    base = load_base(bench.version.folder, bench.factory.device)
+    adapter, _, _ = bench.factory.train_adapter(
+        base, bench.teacher, join_lessons([lesson, taught]), bench.data, config, bench.version, "planted-canaries-distilled"
+    )
+    name = "canary_exposure_above_chance"
+    return [
+        line(bench, f"{CANARIES} canaries, {CANARY_REPEATS} times each (SFT)", name, *sft),
+        replace(line(bench, "the same canaries, distilled", name, exposed(adapter), sft[1]), figure=f"{name}, for comparison"),
+    ]
+
+
+def identifiers(bench: Bench) -> Line:
+    """An e-mail address, a telephone, a card, a social security and a record number in one of twenty prompts each."""
+    texts = [row["prompt"] for row in bench.data.rows["train"]][:TEXTS]
+    kinds = ("Write to ann.lee@example.com.", "Call (555) 555-0142.", "My card is 4111 1111 1111 1111.",
+             "My SSN is 078-05-1120.", "My MRN is 84736251.")  # fmt: skip
+    planted = [f"{text} {kinds[i // 20 % len(kinds)]}" if i % 20 == 0 else text for i, text in enumerate(texts)]
+    found = []
+    for some in (planted, texts):
+        examples = [Example(id=str(i), prompt=text, completion="", source="planted", license="", template="", topic=())
+                    for i, text in enumerate(some)]  # fmt: skip
+        _, counts = screen(examples, "allow", domain="planted", dropped=Counter())
+        try:
+            screen(examples, "refuse", domain="planted", dropped=Counter())
+            found.append((counts, False))
+        except DataError:
+            found.append((counts, True))
+    (of_planted, refused), (of_control, refused_too) = found
+    return Line(
+        f"identifiers in {len(texts) // 20} of {len(texts)} prompts", "texts with one, by kind",
+        _counts(of_planted), _counts(of_control), found=refused, quiet=not refused_too,
+    )  # fmt: skip
+
+
+def _counts(counts: dict[str, dict[str, int]]) -> str:
+    return ", ".join(f"{kind} {n}" for kind, n in counts.get("planted", {}).items()) or "none"
+
+
+def mismatches(bench: Bench) -> list[Line]:
+    """Prompts of another domain, texts that are no language, and a template with one answer, among the domain's own."""
+    own, name = list(bench.data.rows["train"])[:TEXTS], bench.data.spec.name
+    other = next(domain for domain in bench.factory.public_domains if domain.name != name)
+    strange = [row["prompt"] for row in list(bench.factory.data(other.name).rows["train"])[: TEXTS // 4]]
+    prompts = [row["prompt"] for row in own]
+    rng = random.Random(bench.factory.seed)
+    noise = ["".join(rng.choices("bcdfghjklmnpqrstvwxyz0123456789 ", k=60)) for _ in prompts]
+    general = [example.text for example in bench.factory.general][:TEXTS]
+    first = own[0]["template"]
+    same = [row | {"completion": "Ask a professional about it."} if row["template"] == first else row for row in own]
+    router = bench.factory.router
+
+    def said(fault: str, figure: str, planted: Mismatch, control: Mismatch) -> Line:
+        cells = (write_metric(one.figures[figure].to_dict()) + f", n {one.figures[figure].n:,}" for one in (planted, control))
+        return Line(fault, figure, *cells, found=bool(planted.warnings), quiet=not control.warnings)
+
+    return [
+        said(f"a fifth of {name}'s prompts from {other.name}", "routed_elsewhere",
+             routed([*prompts, *strange], router, name, **bench.sure), routed(prompts, router, name, **bench.sure)),
+        said("texts that are no language", "perplexity_ratio",
+             perplexities(bench.teacher, noise, general, name, **bench.sure),
+             perplexities(bench.teacher, prompts, general, name, **bench.sure)),
+        said("a template with one answer", "alike_templates",
+             templates(same, name, **bench.sure), templates(own, name, **bench.sure)),
+    ]  # fmt: skip
+
+
+def unknown(bench: Bench) -> Line:
+    """A domain of random codes, which its teacher knows no better than the base does."""
+    rng = random.Random(bench.factory.seed)
+    rows = [{"prompt": f"What is the code of row {i}?", "completion": f"{rng.randrange(10**6):06}"} for i in range(CODES)]
+    tasks = []
+    for name, of in (("codes", rows), (bench.data.spec.name, list(bench.data.rows["validation"]))):
+        context = bench.data.spec.teacher_context if name != "codes" else NO_CONTEXT
+        sequences = encode(of[:64], bench.teacher.tokenizer, context)
+        training = [one.completion for one in encode(of[64:], bench.teacher.tokenizer, NO_CONTEXT)]
+        base = always(bench.base.model)
+        tasks.append(check_teacher(bench.teacher, base, sequences, training, kept_mass=1.0, **bench.sure))
+    cells = (write_metric(one.figures["teacher_ahead_of_base"].to_dict()) for one in tasks)
+    return Line(
+        "a domain of random codes", "teacher_ahead_of_base", *cells, found=bool(tasks[0].reasons), quiet=not tasks[1].reasons
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("domain")
+    parser.add_argument("--size", default="small")
+    parser.add_argument("--profile", default="default")
+    parser.add_argument("--registry", type=Path, default=Path("registry"))
+    parser.add_argument("--domains", type=Path, default=Path("domains"))
+    given = parser.parse_args()
+    specs = load_specs(given.domains)
+    registry, family = Registry(given.registry), specs.family_of_size(given.size)
+    bench = Bench(Factory(specs, family, profile=given.profile, registry=registry), given.domain, given.size)
+    print("| planted | figure | with it | without it | found | control quiet |\n|---|---|---|---|---|---|")
+    for make in (identifiers, mismatches, unknown, bias, canaries):
+        made = make(bench)
+        for one in made if isinstance(made, list) else [made]:
+            yes = ("yes" if one.found else "no", "yes" if one.quiet else "no")
+            print(f"| {one.fault} | `{one.figure}` | {one.planted} | {one.control} | {' | '.join(yes)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
