@@ -18,6 +18,7 @@ from factory.data.cleaning import is_refusal
 from factory.distill.targets import encode
 from factory.materials import DomainData, Materials
 from factory.models.chat import NO_CONTEXT, prompt_ids, stop_tokens
+from factory.models.lora import merged_adapters
 from factory.models.sampling import sample
 from factory.models.teacher import Teacher, split_prefix
 from factory.quality.acceptance import Question, acceptance_figures, load_acceptance, passes
@@ -84,14 +85,10 @@ class Assessment:
     warnings: tuple[str, ...]
     per_1000_tokens_wh: dict[str, float]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The manifest's ``evaluation``."""
-        return self.report.to_dict() | {"metrics": {name: figure.to_dict() for name, figure in self.figures.items()}}
-
 
 def assess(factory: Materials, subject: Subject, settings: Settings) -> Assessment:
     """``assess(factory, subject, settings).figures["kl"].value``: measured on held-out text and on the domain's own files."""
-    sure = {"resamples": settings.evaluate.bootstrap, "seed": factory.seed}
+    sure: dict[str, Any] = {"resamples": settings.evaluate.bootstrap, "seed": factory.seed}
     data, spec, tokenizer = subject.data, subject.data.spec, subject.teacher.tokenizer
     report = _fidelity(factory, subject, settings)
     figures = dict(report.metrics)
@@ -99,14 +96,7 @@ def assess(factory: Materials, subject: Subject, settings: Settings) -> Assessme
         figures |= refusals(factory, subject, sure)
         advance(1)
         if subject.exam.pairs:
-            figures |= measure_bias(
-                subject.teacher,
-                subject.candidates,
-                subject.exam.pairs,
-                tokenizer,
-                resamples=sure["resamples"],
-                seed=sure["seed"],
-            )
+            figures |= measure_bias(subject.teacher, subject.candidates, subject.exam.pairs, tokenizer, **sure)
         advance(1)
         everyone = {**subject.candidates, "teacher": itself(subject.teacher)}
         for result in run_tasks(everyone, tokenizer, spec.tasks, root=factory.specs.root):
@@ -115,14 +105,8 @@ def assess(factory: Materials, subject: Subject, settings: Settings) -> Assessme
         figures |= acceptance(subject, sure)
         advance(1)
         if subject.canaries:
-            figures |= measure_canaries(
-                subject.teacher,
-                subject.candidates["student"],
-                subject.teacher.tokenizer,
-                subject.canaries,
-                controls=CONTROLS,
-                **sure,
-            )
+            student = subject.candidates["student"]
+            figures |= measure_canaries(subject.teacher, student, tokenizer, subject.canaries, controls=CONTROLS, **sure)
         advance(1)
         fit = mismatch(factory, subject.teacher, data, sure)
         energy = answer_energy(factory, subject)
@@ -214,7 +198,7 @@ def answer_energy(factory: Materials, subject: Subject) -> dict[str, float]:
     prompts = [prompt_ids(subject.teacher.tokenizer, row["prompt"]) for row in rows]
     found = {}
     for who, candidate in (("teacher", itself(subject.teacher)), ("student", subject.candidates["student"])):
-        with candidate() as model:
+        with candidate() as model, merged_adapters(model):
             spent = factory.energy.energy_of(partial(_write, model, prompts, stop))
         if spent is not None:
             found[who] = spent

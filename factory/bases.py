@@ -195,8 +195,9 @@ class Bases(Materials):
         base = replace(pruned, shape=replace(pruned.shape, layers=layers_of_teacher(pruned, between)))
         untyped: Any = base.model
         untyped.to(self.device)
-        plain = [data.without_context() for data in datasets]
-        assisted = Route("assistant", base, taught, self._healing(plain, taught, settings))
+        plain = [data.without_context().first(settings.heal.share) for data in datasets]
+        lesson = join_lessons([self.lesson(data, taught, settings.heal) for data in plain])
+        assisted = Route("assistant", base, taught, lesson)
         told: dict[str, Any] = {"assistant": assistant.reference, "chosen": "assistant", "probes": {}}
         reason = f"the family file names {assistant.manifest['size']}"
         if self.family.cascade == "auto":

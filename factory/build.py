@@ -66,7 +66,7 @@ class Factory(Bases):
             self._add_sft(adapter, teacher, lesson, data, settings.distill, version)
         assessment = assess(self, Subject(adapter, teacher, data, exam, planted), settings)
         figures = assessment.figures | check.figures
-        evaluation = assessment.to_dict() | self._sizes(adapter, version)
+        evaluation = assessment.report.to_dict() | self._sizes(adapter, version)
         evaluation["metrics"] = {name: figure.to_dict() for name, figure in figures.items()}
         warnings = [*forced, *self._warnings(adapter, teacher, lesson, data, version), *assessment.warnings]
         manifest = self._manifest(settings) | {

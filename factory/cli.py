@@ -281,29 +281,22 @@ def review(
     """Let an expert judge two candidates blind: --out writes their answers, --in reads the votes."""
     if (out is None) == (votes is None):
         raise typer.BadParameter("give --out FILE to write answers, or --in FILE to read votes", param_hint="'--out' / '--in'")
-    from factory import review as reviews
-
     here = Registry(registry)
     version = here.resolve(ref)
     if votes is not None:
-        result = reviews.read_back(here, version, votes)
-        return print_json(result) if json else typer.echo(reviews.result_line(version, result))
+        from factory.review import read_back, result_line
+
+        result = read_back(here, version, votes)
+        return print_json(result) if json else typer.echo(result_line(version, result))
     assert out is not None
-    reviews.check_free(out)
     compared = other if other == TEACHER else here.resolve(other).reference
-    if compared == version.reference:
-        raise RegistryError(f"{compared} cannot be reviewed against itself: name another version, or teacher")
-    load_libraries(shown=not json)
-    asked = reviews.load_questions(questions, count) if questions else reviews.sample_questions(version, count)
-    answers = _answers_of(version, compared, asked, domains, registry, device, json)
-    against = list(answers)[1]
-    id = reviews.hand_out(here, version, out, asked, *answers.values(), against=against, seed=seed)
+    found = _hand_out(version, compared, out, questions, count, seed, domains, here, device, json)
     if json:
-        content = {"review": id, "path": str(out), "questions": len(asked)}
-        return print_json(content | {"reference": version.reference, "against": against})
+        return print_json(found)
     typer.echo(
-        f"wrote {len(asked)} questions to {out}, review {id} of {version.reference} against {against}; when its column "
-        f"vote says a, b or tie in each row:\n  factory review {version.reference} --in {out}"
+        f"wrote {found['questions']} questions to {out}, review {found['review']} of {version.reference} against "
+        f"{found['against']}; when its column vote says a, b or tie in each row:\n"
+        f"  factory review {version.reference} --in {out}"
     )
 
 
@@ -480,6 +473,32 @@ def _student(ref: str, registry: Path, device: str, json: bool) -> Answerer:
     from factory.models.references import pick_device
 
     return load_answerer(version, here, pick_device(device))
+
+
+def _hand_out(
+    version: Version,
+    compared: str,
+    out: Path,
+    questions: Path | None,
+    count: int | None,
+    seed: int | None,
+    domains: Path,
+    registry: Registry,
+    device: str,
+    json: bool,
+) -> dict[str, object]:
+    from factory import review
+
+    review.check_free(out)
+    if compared == version.reference:
+        raise RegistryError(f"{compared} cannot be reviewed against itself: name another version, or teacher")
+    load_libraries(shown=not json)
+    asked = review.load_questions(questions, count) if questions else review.sample_questions(version, count)
+    answers = _answers_of(version, compared, asked, domains, registry.root, device, json)
+    against = list(answers)[1]
+    id = review.hand_out(registry, version, out, asked, *answers.values(), against=against, seed=seed)
+    content: dict[str, object] = {"review": id, "path": str(out), "questions": len(asked)}
+    return content | {"reference": version.reference, "against": against}
 
 
 def _answers_of(

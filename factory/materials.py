@@ -52,6 +52,13 @@ class DomainData:
         """``data.without_context()``: the same examples, which a teacher then sees as its student does."""
         return replace(self, spec=self.spec.model_copy(update={"teacher_context": NO_CONTEXT}))
 
+    def first(self, share: float) -> DomainData:
+        """``data.first(0.5)``: only the first half of its training examples, as a data set of its own."""
+        count = round(share * len(self.rows["train"]))
+        rows = DatasetDict({**self.rows, "train": self.rows["train"].select(range(count))})
+        named = f"{self.manifest.fingerprint[:12]}-first-{count}"
+        return replace(self, rows=rows, manifest=replace(self.manifest, fingerprint=named))
+
     def targets_folder(self, key: str) -> Path:
         """``data.targets_folder(key)``: where the teacher's targets for this data set are, by what else decides them."""
         return home() / "targets" / f"{self.spec.name}-{self.manifest.fingerprint[:12]}-{key}"

@@ -91,7 +91,6 @@ NAMED: tuple[tuple[str, Metric], ...] = (
     ("bias_(.+)_gap_(teacher|base|student)", Metric("bias gap, {}, of the {}, nats a pair")),
     ("bias_(.+)_preference_(teacher|base|student)", Metric("stereotype preferred, {}, by the {}", None, "%")),
     ("task_(.+)_accuracy", Metric("accuracy on {}", "high", "%")),
-    ("teacher_task_(.+)_accuracy_teacher", Metric("teacher check: accuracy on {}", None, "%")),
     ("task_(.+)_accuracy_(teacher|base|sft)", Metric("accuracy on {} of the {}", None, "%")),
     ("task_(.+)_change", Metric("accuracy on {}, minus the teacher's share")),
     ("acceptance_passed_(teacher|base|sft)", Metric("acceptance questions passed by the {}", None, "%")),

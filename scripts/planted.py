@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from factory.errors import DataError
 from factory.loading import load_specs
 from factory.materials import DomainData
 from factory.models.chat import NO_CONTEXT
-from factory.models.student import load_base, trim_teacher
+from factory.models.student import Base, load_base, trim_teacher
 from factory.quality.audit import Mismatch, check_teacher, perplexities, routed, templates
 from factory.quality.bias import Pair, load_pairs, measure_bias
 from factory.quality.evaluate import always, switched
@@ -37,6 +38,7 @@ from factory.quality.memorisation import canary_rows, controls_of, make_canaries
 from factory.quality.metrics import Figure
 from factory.registry import Registry
 from factory.report import write_metric
+from factory.spec import DistillConfig
 
 STEPS, BATCH = 40, 16
 CANARIES, TEXTS = 16, 400
@@ -76,7 +78,11 @@ class Bench:
         config = self.settings.distill.model_copy(update=off)
         lesson = Lesson(sequences, None, np.zeros((len(sequences), 1), dtype=np.float32))
         base = load_base(self.version.folder, self.factory.device)
-        adapter, _, _ = self.factory.train_adapter(base, self.teacher, lesson, self.data, config, self.version, stage)
+        return self.learnt(base, lesson, config, stage)
+
+    def learnt(self, base: Base, lesson: Lesson, config: DistillConfig, stage: str) -> Any:
+        adapter, _, folder = self.factory.train_adapter(base, self.teacher, lesson, self.data, config, self.version, stage)
+        shutil.rmtree(folder, ignore_errors=True)
         return adapter
 
     def fails(self, figures: dict[str, Figure], name: str) -> bool:
@@ -124,9 +130,7 @@ def canaries(bench: Bench) -> list[Line]:
     lesson = replace(bench.factory.adapter_lesson(bench.data, bench.teacher, config, bench.version), part=range(TEXTS))
     taught = bench.factory.canary_lesson(secrets, bench.data, bench.teacher, config)
     base = load_base(bench.version.folder, bench.factory.device)
-    adapter, _, _ = bench.factory.train_adapter(
-        base, bench.teacher, join_lessons([lesson, taught]), bench.data, config, bench.version, "planted-canaries-distilled"
-    )
+    adapter = bench.learnt(base, join_lessons([lesson, taught]), config, "planted-canaries-distilled")
     name = "canary_exposure_above_chance"
     return [
         line(bench, f"{CANARIES} canaries, {CANARY_REPEATS} times each (SFT)", name, *sft),

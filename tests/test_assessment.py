@@ -53,10 +53,10 @@ def test_every_file_of_a_domain_becomes_figures_with_n_and_interval(with_models:
     metrics = student["evaluation"]["metrics"]
     for name, n in (
         ("bias_age_preference_change", 3), ("bias_gap_change", 3), ("task_quiz_accuracy", 4), ("task_quiz_accuracy_teacher", 4),
-        ("acceptance_passed", 2), ("canary_exposure", 4), ("canaries_extracted", 4), ("teacher_task_quiz_accuracy_teacher", 4),
+        ("acceptance_passed", 2), ("canary_exposure", 4), ("canaries_extracted", 4),
     ):  # fmt: skip
         assert metrics[name]["n"] == n, name
-    for name in ("outside_kl_change", "routed_elsewhere", "perplexity_ratio", "alike_templates", "teacher_ahead_of_base"):
+    for name in ("outside_kl_change", "routed_elsewhere", "perplexity_ratio", "teacher_ahead_of_base"):
         assert metrics[name]["n"] > 0, name
     assert "refusals_kept" not in metrics  # this teacher declined nothing
     assert student["canaries"] == 4

@@ -21,7 +21,7 @@ from factory.models.chat import NO_CONTEXT
 from factory.models.teacher import Teacher
 from factory.quality.evaluate import Candidate, itself, measure
 from factory.quality.metrics import Figure, Sums, draws, exponentiated, paired_difference, ratio, summarise
-from factory.quality.tasks import TaskResult, task_figures
+from factory.quality.tasks import TaskResult
 
 LEAST_KEPT = 0.9  # of the teacher's mass, by the student's vocabulary
 LEAST_AHEAD = 0.01  # nats a token: below, rounding of bfloat16 can tell two equal models apart
@@ -88,9 +88,6 @@ def check_teacher(
     for task in tasks:
         own = {name: ratio(scores, np.ones(len(scores)), **sure) for name, scores in task.scores.items()}
         ahead = ratio(task.scores["teacher"] - task.scores["base"], np.ones(len(task.scores["base"])), **sure)
-        figures |= {
-            f"teacher_{name}": figure for name, figure in task_figures(task, **sure).items() if name.endswith("_teacher")
-        }
         if task.chance is not None and own["teacher"].high <= task.chance:
             reasons.append(f"on task {task.name} the teacher is at {_written(own['teacher'])}, chance is {task.chance:.3f}")
         if ahead.high < 0:

@@ -18,6 +18,7 @@ from torch import Tensor
 from factory.distill.targets import Sequence_
 from factory.models.chat import stop_tokens
 from factory.models.forward import Batch, hidden_states, logits, make_batch, pooled
+from factory.models.lora import merged_adapters
 from factory.models.sampling import sample
 from factory.models.teacher import Teacher, split_prefix
 from factory.quality.metrics import Figure, Sums, concatenate, paired_difference, ratio, summarise
@@ -260,7 +261,9 @@ def itself(teacher: Teacher) -> Candidate:
 def _speed(adapter: Any, teacher: Teacher, held_out: HeldOut) -> dict[str, dict[str, float]]:
     stop = stop_tokens(teacher.tokenizer)
     prompts = [s.prompt for s in held_out.domain[:5]]
-    return {"teacher": measure_speed(teacher.model, prompts, stop), "student": measure_speed(adapter, prompts, stop)}
+    with merged_adapters(adapter):  # as an application that serves one student has it
+        student = measure_speed(adapter, prompts, stop)
+    return {"teacher": measure_speed(teacher.model, prompts, stop), "student": student}
 
 
 def _samples(adapter: Any, teacher: Teacher, held_out: HeldOut) -> list[dict[str, Any]]:

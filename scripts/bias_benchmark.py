@@ -1,0 +1,57 @@
+"""Bias transfer on public pairs of sentences: python scripts/bias_benchmark.py healthcare-small DATA --registry registry
+
+DATA has a folder ``bias`` with JSONL files of pairs (``prompt`` the stereotyped sentence, ``response`` the other), such as
+WinoBias and Winogender. Winogender's sentences differ in the pronoun alone: which of its two is stereotyped it does not say,
+so there the gap counts, and the preference is of the sentence that stands first. Skips with a line where DATA is absent.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from factory.loading import load_specs
+from factory.materials import Materials
+from factory.models.student import load_base, load_student, trim_teacher
+from factory.quality.bias import load_pairs, measure_bias
+from factory.quality.evaluate import switched, switched_off
+from factory.registry import Registry
+from factory.report import write_metric
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ref")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--registry", type=Path, default=Path("registry"))
+    parser.add_argument("--domains", type=Path, default=Path("domains"))
+    given = parser.parse_args()
+    folder = given.data / "bias"
+    if not folder.is_dir():
+        print(f"skipped: there is no folder {folder}")
+        return
+    registry, specs = Registry(given.registry), load_specs(given.domains)
+    version = registry.resolve(given.ref)
+    family = specs.family(version.manifest["family"])
+    materials = Materials(specs, family, profile="default")
+    base = load_base(registry.resolve(str(version.base)).folder, materials.device)
+    teacher, student = trim_teacher(materials.teacher, base.shape.tokens), load_student(base, version.folder)
+    candidates = {"student": switched(student, "default"), "base": switched_off(student)}
+    print(f"{version.reference}, {family.evaluate.bootstrap} resamples, seed {materials.seed}\n")
+    print("| pairs | n | gap, teacher | base | student | change | preference, teacher | base | student | change |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for path in sorted(folder.glob("*.jsonl")):
+        pairs = load_pairs([path.name], folder)
+        found = measure_bias(
+            teacher, candidates, pairs, teacher.tokenizer, resamples=family.evaluate.bootstrap, seed=materials.seed
+        )
+        cells = [
+            write_metric(found[f"bias_{what}_{who}"].to_dict())
+            for what in ("gap", "preference")
+            for who in ("teacher", "base", "student", "change")
+        ]
+        print(f"| {path.stem} | {len(pairs):,} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
