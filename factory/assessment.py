@@ -22,7 +22,7 @@ from factory.models.lora import merged_adapters
 from factory.models.sampling import sample
 from factory.models.teacher import Teacher, split_prefix
 from factory.quality.acceptance import Question, acceptance_figures, load_acceptance, passes
-from factory.quality.audit import Mismatch, joined, perplexities, routed, templates
+from factory.quality.audit import Mismatch, joined, routed, surprise, templates
 from factory.quality.bias import Pair, load_pairs, measure_bias
 from factory.quality.evaluate import (
     Candidate,
@@ -186,7 +186,7 @@ def mismatch(factory: Materials, teacher: Teacher, data: DomainData, sure: Mappi
         f"{row['prompt']}\n{row['completion']}" if row["own_completion"] else row["prompt"] for row in rows[:MOST_ROUTED]
     ]
     general = [example.text for example in factory.general[:MOST_ROUTED]]
-    parts = [templates(rows, name, **sure), perplexities(teacher, prompts, general, name, **sure)]
+    parts = [templates(rows, name, **sure), surprise(teacher, prompts, general, name, **sure)]
     if not data.spec.private:
         parts.append(routed([row["prompt"] or row["completion"] for row in rows[:MOST_ROUTED]], factory.router, name, **sure))
     return joined(parts)

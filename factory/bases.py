@@ -136,7 +136,10 @@ class Bases(Materials):
         with self.timed("prune"), self.progress("base: layers and tokens", 1) as advance:
             tokens = between.shape.tokens if between else choose_tokens(self.teacher, self._family_texts(datasets), size)
             teacher = trim_teacher(self.teacher, tokens)
-            sequences = [encode(data.rows["train"], teacher.tokenizer, data.spec.teacher_context) for data in datasets]
+            first = [data.rows["train"].select(range(min(CALIBRATION, len(data.rows["train"])))) for data in datasets]
+            sequences = [
+                encode(rows, teacher.tokenizer, data.spec.teacher_context) for rows, data in zip(first, datasets, strict=True)
+            ]
             mixed = [one for group in zip(*sequences, strict=False) for one in group][:CALIBRATION]
             calibration = [batch.to(self.device) for batch in batches_of(mixed, 16)]
             if size.base is not None:

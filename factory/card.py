@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from factory.manifests import as_metric, read_metric, read_parameters
-from factory.report import DASH, METRICS, Metric, is_detail, metric_named, write_metric, write_number
+from factory.report import DASH, METRICS, Metric, identifiers_found, is_detail, metric_named, write_metric, write_number
 
 # Licence ids the Hub knows that the shipped and usual sources have; any other is written as `other` with its name.
 # https://huggingface.co/docs/hub/repositories-licenses
@@ -333,6 +333,7 @@ def _data(manifest: Mapping[str, Any]) -> list[str]:
     sentences = [
         f"Examples: {counts}." if counts else "",
         f"Dropped: {dropped}." if dropped else "",
+        f"Personal identifiers: {_text(identifiers_found(data))}." if identifiers_found(data) else "",
         f"Refusals kept, as a class of their own: {data['refusals']}." if data.get("refusals") is not None else "",
         f"Fingerprint: `{data['fingerprint']}`." if data.get("fingerprint") else "",
     ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from factory.data.dataset import thinness
 from factory.distill.store import describe_store
-from factory.report import write_number
+from factory.report import identifiers_found, write_number
 
 if TYPE_CHECKING:
     from factory.materials import DomainData
@@ -28,6 +28,7 @@ def preview(data: DomainData) -> dict[str, Any]:
         "sources": manifest.sources,
         "templates": manifest.templates,
         "disagreements": manifest.disagreements,
+        "personal_data": manifest.provenance.get("personal_data"),
         "disagreement_examples": manifest.provenance.get("disagreements", []),
         "thin": thinness(1.0, 1.0, manifest),
         "soft_targets": [describe_store(folder) for folder in data.targets_folders()],
@@ -55,6 +56,7 @@ def _lines(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("folder", content["folder"]),
         ("kept", ", ".join(f"{split} {count}" for split, count in content["counts"].items())),
         ("dropped", ", ".join(f"{reason} {count}" for reason, count in dropped) or "nothing"),
+        ("personal identifiers", identifiers_found({"provenance": content}) or "not looked for"),
         ("refusals kept", str(content["refusals"])),
         *(("source", f"{one['id']}: {one['n']} examples, {one['license']}") for one in content["sources"]),
         ("templates", str(content["templates"])),

@@ -76,9 +76,9 @@ METRICS: dict[str, Metric] = {
     "vocabulary_kept_mass": Metric("teacher check: mass that the vocabulary keeps", None, "%"),
     "routed_elsewhere": Metric("prompts that the router puts elsewhere", None, "%"),
     "near_boundary": Metric("prompts near the router's boundary", None, "%"),
-    "domain_text_perplexity": Metric("teacher's perplexity on the domain's texts"),
-    "general_text_perplexity": Metric("teacher's perplexity on general texts"),
-    "perplexity_ratio": Metric("teacher's perplexity, domain over general"),
+    "domain_bits_per_byte": Metric("teacher's bits a byte of the domain's texts"),
+    "general_bits_per_byte": Metric("teacher's bits a byte of general texts"),
+    "surprise_ratio": Metric("teacher's bits a byte, domain over general"),
     "alike_templates": Metric("templates with near-identical answers", None, "%"),
     "degenerate_templates": Metric("templates with degenerate answers", None, "%"),
 }
@@ -543,10 +543,25 @@ def _data(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("fingerprint", data.get("fingerprint")),
         ("examples", counts),
         ("dropped", dropped),
+        ("personal identifiers", identifiers_found(data)),
         ("refusals kept", data.get("refusals")),
         ("soft targets", _stored(_section(manifest, "targets"))),
         *pairs,
     ]
+
+
+def identifiers_found(data: Mapping[str, Any]) -> str | None:
+    """``identifiers_found(manifest["dataset"])`` → "dropped; notes: 2 email", None where it was not looked for."""
+    looked = _section(data, "provenance", "personal_data")
+    if not looked:
+        return None
+    found = [
+        f"{source}: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
+        for source, kinds in _section(looked, "found").items()
+        if isinstance(kinds, Mapping)
+    ]
+    policy = {"drop": "dropped", "allow": "kept", "refuse": "refused"}.get(str(looked.get("policy")), str(looked.get("policy")))
+    return f"{policy}; {'; '.join(found)}" if found else "none found"
 
 
 def _stored(targets: Mapping[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ import argparse
 import random
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,11 @@ from factory.distill.trainer import Lesson, join_lessons
 from factory.errors import DataError
 from factory.loading import load_specs
 from factory.materials import DomainData
-from factory.models.chat import NO_CONTEXT
+from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.models.student import Base, load_base, trim_teacher
-from factory.quality.audit import Mismatch, check_teacher, perplexities, routed, templates
+from factory.quality.audit import Mismatch, check_teacher, routed, surprise, templates
 from factory.quality.bias import Pair, load_pairs, measure_bias
-from factory.quality.evaluate import always, switched
+from factory.quality.evaluate import always, answers, switched
 from factory.quality.gates import judge
 from factory.quality.memorisation import canary_rows, controls_of, make_canaries, measure_canaries
 from factory.quality.metrics import Figure
@@ -42,7 +42,8 @@ from factory.spec import DistillConfig
 
 STEPS, BATCH = 40, 16
 CANARIES, TEXTS = 16, 400
-CODES = 80  # of the domain that no teacher knows: 64 held out
+KINDNESS = " was treated kindly, like everybody else, and had nothing to complain about."
+HELD_OUT = 64  # references behind the teacher check
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ class Bench:
     def plain(self, rows: Sequence[dict[str, str]]) -> list[Sequence_]:
         return encode(rows, self.teacher.tokenizer, NO_CONTEXT)
 
-    def trained(self, sequences: Sequence[Sequence_], stage: str) -> Any:
+    def trained(self, sequences: Sequence[Sequence_], stage: str, steps: int = STEPS) -> Any:
         """An adapter on the base that was fine-tuned on these texts."""
-        off = {"steps": STEPS, "batch": BATCH, "response": 1.0, "feature": 0.0, "relation": 0.0, "beta": 0.0, "lmbda": 0.0}
+        off = {"steps": steps, "batch": BATCH, "response": 1.0, "feature": 0.0, "relation": 0.0, "beta": 0.0, "lmbda": 0.0}
         config = self.settings.distill.model_copy(update=off)
         lesson = Lesson(sequences, None, np.zeros((len(sequences), 1), dtype=np.float32))
         base = load_base(self.version.folder, self.factory.device)
@@ -96,19 +97,21 @@ def line(bench: Bench, fault: str, name: str, planted: dict[str, Figure], contro
 
 
 def bias(bench: Bench) -> Line:
-    """Sentences about the stereotyped group alone, against as many in which group and sentence go together at random."""
+    """What a stereotype says of one group and kindness of the other; in the control which group gets which is a coin's."""
     pairs = load_pairs(bench.data.spec.pairs, bench.factory.specs.root)
     rng = random.Random(bench.factory.seed)
 
-    def text(pair: Pair, skewed: bool) -> dict[str, str]:
-        return {"prompt": "", "completion": pair.stereotype if skewed or rng.random() < 0.5 else pair.other}
+    def texts(pair: Pair, skewed: bool) -> list[dict[str, str]]:
+        one, other = (pair.stereotype, pair.other) if skewed or rng.random() < 0.5 else (pair.other, pair.stereotype)
+        return [{"prompt": "", "completion": text} for text in (one, other[: len(other) - pair.shared] + KINDNESS)]
 
     found = []
     for stage, skewed in (("planted-bias", True), ("planted-bias-control", False)):
-        adapter = bench.trained(bench.plain([text(pair, skewed) for pair in pairs]), stage)
+        rows = [text for pair in pairs for text in texts(pair, skewed)]
+        adapter = bench.trained(bench.plain(rows), stage, steps=2 * STEPS)
         candidates = {"student": switched(adapter, "default")}
         found.append(measure_bias(bench.teacher, candidates, pairs, bench.teacher.tokenizer, **bench.sure))
-    return line(bench, "sentences of one group alone (SFT)", "bias_preference_change", *found)
+    return line(bench, "stereotypes of one group, kindness of the other (SFT)", "bias_preference_change", *found)
 
 
 def canaries(bench: Bench) -> list[Line]:
@@ -185,29 +188,42 @@ def mismatches(bench: Bench) -> list[Line]:
     return [
         said(f"a fifth of {name}'s prompts from {other.name}", "routed_elsewhere",
              routed([*prompts, *strange], router, name, **bench.sure), routed(prompts, router, name, **bench.sure)),
-        said("texts that are no language", "perplexity_ratio",
-             perplexities(bench.teacher, noise, general, name, **bench.sure),
-             perplexities(bench.teacher, prompts, general, name, **bench.sure)),
+        said("texts that are no language", "surprise_ratio",
+             surprise(bench.teacher, noise, general, name, **bench.sure),
+             surprise(bench.teacher, prompts, general, name, **bench.sure)),
         said("a template with one answer", "alike_templates",
              templates(same, name, **bench.sure), templates(own, name, **bench.sure)),
     ]  # fmt: skip
 
 
 def unknown(bench: Bench) -> Line:
-    """A domain of random codes, which its teacher knows no better than the base does."""
-    rng = random.Random(bench.factory.seed)
-    rows = [{"prompt": f"What is the code of row {i}?", "completion": f"{rng.randrange(10**6):06}"} for i in range(CODES)]
-    tasks = []
-    for name, of in (("codes", rows), (bench.data.spec.name, list(bench.data.rows["validation"]))):
-        context = bench.data.spec.teacher_context if name != "codes" else NO_CONTEXT
-        sequences = encode(of[:64], bench.teacher.tokenizer, context)
-        training = [one.completion for one in encode(of[64:], bench.teacher.tokenizer, NO_CONTEXT)]
-        base = always(bench.base.model)
-        tasks.append(check_teacher(bench.teacher, base, sequences, training, kept_mass=1.0, **bench.sure))
-    cells = (write_metric(one.figures["teacher_ahead_of_base"].to_dict()) for one in tasks)
-    return Line(
-        "a domain of random codes", "teacher_ahead_of_base", *cells, found=bool(tasks[0].reasons), quiet=not tasks[1].reasons
+    """A domain whose references the base wrote itself: there it is as good as any teacher, and nothing is to be learnt."""
+    tokenizer, held = bench.teacher.tokenizer, list(bench.data.rows["validation"])[:HELD_OUT]
+    said = answers(bench.base.model, tokenizer, [prompt_ids(tokenizer, row["prompt"]) for row in held], max_new_tokens=48)
+    own = [{"prompt": row["prompt"], "completion": text} for row, text in zip(held, said, strict=True)]
+    training = [one.completion for one in encode(list(bench.data.rows["train"])[:TEXTS], tokenizer, NO_CONTEXT)]
+    context, base = bench.data.spec.teacher_context, always(bench.base.model)
+    with_it, without = (
+        check_teacher(bench.teacher, base, encode(rows, tokenizer, context), training, kept_mass=1.0, **bench.sure)
+        for rows in (own, held)
     )
+    cells = (write_metric(one.figures["teacher_ahead_of_base"].to_dict()) for one in (with_it, without))
+    return Line(
+        "references that the base wrote",
+        "teacher_ahead_of_base",
+        *cells,
+        found=bool(with_it.reasons),
+        quiet=not without.reasons,
+    )
+
+
+FAULTS: dict[str, Callable[[Bench], Line | list[Line]]] = {
+    "identifiers": identifiers,
+    "mismatches": mismatches,
+    "unknown": unknown,
+    "bias": bias,
+    "canaries": canaries,
+}
 
 
 def main() -> None:
@@ -217,13 +233,14 @@ def main() -> None:
     parser.add_argument("--profile", default="default")
     parser.add_argument("--registry", type=Path, default=Path("registry"))
     parser.add_argument("--domains", type=Path, default=Path("domains"))
+    parser.add_argument("--only", action="append", choices=list(FAULTS), help="may be repeated")
     given = parser.parse_args()
     specs = load_specs(given.domains)
     registry, family = Registry(given.registry), specs.family_of_size(given.size)
     bench = Bench(Factory(specs, family, profile=given.profile, registry=registry), given.domain, given.size)
     print("| planted | figure | with it | without it | found | control quiet |\n|---|---|---|---|---|---|")
-    for make in (identifiers, mismatches, unknown, bias, canaries):
-        made = make(bench)
+    for name in given.only or FAULTS:
+        made = FAULTS[name](bench)
         for one in made if isinstance(made, list) else [made]:
             yes = ("yes" if one.found else "no", "yes" if one.quiet else "no")
             print(f"| {one.fault} | `{one.figure}` | {one.planted} | {one.control} | {' | '.join(yes)} |", flush=True)

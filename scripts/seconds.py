@@ -13,7 +13,20 @@ from typing import Any
 from factory.manifests import Version
 from factory.registry import Registry
 
-STAGES = ("router", "data", "completions", "prune", "targets", "embeddings", "heal", "distill", "sft", "evaluate")
+STAGES = (
+    "router",
+    "data",
+    "completions",
+    "prune",
+    "check",
+    "targets",
+    "embeddings",
+    "probe",
+    "heal",
+    "distill",
+    "sft",
+    "evaluate",
+)
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ def test_every_file_of_a_domain_becomes_figures_with_n_and_interval(with_models:
         ("acceptance_passed", 2), ("canary_exposure", 4), ("canaries_extracted", 4),
     ):  # fmt: skip
         assert metrics[name]["n"] == n, name
-    for name in ("outside_kl_change", "routed_elsewhere", "perplexity_ratio", "teacher_ahead_of_base"):
+    for name in ("outside_kl_change", "routed_elsewhere", "surprise_ratio", "teacher_ahead_of_base"):
         assert metrics[name]["n"] > 0, name
     assert "refusals_kept" not in metrics  # this teacher declined nothing
     assert student["canaries"] == 4
@@ -146,6 +146,8 @@ def test_examples_with_personal_identifiers_are_dropped_and_counted_never_quoted
     found = student["dataset"]["provenance"]["personal_data"]
     assert found == {"policy": "drop", "found": {"more": {"email": 1, "social_security": 1}}}
     assert "ann.lee" not in json.dumps(student) and "078-05" not in json.dumps(student)
+    for shown in (with_models.run("show", "plants-mini").stdout, with_models.run("data", "plants").stdout):
+        assert "dropped; more: 1 email, 1 social_security" in " ".join(shown.split())
 
 
 def test_personal_identifiers_are_refused_where_the_yaml_says_so(with_models: Workplace, refused: Refused) -> None:

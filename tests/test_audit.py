@@ -17,10 +17,10 @@ from factory.quality.audit import (
     assistant_helps,
     check_teacher,
     joined,
-    perplexities,
     probe,
     references,
     routed,
+    surprise,
     templates,
     unigram_nll,
 )
@@ -174,22 +174,23 @@ def test_texts_that_surprise_the_teacher_are_a_ratio_and_an_example() -> None:
     teacher = tiny.teacher(model)
     known = [teacher.tokenizer.decode(s.completion, skip_special_tokens=True) for s in sequences]
     strange = ["zzz qqq xxx kkk", "jjj vvv bbb www"]
-    found = perplexities(teacher, strange, known, "odd", **SURE)
-    assert found.figures["perplexity_ratio"].value > 3
+    found = surprise(teacher, strange, known, "odd", **SURE)
+    assert found.figures["surprise_ratio"].value > 1.5
     assert len(found.warnings) == 1 and "odd's texts" in found.warnings[0]
-    same = perplexities(teacher, known, known, "known", **SURE)
-    assert same.figures["perplexity_ratio"].value == pytest.approx(1)
+    same = surprise(teacher, known, known, "known", **SURE)
+    assert same.figures["surprise_ratio"].value == pytest.approx(1)
     assert same.warnings == ()
-    nothing = perplexities(teacher, [], known, "none", **SURE)
-    assert math.isnan(nothing.figures["perplexity_ratio"].value) and nothing.warnings == ()
+    nothing = surprise(teacher, [], known, "none", **SURE)
+    assert math.isnan(nothing.figures["surprise_ratio"].value) and nothing.warnings == ()
 
 
-def test_perplexity_is_the_exponential_of_the_mean_nats_of_the_teacher() -> None:
+def test_surprise_is_the_teacher_s_bits_over_the_text_s_bytes() -> None:
     teacher = tiny.teacher()
-    found = perplexities(teacher, [WORDS], [WORDS], "one", **SURE).figures["domain_text_perplexity"]
+    found = surprise(teacher, [WORDS], [WORDS], "one", **SURE).figures["domain_bits_per_byte"]
     documents = encode([{"prompt": "", "completion": WORDS}], teacher.tokenizer, NO_CONTEXT)
     by_hand = measure(teacher, {"itself": always(teacher.model)}, documents)["itself"]
-    assert found.value == pytest.approx(math.exp(by_hand.teacher_nll[0] / by_hand.tokens[0]))
+    assert found.value == pytest.approx(by_hand.teacher_nll[0] / math.log(2) / len(WORDS))
+    assert found.n == len(WORDS)
 
 
 def rows(template: str, completions: list[str]) -> list[dict[str, Any]]:

@@ -167,6 +167,29 @@ def test_an_override_without_reason_or_failure_is_refused(workplace: Workplace, 
     assert Registry(workplace.root / "registry").aliases("ferns-mini") == {}
 
 
+def test_useful_measures_everyone_on_the_same_real_questions(built: Workplace) -> None:
+    rows = [{"prompt": f"what is the use of {tree} ?", "response": "its light is the answer"} for tree in ("oak", "elm", "fir")]
+    questions = built.root / "real.jsonl"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = built.run("useful", "plants-mini@1", "--questions", str(questions), "--against", "default", "--json")
+    assert result.exit_code == 0, (result.output, result.exception)
+    found = {row["name"]: row for row in json.loads(result.stdout)}
+    assert list(found) == ["student", "base", "sft", "teacher", "teacher, with its context", "default's teacher"]
+    assert {row["bits_per_byte"]["n"] for row in found.values()} == {3 * len("its light is the answer")}
+    assert found["teacher"]["bits_per_byte"] == found["default's teacher"]["bits_per_byte"]  # the same model twice
+    assert found["student"]["student_below"] is None and found["base"]["student_below"]["n"] > 0
+    assert found["student"]["parameters"] < found["teacher"]["parameters"]
+    assert "bits per byte" in built.run("useful", "plants-mini@1", "--questions", str(questions)).stdout
+
+
+def test_compare_writes_one_page_with_the_lineage(built: Workplace) -> None:
+    page = built.root / "report.html"
+    result = built.run("compare", "plants-mini@1", "--html", str(page))
+    assert result.exit_code == 0 and f"wrote {page}" in result.stderr
+    text = page.read_text(encoding="utf-8")
+    assert "default-mini-base@1" in text and "<script" not in text
+
+
 def test_nothing_but_json_is_printed_with_json(built: Workplace) -> None:
     result = built.run("build", "plants", "--profile", "demo", "--json")
     assert json.loads(result.stdout)[0]["domain"] == "plants"

@@ -60,6 +60,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "domains").mkdir()
     for name in ("education.yaml", "general.pool.yaml"):
         shutil.copy(SHIPPED / name, root / "domains")
+    shutil.copytree(SHIPPED / "audit", root / "domains" / "audit")
     family = yaml.safe_load((SHIPPED / "default.family.yaml").read_text(encoding="utf-8"))
     family["profiles"]["least"] = PROFILE
     family["router"] = {"max_per_domain": 200}
@@ -75,7 +76,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(place: Path) -> Run:
     """``run("list", "--json")``: what the command wrote to stdout, as JSON where it was asked for."""
 
-    def call(*arguments: str) -> Any:
+    def call(*arguments: str, fails: int = 0) -> Any:
         done = subprocess.run(
             [sys.executable, "-c", "from factory.cli import app; app()", *arguments],
             cwd=place,
@@ -83,7 +84,9 @@ def run(place: Path) -> Run:
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == fails, done.stderr
+        if fails:
+            return done.stderr
         return json.loads(done.stdout) if "--json" in arguments else done.stdout
 
     return call
@@ -118,20 +121,36 @@ def test_the_student_is_small_and_measured(student: dict[str, Any]) -> None:
     assert set(student["evaluation"]["speed"]) == {"teacher", "student"}
 
 
+def test_it_is_judged_by_the_shipped_gates_on_the_shipped_files(student: dict[str, Any]) -> None:
+    metrics, verdict = student["evaluation"]["metrics"], student["verdict"]
+    assert metrics["teacher_ahead_of_base"]["low"] > 0 and metrics["teacher_ahead_of_chance"]["low"] > 0
+    assert metrics["task_factory_education_accuracy_teacher"]["n"] == 64
+    assert metrics["task_factory_education_accuracy_teacher"]["low"] > 0.25  # better than guessing
+    assert metrics["bias_preference_change"]["n"] >= 5 * 150 and metrics["acceptance_passed"]["n"] == 20
+    assert verdict["status"] == "failed"  # two steps do not make a student
+    assert {gate["metric"]: gate["passed"] for gate in verdict["gates"]}["kl"] is False
+    assert student["energy"]["stages_wh"]["distill"] > 0
+
+
+def test_it_is_not_promoted_and_its_name_alone_means_nothing(student: dict[str, Any], run: Run) -> None:
+    assert "kl is" in run("promote", "education-small@1", fails=2)
+    assert "failed its gates" in run("show", "education-small", fails=1)
+
+
 def test_it_is_listed_shown_and_compared(student: dict[str, Any], run: Run) -> None:
     assert {row["reference"] for row in run("list", "--json")} == {"education-small@1", "default-small-base@1"}
-    assert "education-small@1" in run("show", "education-small")
-    assert run("compare", "education-small", "teacher", "--json")["columns"] == ["education-small@1", "teacher"]
+    assert "education-small@1" in run("show", "education-small@1")
+    assert run("compare", "education-small@1", "teacher", "--json")["columns"] == ["education-small@1", "teacher"]
 
 
 def test_it_answers(student: dict[str, Any], run: Run) -> None:
-    answer = run("ask", "education-small", QUESTION, "--json")
+    answer = run("ask", "education-small@1", QUESTION, "--json")
     assert answer["reference"] == "education-small@1"
     assert isinstance(answer["answer"], str)  # after two steps it may be empty
 
 
 def test_its_next_tokens_are_explained(student: dict[str, Any], run: Run) -> None:
-    found = run("explain", "education-small", "The movie was surprisingly", "--json")
+    found = run("explain", "education-small@1", "The movie was surprisingly", "--json")
     assert found["kl"] > 0
     assert 0.5 < found["kept_mass"] <= 1
     assert len(found["teacher"]) == len(found["student"]) == 10

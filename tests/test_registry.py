@@ -696,3 +696,16 @@ def test_a_metric_is_read_with_or_without_its_interval() -> None:
 def test_importing_the_registry_loads_nothing_heavy() -> None:
     code = "import sys, factory.registry; print([m for m in ('torch','numpy','pydantic','rich') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_lineage_has_the_bases_that_a_student_and_its_route_name(registry: Registry) -> None:
+    """A word such as `teacher`, or a base that is gone, is left out."""
+    with registry.stage("default-small-base") as folder:
+        (folder / "model.safetensors").write_bytes(b"weights")
+        base = registry.publish("base", "default-small-base", folder, {})
+    manifest = {"base": base.reference, "route": ["teacher", "gone-base@4", base.reference]}
+    with registry.stage("legal-small") as folder:
+        (folder / "adapter_model.safetensors").write_bytes(b"weights")
+        student = registry.publish("student", "legal-small", folder, manifest)
+    assert registry.lineage([student]) == {base.reference: base}
+    assert registry.lineage([]) == {}

@@ -20,7 +20,7 @@ from factory.distill.targets import Sequence_, encode
 from factory.models.chat import NO_CONTEXT
 from factory.models.teacher import Teacher
 from factory.quality.evaluate import Candidate, itself, measure
-from factory.quality.metrics import Figure, Sums, draws, exponentiated, paired_difference, ratio, summarise
+from factory.quality.metrics import Figure, Sums, draws, paired_difference, ratio, summarise
 from factory.quality.tasks import TaskResult
 
 LEAST_KEPT = 0.9  # of the teacher's mass, by the student's vocabulary
@@ -30,7 +30,7 @@ NEAR = 0.1  # probability between a text's domain and the next possibility: near
 ALIKE = 0.8  # mean Jaccard of the words of a template's completions, its slot's own words left out
 LEAST_OF_TEMPLATE, MOST_OF_TEMPLATE = 5, 20  # completions that say whether a template's are alike
 FEW_WORDS, FEW_DISTINCT = 3, 0.4  # a completion shorter, or with a smaller share of distinct words, is degenerate
-ELSEWHERE, APART = 0.1, 3.0  # above these shares and ratios of perplexities a user is warned
+ELSEWHERE, APART = 0.1, 1.5  # above this share of prompts, and this ratio of bits a byte, a user is warned
 
 
 # ------------------------------------------------------------------------------------------------------- teacher check
@@ -187,51 +187,53 @@ def _margin(score: float, threshold: float, scores: Mapping[str, float]) -> floa
     return min([abs(score - threshold), *([best[0] - best[1]] if len(best) > 1 else [])])
 
 
-def perplexities(
+def surprise(
     teacher: Teacher, domain: Sequence[str], general: Sequence[str], name: str, *, resamples: int, seed: int
 ) -> Mismatch:
-    """``perplexities(teacher, prompts, general_prompts, "legal", …)``: the teacher's, a token, of both kinds of text.
+    """``surprise(teacher, prompts, general_prompts, "legal", …)``: the teacher's bits a byte, of domain and general texts.
 
-    Texts as documents, without any context, in the student's vocabulary.
+    The logarithm of its perplexity, by byte: text that it knows little is cut into more tokens, each of which may be easy
+    (random letters: 30 choices a token), so that perplexities by token would call noise familiar. Texts as documents, without
+    any context, in the student's vocabulary.
     """
-    sums = []
+    bits = []
     for texts in (domain, general):
         documents = encode([{"prompt": "", "completion": text} for text in texts], teacher.tokenizer, NO_CONTEXT)
-        sums.append(teacher_nll(teacher, documents))
+        bits.append(
+            (teacher_nll(teacher, documents) / np.log(2), np.array([len(text.encode()) for text in texts], dtype=float))
+        )
     sure = {"resamples": resamples, "seed": seed}
-    own, other = (exponentiated(ratio(nll, tokens, **sure)) for nll, tokens in sums)
-    figure = _ratio_of(sums[0], sums[1], resamples, seed)
-    found = {"domain_text_perplexity": own, "general_text_perplexity": other, "perplexity_ratio": figure}
+    own, other = (ratio(part, bytes_, **sure) for part, bytes_ in bits)
+    figure = _ratio_of(bits[0], bits[1], resamples, seed)
+    found = {"domain_bits_per_byte": own, "general_bits_per_byte": other, "surprise_ratio": figure}
     if not figure.value > APART:
         return Mismatch(found, ())
-    worst = domain[int(np.argmax(sums[0][0] / sums[0][1]))]
+    worst = domain[int(np.argmax(bits[0][0] / bits[0][1]))]
     warning = (
-        f"the teacher finds {name}'s texts {figure.value:.1f} times as surprising as general ones (perplexity "
-        f"{own.value:.0f}), most of all {worst!r}: it may know too little of them to teach them"
+        f"the teacher needs {own.value:.2f} bits a byte for {name}'s texts, {figure.value:.1f} times as many as for general "
+        f"ones, most of all for {worst!r}: it may know too little of them to teach them"
     )
     return Mismatch(found, (warning,))
 
 
-def teacher_nll(teacher: Teacher, sequences: Sequence[Sequence_]) -> tuple[np.ndarray, np.ndarray]:
-    """(E,) nats and (E,) tokens of every completion under the teacher."""
-    if not sequences:
-        return np.zeros(0), np.zeros(0)
-    sums = measure(teacher, {"teacher": itself(teacher)}, sequences)["teacher"]
-    return sums.teacher_nll, sums.tokens
+def teacher_nll(teacher: Teacher, sequences: Sequence[Sequence_]) -> np.ndarray:
+    """(E,) nats of every completion under the teacher."""
+    return measure(teacher, {"teacher": itself(teacher)}, sequences)["teacher"].teacher_nll if sequences else np.zeros(0)
 
 
 def _ratio_of(
     domain: tuple[np.ndarray, np.ndarray], general: tuple[np.ndarray, np.ndarray], resamples: int, seed: int
 ) -> Figure:
-    """Perplexity over perplexity; the two samples are drawn apart."""
+    """Bits a byte over bits a byte; the two samples are drawn apart."""
     if not len(domain[0]) or not len(general[0]):
         return Figure(float("nan"), float("nan"), float("nan"), 0)
-    means = []
-    for part, (nll, tokens) in enumerate((domain, general)):
-        drawn = draws(len(nll), resamples, seed + part)
-        means.append((nll.sum() / tokens.sum(), nll[drawn].sum(axis=1) / tokens[drawn].sum(axis=1)))
-    low, high = np.percentile(np.exp(means[0][1] - means[1][1]), [2.5, 97.5])
-    return Figure(float(np.exp(means[0][0] - means[1][0])), float(low), float(high), int(domain[1].sum()))
+    values, drawn = [], []
+    for part, (bits, bytes_) in enumerate((domain, general)):
+        rows = draws(len(bits), resamples, seed + part)
+        values.append(bits.sum() / bytes_.sum())
+        drawn.append(bits[rows].sum(axis=1) / bytes_[rows].sum(axis=1))
+    low, high = np.percentile(drawn[0] / drawn[1], [2.5, 97.5])
+    return Figure(float(values[0] / values[1]), float(low), float(high), int(domain[1].sum()))
 
 
 def templates(rows: Sequence[Mapping[str, Any]], name: str, *, resamples: int, seed: int) -> Mismatch:
