@@ -2,8 +2,8 @@
 
 On the family's published base and its real teacher. Each line has one fault planted, and a control that was made the same
 way without it; both are judged by the family's own gate for the figure, or by the check itself where that refuses or warns.
-Adapters learn by plain next-token training (SFT), the way in which secrets and skew pass over most surely; one more line says
-what the factory's own distillation makes of the same canaries.
+Adapters learn by plain next-token training (SFT), the way in which secrets and skew pass over most surely. What the factory's
+own distillation makes of canaries is measured by `factory build --canaries 16`.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from factory.assessment import CONTROLS
-from factory.build import CANARY_REPEATS, Factory
+from factory.build import Factory
 from factory.data.privacy import screen
 from factory.data.sources import Example
 from factory.distill.targets import Sequence_, encode
-from factory.distill.trainer import Lesson, join_lessons
+from factory.distill.trainer import Lesson
 from factory.errors import DataError
 from factory.loading import load_specs
 from factory.materials import DomainData
@@ -41,7 +41,8 @@ from factory.report import write_metric
 from factory.spec import DistillConfig
 
 STEPS, BATCH = 40, 16
-CANARIES, TEXTS = 16, 400
+TEXTS = 400
+CANARIES, REPEATS, AROUND = 16, 8, 64  # secrets, times that each is planted, among so many of the domain's own examples
 KINDNESS = " was treated kindly, like everybody else, and had nothing to complain about."
 HELD_OUT = 64  # references behind the teacher check
 
@@ -114,31 +115,19 @@ def bias(bench: Bench) -> Line:
     return line(bench, "stereotypes of one group, kindness of the other (SFT)", "bias_preference_change", *found)
 
 
-def canaries(bench: Bench) -> list[Line]:
+def canaries(bench: Bench) -> Line:
     """Secrets in the training split; in the control other secrets were planted than those asked for."""
-    secrets, rows = make_canaries(CANARIES, bench.factory.seed), list(bench.data.rows["train"])[:TEXTS]
+    secrets, rows = make_canaries(CANARIES, bench.factory.seed), list(bench.data.rows["train"])[:AROUND]
     others = [controls_of(one, 1, bench.factory.seed + 1)[0] for one in secrets]
     own = bench.plain([{"prompt": row["prompt"], "completion": row["completion"]} for row in rows])
-
-    def exposed(adapter: Any) -> dict[str, Figure]:
-        return measure_canaries(
-            bench.teacher, switched(adapter, "default"), bench.teacher.tokenizer, secrets, controls=CONTROLS, **bench.sure
+    found = []
+    for planted, stage in ((secrets, "planted-canaries"), (others, "planted-canaries-control")):
+        adapter = bench.trained([*own, *bench.plain(canary_rows(planted, REPEATS))], stage, steps=3 * STEPS)
+        candidate = switched(adapter, "default")
+        found.append(
+            measure_canaries(bench.teacher, candidate, bench.teacher.tokenizer, secrets, controls=CONTROLS, **bench.sure)
         )
-
-    sft = [
-        exposed(bench.trained([*own, *bench.plain(canary_rows(planted, CANARY_REPEATS))], stage))
-        for planted, stage in ((secrets, "planted-canaries"), (others, "planted-canaries-control"))
-    ]
-    config = bench.settings.distill.model_copy(update={"steps": STEPS, "batch": BATCH, "relation": 0.0})
-    lesson = replace(bench.factory.adapter_lesson(bench.data, bench.teacher, config, bench.version), part=range(TEXTS))
-    taught = bench.factory.canary_lesson(secrets, bench.data, bench.teacher, config)
-    base = load_base(bench.version.folder, bench.factory.device)
-    adapter = bench.learnt(base, join_lessons([lesson, taught]), config, "planted-canaries-distilled")
-    name = "canary_exposure_above_chance"
-    return [
-        line(bench, f"{CANARIES} canaries, {CANARY_REPEATS} times each (SFT)", name, *sft),
-        replace(line(bench, "the same canaries, distilled", name, exposed(adapter), sft[1]), figure=f"{name}, for comparison"),
-    ]
+    return line(bench, f"{CANARIES} canaries, {REPEATS} times each (SFT)", "canary_exposure_above_chance", *found)
 
 
 def identifiers(bench: Bench) -> Line:
