@@ -7,7 +7,7 @@ judge(assessment.figures, family.gates_of(domain))
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from factory.quality.evaluate import (
 )
 from factory.quality.memorisation import Canary, measure_canaries
 from factory.quality.metrics import Figure, ratio
-from factory.quality.tasks import load_tasks, run_tasks, task_figures
+from factory.quality.tasks import TaskResult, load_tasks, run_tasks, task_figures
 from factory.spec import DomainSpec, Settings
 
 MOST_ROUTED = 500  # prompts of a domain behind its mismatch figures
@@ -68,6 +68,7 @@ class Subject:
     data: DomainData
     exam: Exam
     canaries: Sequence[Canary] = ()
+    tasks: Sequence[TaskResult] = ()  # of the domain's tasks, what teacher and base have scored in the check
 
     @property
     def candidates(self) -> dict[str, Candidate]:
@@ -98,9 +99,10 @@ def assess(factory: Materials, subject: Subject, settings: Settings) -> Assessme
         if subject.exam.pairs:
             figures |= measure_bias(subject.teacher, subject.candidates, subject.exam.pairs, tokenizer, **sure)
         advance(1)
-        everyone = {**subject.candidates, "teacher": itself(subject.teacher)}
-        for result in run_tasks(everyone, tokenizer, spec.tasks, root=factory.specs.root):
-            figures |= task_figures(result, **sure)
+        trained = {name: candidate for name, candidate in subject.candidates.items() if name != "base"}
+        results = run_tasks(trained, tokenizer, spec.tasks, root=factory.specs.root)
+        for result, known in zip(results, subject.tasks, strict=True):
+            figures |= task_figures(replace(result, scores=result.scores | known.scores), **sure)
         advance(1)
         figures |= acceptance(subject, sure)
         advance(1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from factory.models.student import (
 )
 from factory.models.teacher import Teacher
 from factory.provenance import digest, git_commit, library_versions, merged_datasets
-from factory.quality.audit import TeacherCheck, assistant_helps, check_teacher, probe, references
+from factory.quality.audit import Probe, TeacherCheck, assistant_helps, check_teacher, probe, references
 from factory.quality.evaluate import Candidate, always, itself, measure
 from factory.quality.metrics import Sums
 from factory.quality.tasks import run_tasks
@@ -152,10 +152,14 @@ class Bases(Materials):
             advance(1)
         for data in datasets:
             self._refuse_unfit(data, self.check(data, teacher, always(base.model), tokens))
-        route = Route("direct", base, teacher, self._healing(datasets, teacher, settings))
-        cascade = None
-        if assistant is not None and between is not None:
-            route, cascade = self._route(route, assistant, between, datasets, settings, folder, calibration[0], size)
+
+        def direct() -> Route:
+            return Route("direct", base, teacher, self._healing(datasets, teacher, settings))
+
+        if assistant is None or between is None:
+            route, cascade = direct(), None
+        else:
+            route, cascade = self._route(direct, assistant, between, datasets, settings, folder, calibration[0], size)
         with self.timed("heal"), self.progress("base: healing", settings.heal.steps) as advance:
             self._keep_or_clear(folder)
             curve = distill(
@@ -178,7 +182,7 @@ class Bases(Materials):
 
     def _route(
         self,
-        direct: Route,
+        direct: Callable[[], Route],
         assistant: Version,
         between: Base,
         datasets: Sequence[DomainData],
@@ -201,28 +205,28 @@ class Bases(Materials):
         plain = [data.without_context().first(settings.heal.share) for data in datasets]
         lesson = join_lessons([self.lesson(data, taught, settings.heal) for data in plain])
         assisted = Route("assistant", base, taught, lesson)
-        told: dict[str, Any] = {"assistant": assistant.reference, "chosen": "assistant", "probes": {}}
-        reason = f"the family file names {assistant.manifest['size']}"
-        if self.family.cascade == "auto":
-            sure = {"resamples": settings.evaluate.bootstrap, "seed": self.seed}
-            found = {
-                route.name: self._probed(route, direct.teacher, datasets, settings, folder) for route in (direct, assisted)
-            }
-            helps, ahead = assistant_helps(found["direct"][1], found["assistant"][1], **sure)
-            steps = max(1, round(settings.heal.steps * CASCADE_PROBE))
-            told["probes"] = {name: probe(steps, before, after, **sure).to_dict() for name, (before, after) in found.items()}
-            told |= {"chosen": "assistant" if helps else "direct", "ahead": ahead.to_dict()}
-            reason = (
-                f"after {steps} steps each the assistant's route is {'' if helps else 'not '}ahead beyond the interval: by "
-                f"{ahead.value:.3f} [{ahead.low:.3f}, {ahead.high:.3f}] nats a token, n {ahead.n:,}"
-            )
-        chosen = assisted if told["chosen"] == "assistant" else direct
-        return chosen, told | {"reason": reason, "route": ["teacher", *([assistant.reference] if chosen is assisted else [])]}
+        told: dict[str, Any] = {"assistant": assistant.reference, "chosen": assisted.name, "probes": {}}
+        if self.family.cascade != "auto":
+            route = ["teacher", assistant.reference]
+            return assisted, told | {"reason": f"the family file names {assistant.manifest['size']}", "route": route}
+        routes = {route.name: route for route in (direct(), assisted)}
+        teacher = routes["direct"].teacher
+        found = {name: self._probed(route, teacher, datasets, settings, folder) for name, route in routes.items()}
+        helps, ahead = assistant_helps(
+            found["direct"][1], found["assistant"][1], resamples=settings.evaluate.bootstrap, seed=self.seed
+        )
+        told["probes"] = {name: one.to_dict() for name, (one, _) in found.items()}
+        told |= {"chosen": "assistant" if helps else "direct", "ahead": ahead.to_dict()}
+        told["reason"] = (
+            f"after {found['direct'][0].steps} steps each the assistant's route is {'' if helps else 'not '}ahead beyond the "
+            f"interval: by {ahead.value:.3f} [{ahead.low:.3f}, {ahead.high:.3f}] nats a token, n {ahead.n:,}"
+        )
+        return routes[told["chosen"]], told | {"route": ["teacher", *([assistant.reference] if helps else [])]}
 
     def _probed(
         self, route: Route, teacher: Teacher, datasets: Sequence[DomainData], settings: Settings, folder: Path
-    ) -> tuple[Sums, Sums]:
-        """What a copy of the route's base does beside the teacher before and after a short healing."""
+    ) -> tuple[Probe, Sums]:
+        """A copy of the route's base beside the teacher before and after a short healing, and its sums after."""
         held_out = [
             one
             for data in datasets
@@ -230,10 +234,8 @@ class Bases(Materials):
         ]
         steps = max(1, round(settings.heal.steps * CASCADE_PROBE))
         short = settings.heal.model_copy(update={"steps": steps})
-        base, place = (
-            replace(route.base, model=copy.deepcopy(route.base.model)),
-            folder.with_name(f"{folder.name}-{route.name}"),
-        )
+        base = replace(route.base, model=copy.deepcopy(route.base.model))
+        place = folder.with_name(f"{folder.name}-{route.name}")
         with self.timed("probe"), self.progress(f"base: probe, {route.name}", steps) as advance:
             before = measure(teacher, {"student": always(base.model)}, held_out)["student"]
             self._keep_or_clear(place)
@@ -241,7 +243,7 @@ class Bases(Materials):
             after = measure(teacher, {"student": always(base.model)}, held_out)["student"]
         teacher.release()
         shutil.rmtree(place, ignore_errors=True)
-        return before, after
+        return probe(steps, before, after, resamples=settings.evaluate.bootstrap, seed=self.seed), after
 
     # --------------------------------------------------------------------------------------------------- teacher check
 

@@ -64,7 +64,7 @@ class Factory(Bases):
         adapter, curve, folder = self.train_adapter(base, teacher, lesson, data, settings.distill, version, "distill")
         if baselines:
             self._add_sft(adapter, teacher, lesson, data, settings.distill, version)
-        assessment = assess(self, Subject(adapter, teacher, data, exam, planted), settings)
+        assessment = assess(self, Subject(adapter, teacher, data, exam, planted, check.tasks), settings)
         figures = assessment.figures | check.figures
         evaluation = assessment.report.to_dict() | self._sizes(adapter, version)
         evaluation["metrics"] = {name: figure.to_dict() for name, figure in figures.items()}

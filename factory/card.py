@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from factory.manifests import as_metric, read_metric, read_parameters
+from factory.manifests import as_metric, read_metric, read_parameters, section
 from factory.report import DASH, METRICS, Metric, identifiers_found, is_detail, metric_named, write_metric, write_number
 
 # Licence ids the Hub knows that the shipped and usual sources have; any other is written as `other` with its name.
@@ -109,7 +109,7 @@ def _front_matter(manifest: Mapping[str, Any]) -> str:
 
 def _license(manifest: Mapping[str, Any]) -> tuple[str, str | None]:
     """Hub id, and a name where it is `other`: the teacher's, with every source's that asks for more than a notice."""
-    teacher = _mapping(manifest, "teacher").get("license")
+    teacher = section(manifest, "teacher").get("license")
     ids = [_license_id(teacher)] if teacher else []
     ids += [_license_id(source.get("license") or "unknown") for source in _sources(manifest)]
     binding = [name for position, name in enumerate(ids) if name not in PERMISSIVE or (teacher and position == 0)]
@@ -125,7 +125,7 @@ def _license_id(license: object) -> str:
 
 def _base_model(manifest: Mapping[str, Any]) -> str | None:
     """The Hub accepts only ids here: ``hub:org/name@rev`` has one, of a file its model's name is taken."""
-    reference = str(_mapping(manifest, "teacher").get("reference") or "")
+    reference = str(section(manifest, "teacher").get("reference") or "")
     scheme, _, rest = reference.partition(":")
     if scheme == "hub":
         return rest.partition("@")[0] or None
@@ -159,7 +159,7 @@ def _opening(manifest: Mapping[str, Any]) -> list[str]:
             "minutes that everything works. It is weaker than a student of the default profile: do not judge the "
             "method, or rely on answers, by it."
         )
-    verdict = _mapping(manifest, "verdict")
+    verdict = section(manifest, "verdict")
     if verdict.get("status") == "failed":
         reasons = "; ".join(map(_text, verdict.get("reasons") or ())) or "no reason recorded"
         paragraphs.append(f"> **It failed its quality gates:** {reasons}")
@@ -168,7 +168,7 @@ def _opening(manifest: Mapping[str, Any]) -> list[str]:
 
 def _loading(manifest: Mapping[str, Any]) -> list[str]:
     """Code that needs peft and transformers only; a test runs it."""
-    samples = _mapping(manifest, "evaluation").get("samples") or [{}]
+    samples = section(manifest, "evaluation").get("samples") or [{}]
     prompt = " ".join(str(samples[0].get("prompt") or "").split()) or "What should I know first?"
     name, _, number = str(manifest.get("base") or "").partition("@")
     own = f"{manifest.get('name')}/{manifest.get('version', 'N')}"
@@ -193,8 +193,8 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_to
 
 
 def _figures(manifest: Mapping[str, Any]) -> list[str]:
-    evaluation = _mapping(manifest, "evaluation")
-    measured = _mapping(evaluation, "metrics")
+    evaluation = section(manifest, "evaluation")
+    measured = section(evaluation, "metrics")
     further = [name for name in measured if name not in METRICS and not is_detail(name)]
     known = {**METRICS, **{name: metric_named(name) for name in further}}
     rows = []
@@ -212,7 +212,7 @@ def _figures(manifest: Mapping[str, Any]) -> list[str]:
             "an answer is true.",
             _table(("figure", "better", "value", "interval", "n"), rows),
         ]
-    baselines = {name: _mapping(evaluation, "baselines", name) for name in _mapping(evaluation, "baselines")}
+    baselines = {name: section(evaluation, "baselines", name) for name in section(evaluation, "baselines")}
     names = [name for name in METRICS if any(as_metric(b.get(name)) for b in baselines.values())]
     if names:
         lines = [(name, *(write_metric(as_metric(b.get(n)), METRICS[n].unit) for n in names)) for name, b in baselines.items()]
@@ -226,7 +226,7 @@ def _figures(manifest: Mapping[str, Any]) -> list[str]:
 
 def _size_and_speed(evaluation: Mapping[str, Any]) -> list[str]:
     both = ("student", "teacher")
-    merged = {who: _mapping(evaluation, "sizes", who) | _mapping(evaluation, "speed", who) for who in both}
+    merged = {who: section(evaluation, "sizes", who) | section(evaluation, "speed", who) for who in both}
     labels = {
         "parameters": ("parameters", "parameters"),
         "bytes": ("size on disk", "bytes"),
@@ -244,7 +244,7 @@ def _size_and_speed(evaluation: Mapping[str, Any]) -> list[str]:
 
 def _verdict(manifest: Mapping[str, Any]) -> list[str]:
     """The gates of its family and domain, each with what it found."""
-    gates = [gate for gate in _mapping(manifest, "verdict").get("gates") or () if isinstance(gate, Mapping)]
+    gates = [gate for gate in section(manifest, "verdict").get("gates") or () if isinstance(gate, Mapping)]
     rows = [
         (
             metric_named(str(gate.get("metric"))).label,
@@ -255,12 +255,12 @@ def _verdict(manifest: Mapping[str, Any]) -> list[str]:
         )
         for gate in gates
     ]
-    status = _mapping(manifest, "verdict").get("status")
+    status = section(manifest, "verdict").get("status")
     return [f"Its gates: {status}.", _table(("figure", "of which the", "found", "passes", ""), rows)] if rows else []
 
 
 def _samples(manifest: Mapping[str, Any]) -> list[str]:
-    samples = [s for s in _mapping(manifest, "evaluation").get("samples") or () if isinstance(s, Mapping)][:3]
+    samples = [s for s in section(manifest, "evaluation").get("samples") or () if isinstance(s, Mapping)][:3]
     if not samples:
         return []
     quoted = [
@@ -295,18 +295,18 @@ def _limits(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _lineage(manifest: Mapping[str, Any]) -> list[str]:
-    teacher, vocabulary = _mapping(manifest, "teacher"), _mapping(manifest, "vocabulary")
-    libraries = ", ".join(f"{name} {version}" for name, version in _mapping(manifest, "libraries").items())
+    teacher, vocabulary = section(manifest, "teacher"), section(manifest, "vocabulary")
+    libraries = ", ".join(f"{name} {version}" for name, version in section(manifest, "libraries").items())
     rows = [
         ("teacher", _code(teacher.get("reference"))),
         ("teacher's licence", _text(teacher.get("license"))),
         ("teacher's sha256", _code(teacher.get("sha256"))),
         ("base", _code(manifest.get("base"))),
-        ("route", _code(" → ".join(map(str, manifest.get("route") or _mapping(manifest, "cascade").get("route") or ())))),
-        ("why that route", _text(_mapping(manifest, "cascade").get("reason"))),
+        ("route", _code(" → ".join(map(str, manifest.get("route") or section(manifest, "cascade").get("route") or ())))),
+        ("why that route", _text(section(manifest, "cascade").get("reason"))),
         ("layers kept", ", ".join(map(str, manifest.get("layers") or ()))),
         *((f"vocabulary, {key.replace('_', ' ')}", write_number(value)) for key, value in vocabulary.items()),
-        ("router", _code(_mapping(manifest, "router").get("version"))),
+        ("router", _code(section(manifest, "router").get("version"))),
         ("profile", _code(manifest.get("profile"))),
         ("seed", str(manifest.get("seed", ""))),
         ("spec", _code(manifest.get("spec_hash"))),
@@ -322,13 +322,13 @@ def _lineage(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _data(manifest: Mapping[str, Any]) -> list[str]:
-    data = _mapping(manifest, "dataset")
+    data = section(manifest, "dataset")
     rows = [
         (_code(source.get("id")), _text(source.get("license") or "unknown"), write_number(source.get("n")))
         for source in _sources(manifest)
     ]
-    counts = ", ".join(f"{count} {split}" for split, count in _mapping(data, "counts").items())
-    dropped = ", ".join(f"{_text(reason)} {count}" for reason, count in _mapping(data, "dropped").items())
+    counts = ", ".join(f"{count} {split}" for split, count in section(data, "counts").items())
+    dropped = ", ".join(f"{_text(reason)} {count}" for reason, count in section(data, "dropped").items())
     paragraphs = [_table(("source", "licence", "examples"), rows)] if rows else []
     sentences = [
         f"Examples: {counts}." if counts else "",
@@ -342,8 +342,8 @@ def _data(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _training(manifest: Mapping[str, Any]) -> list[str]:
-    training = _mapping(manifest, "training")
-    config = [(_code(key), _text(value)) for key, value in _mapping(training, "config").items()]
+    training = section(manifest, "training")
+    config = [(_code(key), _text(value)) for key, value in section(training, "config").items()]
     curve = [point for point in training.get("curve") or () if isinstance(point, Mapping)]
     paragraphs = [
         "Three kinds of knowledge are matched: next-token distributions (generalized Jensen-Shannon divergence, GKD, "
@@ -360,13 +360,13 @@ def _training(manifest: Mapping[str, Any]) -> list[str]:
         paragraphs.append(f"From step {curve[0].get('step')} to {curve[-1].get('step')}: {', '.join(changes)}.")
     if training.get("examples"):
         paragraphs.append(f"It learnt from {write_number(training['examples'])} examples.")
-    energy = _mapping(manifest, "energy")
-    stages = ", ".join(f"{_text(stage)} {write_number(wh)}" for stage, wh in _mapping(energy, "stages_wh").items())
-    answers = ", ".join(f"{_text(who)} {write_number(wh)}" for who, wh in _mapping(energy, "per_1000_tokens_wh").items())
+    energy = section(manifest, "energy")
+    stages = ", ".join(f"{_text(stage)} {write_number(wh)}" for stage, wh in section(energy, "stages_wh").items())
+    answers = ", ".join(f"{_text(who)} {write_number(wh)}" for who, wh in section(energy, "per_1000_tokens_wh").items())
     if stages:
         per_answer = f" Of 1,000 generated tokens: {answers}." if answers else ""
         paragraphs.append(f"Energy in Wh, {_text(energy.get('method'))}: {stages}.{per_answer}")
-    seconds = ", ".join(f"{_text(stage)} {write_number(value)}" for stage, value in _mapping(manifest, "seconds").items())
+    seconds = ", ".join(f"{_text(stage)} {write_number(value)}" for stage, value in section(manifest, "seconds").items())
     if seconds:
         paragraphs.append(f"Seconds taken: {seconds}.")
     return [*paragraphs, _table(("setting", "value"), config)] if config else (paragraphs[1:] if len(paragraphs) > 1 else [])
@@ -383,16 +383,8 @@ def _teacher_name(manifest: Mapping[str, Any]) -> str:
     return _text(_base_model(manifest) or "its teacher")
 
 
-def _mapping(manifest: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    """The mapping under these keys, empty where the manifest has none."""
-    found: Any = manifest
-    for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return dict(found) if isinstance(found, Mapping) else {}
-
-
 def _sources(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [source for source in _mapping(manifest, "dataset").get("sources") or () if isinstance(source, Mapping)]
+    return [source for source in section(manifest, "dataset").get("sources") or () if isinstance(source, Mapping)]
 
 
 def _better(metric: Metric) -> str:

@@ -165,6 +165,14 @@ def _found(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, int | float) else "not measured"
 
 
+def section(manifest: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """``section(manifest, "evaluation", "speed")``: the mapping under these keys, empty where the manifest has none."""
+    found: Any = manifest
+    for key in keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
 def read_metric(manifest: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     """``read_metric(manifest, "kl")`` → {"value", "low", "high", "n"}, the last three None if unknown; or None."""
     metrics = (manifest.get("evaluation") or {}).get("metrics") or {}

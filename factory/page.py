@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from factory.errors import RegistryError
 from factory.files import one_line, replace_file
-from factory.manifests import Version, read_metric, read_parameters
+from factory.manifests import Version, read_metric, read_parameters, section
 from factory.report import BEST, TIED, compare_json, compare_notes, metric_named, write_metric, write_number
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def render(versions: Sequence[Version], lineage: Mapping[str, Version]) -> str:
 def _verdict(version: Version) -> dict[str, Any]:
     """The card of one version: badge, gates, reasons where there are no gates, notice."""
     manifest = version.manifest
-    verdict = _mapping(manifest, "verdict")
+    verdict = section(manifest, "verdict")
     gates = [_gate(gate) for gate in _mappings(verdict.get("gates"))]
     own, teacher = read_parameters(manifest)
     size = f"{write_number(own, 'parameters')} parameters" if own else ""
@@ -162,19 +162,19 @@ def _lineages(versions: Sequence[Version], lineage: Mapping[str, Version]) -> li
         base = known.get(version.base or "")
         root = version if version.kind == "base" else base
         manifest = root.manifest if root is not None else version.manifest
-        teacher = _mapping(version.manifest, "teacher") or _mapping(manifest, "teacher")
+        teacher = section(version.manifest, "teacher") or section(manifest, "teacher")
         chain = []
         if teacher:
             parameters = read_parameters(version.manifest)[1] or read_parameters(manifest)[1]
             name = _text(teacher.get("reference")).rpartition("/")[2] or "teacher"  # all of it is in the provenance
             chain.append(Node("teacher", name, _size(parameters, teacher.get("license"))))
         own = root.reference if root is not None else version.base
-        route = _texts(_mapping(manifest, "cascade").get("route"))[1:]
+        route = _texts(section(manifest, "cascade").get("route"))[1:]
         chain += [_node("assistant", reference, known.get(reference)) for reference in route if reference != own]
         if version.base:
             chain.append(_node("base", version.base, base))
         ends.setdefault(tuple(chain), []).append(_node(version.kind, version.reference, version))
-        reasons[tuple(chain)] = _text(_mapping(manifest, "cascade").get("reason"))
+        reasons[tuple(chain)] = _text(section(manifest, "cascade").get("reason"))
     return [{"chain": chain, "ends": last, "reason": reasons[chain]} for chain, last in ends.items()]
 
 
@@ -192,7 +192,7 @@ def _size(parameters: int | None, word: Any) -> str:
 def _samples(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """{"prompt", "teacher", "student", "coloured"}; an answer is runs of (text, whether the other agrees, or None)."""
     found = []
-    for sample in _mappings(_mapping(manifest, "evaluation").get("samples")):
+    for sample in _mappings(section(manifest, "evaluation").get("samples")):
         both = {who: _runs(sample.get(f"{who}_tokens")) for who in ("teacher", "student")}
         answers = {who: runs or [(_text(sample.get(who)), None)] for who, runs in both.items()}
         found.append({"prompt": _text(sample.get("prompt")), **answers, "coloured": any(both.values())})
@@ -211,22 +211,22 @@ def _runs(tokens: Any) -> list[tuple[str, bool | None]]:
 
 
 def _provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    teacher, data = _mapping(manifest, "teacher"), _mapping(manifest, "dataset")
+    teacher, data = section(manifest, "teacher"), section(manifest, "dataset")
     pairs = [
         ("teacher", teacher.get("reference")),
         ("teacher's licence", teacher.get("license")),
         ("teacher's sha256", teacher.get("sha256")),
         ("base", manifest.get("base")),
         ("data set", data.get("fingerprint")),
-        ("examples", ", ".join(f"{split} {write_number(count)}" for split, count in _mapping(data, "counts").items())),
-        ("left out", ", ".join(f"{reason} {write_number(count)}" for reason, count in _mapping(data, "dropped").items())),
+        ("examples", ", ".join(f"{split} {write_number(count)}" for split, count in section(data, "counts").items())),
+        ("left out", ", ".join(f"{reason} {write_number(count)}" for reason, count in section(data, "dropped").items())),
         ("sources", ", ".join(f"{one.get('id')} ({one.get('license')})" for one in _mappings(data.get("sources")))),
         ("family", manifest.get("family")),
         ("profile", manifest.get("profile")),
         ("seed", manifest.get("seed")),
         ("spec", manifest.get("spec_hash")),
         ("git commit", manifest.get("git_commit")),
-        ("libraries", ", ".join(f"{name} {version}" for name, version in _mapping(manifest, "libraries").items())),
+        ("libraries", ", ".join(f"{name} {version}" for name, version in section(manifest, "libraries").items())),
         ("created", manifest.get("created")),
         ("manifest's sha256", manifest.get("manifest_sha256")),
     ]
@@ -277,7 +277,7 @@ def _fidelity(versions: Sequence[Version]) -> Plot | None:
 def _curves(versions: Sequence[Version]) -> Plot | None:
     lines = []
     for index, version in enumerate(versions):
-        curve = _mappings(_mapping(version.manifest, "training").get("curve"))
+        curve = _mappings(section(version.manifest, "training").get("curve"))
         pairs = [(point.get("step"), point.get("loss")) for point in curve]
         points = [(step, loss) for step, loss in pairs if _number(step) and _number(loss)]
         if len(points) > 1:
@@ -303,7 +303,7 @@ def _curves(versions: Sequence[Version]) -> Plot | None:
 def _bias(version: Version, index: int) -> list[Plot | None]:
     """Stereotype preference by axis of teacher, base and student; and how far the student's is from its teacher's."""
     pattern = re.compile(r"bias_(?:(\w+)_)?preference_(?:teacher|base|student|change)")
-    names = _mapping(version.manifest, "evaluation", "metrics")
+    names = section(version.manifest, "evaluation", "metrics")
     axes_ = list(dict.fromkeys(match[1] or "" for name in names if (match := pattern.fullmatch(name))))
     axes_ = [axis for axis in axes_ if axis] + [axis for axis in axes_ if not axis]  # all together last
 
@@ -353,9 +353,9 @@ def _dots(
 
 def _energy(version: Version) -> dict[str, Any] | None:
     """{"reference", "method", "plots"}, or None where none was measured."""
-    energy = _mapping(version.manifest, "energy")
-    stages = _finite(_mapping(energy, "stages_wh"))
-    answering = _finite(_mapping(energy, "per_1000_tokens_wh"))
+    energy = section(version.manifest, "energy")
+    stages = _finite(section(energy, "stages_wh"))
+    answering = _finite(section(energy, "per_1000_tokens_wh"))
     sum_ = write_number(float(sum(stages.values())))
     plots = [
         _bars(f"Building, {version.reference}", f"Estimate by stage, {sum_} Wh together.", "energy-stages", stages),
@@ -436,14 +436,6 @@ def _svg(name: str, draw: Callable[[Figure], None], height: float = 3.8) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
-
-
-def _mapping(manifest: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    """The mapping under these keys, empty where the manifest has none."""
-    found: Any = manifest
-    for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return dict(found) if isinstance(found, Mapping) else {}
 
 
 def _mappings(items: Any) -> list[Mapping[str, Any]]:

@@ -21,7 +21,7 @@ from statistics import quantiles
 from typing import TYPE_CHECKING, Any, Literal
 
 from factory.errors import RegistryError
-from factory.manifests import Summary, Version, as_metric, read_metric, read_parameters
+from factory.manifests import Summary, Version, as_metric, read_metric, read_parameters, section
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -153,14 +153,6 @@ def sparkline(values: Iterable[Any], width: int = 48) -> str:
     return "".join(BARS[round((m - low) / (high - low) * (len(BARS) - 1)) if high > low else 0] for m in means)
 
 
-def _section(manifest: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    """The mapping under these keys, empty where the manifest has none."""
-    found: Any = manifest
-    for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return dict(found) if isinstance(found, Mapping) else {}
-
-
 # -------------------------------------------------------------------------------------------------------------- list
 
 
@@ -222,7 +214,7 @@ def compare_json(versions: Sequence[Version], *, teacher: bool = False) -> dict[
     if teacher:
         first: dict[Any, Version] = {}  # of each teacher
         for version in versions:
-            first.setdefault(_section(version.manifest, "teacher").get("sha256"), version)
+            first.setdefault(section(version.manifest, "teacher").get("sha256"), version)
         for one in first.values():
             facts["teacher" if len(first) == 1 else f"teacher of {one.reference}"] = _teacher_figures(one.manifest)
     rows = []
@@ -235,7 +227,7 @@ def compare_json(versions: Sequence[Version], *, teacher: bool = False) -> dict[
         best, tied = _best(known, metric.better, sums)
         paired = metric.better is not None and bool(sums) and len(known) > 1
         rows.append({"key": key, **asdict(metric), "values": values, "best": best, "tied": tied, "paired": paired})
-    test_sets = {_section(version.manifest, "dataset").get("fingerprint") for version in versions}
+    test_sets = {section(version.manifest, "dataset").get("fingerprint") for version in versions}
     return {"columns": list(facts), "rows": rows, "same_test_set": len(test_sets) == 1}
 
 
@@ -296,17 +288,17 @@ def _rows(columns: Iterable[Mapping[str, Any]]) -> dict[str, Metric]:
 
 def _figures(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
     """Every figure of one version by its row's key."""
-    evaluation = _section(manifest, "evaluation")
-    metrics = _section(evaluation, "metrics")
-    plain = {**_section(evaluation, "sizes", "student"), **_section(evaluation, "speed", "student")}
+    evaluation = section(manifest, "evaluation")
+    metrics = section(evaluation, "metrics")
+    plain = {**section(evaluation, "sizes", "student"), **section(evaluation, "speed", "student")}
     plain["parameters"] = read_parameters(manifest)[0]
     return {name: read_metric(manifest, name) for name in metrics} | {key: as_metric(v) for key, v in plain.items()}
 
 
 def _teacher_figures(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
     """What a student's manifest says of its teacher, under the student's row keys."""
-    evaluation = _section(manifest, "evaluation")
-    plain = {**_section(evaluation, "sizes", "teacher"), **_section(evaluation, "speed", "teacher")}
+    evaluation = section(manifest, "evaluation")
+    plain = {**section(evaluation, "sizes", "teacher"), **section(evaluation, "speed", "teacher")}
     plain["parameters"] = read_parameters(manifest)[1]
     perplexity = read_metric(manifest, "teacher_perplexity")
     return {"student_perplexity": perplexity} | {key: as_metric(value) for key, value in plain.items()}
@@ -362,7 +354,7 @@ def _ends(metric: Mapping[str, Any]) -> tuple[float, float]:
 
 def _same_examples(row: str, manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, Ratio]:
     """What decides this row pairwise, by column; empty unless every version kept it of the same held-out examples."""
-    parts = {name: _section(manifest, "evaluation", "per_example") for name, manifest in manifests.items()}
+    parts = {name: section(manifest, "evaluation", "per_example") for name, manifest in manifests.items()}
     keys = {str(part.get("key") or "") for part in parts.values()}
     if row not in PAIRED or len(keys) != 1 or "" in keys:
         return {}
@@ -441,30 +433,30 @@ def show(version: Version, aliases: Sequence[str] = ()) -> Group:
 
 def _chapters(version: Version, aliases: Sequence[str]) -> dict[str, list[tuple[str, Any]]]:
     manifest = version.manifest
-    training = _section(manifest, "training")
+    training = section(manifest, "training")
     curve = [point for point in training.get("curve") or () if isinstance(point, Mapping)]
-    seconds = {f"seconds, {stage}": write_number(value) for stage, value in _section(manifest, "seconds").items()}
+    seconds = {f"seconds, {stage}": write_number(value) for stage, value in section(manifest, "seconds").items()}
     return {
         version.reference: [
             ("kind", version.kind),
             ("aliases", ", ".join(aliases)),
             *((key, manifest.get(key)) for key in ("domain", "family", "size", "profile", "seed", "created", "notice")),
-            ("verdict", "; ".join([version.verdict, *map(str, _section(manifest, "verdict").get("reasons") or ())])),
-            *((f"gate {gate.get('metric')}", _gate(gate)) for gate in _section(manifest, "verdict").get("gates") or ()),
+            ("verdict", "; ".join([version.verdict, *map(str, section(manifest, "verdict").get("reasons") or ())])),
+            *((f"gate {gate.get('metric')}", _gate(gate)) for gate in section(manifest, "verdict").get("gates") or ()),
             ("folder", version.folder),
         ],
         "lineage": _lineage(manifest),
-        "cascade": _cascade(_section(manifest, "cascade")),
+        "cascade": _cascade(section(manifest, "cascade")),
         "data": _data(manifest),
         "figures [interval]": _measured(manifest),
         "training": [("examples learnt from", training.get("examples"))]
         + [(name, _curve(curve, name)) for name in _curve_names(curve)]
-        + [(key, value) for key, value in _section(training, "config").items() if not isinstance(value, Mapping)]
+        + [(key, value) for key, value in section(training, "config").items() if not isinstance(value, Mapping)]
         + list(seconds.items()),
-        "energy, an estimate": _energy(_section(manifest, "energy")),
+        "energy, an estimate": _energy(section(manifest, "energy")),
         "samples": [
             (who, " ".join(str(sample.get(who) or "").split()))
-            for sample in (_section(manifest, "evaluation").get("samples") or ())[:3]
+            for sample in (section(manifest, "evaluation").get("samples") or ())[:3]
             for who in ("prompt", "teacher", "student")
         ],
         "records": [(str(record["kind"]), _record(record)) for record in manifest.get("records") or ()],
@@ -482,9 +474,9 @@ def _gate(gate: Mapping[str, Any]) -> str:
 def _cascade(cascade: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Which route a small base was healed by, and what the trial of each said."""
     pairs: list[tuple[str, Any]] = [("route", " → ".join(map(str, cascade.get("route") or ()))), ("why", cascade.get("reason"))]
-    for name, found in _section(cascade, "probes").items():
-        ends = [write_metric(as_metric(_section(found, end, "kl"))) for end in ("before", "after")]
-        further = {key: write_metric(as_metric(_section(found, "after", key))) for key in ("top5_overlap", "entropy_gap")}
+    for name, found in section(cascade, "probes").items():
+        ends = [write_metric(as_metric(section(found, end, "kl"))) for end in ("before", "after")]
+        further = {key: write_metric(as_metric(section(found, "after", key))) for key in ("top5_overlap", "entropy_gap")}
         pairs.append((
             f"{name}, {found.get('steps')} steps",
             f"KL {' → '.join(ends)}, {write_number(found.get('kl_closed_in_100_steps'))} closed in 100 steps; "
@@ -494,9 +486,9 @@ def _cascade(cascade: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _energy(energy: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    stages = [(f"{stage}, Wh", write_number(wh)) for stage, wh in _section(energy, "stages_wh").items()]
+    stages = [(f"{stage}, Wh", write_number(wh)) for stage, wh in section(energy, "stages_wh").items()]
     answers = [
-        (f"1,000 tokens of the {who}, Wh", write_number(wh)) for who, wh in _section(energy, "per_1000_tokens_wh").items()
+        (f"1,000 tokens of the {who}, Wh", write_number(wh)) for who, wh in section(energy, "per_1000_tokens_wh").items()
     ]
     return [*stages, *answers, ("method", energy.get("method"))]
 
@@ -512,9 +504,9 @@ def _record(record: Mapping[str, Any]) -> str:
 
 
 def _lineage(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    teacher = _section(manifest, "teacher")
-    libraries = ", ".join(f"{name} {version}" for name, version in _section(manifest, "libraries").items())
-    vocabulary = _section(manifest, "vocabulary")
+    teacher = section(manifest, "teacher")
+    libraries = ", ".join(f"{name} {version}" for name, version in section(manifest, "libraries").items())
+    vocabulary = section(manifest, "vocabulary")
     return [
         ("teacher", teacher.get("reference")),
         ("teacher's licence", teacher.get("license")),
@@ -523,7 +515,7 @@ def _lineage(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("route", " → ".join(map(str, manifest.get("route") or ()))),
         ("layers kept", ", ".join(map(str, manifest.get("layers") or ()))),
         *((f"vocabulary, {key}", write_number(value)) for key, value in vocabulary.items()),
-        ("router", _section(manifest, "router").get("version")),
+        ("router", section(manifest, "router").get("version")),
         ("spec", manifest.get("spec_hash")),
         ("git commit", manifest.get("git_commit")),
         ("libraries", libraries),
@@ -531,33 +523,33 @@ def _lineage(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _data(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    data = _section(manifest, "dataset")
-    dropped = ", ".join(f"{reason} {count}" for reason, count in _section(data, "dropped").items())
+    data = section(manifest, "dataset")
+    dropped = ", ".join(f"{reason} {count}" for reason, count in section(data, "dropped").items())
     pairs = [
         (f"source {source.get('id')}", f"{write_number(source.get('n'))} examples, {source.get('license')}")
         for source in data.get("sources") or ()
         if isinstance(source, Mapping)
     ]
-    counts = ", ".join(f"{split} {count}" for split, count in _section(data, "counts").items())
+    counts = ", ".join(f"{split} {count}" for split, count in section(data, "counts").items())
     return [
         ("fingerprint", data.get("fingerprint")),
         ("examples", counts),
         ("dropped", dropped),
         ("personal identifiers", identifiers_found(data)),
         ("refusals kept", data.get("refusals")),
-        ("soft targets", _stored(_section(manifest, "targets"))),
+        ("soft targets", _stored(section(manifest, "targets"))),
         *pairs,
     ]
 
 
 def identifiers_found(data: Mapping[str, Any]) -> str | None:
     """``identifiers_found(manifest["dataset"])`` → "dropped; notes: 2 email", None where it was not looked for."""
-    looked = _section(data, "provenance", "personal_data")
+    looked = section(data, "provenance", "personal_data")
     if not looked:
         return None
     found = [
         f"{source}: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
-        for source, kinds in _section(looked, "found").items()
+        for source, kinds in section(looked, "found").items()
         if isinstance(kinds, Mapping)
     ]
     policy = {"drop": "dropped", "allow": "kept", "refuse": "refused"}.get(str(looked.get("policy")), str(looked.get("policy")))

@@ -42,6 +42,7 @@ class TeacherCheck:
 
     figures: dict[str, Figure]
     reasons: tuple[str, ...]
+    tasks: Sequence[TaskResult] = ()  # of the teacher and the base, so that nobody runs them again
 
 
 def references(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -92,7 +93,7 @@ def check_teacher(
             reasons.append(f"on task {task.name} the teacher is at {_written(own['teacher'])}, chance is {task.chance:.3f}")
         if ahead.high < 0:
             reasons.append(f"on task {task.name} the teacher is behind the base alone by {_written(ahead)}")
-    return TeacherCheck(figures, tuple(reasons))
+    return TeacherCheck(figures, tuple(reasons), tasks)
 
 
 def unigram_nll(held_out: Sequence[Sequence_], training: Iterable[Sequence[int]], vocabulary: int) -> np.ndarray:
