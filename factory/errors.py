@@ -5,6 +5,8 @@ FactoryError
 ├── ReferenceError       a model reference cannot be resolved, or its checksum does not match
 ├── DataError            a source, a data set or the router cannot be built; a file of votes cannot be read
 ├── TrainingError        teacher and student do not fit, or a training run cannot go on
+├── ExportError          an export cannot be made, or is not what the registered student is
+├── ServeError           the server cannot start, or an engine cannot answer
 └── RegistryError        an unknown name, a bad name, a damaged or half-made version
     └── GateError        a version that failed its gates shall get an alias; the command's exit code is 2
 """
@@ -32,6 +34,14 @@ class DataError(FactoryError):
 
 class TrainingError(FactoryError):
     """Raised when a teacher and a student do not fit, or training cannot start or go on."""
+
+
+class ExportError(FactoryError):
+    """Raised when a format does not fit a student, or its parity is outside the format's bound; nothing is left behind."""
+
+
+class ServeError(FactoryError):
+    """Raised when the server cannot start (a port, a keys file, a missing package) or an engine cannot answer."""
 
 
 class RegistryError(FactoryError):

@@ -226,6 +226,13 @@ class Gate(Strict):
         return self
 
 
+class ServeConfig(Strict):
+    """What ``factory serve`` does with a request for the model ``auto``."""
+
+    # Who answers where the router abstains: the teacher, a student by name, or nobody (the client is told so).
+    fallback: Literal["teacher", "refuse"] | Name = "teacher"
+
+
 class Profile(Strict):
     """Overrides by name: ``factory build --profile demo``. Anything left out keeps its value."""
 
@@ -254,6 +261,7 @@ class FamilySpec(Strict):
     # Between teacher and a smaller size: none; auto tries the next larger size and keeps what is better; or sizes by name.
     cascade: Literal["auto", "none"] | tuple[Name, ...] = "none"
     gates: dict[str, Gate] = Field(default_factory=dict)  # by figure; what fails one is published and never promoted
+    serve: ServeConfig = ServeConfig()
     profiles: dict[Name, Profile] = Field(default_factory=dict)
     seed: int = 0
 
@@ -351,6 +359,7 @@ class DomainSpec(Strict):
     sources: tuple[Source, ...] = Field(min_length=1)
     teacher_context: TeacherContext = TeacherContext()
     notice: str = ""  # what a card and an answer must say ("no medical advice")
+    append_notice: bool = False  # whether the server puts the notice at the end of every answer, or beside it only
     personal_data: Literal["refuse", "drop", "allow"] = "drop"  # examples with e-mail addresses, phone, card numbers, …
     pairs: tuple[str, ...] = ()  # files of counterfactual pairs (YAML of templates, or JSONL), for bias transfer
     tasks: tuple[str, ...] = ()  # lm-evaluation-harness: paths of task YAMLs here, or names of its own (pubmedqa)
