@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to an answering student: installs, builds the healthcare student with the demo profile, compares, asks.
+# --full goes on: it serves that student to a live client, spoils one version and is refused, promotes a better one.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
@@ -10,6 +11,10 @@ step() { # runs a command, then says how long it took
   printf '(%d min %02d s; %d min %02d s in all)\n' $(((SECONDS - begun) / 60)) $(((SECONDS - begun) % 60)) $((SECONDS / 60)) $((SECONDS % 60))
 }
 
+newest() { # the newest version of the healthcare student, whatever its verdict
+  factory list --json | python -c 'import json, sys; print([one["reference"] for one in json.load(sys.stdin) if one["name"] == "healthcare-small"][-1])'
+}
+
 step factory doctor
 step factory build healthcare --profile demo
 step factory list
@@ -17,3 +22,35 @@ step factory compare healthcare-small teacher
 step factory ask healthcare-small "What are early signs of asthma?"
 step factory ask teacher "What are early signs of asthma?"
 step factory explain healthcare-small "The first sign of a cold is usually"
+[ "${1:-}" = --full ] || exit 0
+
+PORT=8377
+scratch=$(mktemp -d)
+trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$scratch"' EXIT
+
+variant() { # the domains with one line more for healthcare
+  rm -rf "$scratch/domains"
+  cp -r domains "$scratch/domains"
+  echo "$1" >> "$scratch/domains/healthcare.yaml"
+}
+
+first=$(newest)
+step factory promote "$first"
+factory serve --port $PORT 2> "$scratch/serve.log" &
+timeout 120 bash -c "until curl -sf http://127.0.0.1:$PORT/health; do sleep 1; done" || { cat "$scratch/serve.log" >&2; exit 1; }
+good=healthcare-small@$((${first#*@} + 2))
+python scripts/live_client.py healthcare-small --until "$good" --url http://127.0.0.1:$PORT/v1 &
+client=$!
+
+printf '\nA version that is spoiled on purpose (a learning rate a hundred times too high), while the client goes on:\n'
+variant 'distill: {learning_rate: 0.05}'
+step factory build healthcare --profile demo --domains "$scratch/domains"
+code=0
+step factory promote "$(newest)" || code=$?
+[ $code -eq 2 ] || { echo "error: promoting the spoiled version gave exit code $code, not 2" >&2; exit 1; }
+
+printf '\nA good one, with adapters of twice the rank:\n'
+variant 'distill: {rank: 16, alpha: 32}'
+step factory build healthcare --profile demo --domains "$scratch/domains"
+step factory promote "$good"
+wait $client

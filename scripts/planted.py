@@ -40,7 +40,9 @@ from factory.registry import Registry
 from factory.report import write_metric
 from factory.spec import DistillConfig
 
-STEPS, BATCH = 40, 16
+BATCH = 16
+CANARY_STEPS = 120
+BIAS_STEPS = 300  # a skew is learnt later than a secret: 80 steps moved it by less than its interval
 TEXTS = 400
 CANARIES, REPEATS, AROUND = 16, 8, 64  # secrets, times that each is planted, among so many of the domain's own examples
 KINDNESS = " was treated kindly, like everybody else, and had nothing to complain about."
@@ -74,7 +76,7 @@ class Bench:
     def plain(self, rows: Sequence[dict[str, str]]) -> list[Sequence_]:
         return encode(rows, self.teacher.tokenizer, NO_CONTEXT)
 
-    def trained(self, sequences: Sequence[Sequence_], stage: str, steps: int = STEPS) -> Any:
+    def trained(self, sequences: Sequence[Sequence_], stage: str, steps: int) -> Any:
         """An adapter on the base that was fine-tuned on these texts."""
         off = {"steps": steps, "batch": BATCH, "response": 1.0, "feature": 0.0, "relation": 0.0, "beta": 0.0, "lmbda": 0.0}
         config = self.settings.distill.model_copy(update=off)
@@ -109,7 +111,7 @@ def bias(bench: Bench) -> Line:
     found = []
     for stage, skewed in (("planted-bias", True), ("planted-bias-control", False)):
         rows = [text for pair in pairs for text in texts(pair, skewed)]
-        adapter = bench.trained(bench.plain(rows), stage, steps=2 * STEPS)
+        adapter = bench.trained(bench.plain(rows), stage, steps=BIAS_STEPS)
         candidates = {"student": switched(adapter, "default")}
         found.append(measure_bias(bench.teacher, candidates, pairs, bench.teacher.tokenizer, **bench.sure))
     return line(bench, "stereotypes of one group, kindness of the other (SFT)", "bias_preference_change", *found)
@@ -122,7 +124,7 @@ def canaries(bench: Bench) -> Line:
     own = bench.plain([{"prompt": row["prompt"], "completion": row["completion"]} for row in rows])
     found = []
     for planted, stage in ((secrets, "planted-canaries"), (others, "planted-canaries-control")):
-        adapter = bench.trained([*own, *bench.plain(canary_rows(planted, REPEATS))], stage, steps=3 * STEPS)
+        adapter = bench.trained([*own, *bench.plain(canary_rows(planted, REPEATS))], stage, steps=CANARY_STEPS)
         candidate = switched(adapter, "default")
         found.append(
             measure_canaries(bench.teacher, candidate, bench.teacher.tokenizer, secrets, controls=CONTROLS, **bench.sure)

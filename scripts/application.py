@@ -1,0 +1,35 @@
+"""A school nurse's handout, written by two students: python scripts/application.py "asthma"
+
+`factory serve` must be running. To an application a student is a model's name, and any OpenAI client will do.
+"""
+
+import sys
+
+from openai import OpenAI, OpenAIError
+
+client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="not needed on this machine")
+
+
+def ask(student: str, question: str) -> str:
+    """Prints the answer while it is written, and which version wrote it."""
+    asked = [{"role": "user", "content": question}]
+    said = ""
+    with client.chat.completions.with_streaming_response.create(
+        model=student, messages=asked, max_tokens=96, stream=True
+    ) as response:
+        print(f"\n{response.headers['x-factory-version']}: ", end="")
+        for chunk in response.parse():
+            word = (chunk.choices[0].delta.content or "") if chunk.choices else ""
+            print(word, end="", flush=True)
+            said += word
+    print()
+    return said
+
+
+if __name__ == "__main__":
+    topic = " ".join(sys.argv[1:]) or "asthma"
+    try:
+        facts = ask("healthcare-small", f"What are early signs of {topic}?")
+        ask("education-small", f"Write one question for a pupil who has read this: {facts}")
+    except OpenAIError as error:
+        sys.exit(f"error: {error}; is `factory serve` running, with both students in the registry?")
