@@ -1,0 +1,151 @@
+"""llama.cpp in this process, listening on a loopback port: a GGUF base, and adapters chosen per request.
+
+with LlamaServer(base, adapters=[healthcare, legal], parallel=4) as server:
+    httpx.post(f"{server.url}/v1/chat/completions", headers=server.headers, json={..., "lora": lora_choice(2, 0)})
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from factory.errors import ServeError
+
+LEAST = -104.0  # llama.cpp takes the logarithm of a float32: below this a probability is nought there
+
+
+class LlamaServer:
+    """``LlamaServer(gguf, adapters=[path, ...], parallel=4, context=2048)``: started when made, until ``close()``.
+
+    url, headers: where it listens, and its own key, without which it answers no one but ``/health``. It has llama.cpp's
+    routes: ``/v1/chat/completions``, ``/v1/completions``, ``/completion``, ``/tokenize``, ``/metrics``, ...
+    adapters: in the order given; none is applied unless a request says so (``lora_choice``).
+    parallel, context: requests answered at once, and tokens (prompt and answer) that each of them may have.
+
+    Raises: ServeError where xllamacpp is missing, or a file is missing or no GGUF that llama.cpp can load.
+    """
+
+    def __init__(
+        self,
+        gguf: Path,
+        *,
+        adapters: Sequence[Path] = (),
+        parallel: int = 1,
+        context: int = 2048,
+        threads: int | None = None,
+        logs: bool = False,
+    ) -> None:
+        for path in (gguf, *adapters):
+            if not path.is_file():
+                raise ServeError(f"llama.cpp cannot load {path}: there is no such file")
+        self.adapters = tuple(adapters)
+        key = secrets.token_urlsafe(16)  # other users of this machine reach the port too
+        self.headers = {"Authorization": f"Bearer {key}"}
+        self._server: Any = _start(gguf, self.adapters, parallel, context, threads or os.cpu_count() or 1, key, logs)
+        self.url = str(self._server.listening_address)
+        self._client = httpx.Client(base_url=self.url, headers=self.headers, timeout=600)
+
+    def __enter__(self) -> LlamaServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the port and the memory; what is being answered is cut off. A second time does nothing."""
+        self._client.close()
+        self._server = None  # its destructor stops and joins the threads
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """``server.tokenize(["What is gout?"])``: ids without a begin of text; a special token's own text is that token."""
+        return [self._post("/tokenize", content=text, add_special=False, parse_special=True)["tokens"] for text in texts]
+
+    def log_probs(
+        self, sequences: Sequence[Sequence[int]], adapter: int | None = None, starts: Sequence[int] | None = None
+    ) -> list[NDArray[np.float32]]:
+        """``server.log_probs([[1, 5, 9]], adapter=0)[0]``: (3, V), row i of what follows ids[: i + 1]; natural logarithms.
+
+        starts: for each sequence the first row that is wanted (a prompt's last token), 0 by default. One forward pass a
+        row, the tokens before it from the cache. What is below exp(-104) is given as -104.
+        """
+        rows = []
+        for ids, start in zip(sequences, starts or [0] * len(sequences), strict=True):
+            rows.append(np.stack([self._next(list(ids[: end + 1]), adapter) for end in range(start, len(ids))]))
+        return rows
+
+    def _next(self, ids: list[int], adapter: int | None) -> NDArray[np.float32]:
+        answer = self._post(
+            "/completion",
+            prompt=ids,
+            n_predict=1,
+            n_probs=self.vocabulary,
+            logit_bias=[["a", 1e4]],  # what is drawn: after an end of text or half a character there would be no figures
+            lora=lora_choice(len(self.adapters), adapter),
+            response_fields=["completion_probabilities"],
+        )
+        row = np.full(self.vocabulary, LEAST, dtype=np.float32)
+        for token in answer["completion_probabilities"][0]["top_logprobs"]:
+            row[token["id"]] = max(token["logprob"], LEAST)
+        return row
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model has."""
+        return int(self._get("/v1/models")["data"][0]["meta"]["n_vocab"])
+
+    def _get(self, path: str) -> Any:
+        return _content(self._client.get(path), path)
+
+    def _post(self, path: str, **body: Any) -> Any:
+        return _content(self._client.post(path, json=body), path)
+
+
+def lora_choice(count: int, chosen: int | None) -> list[dict[str, float]]:
+    """``{"lora": lora_choice(3, 1)}`` in a request: the second of three adapters; None means the base alone.
+
+    Every adapter is named, because what is left out keeps the scale that it has in the server.
+    """
+    return [{"id": index, "scale": float(index == chosen)} for index in range(count)]
+
+
+def _start(gguf: Path, adapters: Sequence[Path], parallel: int, context: int, threads: int, key: str, logs: bool) -> Any:
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise ServeError("llama.cpp is not installed: pip install 'student-factory[serve]'") from error
+    params = xllamacpp.CommonParams()
+    params.model.path = str(gguf)
+    params.lora_adapters = [_unapplied(xllamacpp, path) for path in adapters]
+    params.n_parallel, params.n_ctx = parallel, parallel * context
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key]  # the kernel chooses a free port
+    params.cors_origins = ""  # no web page may ask it
+    params.endpoint_metrics, params.endpoint_slots, params.ui, params.warmup = True, False, False, False
+    params.fit_params = False  # the context is as asked for, or it does not start
+    params.cache_ram_mib = 0  # it would give one adapter the cached keys and values of another
+    params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE  # an answer is all of its text
+    params.verbosity = 3 if logs else 0
+    try:
+        return xllamacpp.Server(params)
+    except (RuntimeError, ValueError) as error:
+        files = ", ".join(str(path) for path in (gguf, *adapters))
+        raise ServeError(f"llama.cpp cannot load {files}: no GGUF that it knows, or an adapter of another base") from error
+
+
+def _unapplied(xllamacpp: Any, path: Path) -> Any:
+    adapter = xllamacpp.CommonAdapterLoraInfo()
+    adapter.path, adapter.scale = str(path), 0.0
+    return adapter
+
+
+def _content(response: httpx.Response, path: str) -> Any:
+    if response.is_error:
+        raise ServeError(f"llama.cpp refused {path} ({response.status_code}): {' '.join(response.text.split())[:300]}")
+    return response.json()
