@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from factory.figures import DASH, METRICS, Metric, bound_of, is_detail, metric_named, write_metric, write_number
 from factory.manifests import as_metric, read_metric, read_parameters, section
-from factory.report import DASH, METRICS, Metric, identifiers_found, is_detail, metric_named, write_metric, write_number
+from factory.report import identifiers_found
 
 # Licence ids the Hub knows that the shipped and usual sources have; any other is written as `other` with its name.
 # https://huggingface.co/docs/hub/repositories-licenses
@@ -250,7 +251,7 @@ def _verdict(manifest: Mapping[str, Any]) -> list[str]:
             metric_named(str(gate.get("metric"))).label,
             {"low": "lower end", "high": "upper end"}.get(str(gate.get("of")), "value"),
             write_number(gate.get("found")),
-            f"{str(gate.get('bound') or '').replace('_', ' ')} {write_number(gate.get('threshold'))}",
+            f"{bound_of(gate)} {write_number(gate.get('threshold'))}",
             "passed" if gate.get("passed") else "**failed**",
         )
         for gate in gates

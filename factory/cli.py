@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from factory.errors import FactoryError, RegistryError
+from factory.comparison import compare_json, compare_table
+from factory.errors import FactoryError, RegistryError, ServeError
 from factory.registry import CHAMPION, Registry
-from factory.report import compare_json, compare_table, list_json, list_table, show, show_json
+from factory.report import list_json, list_table, show, show_json
 from factory.terminal import OneLineErrors, load_libraries, print_json, print_table, progress_bars, say
 
 if TYPE_CHECKING:
@@ -371,6 +372,51 @@ def useful(
     print_json(useful_json(rows)) if json else print_table(useful_table(rows))
 
 
+# ------------------------------------------------------------------------------------------------------------- serving
+
+
+@app.command(rich_help_panel="Serving")
+def serve(
+    host: Annotated[
+        str, typer.Option("--host", help="Where it listens; others than this machine only with keys.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 is any free one.")] = 8000,
+    api_keys: Annotated[
+        Path | None, typer.Option("--api-keys", metavar="FILE", help="YAML or JSON: key to the students it opens, '*' for all.")
+    ] = None,
+    upstream: Annotated[
+        str | None, typer.Option("--upstream", metavar="URL", help="An OpenAI-compatible server that does the work, as vLLM.")
+    ] = None,
+    upstream_key: Annotated[
+        Path | None, typer.Option("--upstream-key", metavar="FILE", help="Holds that server's key, nothing else.")
+    ] = None,
+    quantization: Annotated[Literal["f16", "q8_0", "q4"], typer.Option("--quantization", help="Of bases.")] = "q8_0",
+    parallel: Annotated[int, typer.Option("--parallel", min=1, max=64, help="Requests that an engine answers at once.")] = 4,
+    queue: Annotated[int, typer.Option("--queue", min=1, help="Requests in all; the next gets 429 and Retry-After.")] = 128,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of an engine; every core if left out.")] = None,
+    max_body: Annotated[int, typer.Option("--max-body", min=1, help="Bytes of a request.")] = 1_000_000,
+    max_prompt: Annotated[int, typer.Option("--max-prompt", min=1, help="Tokens of a request.")] = 1024,
+    max_output: Annotated[int, typer.Option("--max-output", min=1, help="Tokens of an answer.")] = 1024,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds of a request.")] = 120.0,
+    family: Family = None,
+    domains: Domains = DOMAINS,
+    registry: RegistryFolder = REGISTRY,
+    device: Device = "auto",
+) -> None:
+    """Answer applications over HTTP as OpenAI's API does, and show the students on a page; Ctrl-C stops it."""
+    specs, here = _specs(domains), Registry(registry)
+    spec, _ = _chosen(specs, None, family)
+    server = _serving()
+    limits = server.Limits(max_body, max_prompt, max_output, timeout, parallel, queue)
+    options = server.Options(host, port, api_keys, upstream, upstream_key, quantization, threads, device, limits)
+    with server.listen(options) as listening:
+        app = server.make_app(here, specs, spec, options)
+        students = sorted({one.name for one in here.versions("student")})
+        url = f"http://{host}:{listening.getsockname()[1]}"
+        typer.echo(f"{url}/v1 answers for {', '.join([*students, TEACHER, 'auto'])}; {url} shows them")
+        server.run(app, listening, limits)
+
+
 # ------------------------------------------------------------------------------------------------------------- machine
 
 
@@ -456,6 +502,16 @@ def _print_matrix(versions: list[Version], registry: Registry, domains: Path, de
     )
     found = adapter_matrix(factory, versions)
     print_json(matrix_json(found)) if json else print_table(matrix_table(found))
+
+
+def _serving() -> Any:
+    """The module ``factory.serve.server``; what it needs besides the factory is an extra."""
+    load_libraries(shown=True)
+    try:
+        from factory.serve import server
+    except ImportError as error:
+        raise ServeError(f"{error.name} is not installed: pip install 'student-factory[serve]'") from error
+    return server
 
 
 def _print_plan(factory: Factory, names: list[str], size: str, baselines: bool, json: bool) -> None:

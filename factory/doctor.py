@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from factory.errors import FactoryError
+from factory.figures import write_number
 from factory.loading import load_specs
 from factory.registry import Registry
-from factory.report import write_number
 from factory.spec import FamilySpec, ModelSpec
 
 DISTRIBUTION = "student-factory"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import RegistryError
+from factory.figures import gate_line
 from factory.files import sync
 
 FOLDERS: dict[str, str] = {"student": "students", "base": "bases"}
@@ -143,26 +144,12 @@ def append_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def failed_gates(manifest: Mapping[str, Any]) -> list[str]:
-    """``failed_gates(version.manifest)`` → ``["upper end of kl is 0.912, at most 0.8 passes"]``; reasons where there is none.
-
-    Six digits, so that a figure just beyond its threshold does not look like it.
-    """
+    """``failed_gates(version.manifest)`` → ``["upper end of kl is 0.912, at most 0.8 passes"]``; reasons if there are none."""
     verdict = manifest.get("verdict")
     if not isinstance(verdict, Mapping):
         return []
     gates = [gate for gate in verdict.get("gates") or () if isinstance(gate, Mapping) and gate.get("passed") is False]
     return [gate_line(gate) for gate in gates] or [str(reason) for reason in verdict.get("reasons") or ()]
-
-
-def gate_line(gate: Mapping[str, Any]) -> str:
-    """``gate_line(gate)``: what one gate found, and what passes it."""
-    end = {"low": "lower end of ", "high": "upper end of "}.get(str(gate.get("of")), "")
-    bound = str(gate.get("bound")).replace("_", " ")
-    return f"{end}{gate.get('metric')} is {_found(gate.get('found'))}, {bound} {_found(gate.get('threshold'))} passes"
-
-
-def _found(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, int | float) else "not measured"
 
 
 def section(manifest: Mapping[str, Any], *keys: str) -> dict[str, Any]:
@@ -194,6 +181,24 @@ def read_parameters(manifest: Mapping[str, Any]) -> tuple[int | None, int | None
     student = (sizes.get("student") or {}).get("parameters", manifest.get("parameters"))
     teacher = (sizes.get("teacher") or {}).get("parameters", (manifest.get("teacher") or {}).get("parameters"))
     return (student if isinstance(student, int) else None, teacher if isinstance(teacher, int) else None)
+
+
+def read_figures(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """``read_figures(version.manifest)["kl"]``: every figure of one version, its sizes and speed too, each as a metric."""
+    evaluation = section(manifest, "evaluation")
+    metrics = section(evaluation, "metrics")
+    plain = {**section(evaluation, "sizes", "student"), **section(evaluation, "speed", "student")}
+    plain["parameters"] = read_parameters(manifest)[0]
+    return {name: read_metric(manifest, name) for name in metrics} | {key: as_metric(v) for key, v in plain.items()}
+
+
+def read_teacher_figures(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """``read_teacher_figures(version.manifest)``: what a student's manifest says of its teacher, under the student's names."""
+    evaluation = section(manifest, "evaluation")
+    plain = {**section(evaluation, "sizes", "teacher"), **section(evaluation, "speed", "teacher")}
+    plain["parameters"] = read_parameters(manifest)[1]
+    perplexity = read_metric(manifest, "teacher_perplexity")
+    return {"student_perplexity": perplexity} | {key: as_metric(value) for key, value in plain.items()}
 
 
 def verdict_of(manifest: Mapping[str, Any]) -> str:

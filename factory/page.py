@@ -17,10 +17,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from factory.comparison import BEST, TIED, compare_json, compare_notes
 from factory.errors import RegistryError
+from factory.figures import metric_named, write_metric, write_number
 from factory.files import one_line, replace_file
 from factory.manifests import Version, read_metric, read_parameters, section
-from factory.report import BEST, TIED, compare_json, compare_notes, metric_named, write_metric, write_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

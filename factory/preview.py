@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from factory.data.dataset import thinness
 from factory.distill.store import describe_store
-from factory.report import identifiers_found, write_number
+from factory.figures import write_number
+from factory.report import identifiers_found
 
 if TYPE_CHECKING:
     from factory.materials import DomainData

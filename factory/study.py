@@ -15,6 +15,7 @@ from rich.table import Table
 from factory.build import Factory
 from factory.distill.targets import encode
 from factory.errors import RegistryError
+from factory.figures import write_metric
 from factory.manifests import Version
 from factory.materials import ProgressBar
 from factory.models.chat import NO_CONTEXT
@@ -26,7 +27,6 @@ from factory.quality.metrics import Figure, Sums, paired_difference, summarise
 from factory.quality.tasks import run_tasks, task_figures
 from factory.quality.useful import Row, bits_per_byte, load_questions, useful_figures
 from factory.registry import Registry
-from factory.report import write_metric
 from factory.spec import DomainSpec, FamilySpec, Specs, TeacherContext
 
 

@@ -10,9 +10,9 @@ import argparse
 from pathlib import Path
 
 from factory.build import Factory
+from factory.figures import write_metric
 from factory.loading import load_specs
 from factory.registry import Registry
-from factory.report import write_metric
 from factory.study import ablations
 
 

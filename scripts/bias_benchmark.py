@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from factory.figures import write_metric
 from factory.loading import load_specs
 from factory.materials import Materials
 from factory.models.student import load_base, load_student, trim_teacher
 from factory.quality.bias import load_pairs, measure_bias
 from factory.quality.evaluate import switched, switched_off
 from factory.registry import Registry
-from factory.report import write_metric
 
 
 def main() -> None:

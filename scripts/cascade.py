@@ -14,13 +14,13 @@ from typing import Any
 
 from factory.bases import Bases
 from factory.distill.targets import encode
+from factory.figures import write_metric
 from factory.loading import load_specs
 from factory.manifests import Version
 from factory.models.student import load_base, trim_teacher
 from factory.quality.evaluate import always, measure
 from factory.quality.metrics import Sums, paired_difference, summarise
 from factory.registry import Registry
-from factory.report import write_metric
 
 
 def main() -> None:

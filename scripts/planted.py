@@ -26,6 +26,7 @@ from factory.data.sources import Example
 from factory.distill.targets import Sequence_, encode
 from factory.distill.trainer import Lesson
 from factory.errors import DataError
+from factory.figures import write_metric
 from factory.loading import load_specs
 from factory.materials import DomainData
 from factory.models.chat import NO_CONTEXT, prompt_ids
@@ -37,7 +38,6 @@ from factory.quality.gates import judge
 from factory.quality.memorisation import canary_rows, controls_of, make_canaries, measure_canaries
 from factory.quality.metrics import Figure
 from factory.registry import Registry
-from factory.report import write_metric
 from factory.spec import DistillConfig
 
 BATCH = 16

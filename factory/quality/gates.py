@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from factory.manifests import gate_line
+from factory.figures import gate_line
 from factory.quality.metrics import Figure
 from factory.spec import Gate
 
