@@ -214,3 +214,7 @@ def test_parts_are_put_together_in_order() -> None:
     whole = concatenate([first, second])
     np.testing.assert_array_equal(whole.kl, [*first.kl, *second.kl])
     assert whole.embeddings.shape == (5, 4)
+
+
+def test_a_figure_is_written_with_its_interval() -> None:
+    assert str(Figure(0.4123, 0.38, 12.5, 5120)) == "0.412 [0.380, 12.500]"

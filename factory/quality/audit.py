@@ -80,7 +80,7 @@ def check_teacher(
     }
     reasons = [
         f"the teacher is hardly likelier to write the domain's references than {other}: ahead by "
-        f"{_written(figures[name])} nats a token, of which the interval must lie above {LEAST_AHEAD:g}"
+        f"{_counted(figures[name])} nats a token, of which the interval must lie above {LEAST_AHEAD:g}"
         for name, other in (("teacher_ahead_of_base", "the base alone"), ("teacher_ahead_of_chance", "chance"))
         if not figures[name].low > LEAST_AHEAD  # NaN too
     ]
@@ -90,9 +90,9 @@ def check_teacher(
         own = {name: ratio(scores, np.ones(len(scores)), **sure) for name, scores in task.scores.items()}
         ahead = ratio(task.scores["teacher"] - task.scores["base"], np.ones(len(task.scores["base"])), **sure)
         if task.chance is not None and own["teacher"].high <= task.chance:
-            reasons.append(f"on task {task.name} the teacher is at {_written(own['teacher'])}, chance is {task.chance:.3f}")
+            reasons.append(f"on task {task.name} the teacher is at {_counted(own['teacher'])}, chance is {task.chance:.3f}")
         if ahead.high < 0:
-            reasons.append(f"on task {task.name} the teacher is behind the base alone by {_written(ahead)}")
+            reasons.append(f"on task {task.name} the teacher is behind the base alone by {_counted(ahead)}")
     return TeacherCheck(figures, tuple(reasons), tasks)
 
 
@@ -105,8 +105,8 @@ def unigram_nll(held_out: Sequence[Sequence_], training: Iterable[Sequence[int]]
     return np.array([nats[sequence.completion].sum() for sequence in held_out])
 
 
-def _written(figure: Figure) -> str:
-    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}] (n {figure.n:,})"
+def _counted(figure: Figure) -> str:
+    return f"{figure} (n {figure.n:,})"
 
 
 # -------------------------------------------------------------------------------------------------------- capacity gap

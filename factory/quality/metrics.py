@@ -21,6 +21,10 @@ class Figure:
     high: float
     n: int
 
+    def __str__(self) -> str:
+        """``0.412 [0.380, 0.440]``."""
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
     def to_dict(self) -> dict[str, float | int]:
         return asdict(self)
 

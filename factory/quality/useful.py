@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from factory.data.sources import beside, read_jsonl, seeded_sample
 from factory.distill.response import positions_at_once
 from factory.errors import DataError, in_one_line
+from factory.figures import DASH
 from factory.models.chat import NO_CONTEXT, completion_ids, prompt_ids
 from factory.models.forward import hidden_states, logits, make_batch, unwrap
 from factory.models.teacher import split_prefix
@@ -35,7 +36,6 @@ BATCH = 16
 LONGEST = 800  # characters of a prompt and of an answer, some 200 tokens: in characters, so that all models see the same rows
 PROMPT_FIELDS = ("prompt", "question")
 REFERENCE_FIELDS = ("response", "completion", "reference")
-DASH = "-"
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,4 @@ def useful_table(rows: Sequence[Row]) -> Table:
 
 
 def _written(figure: Figure | None) -> str:
-    """factory.report has the like for manifests; it stands beside this package and is not imported."""
-    if figure is None or math.isnan(figure.value):
-        return DASH
-    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+    return DASH if figure is None or math.isnan(figure.value) else str(figure)
