@@ -1,0 +1,1 @@
+"""A registered student as files that others run, each with a certificate of how near it is to the registered one."""
