@@ -1,0 +1,113 @@
+"""The page at ``/``, its files, and the JSON that it reads: the catalogue, a card, where student and teacher agree.
+
+    app.include_router(site(registry, Agreements(registry, specs, device), guard=caller))
+
+    GET  /                            index.html; /static/* are its scripts, style and icon
+    GET  /factory/catalogue           every student that the key opens: versions, aliases, verdicts, sizes, figures
+    GET  /factory/card/{reference}    one version: the same facts, and its card as HTML
+    POST /factory/agreement           {"model", "prompt", "text": an answer or null, "by": "student" or "teacher"}
+
+``guard`` is a FastAPI dependency that gives the Caller of a request, or raises Refusal; without one everybody may read
+everything. The page's own files are open, since a browser asks for them without a key. It chats over the app's own
+``/v1/models`` and ``/v1/chat/completions``. Every error is a Refusal, which the app answers in OpenAI's shape.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, Field
+
+from factory.errors import FactoryError, RegistryError, ServeError
+from factory.registry import Registry
+from factory.serve.catalogue import card, catalogue
+from factory.serve.limits import Caller, Refusal
+
+if TYPE_CHECKING:
+    from factory.serve.agreement import Agreements
+
+STATIC = Path(__file__).parent / "static"
+TEACHER = "teacher"
+# Nothing from elsewhere, nothing inline: what a card or a model writes can neither run nor load anything.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",  # asked for again after an update
+}
+
+
+class AgreementRequest(BaseModel):
+    """An answer to look at, or whose answer to write first."""
+
+    model: str = Field(max_length=200, description="A student: NAME, NAME@3 or NAME@champion.")
+    prompt: str = Field(max_length=20_000, description="The question.")
+    text: str | None = Field(default=None, max_length=20_000, description="The answer; if left out, `by` writes one.")
+    by: Literal["student", "teacher"] = Field(default="student", description="Who wrote the answer, or shall write it.")
+
+
+def site(registry: Registry, agreements: Agreements, guard: Callable[..., Any] = lambda: Caller()) -> APIRouter:
+    """``app.include_router(site(registry, agreements, guard=caller))``: everything that the page needs but the chat itself."""
+    router, allowed = APIRouter(), Depends(guard)
+    files = {path.name: path for path in STATIC.iterdir() if path.is_file()}
+
+    @router.get("/", include_in_schema=False)
+    def index() -> FileResponse:
+        return _file(files["index.html"])
+
+    @router.get("/static/{name}", include_in_schema=False)
+    def static(name: str) -> FileResponse:
+        if name not in files:
+            raise Refusal(404, f"no file {name!r} here", code="not_found")
+        return _file(files[name])
+
+    @router.get("/factory/catalogue", summary="Students, their versions and figures")
+    def catalogue_(caller: Caller = allowed) -> dict[str, Any]:
+        with _refused():
+            return catalogue(registry, caller.may)
+
+    @router.get("/factory/card/{reference}", summary="One version and its card")
+    def card_(reference: str, caller: Caller = allowed) -> dict[str, Any]:
+        _check(caller, reference)
+        with _refused():
+            return card(registry, reference)
+
+    @router.post("/factory/agreement", summary="Where student and teacher agree")
+    async def agreement(asked: AgreementRequest, caller: Caller = allowed) -> dict[str, Any]:
+        _check(caller, asked.model)
+        _check(caller, TEACHER)
+        with _refused():
+            return asdict(await agreements.of(asked.model, asked.prompt, asked.text, asked.by))
+
+    return router
+
+
+def _file(path: Path) -> FileResponse:
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    return FileResponse(path, media_type=kind, headers=HEADERS)
+
+
+def _check(caller: Caller, reference: str) -> None:
+    name = reference.partition("@")[0]
+    if not caller.may(name):
+        raise Refusal(403, f"this API key does not open {name}", code="model_not_allowed", param="model")
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """A FactoryError as the status that it means."""
+    try:
+        yield
+    except RegistryError as error:
+        raise Refusal(404, str(error), code="model_not_found", param="model") from None
+    except ServeError as error:
+        raise Refusal(400, str(error), code="invalid_value", param="prompt") from None
+    except FactoryError as error:
+        raise Refusal(503, str(error), code="unavailable") from None

@@ -1,0 +1,159 @@
+// The students with their versions, and one version's card. Figures come from the manifests, and nothing is added to them.
+
+import { getJson } from "./api.js";
+import { element, sayError } from "./element.js";
+import { fidelity } from "./plot.js";
+import { big, day, figure, interval, percent } from "./write.js";
+
+const MARKS = { passed: "✓", failed: "✗" };
+
+export async function showStudents() {
+  const view = document.getElementById("students");
+  try {
+    const { students, problems } = await getJson("factory/catalogue");
+    const versions = students.flatMap((student) => student.versions);
+    const list = document.getElementById("students-list");
+    list.replaceChildren(...(students.length ? [table(students)] : [nothing()]));
+    document.getElementById("students-sum").textContent = sum(students, versions);
+    sayError(view.querySelector(".error"), problems.join("; "));
+    fidelity(document.getElementById("students-plot"), students);
+  } catch (error) {
+    sayError(view.querySelector(".error"), error.message);
+  }
+}
+
+export async function showCard(reference) {
+  const title = document.getElementById("card-title");
+  const body = document.getElementById("card-body");
+  const problem = document.querySelector("#card .error");
+  title.textContent = reference;
+  body.replaceChildren();
+  sayError(problem);
+  try {
+    const version = await getJson(`factory/card/${encodeURIComponent(reference)}`);
+    title.textContent = version.reference;
+    body.replaceChildren(...facts(version));
+  } catch (error) {
+    sayError(problem, error.message);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------- the table
+
+function sum(students, versions) {
+  if (!students.length) return "";
+  const teachers = new Set(versions.map((version) => version.teacher).filter(Boolean));
+  const count = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
+  const of = teachers.size === 1 ? `, all taught by ${fileOf([...teachers][0])}` : "";
+  return `${count(students.length, "student")}, ${count(versions.length, "version")}${of}.`;
+}
+
+function fileOf(reference) {
+  return reference.split("/").pop().replace(/\.gguf$/, "");
+}
+
+function nothing() {
+  return element("p", {}, "No student is published yet. Build one: ", element("code", {}, "factory build healthcare"));
+}
+
+function table(students) {
+  const heading = (text, under = "") =>
+    element("th", { scope: "col" }, text, under && element("span", { class: "under" }, under));
+  const head = element(
+    "tr",
+    {},
+    element("th", { scope: "col" }, "Version"),
+    heading("KL", "nats a token"),
+    heading("Top-1", "agreement"),
+    heading("Parameters", "of the teacher’s"),
+    element("th", { scope: "col", class: "wide" }, "On disk", element("span", { class: "under" }, "base and adapter")),
+    element("th", { scope: "col", class: "wide" }, "Built"),
+  );
+  return element(
+    "table",
+    { class: "students" },
+    element("caption", { class: "unseen" }, "Students and their versions, the newest first"),
+    element("thead", {}, head),
+    students.map((student) => element("tbody", {}, nameRow(student), student.versions.map((one) => versionRow(one, student)))),
+  );
+}
+
+function nameRow(student) {
+  const actions = element(
+    "span",
+    { class: "actions" },
+    element("a", { href: `#/chat/${student.name}`, "aria-label": `Chat with ${student.name}` }, "Chat"),
+    element("a", { href: `#/sides/${student.name}`, "aria-label": `${student.name} and its teacher side by side` }, "Side by side"),
+  );
+  const words = [element("strong", {}, student.name), element("span", { class: "quiet about" }, student.description)];
+  const none = element("span", { class: "actions quiet" }, "every version failed its gates");
+  return element("tr", { class: "name" }, element("th", { colspan: 6, scope: "rowgroup" }, ...words, student.current ? actions : none));
+}
+
+function versionRow(version, student) {
+  const { kl, top1_agreement: top1 } = version.figures;
+  const number = (value, under) => [value, under && element("span", { class: "under" }, under)];
+  const share = version.parameters / version.teacher_parameters;
+  return element(
+    "tr",
+    { class: version.reference === student.current ? "current" : "" },
+    element(
+      "th",
+      { scope: "row" },
+      element("a", { href: `#/students/${version.reference}`, "aria-label": version.reference }, `@${version.reference.split("@")[1]}`),
+      " ",
+      badges(version),
+    ),
+    element("td", {}, ...number(figure(kl), interval(kl))),
+    element("td", {}, ...number(figure(top1), interval(top1))),
+    element("td", {}, ...number(big(version.parameters), share ? percent(share) : "")),
+    element("td", { class: "wide" }, ...number(big(version.bytes, "B"), version.adapter_bytes && `adapter ${big(version.adapter_bytes, "B")}`)),
+    element("td", { class: "wide" }, day(version.created)),
+  );
+}
+
+function badges(version) {
+  const mark = MARKS[version.verdict] ?? "";
+  const profile = version.profile && version.profile !== "default" ? version.profile : "";
+  return element(
+    "span",
+    { class: "badges" },
+    element("span", { class: `badge ${version.verdict}`, title: version.failed.join("; ") || null }, `${mark} ${version.verdict}`.trim()),
+    version.aliases.map((alias) => element("span", { class: "badge alias" }, alias)),
+    profile && element("span", { class: "badge" }, `${profile} profile`),
+  );
+}
+
+// -------------------------------------------------------------------------------------------------------- the card
+
+function facts(version) {
+  const tile = (label, value, under) =>
+    element("div", {}, element("dt", {}, label), element("dd", {}, value, under && element("span", { class: "under" }, under)));
+  const { kl, top1_agreement: top1 } = version.figures;
+  const share = version.parameters / version.teacher_parameters;
+  const card = element("article", { class: "card-text" });
+  card.innerHTML = version.html; // the server left no HTML of the card's own in it
+  for (const one of card.querySelectorAll("table, pre")) {
+    one.replaceWith(element("div", { class: "scroll", tabindex: 0 }, one.cloneNode(true)));
+  }
+  return [
+    badges(version),
+    version.notice && element("p", { class: "notice" }, version.notice),
+    version.failed.length > 0 && element("ul", { class: "failed" }, version.failed.map((line) => element("li", {}, line))),
+    element(
+      "dl",
+      { class: "tiles" },
+      tile("KL, nats a token", figure(kl), interval(kl)),
+      tile("Top-1 agreement", figure(top1), interval(top1)),
+      tile("Parameters", big(version.parameters), share ? `${percent(share)} of the teacher’s` : ""),
+      tile("On disk", big(version.bytes, "B"), version.adapter_bytes && `adapter ${big(version.adapter_bytes, "B")}`),
+    ),
+    element(
+      "p",
+      { class: "row" },
+      element("a", { class: "button main", href: `#/chat/${version.reference}` }, "Chat"),
+      element("a", { class: "button", href: `#/sides/${version.reference}` }, "Side by side"),
+    ),
+    card,
+  ].filter(Boolean);
+}
