@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -96,6 +96,43 @@ def tokenizer(template: str | None = CHATML, **named: Any) -> PreTrainedTokenize
     """Byte-level BPE of 360 tokens, as SmolLM2's; answers end with ``<|im_end|>``."""
     names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"} | named
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_trained()), chat_template=template, **names)
+
+
+def digits_apart(template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """The same tokens, but every digit is cut off first, as SmolLM's tokenizer does."""
+    apart = tokenizer(template)
+    steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+    backend: Any = apart.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    return apart
+
+
+@cache
+def _sentencepiece() -> str:
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = normalizers.Replace(" ", "▁")
+    texts = [*sentences(200), "1 + 2 = 3\n\tüber die Größe"]
+    trained.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=300, show_progress=False))
+    learned = sorted(trained.get_vocab(), key=trained.get_vocab().__getitem__)
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+    tokens = dict.fromkeys([*special, "\n\n", *(f"<0x{byte:02X}>" for byte in range(256)), "▁▁", "▁▁▁", "\n", *learned])
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    cuts = [(token[:cut], token[cut:]) for token in vocabulary for cut in range(1, len(token))]
+    merges = [(first, second) for first, second in cuts if first in vocabulary and second in vocabulary]
+    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    backend.add_tokens([AddedToken("\n\n", normalized=False)])
+    backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])])
+    return str(backend.to_str())
+
+
+def sentencepiece(template: str | None = None) -> PreTrainedTokenizerFast:
+    """BPE as Gemma's: spaces as ▁, bytes for what is unknown, every way to make a token is a merge; an own empty line."""
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_sentencepiece()), chat_template=template, **names)
 
 
 def _config(layers: int, width: int, vocabulary: int) -> dict[str, Any]:
