@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from factory.build import Factory
     from factory.data.router import DomainRouter, Route
-    from factory.errors import DataError, FactoryError, ReferenceError, RegistryError, SpecError, TrainingError
+    from factory.errors import (
+        DataError,
+        ExportError,
+        FactoryError,
+        ReferenceError,
+        RegistryError,
+        ServeError,
+        SpecError,
+        TrainingError,
+    )
+    from factory.export.export import Certificate, export_version
     from factory.loading import load_specs
     from factory.manifests import Summary, Version
     from factory.models.teacher import Teacher
@@ -29,10 +39,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Certificate",
     "DataError",
     "DomainRouter",
     "DomainSpec",
     "EvalReport",
+    "ExportError",
     "Factory",
     "FactoryError",
     "FamilySpec",
@@ -41,6 +53,7 @@ __all__ = [
     "Registry",
     "RegistryError",
     "Route",
+    "ServeError",
     "SpecError",
     "Specs",
     "Summary",
@@ -48,13 +61,24 @@ __all__ = [
     "TrainingError",
     "Version",
     "__version__",
+    "export_version",
     "load_specs",
 ]
 
 HOMES = {
     "factory.build": ("Factory",),
     "factory.data.router": ("DomainRouter", "Route"),
-    "factory.errors": ("DataError", "FactoryError", "ReferenceError", "RegistryError", "SpecError", "TrainingError"),
+    "factory.errors": (
+        "DataError",
+        "ExportError",
+        "FactoryError",
+        "ReferenceError",
+        "RegistryError",
+        "ServeError",
+        "SpecError",
+        "TrainingError",
+    ),
+    "factory.export.export": ("Certificate", "export_version"),
     "factory.models.teacher": ("Teacher",),
     "factory.quality.evaluate": ("EvalReport",),
     "factory.manifests": ("Summary", "Version"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from factory.comparison import compare_json, compare_table
-from factory.errors import FactoryError, RegistryError, ServeError
+from factory.errors import ExportError, FactoryError, RegistryError, ServeError
 from factory.registry import CHAMPION, Registry
 from factory.report import list_json, list_table, show, show_json
 from factory.terminal import OneLineErrors, load_libraries, print_json, print_table, progress_bars, say
@@ -417,6 +417,34 @@ def serve(
         server.run(app, listening, limits)
 
 
+@app.command(rich_help_panel="Students")
+def export(
+    ref: Ref,
+    format: Annotated[
+        Literal["peft", "merged", "gguf", "ollama", "sentence-transformers"],
+        typer.Option("--format", help="What the application loads."),
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new folder.")],
+    quantization: Annotated[
+        Literal["f16", "q8_0", "q4"], typer.Option("--quantization", help="Of gguf and ollama: bits of a weight.")
+    ] = "q8_0",
+    part: Annotated[
+        Literal["merged", "base", "adapter"], typer.Option("--part", help="Of gguf: adapter and base together, or one alone.")
+    ] = "merged",
+    registry: RegistryFolder = REGISTRY,
+    json: Json = False,
+    device: Device = "auto",
+) -> None:
+    """Write a version as other programs load it, proven to be what is registered; DIR/parity.json says how near."""
+    here = Registry(registry)
+    version = _exportable(ref, here)
+    load_libraries(shown=not json)
+    from factory.export.export import described, export_version
+
+    found = export_version(version, here, format, to, quantization=quantization, part=part, device=device)
+    print_json(vars(found)) if json else typer.echo(f"wrote {to}: {described(found)}")
+
+
 # ------------------------------------------------------------------------------------------------------------- machine
 
 
@@ -529,6 +557,12 @@ def _student(ref: str, registry: Path, device: str, json: bool) -> Answerer:
     from factory.models.references import pick_device
 
     return load_answerer(version, here, pick_device(device))
+
+
+def _exportable(ref: str, registry: Registry) -> Version:
+    if ref == TEACHER:
+        raise ExportError("the teacher is not in the registry and is not exported: name a student or a base; factory list")
+    return registry.resolve(ref)
 
 
 def _hand_out(

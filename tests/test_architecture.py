@@ -65,7 +65,7 @@ def test_every_public_name_exists() -> None:
 
 def test_every_error_is_a_factory_error() -> None:
     errors = [getattr(factory, name) for name in factory.__all__ if name.endswith("Error")]
-    assert len(errors) == 6
+    assert len(errors) == 8
     assert all(issubclass(error, factory.FactoryError) for error in errors)
 
 
