@@ -1,8 +1,8 @@
 """An engine's answer as OpenAI's: its names, the notice at its end, and the order of a stream's chunks.
 
 answer = ChatAnswer(asked, target)
-answer.whole(content)            # of a request without a stream
-[*answer.chunks(content), ...]   # of each event of a stream; answer.last() at its end
+answer.whole([content])     # of a request without a stream; of completions one content a prompt
+answer.chunks(0, content)   # of each event of the first prompt's stream; answer.last(...) at the end
 """
 
 from __future__ import annotations
@@ -37,45 +37,46 @@ class Answer:
         self.usage = dict.fromkeys(TOKENS, 0)
         self.finished = 0  # choices that said why they ended
 
-    def whole(self, content: Json) -> Json:
+    def whole(self, contents: Sequence[Json]) -> Json:
         """Raises: Refusal 502 for an answer of another shape."""
         try:
-            self.count(content.get("usage"))
-            return self._whole(content)
+            for content in contents:
+                self.count(content.get("usage"))
+            return self._whole([content["choices"][0] for content in contents])
         except (KeyError, IndexError, TypeError, AttributeError, ValidationError) as error:
             raise Refusal(502, f"the engine's answer is no {self.kind} ({type(error).__name__})", code="bad_engine") from None
 
-    def chunks(self, content: Json) -> Iterator[Json]:
-        """The chunks that one event of the engine becomes. Raises: Refusal for an error, or an event of another shape."""
+    def chunks(self, index: int, content: Json) -> Iterator[Json]:
+        """The chunks that one event on one prompt becomes. Raises: Refusal for an error, or an event of another shape."""
         if "error" in content:
             raise Refusal(502, str((content["error"] or {}).get("message") or "the engine failed"), code="engine_failed")
         self.count(content.get("usage"))
         try:
             for choice in content.get("choices") or ():
-                yield from map(self._chunk, self._choices(choice))
+                yield from map(self._chunk, self._choices(index, choice))
                 self.finished += bool(choice.get("finish_reason"))
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise Refusal(502, f"the engine's event is no {self.kind} ({type(error).__name__})", code="bad_engine") from None
 
-    def last(self, wants_usage: bool) -> Iterator[Json]:
-        """What comes after every choice's end: the usage, where it was asked for. Raises: Refusal where the end is missing."""
-        if not self.finished:
+    def last(self, prompts: int, wants_usage: bool) -> Iterator[Json]:
+        """What comes after every choice's end: the usage, where it was asked for. Raises: Refusal where an end is missing."""
+        if self.finished < prompts:
             raise Refusal(502, "the engine ended before its answer did", code="engine_failed")
         if wants_usage:
             yield self._chunk() | {"usage": self.usage}
 
     def count(self, usage: Json | None) -> None:
-        """Some engines count at each choice's end, others once."""
+        """Adds what an engine says, at each prompt's end or after it."""
         for name in TOKENS:
             self.usage[name] += int((usage or {}).get(name) or 0)
 
     def _chunk(self, *choices: Json) -> Json:
         return {**self.frame, "object": self.kind, "choices": list(choices)}
 
-    def _whole(self, content: Json) -> Json:
+    def _whole(self, choices: Sequence[Json]) -> Json:
         raise NotImplementedError
 
-    def _choices(self, choice: Json) -> Iterator[Json]:
+    def _choices(self, index: int, choice: Json) -> Iterator[Json]:
         raise NotImplementedError
 
 
@@ -87,14 +88,14 @@ class ChatAnswer(Answer):
     def __init__(self, asked: ChatRequest, target: Target) -> None:
         super().__init__(target, target.notice if target.appends_notice and not asked.wants_json else "")
 
-    def _whole(self, content: Json) -> Json:
-        choice = content["choices"][0]
+    def _whole(self, choices: Sequence[Json]) -> Json:
+        (choice,) = choices
         message = {"role": "assistant", "content": (choice["message"].get("content") or "") + self.notice, "refusal": None}
         facts = {"index": 0, "message": message, "finish_reason": choice["finish_reason"]}
         found = {**self.frame, "object": "chat.completion", "choices": [facts | _chat_logprobs(choice)], "usage": self.usage}
         return ChatCompletion.model_validate(found).model_dump(exclude_unset=True)
 
-    def _choices(self, choice: Json) -> Iterator[Json]:
+    def _choices(self, index: int, choice: Json) -> Iterator[Json]:
         delta, ends = choice.get("delta") or {}, choice.get("finish_reason")
         if "role" in delta:
             yield {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
@@ -116,17 +117,18 @@ class TextAnswer(Answer):
         self.top = asked.logprobs
         self._length = dict.fromkeys(range(len(asked.prompts)), 0)  # of each choice's text so far
 
-    def _whole(self, content: Json) -> Json:
-        choices = [
+    def _whole(self, choices: Sequence[Json]) -> Json:
+        own = [
             {
-                "index": choice["index"],
+                "index": index,
                 "text": choice["text"] + self.notice,
                 "finish_reason": choice["finish_reason"],
-                "logprobs": self._logprobs(choice),
+                "logprobs": self._logprobs(index, choice),
             }
-            for choice in sorted(content["choices"], key=lambda one: one["index"])
+            for index, choice in enumerate(choices)
         ]
-        return self._checked(choices)
+        found = {**self.frame, "object": self.kind, "choices": own, "usage": self.usage}
+        return Completion.model_validate(found).model_dump(exclude_unset=True)
 
     def scored(self, scored: Sequence[Scored]) -> Json:
         """What transformers found, of a request with ``echo``."""
@@ -152,28 +154,23 @@ class TextAnswer(Answer):
         # Of the first token nothing is known: OpenAI answers null there, which its own types leave out.
         return {**self.frame, "object": self.kind, "choices": choices, "usage": self.usage}
 
-    def _choices(self, choice: Json) -> Iterator[Json]:
-        index, ends = choice["index"], choice.get("finish_reason")
+    def _choices(self, index: int, choice: Json) -> Iterator[Json]:
+        ends = choice.get("finish_reason")
         if choice.get("text"):
             text = choice["text"]
-            yield {"index": index, "text": text, "finish_reason": None, "logprobs": self._logprobs(choice)}
+            yield {"index": index, "text": text, "finish_reason": None, "logprobs": self._logprobs(index, choice)}
         if ends and self.notice:
             yield {"index": index, "text": self.notice, "finish_reason": None, "logprobs": None}
         if ends:
             yield {"index": index, "text": "", "finish_reason": ends, "logprobs": None}
 
-    def _checked(self, choices: list[Json]) -> Json:
-        found = {**self.frame, "object": self.kind, "choices": choices, "usage": self.usage}
-        return Completion.model_validate(found).model_dump(exclude_unset=True)
-
-    def _logprobs(self, choice: Json) -> Json | None:
+    def _logprobs(self, index: int, choice: Json) -> Json | None:
         """llama.cpp gives the chat's shape; whoever gives the completions' own keeps it."""
         given = choice.get("logprobs")
         if self.top is None or given is None:
             return None
         if "content" not in given:
             return dict(given)
-        index = choice["index"]
         found = completion_logprobs(given["content"], self._length[index], self.top)
         self._length[index] += sum(len(token) for token in found["tokens"])
         return found

@@ -31,7 +31,7 @@ from factory.serve.guard import Guard, refused
 from factory.serve.limits import Caller, Keys, Limits, Queue, Refusal
 from factory.serve.metrics import Metrics
 from factory.serve.names import AUTO, Names, Target
-from factory.serve.pool import Engines
+from factory.serve.pool import Engines, Lease
 from factory.serve.prompts import Prompts
 from factory.serve.protocol import ChatRequest, CompletionRequest, EmbeddingRequest, Generation, Json, embedding_vector
 from factory.serve.relay import Relay
@@ -100,7 +100,7 @@ class Gateway:
                 most = self._most(asked.max_tokens, asked.max_completion_tokens)
                 await asyncio.to_thread(self.prompts.chat_tokens, target, asked.turns())
                 self._check_bias(target, asked.logit_bias)
-                return await self._answer(stack, visit, target, ChatAnswer(asked, target), asked, asked.body(most))
+                return await self._answer(stack, visit, target, ChatAnswer(asked, target), asked, asked.bodies(most))
 
     async def complete(self, http: Request, caller: Caller, asked: CompletionRequest) -> Response:
         async with AsyncExitStack() as stack:
@@ -112,7 +112,7 @@ class Gateway:
                 self._check_bias(target, asked.logit_bias)
                 answer = TextAnswer(asked, target)
                 if not asked.echo:
-                    return await self._answer(stack, visit, target, answer, asked, asked.body(most))
+                    return await self._answer(stack, visit, target, answer, asked, asked.bodies(most))
                 asked.check_echo()
                 scored = [
                     await self.scorer.score(
@@ -196,31 +196,49 @@ class Gateway:
             self.prompts.check_known(target, list(bias), "logit_bias")
 
     async def _answer(
-        self, stack: AsyncExitStack, visit: Visit, target: Target, answer: Answer, asked: Generation, body: Json
+        self, stack: AsyncExitStack, visit: Visit, target: Target, answer: Answer, asked: Generation, bodies: list[Json]
     ) -> Response:
         """From here on an engine works; of a stream it goes on working after this has returned."""
         lease = await stack.enter_async_context(self.engines.lease(target))
-        body["model"] = target.reference
+        bodies = [body | {"model": target.reference} for body in bodies]
         if not asked.stream:
-            content = answer.whole(await self.relay.answer(lease, answer.path, body))
+            content = answer.whole([await self.relay.answer(lease, answer.path, body) for body in bodies])
             self._count(target, answer)
             return JSONResponse(content, headers=headers_of(target))
-        events = await stack.enter_async_context(self.relay.events(lease, answer.path, body))
-        chunks = self._chunks(visit, target, answer, events, asked.wants_usage)
+        first = await stack.enter_async_context(self.relay.events(lease, answer.path, bodies[0]))
+        events = self._events(first, lease, answer.path, bodies[1:])
+        chunks = self._chunks(visit, target, answer, events, len(bodies), asked.wants_usage)
         return EventStream(chunks, stack.pop_all(), visit, headers_of(target))
 
+    async def _events(
+        self, first: AsyncIterator[Json], lease: Lease, path: str, further: list[Json]
+    ) -> AsyncIterator[tuple[int, Json]]:
+        """Each event and its prompt's number: what the engine refuses of the first prompt is known before a byte is sent."""
+        async for content in first:
+            yield 0, content
+        for index, body in enumerate(further, start=1):
+            async with self.relay.events(lease, path, body) as events:
+                async for content in events:
+                    yield index, content
+
     async def _chunks(
-        self, visit: Visit, target: Target, answer: Answer, events: AsyncIterator[Json], wants_usage: bool
+        self,
+        visit: Visit,
+        target: Target,
+        answer: Answer,
+        events: AsyncIterator[tuple[int, Json]],
+        prompts: int,
+        wants_usage: bool,
     ) -> AsyncIterator[Json]:
-        first = True
-        async for content in events:
-            if first:
+        waiting = True
+        async for index, content in events:
+            if waiting:
                 self.metrics.first.observe(asyncio.get_running_loop().time() - visit.begun)
-                first = False
-            for chunk in answer.chunks(content):
+                waiting = False
+            for chunk in answer.chunks(index, content):
                 yield chunk
         self._count(target, answer)
-        for chunk in answer.last(wants_usage):
+        for chunk in answer.last(prompts, wants_usage):
             yield chunk
 
     def _count(self, target: Target, answer: Answer) -> None:

@@ -208,17 +208,28 @@ class Pool:
     def _start(self, target: Target, asked: tuple[str, ...]) -> Engine:
         """Raises: ServeError, whatever the files or llama.cpp say."""
         try:
-            versions = list(self._wanted(target, asked)) if target.version else []
+            adapters = self._adapters(target, asked) if target.version else {}
             server = LlamaServer(
                 self.files.base(target.base),
-                adapters=[self.files.adapter(version) for version in versions],
+                adapters=list(adapters.values()),
                 parallel=self.limits.parallel,
                 context=self.limits.context,
                 threads=self.threads,
             )
         except Exception as error:  # of torch, gguf, the disk: the request fails, the server goes on
             raise ServeError(f"no engine for {target.reference} could be started ({type(error).__name__}: {error})") from error
-        return Engine(server, tuple(version.reference for version in versions), self.limits.parallel)
+        return Engine(server, tuple(adapters), self.limits.parallel)
+
+    def _adapters(self, target: Target, asked: tuple[str, ...]) -> dict[str, Path]:
+        """Files by reference; another version's that cannot be made is left out, and fails who asks for it."""
+        found = {}
+        for version in self._wanted(target, asked):
+            try:
+                found[version.reference] = self.files.adapter(version)
+            except Exception:
+                if version.reference == target.reference:
+                    raise
+        return found
 
     def _wanted(self, target: Target, asked: tuple[str, ...]) -> Iterator[Version]:
         """What may be asked for by name on this base, what was lately, and the target."""

@@ -40,6 +40,7 @@ IGNORED_CHAT = (
     "user",
     "verbosity",
 )
+NEUTRAL = {"stream": False, "stop": [], "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "top_p": 1}
 HARMLESS = {"tool_choice": ("none", "auto"), "function_call": ("none", "auto")}  # these ask for nothing
 
 
@@ -134,14 +135,14 @@ class ChatRequest(Generation):
         """Plain text by role, as chat templates know it."""
         return [{"role": "system" if one.role == "developer" else one.role, "content": one.text} for one in self.messages]
 
-    def body(self, max_tokens: int) -> Json:
-        """For an engine's ``/v1/chat/completions``."""
+    def bodies(self, max_tokens: int) -> list[Json]:
+        """For an engine's ``/v1/chat/completions``: one."""
         found = {"messages": self.turns(), **self.settings(max_tokens)}
         if self.logprobs:
             found |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
         if self.wants_json:
             found["response_format"] = self.response_format
-        return found
+        return [found]
 
 
 class CompletionRequest(Generation):
@@ -176,16 +177,16 @@ class CompletionRequest(Generation):
 
     def check_echo(self) -> None:
         """Raises: Refusal for what is not offered where a prompt is scored, which is greedy or plain sampling."""
-        for field in ("stream", "stop", "frequency_penalty", "presence_penalty", "logit_bias", "top_p"):
-            if getattr(self, field) not in (None, False, 0, 1, [], ""):
+        for field, neutral in NEUTRAL.items():
+            if (getattr(self, field) or neutral) != neutral:
                 raise Refusal(400, f"{field} is not offered with echo", code="unsupported_parameter", param=field)
 
-    def body(self, max_tokens: int) -> Json:
-        """For an engine's ``/v1/completions``."""
-        found = {"prompt": self.prompt, **self.settings(max_tokens)}
+    def bodies(self, max_tokens: int) -> list[Json]:
+        """For an engine's ``/v1/completions``, one a prompt: of several together llama.cpp counts the first one's tokens."""
+        found = self.settings(max_tokens)
         if self.logprobs is not None:
             found["logprobs"] = max(1, self.logprobs)  # llama.cpp takes 0 for none
-        return found
+        return [{"prompt": prompt, **found} for prompt in self.prompts]
 
 
 class EmbeddingRequest(Request):

@@ -13,8 +13,6 @@ from factory.serve.limits import Refusal
 from factory.serve.pool import Lease
 from factory.serve.protocol import Json
 
-NO_EVENTS = (b"[DONE]", b"null")  # null: llama.cpp's first word on several prompts
-
 
 class Relay:
     """``await Relay().answer(lease, "/chat/completions", body)``. Whoever stops waiting closes the engine's side too."""
@@ -60,7 +58,7 @@ async def _events(response: httpx.Response) -> AsyncIterator[Json]:
         *lines, rest = (rest + part).split(b"\n")
         for line in lines:
             data = line.removeprefix(b"data:").strip()
-            if data == line or data in NO_EVENTS:
+            if data == line or data == b"[DONE]":
                 continue
             content = _parsed(data)
             yield content if isinstance(content, dict) else {"error": {"message": "the engine sent half an event"}}
