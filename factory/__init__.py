@@ -28,7 +28,8 @@ if TYPE_CHECKING:
         SpecError,
         TrainingError,
     )
-    from factory.export.export import Certificate, export_version
+    from factory.export.export import export_version
+    from factory.export.papers import Certificate
     from factory.loading import load_specs
     from factory.manifests import Summary, Version
     from factory.models.teacher import Teacher
@@ -78,7 +79,8 @@ HOMES = {
         "SpecError",
         "TrainingError",
     ),
-    "factory.export.export": ("Certificate", "export_version"),
+    "factory.export.export": ("export_version",),
+    "factory.export.papers": ("Certificate",),
     "factory.models.teacher": ("Teacher",),
     "factory.quality.evaluate": ("EvalReport",),
     "factory.manifests": ("Summary", "Version"),

@@ -439,7 +439,8 @@ def export(
     here = Registry(registry)
     version = _exportable(ref, here)
     load_libraries(shown=not json)
-    from factory.export.export import described, export_version
+    from factory.export.export import export_version
+    from factory.export.papers import described
 
     found = export_version(version, here, format, to, quantization=quantization, part=part, device=device)
     print_json(vars(found)) if json else typer.echo(f"wrote {to}: {described(found)}")

@@ -70,7 +70,7 @@ def test_every_error_is_a_factory_error() -> None:
 
 
 def test_an_unknown_public_name_lists_those_that_exist() -> None:
-    with pytest.raises(AttributeError, match="it has: DataError"):
+    with pytest.raises(AttributeError, match="it has: Certificate"):
         factory.Factroy  # noqa: B018
 
 

@@ -166,6 +166,27 @@ def test_a_second_build_makes_nothing_twice(student: dict[str, Any], run: Run) -
     assert {step["what"] for step in plan if step["state"] != "on disk"} == {"student education-small"}
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["peft"],
+        ["merged"],
+        ["gguf", "--quantization", "f16"],
+        ["gguf", "--quantization", "q8_0"],
+        ["gguf", "--quantization", "q4"],
+        ["gguf", "--part", "base"],
+        ["gguf", "--part", "adapter"],
+        ["ollama"],
+        ["sentence-transformers"],
+    ],
+    ids="-".join,
+)
+def test_every_export_is_what_is_registered(student: dict[str, Any], run: Run, tmp_path: Path, arguments: list[str]) -> None:
+    found = run("export", "education-small@1", "--format", *arguments, "--to", str(tmp_path / "out"), "--json")
+    assert found["within"] and found["tokens"] > 300
+    assert json.loads((tmp_path / "out" / "parity.json").read_text(encoding="utf-8")) == found
+
+
 def test_peft_alone_loads_it_after_both_folders_were_moved(student: dict[str, Any], place: Path, tmp_path: Path) -> None:
     base, adapter = tmp_path / "somewhere" / "base", tmp_path / "elsewhere" / "adapter"
     shutil.copytree(place / "registry" / "bases" / "default-small-base" / "1", base)

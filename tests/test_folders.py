@@ -1,4 +1,4 @@
-"""Folders that others load: what is in them, what is not, and what travels with them."""
+"""Folders that others load: what is in them, and what is not."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from factory.errors import ExportError
 from factory.export.folders import (
     Registered,
-    card_with,
     conversation,
     load_registered,
-    notice,
     write_merged,
     write_peft,
     write_sentence_transformer,
@@ -94,22 +92,3 @@ def test_a_begin_of_text_that_the_tokenizer_writes_is_not_written_twice() -> Non
     ids = prompt_ids(tokenizer, "what is it")
     assert ids[0] == tokenizer.bos_token_id
     assert conversation(tokenizer, ids) == "Question:\nwhat is it\nAnswer:\n"
-
-
-def test_the_notice_names_whose_work_it_is_and_every_licence() -> None:
-    text = notice(exporting.MANIFEST | {"name": "plants-mini", "version": 3, "notice": "No advice."})
-    assert "plants-mini, version 3" in text and "changed" in text
-    assert "Made from: path:./teacher, licence: apache-2.0." in text
-    assert "Prompts: questions, licence: cc-by-4.0." in text
-    assert text.endswith("Notice: No advice.\n")
-
-
-def test_gemmas_terms_ask_for_a_sentence_of_their_own() -> None:
-    assert "ai.google.dev/gemma/terms" in notice({"teacher": {"reference": "path:x", "license": "gemma"}})
-    assert "gemma" not in notice(exporting.MANIFEST).lower()
-
-
-def test_the_card_keeps_its_chapters_behind_the_new_one() -> None:
-    card = card_with("---\nlibrary_name: peft\n---\n\n# a\n\nwords\n\n## Limits\n\nmany\n", "gguf", "## This export\n\nnear")
-    assert card == "---\nlibrary_name: gguf\n---\n\n# a\n\nwords\n\n## This export\n\nnear\n\n## Limits\n\nmany\n"
-    assert card_with("", "gguf", "## This export") == "\n## This export\n"

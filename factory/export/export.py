@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,16 +26,15 @@ from transformers import AutoModelForCausalLM
 from factory.errors import ExportError
 from factory.export.folders import (
     Registered,
-    card_with,
     conversation,
     load_registered,
     merged,
-    notice,
     write_merged,
     write_peft,
     write_sentence_transformer,
 )
 from factory.export.ollama import modelfile
+from factory.export.papers import Certificate, distance, notice, what, write_papers
 from factory.export.parity import (
     SPEED_TOKENS,
     Comparison,
@@ -51,7 +50,7 @@ from factory.export.parity import (
     writing,
 )
 from factory.files import one_line
-from factory.manifests import Version, section, to_json
+from factory.manifests import Version, section
 from factory.models.references import pick_device
 from factory.provenance import library_versions
 from factory.quality.evaluate import folder_bytes
@@ -63,48 +62,16 @@ Part = Literal["merged", "base", "adapter"]
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 LLAMA_CPP = ("gguf", "ollama")
-LIBRARY = {"peft": "peft", "merged": "transformers", "sentence-transformers": "sentence-transformers"}  # others: gguf
-CERTIFICATE = "parity.json"
-LOADING = {  # in this folder; `folder` is its path
-    "peft": 'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(f"{folder}/base"), folder)  # tokenizer: base/',
-    "merged": "AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)",
-    "gguf": "llama-server -m *.gguf  # an adapter alone: -m base.gguf --lora *.gguf",
-    "ollama": "ollama create NAME -f Modelfile",
-    "sentence-transformers": "SentenceTransformer(folder).encode(texts)  # mean of the final states over a text's tokens",
-}
 
 # What an export may be away from the registered student: nats per token, of sentence-transformers a cosine distance.
 BOUNDS = {
-    "peft": 1e-3,  # the same weights; what differs is arithmetic in bfloat16, as transformers loads them
-    "merged": 2e-3,  # base and adapter rounded together to bfloat16's 8 digits
-    "f16": 1e-3,  # float16 has 3 digits more, and llama.cpp adds up in float32
-    "q8_0": 5e-3,  # 8 bits a weight and a scale every 32
-    "q4": 0.1,  # 4 bits a weight: a small model feels it
-    "sentence-transformers": 1e-3,
+    "peft": 1e-5,  # the same weights; sums are added up in another order
+    "merged": 2e-3,  # base and adapter rounded together, to the 8 binary digits of bfloat16
+    "f16": 1e-3,  # 11 digits, and llama.cpp's own arithmetic
+    "q8_0": 5e-3,  # 8 bits a weight and a scale for 32 of them
+    "q4": 0.25,  # 4 bits a weight, which a small model feels
+    "sentence-transformers": 1e-3,  # bfloat16 in weights and arithmetic, as it is loaded by default
 }
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """``parity.json``: an export beside the registered version, on ``tokens`` answer tokens of ``texts`` texts."""
-
-    reference: str
-    manifest_sha256: str
-    format: str
-    part: str
-    quantization: str | None
-    texts: int
-    tokens: int
-    kl: float | None  # KL(registered ‖ exported), nats per token
-    log_prob_difference: float | None  # the largest, over every token of the vocabulary at every position
-    top1_agreement: float | None
-    cosine_distance: float | None  # the largest of all texts' embeddings; of sentence-transformers alone
-    bound: float  # of kl, or of cosine_distance
-    within: bool
-    bytes: int  # of the model's files
-    tokens_per_second: dict[str, float]  # exported and registered, one after the other, on the machine that exported
-    tokens_per_second_of: str
-    libraries: dict[str, str]
 
 
 def export_version(
@@ -140,8 +107,10 @@ def export_version(
         own = _own_speed(load_registered(version, registry, chosen, torch.bfloat16), texts, format)
         certificate = _certificate(version, format, part, quantization, found, folder_bytes(folder), (speed, own))
         if not certificate.within:
-            raise ExportError(f"not kept, because it is not what is registered: {_what(certificate)}: {_distance(certificate)}")
-        _write_papers(version, certificate, student.tokenizer, folder)
+            raise ExportError(f"not kept, because it is not what is registered: {what(certificate)}: {distance(certificate)}")
+        if format == "ollama":
+            _write_modelfile(student, folder)
+        write_papers(version, certificate, folder)
     return certificate
 
 
@@ -221,6 +190,13 @@ def _quantized(
     return compare(registered, exported), speed
 
 
+def _write_modelfile(student: Registered, folder: Path) -> None:
+    [gguf] = folder.glob("*.gguf")
+    manifest = student.version.manifest
+    text = modelfile(gguf.name, student.tokenizer, notice=str(manifest.get("notice") or ""), license=notice(manifest))
+    (folder / "Modelfile").write_text(text, encoding="utf-8")
+
+
 def _embedding(student: Registered, folder: Path, texts: list[Passage]) -> tuple[Comparison, float]:
     """A sentence-transformers folder, asked for the same conversations' embeddings."""
     from sentence_transformers import SentenceTransformer
@@ -251,9 +227,6 @@ def _own_speed(student: Registered, texts: list[Passage], format: str) -> float:
     return tokens_per_second(embed)
 
 
-# ------------------------------------------------------------------------------------------------------------- papers
-
-
 def _certificate(
     version: Version,
     format: Format,
@@ -279,66 +252,4 @@ def _certificate(
         tokens_per_second={"exported": speeds[0], "registered": speeds[1]},
         tokens_per_second_of="embedding one conversation" if found.kl is None else "writing in one stream, prompt included",
         libraries=library_versions() | {name: importlib.metadata.version(name) for name in engine},
-    )
-
-
-def described(certificate: Certificate) -> str:
-    """``described(certificate)``: what it is, how near, how large and how fast, in one line."""
-    speeds = certificate.tokens_per_second
-    return (
-        f"{_what(certificate)}: {_distance(certificate)}; {certificate.bytes / 1e6:.1f} MB; {speeds['exported']:.0f} tokens/s "
-        f"here, the registered one {speeds['registered']:.0f} ({certificate.tokens_per_second_of})"
-    )
-
-
-def _what(certificate: Certificate) -> str:
-    part = "" if certificate.part == "merged" else f", {certificate.part} alone"
-    return f"{certificate.reference} as {certificate.format}{part}" + (
-        f", {certificate.quantization}" if certificate.quantization else ""
-    )
-
-
-def _distance(certificate: Certificate) -> str:
-    if certificate.cosine_distance is not None:
-        figure = f"largest cosine distance {certificate.cosine_distance:.3g}"
-    else:
-        figure = f"KL {certificate.kl:.3g} nats a token, same likeliest token {certificate.top1_agreement:.1%}"
-    return f"{figure}, bound {certificate.bound:g}, n {certificate.tokens} tokens of {certificate.texts} texts"
-
-
-def _write_papers(version: Version, certificate: Certificate, tokenizer: Any, folder: Path) -> None:
-    """Certificate, card, licences, and of an Ollama export the Modelfile."""
-    papers = notice(version.manifest)
-    (folder / CERTIFICATE).write_bytes(to_json(asdict(certificate)))
-    (folder / "NOTICE").write_text(papers, encoding="utf-8")
-    card = (version.folder / "README.md").read_text(encoding="utf-8") if (version.folder / "README.md").is_file() else ""
-    library = LIBRARY.get(certificate.format, "gguf")
-    (folder / "README.md").write_text(card_with(card, library, chapter(certificate)), encoding="utf-8")
-    if certificate.format == "ollama":
-        [gguf] = folder.glob("*.gguf")
-        told = str(version.manifest.get("notice") or "")
-        (folder / "Modelfile").write_text(modelfile(gguf.name, tokenizer, notice=told, license=papers), encoding="utf-8")
-
-
-def chapter(certificate: Certificate) -> str:
-    """``chapter(certificate)``: the card's chapter on this export: how it is loaded, and how near it is."""
-    rows = {
-        "texts, answer tokens": f"{certificate.texts}, {certificate.tokens}",
-        "KL(registered ‖ exported), nats a token": certificate.kl,
-        "largest difference of a log-probability": certificate.log_prob_difference,
-        "same likeliest token": certificate.top1_agreement,
-        "largest cosine distance of embeddings": certificate.cosine_distance,
-        "bound": certificate.bound,
-        "bytes": certificate.bytes,
-        f"tokens a second, {certificate.tokens_per_second_of}": certificate.tokens_per_second["exported"],
-        "the same of the registered one, same machine": certificate.tokens_per_second["registered"],
-    }
-    shown = [
-        (label, f"{value:.3g}" if isinstance(value, float) else value) for label, value in rows.items() if value is not None
-    ]
-    table = "\n".join(["| | |", "| --- | --- |", *(f"| {label} | {value} |" for label, value in shown)])
-    return (
-        f"## This export\n\n{_what(certificate)}:\n\n"
-        f"```\n{LOADING[certificate.format]}\n```\n\n"
-        f"Beside the registered version (everything is in `{CERTIFICATE}`):\n\n{table}"
     )

@@ -1,4 +1,4 @@
-"""Folders that other libraries load: peft's, transformers', sentence-transformers'; and what travels with every export.
+"""Folders that other libraries load: peft's, transformers', sentence-transformers'.
 
 What is merged is merged in float32 and rounded once, to bfloat16.
 """
@@ -6,9 +6,7 @@ What is merged is merged in float32 and rounded once, to bfloat16.
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from factory.errors import ExportError
-from factory.manifests import Version, section
+from factory.manifests import Version
 from factory.models.student import SHAPE, load_base, load_student
 from factory.registry import Registry
 
@@ -97,30 +95,3 @@ def conversation(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     bos = tokenizer.bos_token_id
     writes_bos = list(tokenizer("")["input_ids"])[:1] == [bos]
     return str(tokenizer.decode(ids[1:] if writes_bos and ids[0] == bos else ids))
-
-
-# -------------------------------------------------------------------------------------------------- what travels with it
-
-
-def notice(manifest: Mapping[str, Any]) -> str:
-    """``notice(version.manifest)``: the text of NOTICE: whose work it is made from, and under which licences."""
-    teacher, name = section(manifest, "teacher"), manifest.get("name")
-    lines = [
-        f"{name}, version {manifest.get('version')}: a model made with student-factory from another one, and changed: "
-        "layers and tokens were removed, and what is left was trained on the other one's answers.",
-        f"Made from: {teacher.get('reference')}, licence: {teacher.get('license')}.",
-    ]
-    if str(teacher.get("license")).lower() == "gemma":  # section 3.1 of the terms asks for this sentence
-        lines.append("Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms")
-    sources = [one for one in section(manifest, "dataset").get("sources") or () if isinstance(one, Mapping)]
-    lines += [f"Prompts: {one.get('id')}, licence: {one.get('license') or 'unknown'}." for one in sources]
-    if manifest.get("notice"):
-        lines.append(f"Notice: {manifest['notice']}")
-    return "\n".join(lines) + "\n"
-
-
-def card_with(card: str, library: str, chapter: str) -> str:
-    """``card_with(readme, "transformers", "## This export\\n...")``: the version's card, that chapter first."""
-    card = re.sub(r"^library_name: .*$", f"library_name: {library}", card, count=1, flags=re.MULTILINE)
-    opening, first, rest = card.partition("\n## ")
-    return f"{opening}\n{chapter}\n{first}{rest}" if first else f"{card}\n{chapter}\n"
