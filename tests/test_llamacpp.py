@@ -87,6 +87,23 @@ def test_a_pruned_gemma_keeps_its_own_windows_and_no_others_would_do(tmp_path: P
     assert kl(of_transformers(model), found).max() < 5e-4
 
 
+def test_a_pruned_gemma_s_windows_are_its_own_beyond_512_tokens(tmp_path: Path) -> None:
+    ids, last = random.Random(1).choices(range(3, 360), k=700), 690
+    model: Any = gemma(0, 2, 5, 6)
+    for part in (model.config, *(layer.self_attn for layer in model.model.layers if layer.self_attn.sliding_window)):
+        part.sliding_window = 512
+    model.config.max_position_embeddings = 1024
+    write_base_gguf(model, tiny.tokenizer(), tmp_path / "base.gguf", "f16", **ONE_NAME)
+    with torch.no_grad():
+        expected = np.asarray(model(torch.tensor([ids])).logits[0, last:].float().log_softmax(-1))
+        model.config.layer_types = ["full_attention"] * 4
+        without = np.asarray(model(torch.tensor([ids])).logits[0, last:].float().log_softmax(-1))
+    with LlamaServer(tmp_path / "base.gguf", context=1024, threads=1) as server:
+        found = server.log_probs([ids], starts=[last])[0]
+    assert kl(expected, found).max() < 5e-4
+    assert kl(expected, without).max() > 0.01  # the window is felt there
+
+
 def test_fewer_bits_are_smaller_and_further_off(tmp_path: Path) -> None:
     model: Any = tiny.llama(width=64)
     expected, sizes, distances = of_transformers(model), [], []

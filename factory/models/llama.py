@@ -59,7 +59,10 @@ class LlamaServer:
         self.close()
 
     def close(self) -> None:
-        """Frees the port and the memory; what is being answered is cut off. A second time does nothing."""
+        """Frees the port and the memory; a second time does nothing.
+
+        What is being answered is cut off, which can take two seconds, and no Python runs meanwhile: let it finish first.
+        """
         self._client.close()
         self._server = None  # its destructor stops and joins the threads
 
@@ -131,6 +134,7 @@ def _start(gguf: Path, adapters: Sequence[Path], parallel: int, context: int, th
     params.fit_params = False  # the context is as asked for, or it does not start
     params.cache_ram_mib = 0  # it would give one adapter the cached keys and values of another
     params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE  # an answer is all of its text
+    params.sse_ping_interval = 1  # seconds, after which it also notices that it shall stop
     params.verbosity = 3 if logs else 0
     try:
         return xllamacpp.Server(params)
