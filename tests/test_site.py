@@ -76,6 +76,8 @@ class Script:
         try:
             for word in [XSS] if question == "attack" else ANSWER.split():
                 yield event({"choices": [{"index": 0, "delta": {"content": f"{word} "}}]})
+            if question.startswith("what are"):  # of a domain that appends its notice, which is no part of the comparison
+                yield event({"choices": [{"index": 0, "delta": {"content": f"\n\n{NOTICE}"}}]})
             if question == "break":
                 yield event({"error": {"message": "the engine failed", "type": "server_error", "param": None, "code": None}})
                 return
@@ -413,7 +415,7 @@ def test_student_and_teacher_side_by_side_with_what_both_expected(page: Page, ur
     expect(student).to_have_text(ANSWER)
     expect(teacher).to_be_visible()
     expect(page.locator("#sides-student-title")).to_have_text("plants-mini@1")
-    asked = {"model": "plants-mini@1", "prompt": "what are the signs of oak ?", "text": f"{ANSWER} "}
+    asked = {"model": "plants-mini@1", "prompt": "what are the signs of oak ?", "text": ANSWER}
     scored = httpx.post(f"{url}/factory/agreement", json=asked, timeout=30).json()["tokens"]
     expect(student.locator(".token")).to_have_count(len(scored))
     expect(student.locator(".agree")).to_have_count(sum(token["agrees"] for token in scored))

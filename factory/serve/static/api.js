@@ -13,7 +13,7 @@ export async function postJson(path, body, signal) {
   return (await request(path, { body, signal })).json();
 }
 
-// for await (const part of chat(body, signal)): first {headers}, then {text}, at the end {usage}
+// for await (const part of chat(body, signal)): first {headers}, then {text}, {cut} at a limit, at the end {usage}
 export async function* chat(body, signal) {
   const streamed = { ...body, stream: true, stream_options: { include_usage: true } };
   const response = await request("v1/chat/completions", { body: streamed, signal });
@@ -24,9 +24,15 @@ export async function* chat(body, signal) {
     if (chunk.error) throw new Refused(chunk.error.message);
     const text = chunk.choices?.[0]?.delta?.content;
     if (text) yield { text };
+    if (chunk.choices?.[0]?.finish_reason === "length") yield { cut: true };
     if (chunk.usage) yield { usage: chunk.usage };
   }
   throw new Refused("the server ended the answer before it was complete");
+}
+
+// fact(headers, "version"): what the server says of an answer beside it, "" where it says nothing
+export function fact(headers, name) {
+  return decodeURIComponent(headers.get(`x-factory-${name}`) ?? "");
 }
 
 async function* events(stream) {

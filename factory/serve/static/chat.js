@@ -1,6 +1,6 @@
 // A conversation with one model, streamed; each answer says which version gave it and why.
 
-import { chat, getJson } from "./api.js";
+import { chat, fact, getJson } from "./api.js";
 import { composer, pickModel, questions } from "./composer.js";
 import { element } from "./element.js";
 import { decimals } from "./write.js";
@@ -65,6 +65,7 @@ async function stream(model, messages, text, about) {
       text.append(part.text);
       follow();
     }
+    if (part.cut) about.append(" · cut at the server’s limit");
     if (part.usage) about.append(speed(part.usage.completion_tokens, performance.now() - begun));
   }
   const notice = about.querySelector(".notice-text");
@@ -79,12 +80,13 @@ function follow() {
 }
 
 function why(model, headers) {
-  const of = (name) => decodeURIComponent(headers.get(`x-factory-${name}`) ?? "");
+  const of = (name) => fact(headers, name);
   const parts = [element("strong", {}, of("version") || model)];
   if (of("score")) {
     const [score, threshold] = [of("score"), of("threshold")].map((value) => decimals(Number(value)));
     const reason = of("why") || `the router says ${of("domain")} with ${score}`;
-    parts.push(reason.includes(threshold) ? reason : `${reason}, threshold ${threshold}`);
+    const figures = [reason.includes(score) ? "" : `score ${score}`, reason.includes(threshold) ? "" : `threshold ${threshold}`];
+    parts.push([reason, ...figures.filter(Boolean)].join(", "));
   }
   const notice = of("notice");
   const line = parts.flatMap((part, index) => (index ? [" · ", part] : [part]));

@@ -1,6 +1,6 @@
 // The same question to a student and to its teacher, each answer coloured by what the other would have written.
 
-import { chat, getJson, postJson } from "./api.js";
+import { chat, fact, getJson, postJson } from "./api.js";
 import { composer, pickModel, questions } from "./composer.js";
 import { element } from "./element.js";
 import { showTokens } from "./tokens.js";
@@ -53,12 +53,17 @@ async function ofStudent(model, question, signal) {
   const text = element("p", { class: "text" });
   const about = element("p", { class: "quiet" }, "writing …");
   place.student.replaceChildren(text, about);
+  let notice = "";
   for await (const part of chat({ model, messages: [{ role: "user", content: question }] }, signal)) {
-    if (part.headers) document.getElementById("sides-student-title").textContent = part.headers.get("x-factory-version") ?? model;
+    if (part.headers) {
+      document.getElementById("sides-student-title").textContent = fact(part.headers, "version") || model;
+      notice = fact(part.headers, "notice");
+    }
     if (part.text) text.append(part.text);
   }
   about.textContent = "comparing …";
-  const found = await postJson("factory/agreement", { model, prompt: question, text: text.textContent }, signal);
+  const own = notice ? text.textContent.replace(notice, "").trimEnd() : text.textContent; // neither of them wrote the notice
+  const found = await postJson("factory/agreement", { model, prompt: question, text: own }, signal);
   place.student.replaceChildren(...showTokens(found));
 }
 

@@ -31,7 +31,7 @@ function spanOf(token) {
   const span = element(
     "span",
     { class: `token ${token.agrees ? "agree" : "differ"}`, tabindex: -1, "aria-describedby": "guesses" },
-    token.text.trimStart() || token.text.replaceAll("\n", "↵\n"),
+    token.text.trimStart() || token.text.replaceAll("\n", "↵\n") || "·", // the dot: a part of a character, which the next token ends
   );
   span.addEventListener("mouseenter", () => open(token, span));
   span.addEventListener("mouseleave", () => close());
@@ -57,7 +57,7 @@ function move(event, spans) {
 
 function open(token, span) {
   panel.replaceChildren(
-    element("p", {}, element("code", {}, visible(token.text)), token.agrees ? " the other’s first choice too" : " not the other’s first choice"),
+    element("p", {}, element("code", {}, visible(token.text) || "part of a character"), token.agrees ? " the other’s first choice too" : " not the other’s first choice"),
     element("div", { class: "two" }, guesses("student", token), guesses("teacher", token)),
   );
   panel.hidden = false;
