@@ -15,13 +15,22 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from factory.errors import ExportError
 from factory.export.llamacpp import write_adapter_gguf, write_base_gguf
+from factory.loading import load_specs
 from factory.models.llama import LlamaServer
 from factory.models.pruning import prune_layers
-from factory.models.vocabulary import kept_tokens, trim_tokenizer
+from factory.models.references import resolve
+from factory.models.vocabulary import kept_tokens, trim_embeddings, trim_tokenizer
 
 IDS = random.Random(0).choices(range(3, 360), k=60)  # more than Gemma's window of 8 sees
 ONE_NAME = {"name": "tiny@1", "license": "apache-2.0"}
@@ -202,10 +211,13 @@ def assert_same_ids(cutters: tuple[Any, LlamaServer], texts: list[str]) -> None:
         assert ours == theirs, (text, tokenizer.convert_ids_to_tokens(ours), tokenizer.convert_ids_to_tokens(theirs))
 
 
+def varied_texts(count: int) -> list[str]:
+    chance = random.Random(1)
+    return ["", *PIECES, *("".join(chance.choices(PIECES, k=chance.randrange(2, 14))) for _ in range(count - len(PIECES) - 1))]
+
+
 def test_every_kind_of_text_is_cut_into_the_same_ids(cutters: tuple[Any, LlamaServer]) -> None:
-    chance = random.Random(0)
-    mixed = ["".join(chance.choices(PIECES, k=chance.randrange(2, 12))) for _ in range(400)]
-    assert_same_ids(cutters, ["", *PIECES, *mixed, *tiny.sentences(50)])
+    assert_same_ids(cutters, [*varied_texts(500), *tiny.sentences(50)])
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -213,6 +225,29 @@ def test_every_kind_of_text_is_cut_into_the_same_ids(cutters: tuple[Any, LlamaSe
 @example(text="<|im_end|><|im_end|>\n \n<|im_end|>")
 def test_any_text_is_cut_into_the_same_ids(cutters: tuple[Any, LlamaServer], text: str) -> None:
     assert_same_ids(cutters, [text])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["default", "gemma"])
+def test_the_real_teacher_pruned_and_trimmed_is_the_same_in_llamacpp(family: str, tmp_path: Path) -> None:
+    shipped = Path(__file__).parent.parent / "domains"
+    spec = load_specs(shipped).family(family).teacher
+    folder = resolve(spec, root=shipped, chat_template=spec.chat_template).folder
+    whole: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    text = (shipped.parent / "README.md").read_text(encoding="utf-8")
+    kept = kept_tokens(whole, [text], 14_000)
+    tokenizer = trim_tokenizer(whole, kept)
+    trim_embeddings(model, kept)
+    prune_layers(model, [0, 1, 2, 5, 8, 11, 12, 17])  # of Gemma's, three are full: no longer every sixth
+    write_base_gguf(model, tokenizer, tmp_path / "base.gguf", "f16", **ONE_NAME)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][:620]
+    assert len(ids) == 620
+    with torch.no_grad():
+        expected = np.asarray(model(torch.tensor([ids])).logits[0, 600:].log_softmax(-1))
+    with LlamaServer(tmp_path / "base.gguf", context=1024) as server:
+        assert kl(expected, server.log_probs([ids], starts=[600])[0]).max() < 5e-3
+        assert_same_ids((tokenizer, server), varied_texts(1000))
 
 
 def fields(path: Path) -> dict[str, Any]:
