@@ -138,7 +138,6 @@ function facts(version) {
   }
   return [
     badges(version),
-    version.notice && element("p", { class: "notice" }, version.notice),
     version.failed.length > 0 && element("ul", { class: "failed" }, version.failed.map((line) => element("li", {}, line))),
     element(
       "dl",
