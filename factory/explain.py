@@ -132,7 +132,7 @@ def explain(version: Version, text: str, registry: Registry, specs: Specs, devic
     """
     if not text.strip():
         raise TrainingError("the text is empty: write its first words in quotes after the student's name")
-    teacher = _load_teacher(_family_of(version, specs), specs, device)
+    teacher = _load_teacher(family_of(version, specs), specs, device)
     base, student = _load(version, registry, device)
     own = _ids(base.tokenizer, text)
     kept = torch.tensor(base.shape.tokens or range(len(teacher.tokenizer)), device=device)  # (K,) the teacher's ids
@@ -164,7 +164,7 @@ def explain(version: Version, text: str, registry: Registry, specs: Specs, devic
     )
 
 
-def _family_of(version: Version, specs: Specs) -> FamilySpec:
+def family_of(version: Version, specs: Specs) -> FamilySpec:
     """The family file of a student, if it still names the teacher that the student learned from."""
     family = specs.family(str(version.manifest.get("family")))
     known = version.manifest.get("teacher") or {}

@@ -339,6 +339,7 @@ def test_auto_is_routed_and_says_why(client: OpenAI) -> None:
     assert raw.headers["x-factory-version"] == raw.parse().model == "plants-mini@1"
     assert float(raw.headers["x-factory-score"]) >= float(raw.headers["x-factory-threshold"])
     assert "the router says plants" in raw.headers["x-factory-why"]
+    assert float(raw.headers["server-timing"].removeprefix("route;dur=")) > 0
 
 
 def test_auto_falls_back_to_the_teacher_where_the_router_abstains(client: OpenAI) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from factory.errors import ServeError
-from factory.explain import MAX_NEW_TOKENS, _family_of
+from factory.explain import MAX_NEW_TOKENS, family_of
 from factory.manifests import Version, section
 from factory.models.chat import completion_ids, prompt_ids, stop_tokens
 from factory.models.forward import hidden_states, logits, make_batch
@@ -30,7 +30,7 @@ from factory.models.teacher import Teacher
 from factory.quality.evaluate import written
 from factory.registry import Registry
 from factory.serve.limits import Refusal
-from factory.serve.scoring import token_name
+from factory.serve.scoring import pieces, token_name
 from factory.spec import Specs, TeacherContext
 
 TOP = 5
@@ -117,7 +117,7 @@ def load_pair(version: Version, registry: Registry, specs: Specs, device: torch.
 
     Raises: TrainingError where the family file names another teacher than the student's.
     """
-    family = _family_of(version, specs)
+    family = family_of(version, specs)
     base = load_base(registry.resolve(version.base or "").folder, device)
     files = resolve(family.teacher, root=specs.root, chat_template=family.teacher.chat_template)
     return Pair(
@@ -155,8 +155,7 @@ def compare(pair: Pair, prompt: str, text: str | None = None, by: Who = "student
     other = tops["teacher" if by == "student" else "student"]
     guesses = {who: [_guesses(pair.tokenizer, *one) for one in zip(*top, strict=True)] for who, top in tops.items()}
     agrees = [likely[0] == token for likely, token in zip(other[0], answer, strict=True)]
-    pieces = _pieces(pair.tokenizer, answer)
-    tokens = map(ScoredToken, pieces, agrees, guesses["student"], guesses["teacher"])
+    tokens = map(ScoredToken, pieces(pair.tokenizer, answer), agrees, guesses["student"], guesses["teacher"])
     return Agreement(pair.reference, pair.teacher_reference, by, tuple(tokens))
 
 
@@ -176,14 +175,3 @@ def _top(model: Any, prompt: Sequence[int], answer: Sequence[int], size: int) ->
 
 def _guesses(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], probabilities: Sequence[float]) -> Guesses:
     return tuple((token_name(tokenizer, token), round(p, 4)) for token, p in zip(ids, probabilities, strict=True))
-
-
-def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text of each token, together the text of all: a character of several tokens belongs to its last one."""
-    pieces, done = [], ""
-    for end in range(1, len(ids) + 1):
-        text = str(tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False))
-        whole = text if end == len(ids) else text.rstrip("\N{REPLACEMENT CHARACTER}")
-        pieces.append(whole[len(done) :])
-        done = whole if len(whole) > len(done) else done
-    return pieces

@@ -259,8 +259,9 @@ def headers_of(target: Target) -> dict[str, str]:
         "x-factory-threshold": target.threshold,
         "x-factory-why": target.why,
         "x-factory-notice": target.notice or None,
+        "server-timing": f"route;dur={target.routing_ms}" if target.routing_ms is not None else None,
     }
-    return {name: quote(str(value), safe=" ,.;:!?'()/@-") for name, value in facts.items() if value is not None}
+    return {name: quote(str(value), safe=" ,.;:!?'()/@-=") for name, value in facts.items() if value is not None}
 
 
 # --------------------------------------------------------------------------------------------------------------- routes

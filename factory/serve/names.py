@@ -32,6 +32,7 @@ class Target:
     score: float | None = None  # the router's, of its best domain
     threshold: float | None = None
     why: str = "asked for by name"
+    routing_ms: float | None = None  # what the router took, its turn included
 
     @property
     def reference(self) -> str:
@@ -80,9 +81,11 @@ class Names:
         Raises: Refusal 400 where the router abstains and the family file says ``refuse``, 404 where it names nobody.
         """
         loop = asyncio.get_running_loop()
+        begun = loop.time()
         route = await loop.run_in_executor(self._reader, lambda: self.materials.router.route([text])[0])
         target = self._of_domain(route)
-        return replace(target, score=round(route.score, 4), threshold=round(route.threshold, 4))
+        taken = round(1000 * (loop.time() - begun), 1)
+        return replace(target, score=round(route.score, 4), threshold=round(route.threshold, 4), routing_ms=taken)
 
     def _of_domain(self, route: Route) -> Target:
         if route.domain is None:

@@ -104,7 +104,7 @@ class Scorer:
         found = log_probs[: len(every) - 1]
         own = found.gather(1, torch.tensor(every[1:], device=found.device).unsqueeze(1))[:, 0].tolist()
         tops = [None, *_tops(tokenizer, found, every[1:], top)] if top else [None] * len(every)
-        return Scored(_pieces(tokenizer, every), (None, *own), tuple(tops), len(ids), bool(written) and written[-1] in stops)
+        return Scored(pieces(tokenizer, every), (None, *own), tuple(tops), len(ids), bool(written) and written[-1] in stops)
 
     @torch.inference_mode()
     def _embed(self, target: Target, texts: Sequence[Sequence[int]]) -> np.ndarray:
@@ -165,12 +165,12 @@ def token_name(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     return str(tokenizer.convert_ids_to_tokens(token)) if not text or UNFINISHED in text else text
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, ...]:
+def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, ...]:
     """The text of each token, together the text of all: a character of several tokens belongs to its last one."""
-    pieces, begun = [], 0
+    found, begun = [], 0
     for end in range(1, len(ids) + 1):
         text = str(tokenizer.decode(list(ids[begun:end]), clean_up_tokenization_spaces=False))
         unfinished = text.endswith(UNFINISHED) and end < len(ids) and end - begun < 4  # no character has more bytes
-        pieces.append("" if unfinished else text)
+        found.append("" if unfinished else text)
         begun = begun if unfinished else end
-    return tuple(pieces)
+    return tuple(found)

@@ -1,0 +1,293 @@
+"""The server beside bare llama.cpp and `transformers serve`, on the same students and machine, in one run.
+
+    python scripts/serve_benchmark.py healthcare-small education-small legal-small --data DATA
+
+single     one stream at a time, the same prompts in turn from the gateway, from bare llama.cpp (the same GGUF, adapter and
+           slots) and from `transformers serve` (the merged student in bfloat16); medians of rounds, ratios within a round
+crowd      64 clients at once, over one student and over all that are named: seconds to the first token and per further token
+memory     what one further adapter adds to a running engine, beside the size of its file
+auto       mixed real prompts to the model `auto`: where they went, and the milliseconds that routing took
+
+Every answer is as long as it may be only where the student does not stop before; tokens are those that were generated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from openai import AsyncOpenAI, OpenAI
+
+from factory.export.export import export_version
+from factory.loading import load_specs
+from factory.materials import Materials
+from factory.models.llama import LlamaServer, lora_choice
+from factory.registry import Registry
+from factory.serve.limits import Limits
+from factory.serve.pool import GgufFiles
+
+KEY = "not needed on this machine"
+ROUNDS, TOKENS, CLIENTS, CROWD_TOKENS, PROMPTS, FURTHER = 5, 96, 64, 48, 300, 16
+QUESTIONS = (
+    "What are early signs of asthma?",
+    "How does a vaccine protect the body?",
+    "Why do plants need light?",
+    "Explain fractions to a child.",
+    "What is a lease?",
+    "Can a contract be spoken?",
+    "How is a sprained ankle treated?",
+    "What does a judge do?",
+)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One streamed answer, in seconds from the request."""
+
+    version: str
+    first: float
+    last: float
+    tokens: int
+
+    @property
+    def rate(self) -> float:
+        return self.tokens / self.last
+
+
+async def streamed(client: AsyncOpenAI, model: str, question: str, tokens: int, extra: dict[str, Any] | None = None) -> Stream:
+    """One answer, greedy."""
+    begun, first, count = time.perf_counter(), 0.0, 0
+    async with client.chat.completions.with_streaming_response.create(
+        model=model,
+        messages=[{"role": "user", "content": question}],
+        max_tokens=tokens,
+        temperature=0,
+        stream=True,
+        extra_body=extra,
+    ) as response:
+        async for chunk in await response.parse():
+            if chunk.choices and chunk.choices[0].delta.content:
+                first = first or time.perf_counter() - begun
+                count += 1
+        version = response.headers.get("x-factory-version", "")
+    return Stream(version, first, time.perf_counter() - begun, count)
+
+
+# ------------------------------------------------------------------------------------------------------------- servers
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@contextmanager
+def running(command: Sequence[str], port: int) -> Iterator[str]:
+    """Its URL while a server runs, once it answers."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        for _ in range(600):
+            if process.poll() is not None:
+                raise SystemExit(f"error: {' '.join(command)} ended: {process.stderr.read() if process.stderr else ''}")
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@contextmanager
+def gateway(given: argparse.Namespace) -> Iterator[str]:
+    port = free_port()
+    factory = str(Path(sys.executable).with_name("factory"))
+    options = ["--registry", str(given.registry), "--domains", str(given.domains), "--port", str(port)]
+    with running([factory, "serve", *options], port) as url:
+        yield url
+
+
+@contextmanager
+def transformers_serve(folder: Path) -> Iterator[str]:
+    port = free_port()
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--port", str(port)]
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    with running(command, port) as url:
+        yield url
+
+
+# ------------------------------------------------------------------------------------------------------------ sections
+
+
+def single(given: argparse.Namespace, folder: Path) -> list[str]:
+    """One stream: the gateway, bare llama.cpp, `transformers serve`; a round asks each the same questions in turn."""
+    student, registry = given.students[0], Registry(given.registry)
+    export_version(registry.resolve(student), registry, "merged", folder)
+    gguf, adapters = files(given)
+    with (
+        gateway(given) as url,
+        LlamaServer(gguf, adapters=adapters, parallel=Limits().slots) as bare,
+        transformers_serve(folder) as peer,
+    ):
+        key = bare.headers["Authorization"].removeprefix("Bearer ")
+        lora = {"lora": lora_choice(len(adapters), 0)}
+        asked = {
+            "gateway": (AsyncOpenAI(base_url=url, api_key=KEY), student, None),
+            "bare llama.cpp": (AsyncOpenAI(base_url=f"{bare.url}/v1", api_key=key), student, lora),
+            "transformers serve": (AsyncOpenAI(base_url=peer, api_key=KEY, timeout=600), str(folder), None),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in asked}
+
+        async def rounds() -> None:
+            for round_ in range(ROUNDS + 1):  # the first one warms up
+                for name in sorted(asked, key=lambda _: random.random()):
+                    client, model, extra = asked[name]
+                    streams = [await streamed(client, model, question, TOKENS, extra) for question in QUESTIONS]
+                    if round_:
+                        rates[name].append(sum(one.tokens for one in streams) / sum(one.last for one in streams))
+
+        asyncio.run(rounds())
+    lines = [f"| one stream of {student} | tokens/s, median of {ROUNDS} rounds | least | most |", "|---|---|---|---|"]
+    lines += [f"| {name} | {np.median(r):.1f} | {min(r):.1f} | {max(r):.1f} |" for name, r in rates.items()]
+    over = np.median(np.array(rates["bare llama.cpp"]) / np.array(rates["gateway"])) - 1
+    ahead = np.median(np.array(rates["gateway"]) / np.array(rates["transformers serve"]))
+    return [*lines, "", f"overhead over bare llama.cpp {over:.1%}; {ahead:.1f} times `transformers serve` (medians of ratios)"]
+
+
+def files(given: argparse.Namespace) -> tuple[Path, list[Path]]:
+    """The students' base and adapters as the gateway has them."""
+    specs, registry = load_specs(given.domains), Registry(given.registry)
+    versions = [registry.resolve(student) for student in given.students]
+    materials = Materials(specs, specs.family(str(versions[0].manifest["family"])), profile="default")
+    made = GgufFiles(registry, materials, "q8_0")
+    return made.base(str(versions[0].base)), [made.adapter(version) for version in versions]
+
+
+def crowd(given: argparse.Namespace) -> list[str]:
+    """64 clients at once, each with two questions, over one student and over all."""
+
+    async def ask(url: str, students: Sequence[str]) -> tuple[list[Stream], int, float]:
+        client = AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=600)
+
+        async def one(index: int) -> list[Stream]:
+            student = students[index % len(students)]
+            questions = [QUESTIONS[(index + turn) % len(QUESTIONS)] for turn in range(2)]
+            return [await streamed(client, student, question, CROWD_TOKENS) for question in questions]
+
+        begun = time.perf_counter()
+        done = await asyncio.gather(*(one(index) for index in range(CLIENTS)), return_exceptions=True)
+        lost = sum(isinstance(streams, BaseException) for streams in done)
+        found = [stream for streams in done if not isinstance(streams, BaseException) for stream in streams]
+        return found, lost, time.perf_counter() - begun
+
+    columns = ("lost", "first token, p50", "p95", "per further token, p50", "p95", "tokens/s of all")
+    lines = [f"| {CLIENTS} clients, 2 questions each | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    with gateway(given) as url:
+        asyncio.run(ask(url, given.students))  # engines start, caches fill
+        for name, students in (("one student", given.students[:1]), (f"{len(given.students)} students", given.students)):
+            streams, lost, seconds = asyncio.run(ask(url, students))
+            first = [one.first for one in streams]
+            each = [1000 * (one.last - one.first) / max(1, one.tokens - 1) for one in streams]
+            cells = [f"{np.percentile(first, 50):.2f} s", f"{np.percentile(first, 95):.2f} s"]
+            cells += [f"{np.percentile(each, 50):.0f} ms", f"{np.percentile(each, 95):.0f} ms"]
+            lines.append(f"| {name} | {lost} | {' | '.join(cells)} | {sum(one.tokens for one in streams) / seconds:.0f} |")
+    return lines
+
+
+def auto(given: argparse.Namespace) -> list[str]:
+    """Real prompts of every domain and of none, mixed: where `auto` sends them, and what that takes."""
+    wanted = {"healthcare": "healthcare", "education": "education", "legal": "legal", "general": ""}
+    rng, mixed = random.Random(1), []
+    for folder, domain in wanted.items():
+        rows = [json.loads(line) for path in sorted((given.data / folder).glob("*.jsonl")) for line in path.open()]
+        mixed += [(row["prompt"][:800], domain) for row in rng.sample(rows, PROMPTS // len(wanted))]
+    rng.shuffle(mixed)
+    right, abstained, took = Counter[str](), 0, []
+    with gateway(given) as url:
+        client = OpenAI(base_url=url, api_key=KEY, timeout=600)
+        for prompt, domain in mixed:
+            said = client.chat.completions.with_raw_response.create(
+                model="auto", messages=[{"role": "user", "content": prompt}], max_tokens=1
+            )
+            chosen = said.headers.get("x-factory-domain", "")
+            right[domain or "none"] += chosen == domain
+            abstained += not chosen
+            took.append(float(said.headers["server-timing"].partition("dur=")[2].partition(",")[0]))
+    total, each = sum(right.values()), PROMPTS // len(wanted)
+    lines = ["| prompts to `auto` | n | routed right | abstained | routing, p50 | p95 |", "|---|---|---|---|---|---|"]
+    times = f"{np.percentile(took, 50):.1f} ms | {np.percentile(took, 95):.1f} ms"
+    lines.append(f"| all | {len(mixed)} | {total / len(mixed):.3f} | {abstained / len(mixed):.3f} | {times} |")
+    return lines + [f"| of {name} | {each} | {count / each:.3f} | | | |" for name, count in right.items()]
+
+
+def memory(given: argparse.Namespace) -> list[str]:
+    """An engine with one adapter and with sixteen more, each in a process of its own, after an answer of every adapter."""
+    gguf, adapters = files(given)
+
+    def held(count: int) -> int:
+        command = [sys.executable, __file__, "--hold", str(count), str(gguf), str(adapters[0])]
+        return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+    each, size = (held(1 + FURTHER) - held(1)) / FURTHER, adapters[0].stat().st_size
+    return [
+        "| a further adapter | MB in memory | MB of its file | ratio |",
+        "|---|---|---|---|",
+        f"| mean of {FURTHER} | {each / 1e6:.2f} | {size / 1e6:.2f} | {each / size:.2f} |",
+    ]
+
+
+def hold(count: int, gguf: Path, adapter: Path) -> int:
+    """Bytes that this process holds with so many adapters."""
+    with LlamaServer(gguf, adapters=[adapter] * count) as server:
+        for chosen in range(count):
+            server.log_probs([[1, 2]], adapter=chosen)
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("students", nargs="+", help="of one base; the first one is measured alone as well")
+    parser.add_argument("--data", type=Path, help="folder of real prompts: healthcare/, education/, legal/, general/")
+    parser.add_argument("--registry", type=Path, default=Path("registry"))
+    parser.add_argument("--domains", type=Path, default=Path("domains"))
+    parser.add_argument("--only", action="append", choices=["single", "crowd", "memory", "auto"], help="may be repeated")
+    given = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        sections: dict[str, Callable[[], list[str]]] = {
+            "single": lambda: single(given, Path(folder) / "merged"),
+            "crowd": lambda: crowd(given),
+            "memory": lambda: memory(given),
+            "auto": lambda: auto(given),
+        }
+        for name in given.only or sections:
+            if name == "auto" and (given.data is None or not given.data.is_dir()):
+                print(f"auto: skipped, there is no folder of real prompts {given.data}; give one as --data", file=sys.stderr)
+                continue
+            print("\n".join(sections[name]()) + "\n", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--hold"]:
+        print(hold(int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])))
+    else:
+        main()
