@@ -145,7 +145,7 @@ def single(given: argparse.Namespace, folder: Path) -> list[str]:
     gguf, adapters = files(given)
     with (
         gateway(given) as url,
-        LlamaServer(gguf, adapters=adapters, parallel=Limits().slots) as bare,
+        LlamaServer(gguf, adapters=adapters, parallel=Limits().parallel, context=Limits().context) as bare,
         transformers_serve(folder) as peer,
     ):
         key = bare.headers["Authorization"].removeprefix("Bearer ")

@@ -126,11 +126,20 @@ def test_fewer_bits_are_smaller_and_further_off(tmp_path: Path) -> None:
     assert distances[1] < 0.02 and distances[2] < 1
 
 
+def test_q4_has_four_bits_in_gate_and_up_alone(tmp_path: Path) -> None:
+    write_base_gguf(tiny.llama(), tiny.tokenizer(), tmp_path / "base.gguf", "q4", **ONE_NAME)
+    kinds = {tensor.name: tensor.tensor_type for tensor in GGUFReader(tmp_path / "base.gguf").tensors}
+    assert kinds["blk.0.ffn_gate.weight"] == kinds["blk.0.ffn_up.weight"] == GGMLQuantizationType.Q4_0
+    assert kinds["blk.0.ffn_down.weight"] == kinds["blk.0.attn_q.weight"] == GGMLQuantizationType.Q5_0
+    assert kinds["token_embd.weight"] == GGMLQuantizationType.Q8_0
+
+
 def test_matrices_without_whole_blocks_stay_in_16_bits(tmp_path: Path) -> None:
     model: Any = tiny.llama(width=40)  # heads are 4 x 8 = 32 wide, what is between the layers is 40
     write_base_gguf(model, tiny.tokenizer(), tmp_path / "base.gguf", "q4", **ONE_NAME)
     kinds = {tensor.name: tensor.tensor_type for tensor in GGUFReader(tmp_path / "base.gguf").tensors}
-    assert kinds["blk.0.attn_output.weight"] == GGMLQuantizationType.Q4_1
+    assert kinds["blk.0.attn_output.weight"] == GGMLQuantizationType.Q5_0
+    assert kinds["blk.0.ffn_gate.weight"] == GGMLQuantizationType.F16
     assert kinds["blk.0.attn_q.weight"] == kinds["token_embd.weight"] == GGMLQuantizationType.F16
     assert kinds["blk.0.attn_norm.weight"] == GGMLQuantizationType.F32
     assert kl(of_transformers(model), of_llamacpp(tmp_path / "base.gguf")).mean() < 1

@@ -69,7 +69,7 @@ BOUNDS = {
     "merged": 2e-3,  # base and adapter rounded together, to the 8 binary digits of bfloat16
     "f16": 1e-3,  # 11 digits, and llama.cpp's own arithmetic
     "q8_0": 5e-3,  # 8 bits a weight and a scale for 32 of them
-    "q4": 0.25,  # 4 bits a weight, which a small model feels
+    "q4": 0.15,  # 4 and 5 bits a weight, which a small model feels
     "sentence-transformers": 1e-3,  # bfloat16 in weights and arithmetic, as it is loaded by default
 }
 
