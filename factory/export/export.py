@@ -64,7 +64,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 LLAMA_CPP = ("gguf", "ollama")
 
 # What an export may be away from the registered student: nats per token, of sentence-transformers a cosine distance. Behind
-# each what a healthcare student measured (657 answer tokens; its base of 14,000 tokens): two to ten times of it may be, and more of peft.
+# each what a healthcare student of 14,000 tokens measured (657 answer tokens), of which another one may have several times.
 BOUNDS = {
     "peft": 1e-5,  # 6e-12: the same weights; another attention adds up in another order
     "merged": 1e-3,  # 1e-4: base and adapter rounded together, to the 8 binary digits of bfloat16
