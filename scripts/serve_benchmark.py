@@ -127,6 +127,24 @@ def gateway(given: argparse.Namespace) -> Iterator[str]:
 
 
 @contextmanager
+def bare_llamacpp(gguf: Path, adapters: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """URL and key of llama.cpp alone, in a process of its own as the gateway's is."""
+    command = [sys.executable, __file__, "--bare", str(gguf), *map(str, adapters)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin and process.stdout
+        url, key = process.stdout.readline().split()
+        yield url, key
+        process.stdin.close()  # it ends with its input
+
+
+def bare(gguf: Path, adapters: Sequence[Path]) -> None:
+    """This process: says where it listens, until its input ends."""
+    with LlamaServer(gguf, adapters=adapters, parallel=Limits().parallel, context=Limits().context) as server:
+        print(server.url, server.headers["Authorization"].removeprefix("Bearer "), flush=True)
+        sys.stdin.read()
+
+
+@contextmanager
 def transformers_serve(folder: Path) -> Iterator[str]:
     port = free_port()
     command = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--port", str(port)]
@@ -143,16 +161,11 @@ def single(given: argparse.Namespace, folder: Path) -> list[str]:
     student, registry = given.students[0], Registry(given.registry)
     export_version(registry.resolve(student), registry, "merged", folder)
     gguf, adapters = files(given)
-    with (
-        gateway(given) as url,
-        LlamaServer(gguf, adapters=adapters, parallel=Limits().parallel, context=Limits().context) as bare,
-        transformers_serve(folder) as peer,
-    ):
-        key = bare.headers["Authorization"].removeprefix("Bearer ")
+    with gateway(given) as url, bare_llamacpp(gguf, adapters) as (bare, key), transformers_serve(folder) as peer:
         lora = {"lora": lora_choice(len(adapters), 0)}
         asked = {
             "gateway": (AsyncOpenAI(base_url=url, api_key=KEY), student, None),
-            "bare llama.cpp": (AsyncOpenAI(base_url=f"{bare.url}/v1", api_key=key), student, lora),
+            "bare llama.cpp": (AsyncOpenAI(base_url=f"{bare}/v1", api_key=key), student, lora),
             "transformers serve": (AsyncOpenAI(base_url=peer, api_key=KEY, timeout=600), str(folder), None),
         }
         rates: dict[str, list[float]] = {name: [] for name in asked}
@@ -289,5 +302,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--hold"]:
         print(hold(int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])))
+    elif sys.argv[1:2] == ["--bare"]:
+        bare(Path(sys.argv[2]), [Path(adapter) for adapter in sys.argv[3:]])
     else:
         main()

@@ -237,7 +237,7 @@ def test_any_text_is_cut_into_the_same_ids(cutters: tuple[Any, LlamaServer], tex
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["default", "gemma"])
+@pytest.mark.parametrize("family", ["default", pytest.param("gemma", marks=pytest.mark.big)])
 def test_the_real_teacher_pruned_and_trimmed_is_the_same_in_llamacpp(family: str, tmp_path: Path) -> None:
     shipped = Path(__file__).parent.parent / "domains"
     spec = load_specs(shipped).family(family).teacher

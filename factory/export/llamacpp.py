@@ -52,8 +52,8 @@ ARCHITECTURES = {  # by transformers' model_type
 # then 0.59 nats from itself (657 answer tokens), with Q4_0 0.17, with Q5_0 0.04, and as here, where gate and up are half of
 # a layer, 0.08.
 QUANTIZATIONS = {  # of gate and up, of other matrices, of embedding and head, and what the file says it is
-    "f16": (*[GGMLQuantizationType.F16] * 3, LlamaFileType.MOSTLY_F16),
-    "q8_0": (*[GGMLQuantizationType.Q8_0] * 3, LlamaFileType.MOSTLY_Q8_0),
+    "f16": (GGMLQuantizationType.F16, GGMLQuantizationType.F16, GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
+    "q8_0": (GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
     "q4": (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q5_0, GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q4_0),
 }
 PLAIN = {
