@@ -31,6 +31,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import httpx
 import numpy as np
 from openai import AsyncOpenAI, OpenAI
 
@@ -253,28 +254,35 @@ def auto(given: argparse.Namespace) -> list[str]:
 
 
 def memory(given: argparse.Namespace) -> list[str]:
-    """An engine with one adapter and with sixteen more, each in a process of its own, after an answer of every adapter."""
+    """An engine with one adapter and with sixteen more, each in a process of its own: loaded, and when all have answered."""
     gguf, adapters = files(given)
 
-    def held(count: int) -> int:
+    def held(count: int) -> np.ndarray:
         command = [sys.executable, __file__, "--hold", str(count), str(gguf), str(adapters[0])]
-        return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        return np.array([int(word) for word in done.stdout.split()])
 
-    each, size = (held(1 + FURTHER) - held(1)) / FURTHER, adapters[0].stat().st_size
-    return [
-        "| a further adapter | MB in memory | MB of its file | ratio |",
-        "|---|---|---|---|",
-        f"| mean of {FURTHER} | {each / 1e6:.2f} | {size / 1e6:.2f} | {each / size:.2f} |",
-    ]
+    loaded, answered = (held(1 + FURTHER) - held(1)) / FURTHER
+    size = adapters[0].stat().st_size
+    lines = ["| a further adapter | MB in memory | MB of its file | ratio |", "|---|---|---|---|"]
+    for when, each in (("loaded", loaded), ("when each has answered", answered)):
+        lines.append(f"| {when}, mean of {FURTHER} | {each / 1e6:.2f} | {size / 1e6:.2f} | {each / size:.2f} |")
+    return lines
 
 
-def hold(count: int, gguf: Path, adapter: Path) -> int:
-    """Bytes that this process holds with so many adapters."""
+def hold(count: int, gguf: Path, adapter: Path) -> Iterator[int]:
+    """Bytes that this process holds with so many adapters; then again, after as many answers of both counts' engines."""
     with LlamaServer(gguf, adapters=[adapter] * count) as server:
-        for chosen in range(count):
-            server.log_probs([[1, 2]], adapter=chosen)
-        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
-        return int(line.split()[1]) * 1024
+        yield resident()
+        for turn in range(1 + FURTHER):
+            body = {"prompt": [1, 2, 3], "n_predict": 8, "lora": lora_choice(count, turn % count)}
+            httpx.post(f"{server.url}/completion", headers=server.headers, json=body, timeout=600).raise_for_status()
+        yield resident()
+
+
+def resident() -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
 
 
 def main() -> None:
@@ -301,7 +309,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--hold"]:
-        print(hold(int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])))
+        print(*hold(int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])))
     elif sys.argv[1:2] == ["--bare"]:
         bare(Path(sys.argv[2]), [Path(adapter) for adapter in sys.argv[3:]])
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ class LlamaServer:
             row[token["id"]] = max(token["logprob"], LEAST)
         return row
 
-    @property
+    @cached_property
     def vocabulary(self) -> int:
         """How many tokens the model has."""
         return int(self._get("/v1/models")["data"][0]["meta"]["n_vocab"])
