@@ -183,7 +183,7 @@ def test_a_second_build_makes_nothing_twice(student: dict[str, Any], run: Run) -
 )
 def test_every_export_is_what_is_registered(student: dict[str, Any], run: Run, tmp_path: Path, arguments: list[str]) -> None:
     found = run("export", "education-small@1", "--format", *arguments, "--to", str(tmp_path / "out"), "--json")
-    assert found["within"] and found["tokens"] > 300
+    assert found["within"] and found["tokens"] > 250  # a base has no samples, only the texts that are ours
     assert json.loads((tmp_path / "out" / "parity.json").read_text(encoding="utf-8")) == found
 
 

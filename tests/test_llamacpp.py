@@ -130,7 +130,8 @@ def test_q4_has_four_bits_in_gate_and_up_alone(tmp_path: Path) -> None:
     write_base_gguf(tiny.llama(), tiny.tokenizer(), tmp_path / "base.gguf", "q4", **ONE_NAME)
     kinds = {tensor.name: tensor.tensor_type for tensor in GGUFReader(tmp_path / "base.gguf").tensors}
     assert kinds["blk.0.ffn_gate.weight"] == kinds["blk.0.ffn_up.weight"] == GGMLQuantizationType.Q4_0
-    assert kinds["blk.0.ffn_down.weight"] == kinds["blk.0.attn_q.weight"] == GGMLQuantizationType.Q5_0
+    assert kinds["blk.0.attn_output.weight"] == kinds["blk.0.attn_q.weight"] == GGMLQuantizationType.Q5_0
+    assert kinds["blk.0.ffn_down.weight"] == kinds["blk.0.attn_v.weight"] == GGMLQuantizationType.Q8_0
     assert kinds["token_embd.weight"] == GGMLQuantizationType.Q8_0
 
 

@@ -47,15 +47,16 @@ ARCHITECTURES = {  # by transformers' model_type
     "llama": _Architecture(MODEL_ARCH.LLAMA, shift=0.0, interleaved=True),
     "gemma3_text": _Architecture(MODEL_ARCH.GEMMA3, shift=1.0, interleaved=False),
 }
-# Of the kinds that the gguf package can write. q4 is not Q4_1, although its error of a weight is sixteen times less than
-# Q4_0's: the teacher came as Q4_1, so that rounding to Q4_1's grid takes back what healing moved. A healthcare student is
-# then 0.59 nats from itself (657 answer tokens), with Q4_0 0.17, with Q5_0 0.04, and as here, where gate and up are half of
-# a layer, 0.08.
-QUANTIZATIONS = {  # of gate and up, of other matrices, of embedding and head, and what the file says it is
-    "f16": (GGMLQuantizationType.F16, GGMLQuantizationType.F16, GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
-    "q8_0": (GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
-    "q4": (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q5_0, GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q4_0),
+# q4 is not Q4_1, although of all kinds that the gguf package can write its error of a weight is the least by far: the teacher
+# came as Q4_1, so that rounding to Q4_1's grid takes back what healing moved (scripts/LOG.md). Values and what leaves a layer
+# are felt most, gate and up, half of a layer, least.
+Kinds = GGMLQuantizationType
+QUANTIZATIONS = {  # of gate and up; of value and down; of other matrices; of embedding and head; what the file says it is
+    "f16": (Kinds.F16, Kinds.F16, Kinds.F16, Kinds.F16, LlamaFileType.MOSTLY_F16),
+    "q8_0": (Kinds.Q8_0, Kinds.Q8_0, Kinds.Q8_0, Kinds.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+    "q4": (Kinds.Q4_0, Kinds.Q8_0, Kinds.Q5_0, Kinds.Q8_0, LlamaFileType.MOSTLY_Q4_0),
 }
+ROOMS = (("ffn_gate", "ffn_up"), ("attn_v", "ffn_down"), ("",))  # in a tensor's name, in the order of QUANTIZATIONS
 PLAIN = {
     "use_dora": False,
     "use_rslora": False,
@@ -77,7 +78,7 @@ def write_base_gguf(
 ) -> None:
     """``write_base_gguf(model, tokenizer, Path("base.gguf"), "q8_0", name="small", license="apache-2.0")``: one file.
 
-    quantization: "f16", "q8_0" or "q4": 4 bits a weight in half of each layer, 5 in the rest, 8 in embedding and head.
+    quantization: "f16", "q8_0" or "q4": 4 bits a weight in half of each layer, 5 or 8 in the rest.
     A matrix whose rows are not whole blocks of 32 stays f16, norms are float32. For a merged student pass the merged model.
     Raises: ExportError for an architecture, a setting of it, or a tokenizer that is not known. Nothing is left behind.
     """
@@ -90,7 +91,7 @@ def write_base_gguf(
         writer.add_type(GGUFType.MODEL)
         writer.add_name(name)
         writer.add_license(license)
-        writer.add_file_type(QUANTIZATIONS[quantization][3])
+        writer.add_file_type(QUANTIZATIONS[quantization][-1])
         _write_config(writer, config)
         write_tokenizer(writer, tokenizer, config.vocab_size)
         names = get_tensor_name_map(architecture.name, config.num_hidden_layers)
@@ -198,8 +199,8 @@ def _as_llamacpp(key: str, weight: Tensor, config: Any) -> NDArray[np.float32]:
 def _type(target: str, values: NDArray[np.float32], quantization: str) -> GGMLQuantizationType:
     if values.ndim == 1:
         return GGMLQuantizationType.F32
-    wide, matrix, table, _ = QUANTIZATIONS[quantization]
-    kind = wide if "ffn_gate" in target or "ffn_up" in target else matrix
+    *kinds, table, _ = QUANTIZATIONS[quantization]
+    kind = next(kind for kind, parts in zip(kinds, ROOMS, strict=True) if any(part in target for part in parts))
     kind = table if target in ("token_embd.weight", "output.weight") else kind
     return GGMLQuantizationType.F16 if values.shape[-1] % GGML_QUANT_SIZES[kind][0] else kind
 
