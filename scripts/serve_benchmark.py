@@ -44,7 +44,7 @@ from factory.serve.limits import Limits
 from factory.serve.pool import GgufFiles
 
 KEY = "not needed on this machine"
-ROUNDS, TOKENS, CLIENTS, CROWD_TOKENS, PROMPTS, FURTHER = 5, 96, 64, 48, 300, 16
+ROUNDS, TOKENS, CLIENTS, CROWD_TOKENS, PROMPTS, FURTHER = 9, 96, 64, 48, 300, 16
 QUESTIONS = (
     "What are early signs of asthma?",
     "How does a vaccine protect the body?",
@@ -163,7 +163,7 @@ def single(given: argparse.Namespace, folder: Path) -> list[str]:
     export_version(registry.resolve(student), registry, "merged", folder)
     gguf, adapters = files(given)
     with gateway(given) as url, bare_llamacpp(gguf, adapters) as (bare, key), transformers_serve(folder) as peer:
-        lora = {"lora": lora_choice(len(adapters), 0)}
+        lora = {"lora": lora_choice(len(adapters), 0), "top_k": 0, "min_p": 0.0}  # as the gateway asks
         asked = {
             "gateway": (AsyncOpenAI(base_url=url, api_key=KEY), student, None),
             "bare llama.cpp": (AsyncOpenAI(base_url=f"{bare}/v1", api_key=key), student, lora),
