@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("student")
     parser.add_argument("--until", required=True, metavar="REFERENCE", help="the version whose answers end the loop")
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1")
-    parser.add_argument("--minutes", type=float, default=30, help="at most")
+    parser.add_argument("--minutes", type=float, default=60, help="at most")
     given = parser.parse_args()
     client = OpenAI(base_url=given.url, api_key="not needed on this machine", max_retries=0, timeout=60)
     answered: Counter[str] = Counter()
@@ -41,7 +41,7 @@ def main() -> None:
         except OpenAIError as error:
             lost += 1
             print(f"{time.strftime('%X')} lost: {error}", flush=True)
-        time.sleep(0.2)  # a person's pace, nearly: the machine has a student to build meanwhile
+        time.sleep(1)  # a person's pace, nearly: the machine has a student to build meanwhile
     print(f"{sum(answered.values())} answers ({', '.join(f'{n} of {v}' for v, n in answered.items())}), {lost} lost")
     sys.exit(1 if lost or answered[given.until] < ENOUGH else 0)
 
