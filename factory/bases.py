@@ -3,8 +3,9 @@
     bases = Bases(specs, family, profile="default", registry=Registry("registry"))
     version = bases.base("small")
 
-Layers are chosen by block influence and tokens by the family's text (models/), healing is distillation of all weights.
-Before a step of training the teacher is checked: whether it knows the domains that it is to teach.
+Layers are left out one by one, the one whose loss costs least first, and tokens are chosen by the family's text (models/);
+healing is distillation of all weights. Before a step of training the teacher is checked: whether it knows the domains that
+it is to teach.
 """
 
 from __future__ import annotations

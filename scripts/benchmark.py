@@ -326,6 +326,8 @@ class Meter(TrainerCallback):
         self.ends = [(time.perf_counter(), self.tokens)]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.ends.append((time.perf_counter(), self.tokens))
         self.peak = peak_bytes()
 
@@ -348,8 +350,9 @@ def operations(model: Any, completion_share: float) -> float:
     return float(4 * (layers + completion_share * inner.get_output_embeddings().weight.numel()))
 
 
-def matrix_rate(device: torch.device, size: int = 2048) -> float:
-    """Floating-point operations a second of a bf16 product of two square matrices; the best of ten."""
+def matrix_rate(device: torch.device) -> float:
+    """Floating-point operations a second of a bf16 product of two square matrices that fill the device; the best of ten."""
+    size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     best = float("inf")
     for _ in range(10):
