@@ -45,7 +45,7 @@ from factory.models.student import (
 )
 from factory.models.teacher import Teacher
 from factory.provenance import digest, git_commit, library_versions, merged_datasets
-from factory.quality.audit import Probe, TeacherCheck, assistant_helps, check_teacher, probe, references
+from factory.quality.audit import Probe, TeacherCheck, assistant_helps, check_teacher, probe, references, unhealed
 from factory.quality.evaluate import Candidate, always, itself, measure
 from factory.quality.metrics import Sums
 from factory.quality.tasks import run_tasks
@@ -55,7 +55,7 @@ from factory.spec import DistillConfig, FamilySpec, Settings, SizeSpec, Specs
 CALIBRATION = 64  # examples on which the cost of trimming is measured; layers are chosen on the first batch of 16
 CHECK = 64  # of a domain's held-out references, behind the teacher check
 CASCADE_PROBE = 1 / 8  # of the healing steps, by which the routes to a small base are compared
-CASCADE_EXAMPLES = 48  # held-out examples a domain behind that comparison
+HEALING_EXAMPLES = 48  # held-out examples a domain that say what healing brought
 
 
 @dataclass(frozen=True)
@@ -161,12 +161,8 @@ class Bases(Materials):
             route, cascade = direct(), None
         else:
             route, cascade = self._route(direct, assistant, between, datasets, settings, folder, calibration[0], size)
-        with self.timed("heal"), self.progress("base: healing", settings.heal.steps) as advance:
-            self._keep_or_clear(folder)
-            curve = distill(
-                route.base.model, route.base, route.teacher, route.lesson, settings.heal, folder=folder, seed=self.seed,
-                progress=advance,
-            )  # fmt: skip
+        with self.timed("heal"):
+            curve, healing, _ = self._heal(route, teacher, datasets, settings.heal, folder, "healing")
         details = {
             "layers": route.base.shape.layers,
             "vocabulary": {"kept": len(teacher.tokenizer), "teacher": len(self.tokenizer), **cost},
@@ -174,6 +170,8 @@ class Bases(Materials):
             "training": {"curve": curve, "config": settings.heal.model_dump(), "examples": len(route.lesson.examples)},
             "domains": {data.spec.name: data.manifest.fingerprint for data in datasets},
             "cascade": cascade,
+            "healing": healing.to_dict(),
+            "warnings": unhealed(healing),
         }
         return route.base, details
 
@@ -227,24 +225,36 @@ class Bases(Materials):
     def _probed(
         self, route: Route, teacher: Teacher, datasets: Sequence[DomainData], settings: Settings, folder: Path
     ) -> tuple[Probe, Sums]:
-        """A copy of the route's base beside the teacher before and after a short healing, and its sums after."""
+        """A short healing of a copy of the route's base, and its sums beside the teacher after it."""
+        steps = max(1, round(settings.heal.steps * CASCADE_PROBE))
+        short = settings.heal.model_copy(update={"steps": steps})
+        tried = replace(route, base=replace(route.base, model=copy.deepcopy(route.base.model)))
+        place = folder.with_name(f"{folder.name}-{route.name}")
+        with self.timed("probe"):
+            _, found, after = self._heal(tried, teacher, datasets, short, place, f"probe, {route.name}")
+        shutil.rmtree(place, ignore_errors=True)
+        return found, after
+
+    def _heal(
+        self, route: Route, teacher: Teacher, datasets: Sequence[DomainData], config: DistillConfig, folder: Path, what: str
+    ) -> tuple[list[dict[str, float]], Probe, Sums]:
+        """Trains the route's base in place: the curve, and beside the teacher what it was before and is after."""
         held_out = [
             one
             for data in datasets
-            for one in encode(list(data.rows["validation"])[:CASCADE_EXAMPLES], teacher.tokenizer, data.spec.teacher_context)
+            for one in encode(data.held_out[:HEALING_EXAMPLES], teacher.tokenizer, data.spec.teacher_context)
         ]
-        steps = max(1, round(settings.heal.steps * CASCADE_PROBE))
-        short = settings.heal.model_copy(update={"steps": steps})
-        base = replace(route.base, model=copy.deepcopy(route.base.model))
-        place = folder.with_name(f"{folder.name}-{route.name}")
-        with self.timed("probe"), self.progress(f"base: probe, {route.name}", steps) as advance:
-            before = measure(teacher, {"student": always(base.model)}, held_out)["student"]
-            self._keep_or_clear(place)
-            distill(base.model, base, route.teacher, route.lesson, short, folder=place, seed=self.seed, progress=advance)
-            after = measure(teacher, {"student": always(base.model)}, held_out)["student"]
+        base, candidate = route.base, {"student": always(route.base.model)}
+        with self.progress(f"base: {what}", config.steps) as advance:
+            before = measure(teacher, candidate, held_out)["student"]
+            self._keep_or_clear(folder)
+            curve = distill(
+                base.model, base, route.teacher, route.lesson, config, folder=folder, seed=self.seed, progress=advance
+            )
+            after = measure(teacher, candidate, held_out)["student"]
         teacher.release()
-        shutil.rmtree(place, ignore_errors=True)
-        return probe(steps, before, after, resamples=settings.evaluate.bootstrap, seed=self.seed), after
+        resamples = self.family.settings(self.profile).evaluate.bootstrap
+        return curve, probe(config.steps, before, after, resamples=resamples, seed=self.seed), after
 
     # --------------------------------------------------------------------------------------------------- teacher check
 
@@ -254,7 +264,7 @@ class Bases(Materials):
         """``factory.check(data, teacher, base, tokens).reasons``: whether the teacher knows a domain; trains nothing."""
         config = self.family.settings(self.profile).evaluate
         with self.timed("check"), self.progress(f"{data.spec.name}: teacher check", 1) as advance:
-            rows = references(list(data.rows["validation"]) or list(data.rows["test"]))[:CHECK]
+            rows = references(data.held_out)[:CHECK]
             held_out = encode(rows, teacher.tokenizer, data.spec.teacher_context)
             cost = trimming_cost(self.teacher, teacher, tokens, [b.to(self.device) for b in batches_of(held_out, 16)])
             training = teacher.tokenizer(list(data.rows["train"]["completion"]), add_special_tokens=False)["input_ids"]

@@ -69,6 +69,7 @@ class Factory(Bases):
         evaluation = assessment.report.to_dict() | self._sizes(adapter, version)
         evaluation["metrics"] = {name: figure.to_dict() for name, figure in figures.items()}
         warnings = [*forced, *self._warnings(adapter, teacher, lesson, data, version), *assessment.warnings]
+        warnings += version.manifest.get("warnings") or ()  # of the base
         manifest = self._manifest(settings) | {
             "domain": domain,
             "size": size_name,

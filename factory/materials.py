@@ -48,6 +48,11 @@ class DomainData:
     rows: DatasetDict
     manifest: DatasetManifest
 
+    @property
+    def held_out(self) -> list[Any]:
+        """The rows that decisions before the last evaluation may look at."""
+        return list(self.rows["validation"]) or list(self.rows["test"])
+
     def without_context(self) -> DomainData:
         """``data.without_context()``: the same examples, which a teacher then sees as its student does."""
         return replace(self, spec=self.spec.model_copy(update={"teacher_context": NO_CONTEXT}))

@@ -118,6 +118,7 @@ def _chapters(version: Version, aliases: Sequence[str]) -> dict[str, list[tuple[
         "data": _data(manifest),
         "figures [interval]": _measured(manifest),
         "training": [("examples learnt from", training.get("examples"))]
+        + [_trial("healing", found) for found in [section(manifest, "healing")] if found]
         + [(name, _curve(curve, name)) for name in _curve_names(curve)]
         + [(key, value) for key, value in section(training, "config").items() if not isinstance(value, Mapping)]
         + list(seconds.items()),
@@ -134,15 +135,18 @@ def _chapters(version: Version, aliases: Sequence[str]) -> dict[str, list[tuple[
 def _cascade(cascade: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Which route a small base was healed by, and what the trial of each said."""
     pairs: list[tuple[str, Any]] = [("route", " → ".join(map(str, cascade.get("route") or ()))), ("why", cascade.get("reason"))]
-    for name, found in section(cascade, "probes").items():
-        ends = [write_metric(as_metric(section(found, end, "kl"))) for end in ("before", "after")]
-        further = {key: write_metric(as_metric(section(found, "after", key))) for key in ("top5_overlap", "entropy_gap")}
-        pairs.append((
-            f"{name}, {found.get('steps')} steps",
-            f"KL {' → '.join(ends)}, {write_number(found.get('kl_closed_in_100_steps'))} closed in 100 steps; "
-            f"top-5 overlap {further['top5_overlap']}, entropy gap {further['entropy_gap']}",
-        ))  # fmt: skip
-    return pairs
+    return pairs + [_trial(name, found) for name, found in section(cascade, "probes").items()]
+
+
+def _trial(name: str, found: Mapping[str, Any]) -> tuple[str, str]:
+    """What some steps of healing brought, on held-out text."""
+    ends = [write_metric(as_metric(section(found, end, "kl"))) for end in ("before", "after")]
+    further = {key: write_metric(as_metric(section(found, "after", key))) for key in ("top5_overlap", "entropy_gap")}
+    return (
+        f"{name}, {found.get('steps')} steps",
+        f"KL {' → '.join(ends)}, {write_number(found.get('kl_closed_in_100_steps'))} closed in 100 steps; "
+        f"top-5 overlap {further['top5_overlap']}, entropy gap {further['entropy_gap']}",
+    )
 
 
 def _energy(energy: Mapping[str, Any]) -> list[tuple[str, Any]]:

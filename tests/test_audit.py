@@ -22,6 +22,7 @@ from factory.quality.audit import (
     routed,
     surprise,
     templates,
+    unhealed,
     unigram_nll,
 )
 from factory.quality.evaluate import always, measure
@@ -123,6 +124,14 @@ def test_a_probe_says_where_the_student_was_and_how_fast_it_came_nearer() -> Non
     assert found.closing == 2  # nats in a hundred steps
     assert set(found.to_dict()) == {"steps", "before", "after", "kl_closed_in_100_steps"}
     assert set(found.after) == {"kl", "top5_overlap", "entropy_gap"}
+
+
+@pytest.mark.parametrize(("after", "warned"), [([1.0, 3.0], False), ([4.0, 4.0], True), ([4.0, 5.0], True), ([], False)])
+def test_healing_that_brings_a_base_no_nearer_is_warned_of(after: list[float], warned: bool) -> None:
+    before = [4.0, 4.0] if after else []
+    found = unhealed(probe(50, sums(before), sums(after), **SURE))
+    assert len(found) == warned
+    assert all("KL 2.000 →" in line and "50 steps" in line and "heal.learning_rate" in line for line in found)
 
 
 def test_an_assistant_helps_only_beyond_the_paired_interval() -> None:

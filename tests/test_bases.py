@@ -105,3 +105,17 @@ def test_with_force_it_is_built_and_its_card_says_so(with_models: Workplace) -> 
     card = (with_models.root / "registry" / "students" / "plants-mini" / "1" / "README.md").read_text(encoding="utf-8")
     assert "built with --force although" in card
     assert student["evaluation"]["metrics"]["teacher_ahead_of_chance"]["value"] < 0.01
+
+
+def test_what_healing_brought_is_kept_and_a_base_that_it_spoiled_warns_its_students(with_models: Workplace) -> None:
+    family_with(with_models, heal=with_models.family["heal"] | {"learning_rate": 0.3})
+    result = with_models.run("build", "plants", "--json")
+    assert result.exit_code == 0, result.output
+    base = base_of(with_models, "mini")
+    assert base["healing"]["steps"] == 2 and base["healing"]["before"]["kl"]["n"] > 0
+    assert base["healing"]["after"]["kl"]["value"] > base["healing"]["before"]["kl"]["value"]
+    (warning,) = base["warnings"]
+    assert "healing brought the base no nearer" in warning
+    assert warning in json.loads(result.stdout)[0]["warnings"]
+    shown = " ".join(with_models.run("show", "default-mini-base").stdout.split())
+    assert "healing, 2 steps" in shown and "warning: healing brought" in shown

@@ -139,6 +139,17 @@ def probe(steps: int, before: Sums, after: Sums, *, resamples: int, seed: int) -
     return Probe(steps, *({name: figures[name] for name in CAPACITY} for figures in ends))
 
 
+def unhealed(healing: Probe) -> list[str]:
+    """``unhealed(healing)``: the warning where a base is no nearer to its teacher than before it was healed; else none."""
+    before, after = healing.before["kl"].value, healing.after["kl"].value
+    if not after >= before:  # nor where nothing was held out
+        return []
+    return [
+        f"healing brought the base no nearer to its teacher: KL {before:.3f} → {after:.3f} nats a token of held-out text in "
+        f"{healing.steps} steps; lower heal.learning_rate, or heal on more text"
+    ]
+
+
 def assistant_helps(direct: Sums, assisted: Sums, *, resamples: int, seed: int) -> tuple[bool, Figure]:
     """``helps, ahead = assistant_helps(direct, assisted, …)``: KL that the assistant's route is ahead by, beyond its interval.
 
