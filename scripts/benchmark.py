@@ -1,7 +1,7 @@
 """This project beside its peers, on the same teacher, student, data, batch and length, each run in a process of its own.
 
     python scripts/benchmark.py healthcare --size small --minutes 10 --registry registry --save scripts/benchmark.json
-    python scripts/benchmark.py healthcare --size gemma-small --text-of default --minutes 10 --save scripts/benchmark-gemma.json
+    python scripts/benchmark.py healthcare --size gemma-small --minutes 10 --accumulate 2 --save scripts/benchmark-gemma.json
 
 The student of every run is the teacher with the layers of the size's published base and none of its training: LoRA on every
 linear layer, the family's rank and rate. ``full`` is the teacher's whole vocabulary, as a user of trl has it; ``trimmed`` is
