@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from factory.figures import DASH, METRICS, Metric, bound_of, is_detail, metric_named, write_metric, write_number
-from factory.manifests import as_metric, read_metric, read_parameters, section
+from factory.manifests import as_metric, entries, read_metric, read_parameters, section
 from factory.report import identifiers_found
 
 # Licence ids the Hub knows that the shipped and usual sources have; any other is written as `other` with its name.
@@ -112,7 +112,7 @@ def _license(manifest: Mapping[str, Any]) -> tuple[str, str | None]:
     """Hub id, and a name where it is `other`: the teacher's, with every source's that asks for more than a notice."""
     teacher = section(manifest, "teacher").get("license")
     ids = [_license_id(teacher)] if teacher else []
-    ids += [_license_id(source.get("license") or "unknown") for source in _sources(manifest)]
+    ids += [_license_id(source.get("license") or "unknown") for source in entries(manifest, "dataset", "sources")]
     binding = [name for position, name in enumerate(ids) if name not in PERMISSIVE or (teacher and position == 0)]
     names = list(dict.fromkeys(binding or ids)) or ["unknown"]
     if len(names) == 1 and names[0] in HUB_LICENSES:
@@ -169,7 +169,7 @@ def _opening(manifest: Mapping[str, Any]) -> list[str]:
 
 def _loading(manifest: Mapping[str, Any]) -> list[str]:
     """Code that needs peft and transformers only; a test runs it."""
-    samples = section(manifest, "evaluation").get("samples") or [{}]
+    samples = entries(manifest, "evaluation", "samples") or [{}]
     prompt = " ".join(str(samples[0].get("prompt") or "").split()) or "What should I know first?"
     name, _, number = str(manifest.get("base") or "").partition("@")
     own = f"{manifest.get('name')}/{manifest.get('version', 'N')}"
@@ -245,7 +245,7 @@ def _size_and_speed(evaluation: Mapping[str, Any]) -> list[str]:
 
 def _verdict(manifest: Mapping[str, Any]) -> list[str]:
     """The gates of its family and domain, each with what it found."""
-    gates = [gate for gate in section(manifest, "verdict").get("gates") or () if isinstance(gate, Mapping)]
+    gates = entries(manifest, "verdict", "gates")
     rows = [
         (
             metric_named(str(gate.get("metric"))).label,
@@ -261,7 +261,7 @@ def _verdict(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _samples(manifest: Mapping[str, Any]) -> list[str]:
-    samples = [s for s in section(manifest, "evaluation").get("samples") or () if isinstance(s, Mapping)][:3]
+    samples = entries(manifest, "evaluation", "samples")[:3]
     if not samples:
         return []
     quoted = [
@@ -326,7 +326,7 @@ def _data(manifest: Mapping[str, Any]) -> list[str]:
     data = section(manifest, "dataset")
     rows = [
         (_code(source.get("id")), _text(source.get("license") or "unknown"), write_number(source.get("n")))
-        for source in _sources(manifest)
+        for source in entries(manifest, "dataset", "sources")
     ]
     counts = ", ".join(f"{count} {split}" for split, count in section(data, "counts").items())
     dropped = ", ".join(f"{_text(reason)} {count}" for reason, count in section(data, "dropped").items())
@@ -345,7 +345,7 @@ def _data(manifest: Mapping[str, Any]) -> list[str]:
 def _training(manifest: Mapping[str, Any]) -> list[str]:
     training = section(manifest, "training")
     config = [(_code(key), _text(value)) for key, value in section(training, "config").items()]
-    curve = [point for point in training.get("curve") or () if isinstance(point, Mapping)]
+    curve = entries(training, "curve")
     paragraphs = [
         "Three kinds of knowledge are matched: next-token distributions (generalized Jensen-Shannon divergence, GKD, "
         "[arXiv 2306.13649](https://arxiv.org/abs/2306.13649)), hidden states (FitNets, "
@@ -382,10 +382,6 @@ def _name(manifest: Mapping[str, Any]) -> str:
 
 def _teacher_name(manifest: Mapping[str, Any]) -> str:
     return _text(_base_model(manifest) or "its teacher")
-
-
-def _sources(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [source for source in section(manifest, "dataset").get("sources") or () if isinstance(source, Mapping)]
 
 
 def _better(metric: Metric) -> str:

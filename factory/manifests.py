@@ -145,11 +145,8 @@ def append_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 def failed_gates(manifest: Mapping[str, Any]) -> list[str]:
     """``failed_gates(version.manifest)`` → ``["upper end of kl is 0.912, at most 0.8 passes"]``; reasons if there are none."""
-    verdict = manifest.get("verdict")
-    if not isinstance(verdict, Mapping):
-        return []
-    gates = [gate for gate in verdict.get("gates") or () if isinstance(gate, Mapping) and gate.get("passed") is False]
-    return [gate_line(gate) for gate in gates] or [str(reason) for reason in verdict.get("reasons") or ()]
+    gates = [gate for gate in entries(manifest, "verdict", "gates") if gate.get("passed") is False]
+    return [gate_line(gate) for gate in gates] or [str(reason) for reason in section(manifest, "verdict").get("reasons") or ()]
 
 
 def section(manifest: Mapping[str, Any], *keys: str) -> dict[str, Any]:
@@ -158,6 +155,12 @@ def section(manifest: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     for key in keys:
         found = found.get(key) if isinstance(found, Mapping) else None
     return dict(found) if isinstance(found, Mapping) else {}
+
+
+def entries(manifest: Mapping[str, Any], *keys: str) -> list[Mapping[str, Any]]:
+    """``entries(manifest, "evaluation", "samples")``: the mappings of the list under these keys, none where it is not one."""
+    found = section(manifest, *keys[:-1]).get(keys[-1])
+    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list | tuple) else []
 
 
 def read_metric(manifest: Mapping[str, Any], name: str) -> dict[str, Any] | None:

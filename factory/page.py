@@ -21,7 +21,7 @@ from factory.comparison import BEST, TIED, compare_json, compare_notes
 from factory.errors import RegistryError
 from factory.figures import metric_named, write_metric, write_number
 from factory.files import one_line, replace_file
-from factory.manifests import Version, read_metric, read_parameters, section
+from factory.manifests import Version, entries, read_metric, read_parameters, section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,7 +114,7 @@ def _verdict(version: Version) -> dict[str, Any]:
     """The card of one version: badge, gates, reasons where there are no gates, notice."""
     manifest = version.manifest
     verdict = section(manifest, "verdict")
-    gates = [_gate(gate) for gate in _mappings(verdict.get("gates"))]
+    gates = [_gate(gate) for gate in entries(manifest, "verdict", "gates")]
     own, teacher = read_parameters(manifest)
     size = f"{write_number(own, 'parameters')} parameters" if own else ""
     size += f", {write_number(own / teacher, '%')} of its teacher's" if own and teacher else ""
@@ -193,7 +193,7 @@ def _size(parameters: int | None, word: Any) -> str:
 def _samples(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """{"prompt", "teacher", "student", "coloured"}; an answer is runs of (text, whether the other agrees, or None)."""
     found = []
-    for sample in _mappings(section(manifest, "evaluation").get("samples")):
+    for sample in entries(manifest, "evaluation", "samples"):
         both = {who: _runs(sample.get(f"{who}_tokens")) for who in ("teacher", "student")}
         answers = {who: runs or [(_text(sample.get(who)), None)] for who, runs in both.items()}
         found.append({"prompt": _text(sample.get("prompt")), **answers, "coloured": any(both.values())})
@@ -221,7 +221,7 @@ def _provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("data set", data.get("fingerprint")),
         ("examples", ", ".join(f"{split} {write_number(count)}" for split, count in section(data, "counts").items())),
         ("left out", ", ".join(f"{reason} {write_number(count)}" for reason, count in section(data, "dropped").items())),
-        ("sources", ", ".join(f"{one.get('id')} ({one.get('license')})" for one in _mappings(data.get("sources")))),
+        ("sources", ", ".join(f"{one.get('id')} ({one.get('license')})" for one in entries(data, "sources"))),
         ("family", manifest.get("family")),
         ("profile", manifest.get("profile")),
         ("seed", manifest.get("seed")),
@@ -278,7 +278,7 @@ def _fidelity(versions: Sequence[Version]) -> Plot | None:
 def _curves(versions: Sequence[Version]) -> Plot | None:
     lines = []
     for index, version in enumerate(versions):
-        curve = _mappings(section(version.manifest, "training").get("curve"))
+        curve = entries(version.manifest, "training", "curve")
         pairs = [(point.get("step"), point.get("loss")) for point in curve]
         points = [(step, loss) for step, loss in pairs if _number(step) and _number(loss)]
         if len(points) > 1:
@@ -437,10 +437,6 @@ def _svg(name: str, draw: Callable[[Figure], None], height: float = 3.8) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
-
-
-def _mappings(items: Any) -> list[Mapping[str, Any]]:
-    return [item for item in items if isinstance(item, Mapping)] if isinstance(items, list | tuple) else []
 
 
 def _texts(items: Any) -> list[str]:

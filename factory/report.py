@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from factory.figures import DASH, gate_outcome, rows_of, write_metric, write_number
-from factory.manifests import Summary, Version, as_metric, read_figures, read_teacher_figures, section
+from factory.manifests import Summary, Version, as_metric, entries, read_figures, read_teacher_figures, section
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -102,7 +102,7 @@ def show(version: Version, aliases: Sequence[str] = ()) -> Group:
 def _chapters(version: Version, aliases: Sequence[str]) -> dict[str, list[tuple[str, Any]]]:
     manifest = version.manifest
     training = section(manifest, "training")
-    curve = [point for point in training.get("curve") or () if isinstance(point, Mapping)]
+    curve = entries(training, "curve")
     seconds = {f"seconds, {stage}": write_number(value) for stage, value in section(manifest, "seconds").items()}
     return {
         version.reference: [
@@ -191,8 +191,7 @@ def _data(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
     dropped = ", ".join(f"{reason} {count}" for reason, count in section(data, "dropped").items())
     pairs = [
         (f"source {source.get('id')}", f"{write_number(source.get('n'))} examples, {source.get('license')}")
-        for source in data.get("sources") or ()
-        if isinstance(source, Mapping)
+        for source in entries(data, "sources")
     ]
     counts = ", ".join(f"{split} {count}" for split, count in section(data, "counts").items())
     return [

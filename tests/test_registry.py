@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.errors import GateError, RegistryError
-from factory.manifests import Version, checksum, failed_gates, read_metric
+from factory.manifests import Version, checksum, entries, failed_gates, read_metric
 from factory.registry import Registry
 
 
@@ -709,3 +709,14 @@ def test_lineage_has_the_bases_that_a_student_and_its_route_name(registry: Regis
         student = registry.publish("student", "legal-small", folder, manifest)
     assert registry.lineage([student]) == {base.reference: base}
     assert registry.lineage([]) == {}
+
+
+@pytest.mark.parametrize("odd", [None, "odd", 7, {"id": "a"}, [], ["odd", None]])
+def test_entries_are_the_mappings_of_a_list_and_nothing_else(odd: object) -> None:
+    assert entries({"dataset": {"sources": [{"id": "a"}, "odd", None, {"id": "b"}]}}, "dataset", "sources") == [
+        {"id": "a"},
+        {"id": "b"},
+    ]
+    assert entries({"dataset": {"sources": odd}}, "dataset", "sources") == []
+    assert entries({"dataset": odd}, "dataset", "sources") == []
+    assert entries({"sources": odd}, "sources") == []

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from factory.manifests import Version, section, to_json
+from factory.manifests import Version, entries, section, to_json
 
 CERTIFICATE = "parity.json"
 NOTICE = "NOTICE"
@@ -115,7 +115,7 @@ def notice(manifest: Mapping[str, Any]) -> str:
     ]
     if str(teacher.get("license")).lower() == "gemma":  # section 3.1 of the terms asks for this sentence
         lines.append("Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms")
-    sources = [one for one in section(manifest, "dataset").get("sources") or () if isinstance(one, Mapping)]
+    sources = entries(manifest, "dataset", "sources")
     lines += [f"Prompts: {one.get('id')}, licence: {one.get('license') or 'unknown'}." for one in sources]
     if manifest.get("notice"):
         lines.append(f"Notice: {manifest['notice']}")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from factory.errors import ExportError
-from factory.manifests import Version, section
+from factory.manifests import Version, entries
 from factory.models.chat import completion_ids, prompt_ids
 from factory.models.forward import hidden_states, logits, make_batch, pooled
 from factory.models.sampling import sample
@@ -101,7 +101,7 @@ def passages(version: Version, tokenizer: PreTrainedTokenizerBase, longest: int 
     longest: tokens that the model can read; what has more is left out.
     Raises: ExportError where nothing is left.
     """
-    samples = [one for one in section(version.manifest, "evaluation").get("samples") or () if isinstance(one, dict)]
+    samples = entries(version.manifest, "evaluation", "samples")
     asked = [(str(one.get("prompt")), str(one.get(who))) for one in samples for who in ("teacher", "student") if one.get(who)]
     found = [
         Passage(question, answer, prompt_ids(tokenizer, question), completion_ids(tokenizer, answer))

@@ -8,7 +8,7 @@ Only what manifests hold. No torch here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from markdown_it import MarkdownIt
@@ -16,7 +16,7 @@ from markdown_it.token import Token
 
 from factory.errors import RegistryError
 from factory.figures import metric_named
-from factory.manifests import Summary, Version, failed_gates, read_metric, read_parameters, section
+from factory.manifests import Summary, Version, entries, failed_gates, read_metric, read_parameters, section
 from factory.registry import Registry
 
 FIGURES = ("kl", "top1_agreement")
@@ -52,13 +52,13 @@ def _student(registry: Registry, name: str, versions: list[tuple[Version, tuple[
     except RegistryError:  # every version failed its gates
         current = None
     shown = current or versions[0][0]
-    samples = section(shown.manifest, "evaluation").get("samples") or ()
+    samples = entries(shown.manifest, "evaluation", "samples")
     return {
         "name": name,
         "domain": shown.manifest.get("domain"),
         "description": section(shown.manifest, "spec").get("description") or "",
         "current": current and current.reference,
-        "questions": [str(one["prompt"]) for one in samples if isinstance(one, Mapping) and one.get("prompt")][:QUESTIONS],
+        "questions": [str(one["prompt"]) for one in samples if one.get("prompt")][:QUESTIONS],
         "versions": [facts(version, aliases) for version, aliases in versions],
     }
 
