@@ -20,7 +20,7 @@ import uvicorn
 from conftest import Workplace
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from factory.loading import load_specs
 from factory.registry import Registry
@@ -449,6 +449,23 @@ def test_distributions_by_keyboard(page: Page, url: str) -> None:
     expect(page.get_by_role("tooltip")).to_be_hidden()
     page.keyboard.press("Tab")
     expect(page.locator("#sides-teacher .token").nth(0)).to_be_focused()  # one stop an answer, not one a token
+
+
+@in_chromium
+@pytest.mark.parametrize(("view", "answer"), [("sides", "#sides-student .token"), ("chat", "#chat-log .by")])
+def test_a_question_sent_before_the_models_are_known_waits_for_them(page: Page, url: str, view: str, answer: str) -> None:
+    held: list[Route] = []
+    page.route("**/factory/catalogue", held.append)
+    with page.expect_request("**/factory/catalogue"):
+        page.goto(f"{url}/#/{view}")
+    page.fill(f"#{view}-input", "what are the signs of oak ?")
+    page.keyboard.press("Enter")
+    expect(page.locator(f"#{view}-input")).to_have_value("what are the signs of oak ?")
+    expect(page.locator(answer)).to_have_count(0)
+    held.pop().continue_()
+    expect(page.locator(answer).first).to_be_visible()
+    expect(page.locator(f"#{view}-input")).to_have_value("")
+    expect(page.locator(".problem")).to_have_count(0)
 
 
 @in_chromium

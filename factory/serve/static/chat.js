@@ -1,7 +1,7 @@
 // A conversation with one model, streamed; each answer says which version gave it and why.
 
 import { chat, fact, getJson } from "./api.js";
-import { composer, pickModel, questions } from "./composer.js";
+import { composer, questions } from "./composer.js";
 import { element } from "./element.js";
 import { decimals } from "./write.js";
 
@@ -25,7 +25,7 @@ export async function showChat(model) {
   form.input.focus({ preventScroll: true });
   try {
     const [{ data }, { students }] = await Promise.all([getJson("v1/models"), getJson("factory/catalogue")]);
-    pickModel(form.select, data.map((one) => one.id), model || form.select.value || "auto");
+    form.models(data.map((one) => one.id), model || form.select.value || "auto");
     questions(document.querySelector("#chat .questions"), students, form);
   } catch (error) {
     form.say(error.message);

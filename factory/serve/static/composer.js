@@ -2,15 +2,19 @@
 
 import { element, sayError } from "./element.js";
 
-// composer("chat", {send, stop}): send(question) is awaited; until it is done there is a button to stop instead of one to send
+// composer("chat", {send, stop}): send(question) is awaited; until it is done there is a button to stop instead of one to send.
+// models(ids, wanted) of what it returns fills the choice of models; a question that was sent before waits for it.
 export function composer(name, { send, stop }) {
   const part = (id) => document.getElementById(`${name}-${id}`);
   const [form, input, select, sendButton, stopButton] = ["form", "input", "model", "send", "stop"].map(part);
   let busy = false;
+  let early = false; // sent before the models were known
 
   const submit = async () => {
     const question = input.value.trim();
     if (busy || !question) return input.focus();
+    early = !select.value;
+    if (early) return;
     input.value = "";
     say();
     setBusy(true);
@@ -28,6 +32,12 @@ export function composer(name, { send, stop }) {
     if (focused === sendButton) stopButton.focus();
     if (focused === stopButton) input.focus();
   };
+  const models = (ids, wanted) => {
+    pickModel(select, ids, wanted);
+    if (!early) return;
+    early = false;
+    submit();
+  };
   const say = (message = "") => sayError(form.querySelector(".error"), message);
 
   form.addEventListener("submit", (event) => {
@@ -41,11 +51,11 @@ export function composer(name, { send, stop }) {
     event.preventDefault();
     submit();
   });
-  return { input, select, say, submit };
+  return { input, select, models, say, submit };
 }
 
-// pickModel(select, ["auto", "healthcare-small", ...], wanted): names first, then versions; wanted may be a version of its own
-export function pickModel(select, ids, wanted) {
+// ["auto", "healthcare-small", ...]: names first, then versions; wanted may be a version of its own
+function pickModel(select, ids, wanted) {
   const every = [...new Set([...ids, ...(wanted.includes("@") ? [wanted] : [])])];
   const place = (id) => ({ auto: 0, teacher: 2 })[id] ?? 1;
   const names = every.filter((id) => !id.includes("@")).sort((one, other) => place(one) - place(other));

@@ -1,7 +1,7 @@
 // The same question to a student and to its teacher, each answer coloured by what the other would have written.
 
 import { chat, fact, getJson, postJson } from "./api.js";
-import { composer, pickModel, questions } from "./composer.js";
+import { composer, questions } from "./composer.js";
 import { element } from "./element.js";
 import { showTokens } from "./tokens.js";
 
@@ -15,7 +15,7 @@ export async function showSides(student) {
     const { students } = await getJson("factory/catalogue");
     const names = students.filter((one) => one.current).map((one) => one.name);
     const ids = [...names, ...students.flatMap((one) => one.versions.map((version) => version.reference))];
-    pickModel(form.select, ids, student || form.select.value);
+    form.models(ids, student || form.select.value);
     questions(document.querySelector("#sides .questions"), students.filter((one) => one.name === form.select.value.split("@")[0]), form);
     if (!ids.length) form.say("no student is published yet: factory build healthcare");
   } catch (error) {
