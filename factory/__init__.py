@@ -7,7 +7,7 @@
     factory = Factory(specs, specs.family("default"), profile="demo", registry=Registry("registry"))
     version = factory.student("healthcare", "small")
 
-Names are imported when they are first used, so ``import factory`` and the command line load no torch.
+ModelResolver are imported when they are first used, so ``import factory`` and the command line load no torch.
 """
 
 from __future__ import annotations
@@ -16,31 +16,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from factory.build import Factory
+    from factory.config.load import load_specs
+    from factory.config.schema import DomainSpec, FamilySpec, PoolSpec, Specs
     from factory.data.router import DomainRouter, Route
     from factory.errors import (
         DataError,
         ExportError,
         FactoryError,
-        ReferenceError,
+        ModelResolutionError,
         RegistryError,
         ServeError,
         SpecError,
         TrainingError,
     )
+    from factory.evaluation.fidelity import EvalReport
     from factory.export.export import export_version
-    from factory.export.papers import Certificate
-    from factory.loading import load_specs
-    from factory.manifests import Summary, Version
+    from factory.export.metadata import ParityReport
     from factory.models.teacher import Teacher
-    from factory.quality.evaluate import EvalReport
-    from factory.registry import Registry
-    from factory.spec import DomainSpec, FamilySpec, PoolSpec, Specs
+    from factory.pipeline.build import Factory
+    from factory.registry.manifest import Summary, Version
+    from factory.registry.registry import Registry
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Certificate",
     "DataError",
     "DomainRouter",
     "DomainSpec",
@@ -49,8 +48,9 @@ __all__ = [
     "Factory",
     "FactoryError",
     "FamilySpec",
+    "ModelResolutionError",
+    "ParityReport",
     "PoolSpec",
-    "ReferenceError",
     "Registry",
     "RegistryError",
     "Route",
@@ -67,26 +67,26 @@ __all__ = [
 ]
 
 HOMES = {
-    "factory.build": ("Factory",),
+    "factory.pipeline.build": ("Factory",),
     "factory.data.router": ("DomainRouter", "Route"),
     "factory.errors": (
         "DataError",
         "ExportError",
         "FactoryError",
-        "ReferenceError",
+        "ModelResolutionError",
         "RegistryError",
         "ServeError",
         "SpecError",
         "TrainingError",
     ),
     "factory.export.export": ("export_version",),
-    "factory.export.papers": ("Certificate",),
+    "factory.export.metadata": ("ParityReport",),
     "factory.models.teacher": ("Teacher",),
-    "factory.quality.evaluate": ("EvalReport",),
-    "factory.manifests": ("Summary", "Version"),
-    "factory.registry": ("Registry",),
-    "factory.loading": ("load_specs",),
-    "factory.spec": ("DomainSpec", "FamilySpec", "PoolSpec", "Specs"),
+    "factory.evaluation.fidelity": ("EvalReport",),
+    "factory.registry.manifest": ("Summary", "Version"),
+    "factory.registry.registry": ("Registry",),
+    "factory.config.load": ("load_specs",),
+    "factory.config.schema": ("DomainSpec", "FamilySpec", "PoolSpec", "Specs"),
 }
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from factory.errors import in_one_line
 
-LEAST_SECONDS = 1.0  # of a measured action: a processor's load is counted in hundredths of a second, NVML's energy in tenths
+MIN_SECONDS = 1.0  # of a measured action: a processor's load is counted in hundredths of a second, NVML's energy in tenths
 READ = {"intel_rapl": "RAPL", "windows_emi": "the Energy Meter Interface", "intel_power_gadget": "Intel Power Gadget"}
 
 
@@ -63,7 +63,7 @@ class EnergyMeter:
     def energy_of(self, action: Callable[[], int]) -> float | None:
         """``meter.energy_of(lambda: len(sample(...)[0]))``: Wh per 1,000 tokens of an action that returns how many it wrote.
 
-        A short action is repeated until ``LEAST_SECONDS`` have passed. It may run inside a stage, which counts it too.
+        A short action is repeated until ``MIN_SECONDS`` have passed. It may run inside a stage, which counts it too.
         None where codecarbon failed or no token was written.
         """
         tracker = self._start()
@@ -71,7 +71,7 @@ class EnergyMeter:
         try:
             while (written := action()) > 0:
                 tokens += written
-                if time.perf_counter() - begun >= LEAST_SECONDS:
+                if time.perf_counter() - begun >= MIN_SECONDS:
                     break
         finally:
             wh = self._stop(tracker)

@@ -2,7 +2,7 @@
 
 FactoryError
 ├── SpecError            a YAML in domains/ is wrong
-├── ReferenceError       a model reference cannot be resolved, or its checksum does not match
+├── ModelResolutionError       a model reference cannot be resolved, or its checksum does not match
 ├── DataError            a source, a data set or the router cannot be built; a file of votes cannot be read
 ├── TrainingError        teacher and student do not fit, or a training run cannot go on
 ├── ExportError          an export cannot be made, or is not what the registered student is
@@ -24,7 +24,7 @@ class SpecError(FactoryError):
     """Raised with all mistakes of all files, one a line."""
 
 
-class ReferenceError(FactoryError):
+class ModelResolutionError(FactoryError):
     """Raised when a ``hub:``, ``pypi:`` or ``path:`` reference cannot become a checked local folder."""
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from factory.build import Factory
-from factory.figures import write_metric
-from factory.loading import load_specs
-from factory.registry import Registry
-from factory.study import ablations
+from factory.config.load import load_specs
+from factory.evaluation.metrics import format_metric
+from factory.pipeline.build import Factory
+from factory.pipeline.experiments import ablations
+from factory.registry.registry import Registry
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for one in ablations(factory, given.domain, given.size, given.steps):
         cells = [
-            write_metric(figure.to_dict() if figure else None)
+            format_metric(figure.to_dict() if figure else None)
             for figure in (
                 one.figures["kl"],
                 one.figures["top1_agreement"],

@@ -36,19 +36,19 @@ from transformers import TrainerCallback
 from trl import DistillationConfig, DistillationTrainer, SFTConfig, SFTTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-from factory.build import Factory
-from factory.distill.store import SoftTargetStore
-from factory.distill.targets import Sequence_, encode
-from factory.distill.trainer import DistillTrainer, Lesson
-from factory.loading import load_specs
-from factory.materials import Materials
+from factory.config.load import load_specs
+from factory.config.schema import DistillConfig
+from factory.distill.soft_targets import TokenizedExample, tokenize_examples
+from factory.distill.target_store import SoftTargetStore
+from factory.distill.trainer import DistillTrainer, TrainingSet
+from factory.evaluation.fidelity import base_only, measure, with_adapter
+from factory.models.base import Base, Shape, attach_adapter, load_base, trim_teacher
 from factory.models.chat import NO_CONTEXT
 from factory.models.pruning import prune_layers
-from factory.models.student import Base, Shape, attach_adapter, load_base, trim_teacher
 from factory.models.teacher import Teacher
-from factory.quality.evaluate import measure, switched, switched_off
-from factory.registry import Registry
-from factory.spec import DistillConfig
+from factory.pipeline.build import Factory
+from factory.pipeline.context import Materials
+from factory.registry.registry import Registry
 
 BATCH, EXAMPLES, HELD_OUT, WARM_UP = 8, 4096, 64, 2
 
@@ -162,14 +162,14 @@ def measure_run(name: str, given: argparse.Namespace) -> Result:
     run, specs = RUNS[name], load_specs(given.domains)
     family = specs.family_of_size(given.size)
     factory = Factory(specs, family, profile=given.profile, registry=Registry(given.registry), device=given.device)
-    shape = load_base(factory.registry.resolve(f"{family.name}-{given.size}-base").folder, factory.device).shape
+    shape = load_base(factory.registry.registry.resolve(f"{family.name}-{given.size}-base").folder, factory.device).shape
     teacher = trim_teacher(factory.teacher, shape.tokens) if run.vocabulary == "trimmed" else factory.teacher
     dtype = torch.float32 if run.dtype == "float32" else torch.bfloat16
     teacher.model.to(dtype)
     base = pruned(teacher, shape)
     written = Materials(specs, specs.families[given.text_of], profile=given.profile) if given.text_of else factory
     rows = written.data(given.domain).rows
-    train, test = (encode(rows[split], teacher.tokenizer, NO_CONTEXT) for split in ("train", "test"))
+    train, test = (tokenize_examples(rows[split], teacher.tokenizer, NO_CONTEXT) for split in ("train", "test"))
     config = family.settings(given.profile, specs.domain(given.domain)).distill.model_copy(
         update={
             "batch": BATCH,
@@ -189,7 +189,7 @@ def measure_run(name: str, given: argparse.Namespace) -> Result:
             factory.teacher.release()
         meter.watch(model)
         trainer.train()
-    candidates = {"before": switched_off(model), "after": switched(model, "default")}
+    candidates = {"before": base_only(model), "after": with_adapter(model, "default")}
     kl = {
         name: float(sums.kl.sum() / sums.tokens.sum()) for name, sums in measure(teacher, candidates, test[:HELD_OUT]).items()
     }
@@ -226,7 +226,7 @@ class Setup:
     run: Run
     base: Base
     teacher: Teacher
-    train: list[Sequence_]
+    train: list[TokenizedExample]
     config: DistillConfig
     folder: Path
     targets: Path
@@ -239,9 +239,9 @@ def ours(setup: Setup) -> tuple[Any, Any, float]:
     config, train = setup.config, setup.train
     adapter = attach_adapter(setup.base, config)
     store = SoftTargetStore.make(setup.targets, setup.teacher, train, top_k=config.top_k, temperature=1.0)
-    lesson = Lesson(train, store, np.zeros((len(train), 1), dtype=np.float32))
+    training_set = TrainingSet(train, store, np.zeros((len(train), 1), dtype=np.float32))
     folder, meter = setup.folder, setup.meter
-    trainer = DistillTrainer(adapter, setup.base, setup.teacher, lesson, config, folder=folder, seed=0, callbacks=[meter])
+    trainer = DistillTrainer(adapter, setup.base, setup.teacher, training_set, config, folder=folder, seed=0, callbacks=[meter])
     return trainer, adapter, 0.0 if setup.run.on_policy else store.describe()["teacher_seconds"]
 
 

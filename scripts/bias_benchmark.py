@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from factory.figures import write_metric
-from factory.loading import load_specs
-from factory.materials import Materials
-from factory.models.student import load_base, load_student, trim_teacher
-from factory.quality.bias import load_pairs, measure_bias
-from factory.quality.evaluate import switched, switched_off
-from factory.registry import Registry
+from factory.config.load import load_specs
+from factory.evaluation.bias import load_pairs, measure_bias
+from factory.evaluation.fidelity import base_only, with_adapter
+from factory.evaluation.metrics import format_metric
+from factory.models.base import load_base, load_student, trim_teacher
+from factory.pipeline.context import Materials
+from factory.registry.registry import Registry
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     materials = Materials(specs, family, profile="default")
     base = load_base(registry.resolve(str(version.base)).folder, materials.device)
     teacher, student = trim_teacher(materials.teacher, base.shape.tokens), load_student(base, version.folder)
-    candidates = {"student": switched(student, "default"), "base": switched_off(student)}
+    candidates = {"student": with_adapter(student, "default"), "base": base_only(student)}
     print(f"{version.reference}, {family.evaluate.bootstrap} resamples, seed {materials.seed}\n")
     print("| pairs | n | gap, teacher | base | student | change | preference, teacher | base | student | change |")
     print("|---|---|---|---|---|---|---|---|---|---|")
@@ -46,7 +46,7 @@ def main() -> None:
             teacher, candidates, pairs, teacher.tokenizer, resamples=family.evaluate.bootstrap, seed=materials.seed
         )
         cells = [
-            write_metric(found[f"bias_{what}_{who}"].to_dict())
+            format_metric(found[f"bias_{what}_{who}"].to_dict())
             for what in ("gap", "preference")
             for who in ("teacher", "base", "student", "change")
         ]

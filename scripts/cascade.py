@@ -12,15 +12,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from factory.bases import Bases
-from factory.distill.targets import encode
-from factory.figures import write_metric
-from factory.loading import load_specs
-from factory.manifests import Version
-from factory.models.student import load_base, trim_teacher
-from factory.quality.evaluate import always, measure
-from factory.quality.metrics import Sums, paired_difference, summarise
-from factory.registry import Registry
+from factory.config.load import load_specs
+from factory.distill.soft_targets import tokenize_examples
+from factory.evaluation.fidelity import fixed_model, measure
+from factory.evaluation.metrics import format_metric
+from factory.evaluation.stats import Sums, paired_difference, summarise
+from factory.models.base import load_base, trim_teacher
+from factory.pipeline.base import Bases
+from factory.registry.manifest import Version
+from factory.registry.registry import Registry
 
 
 def main() -> None:
@@ -64,9 +64,11 @@ def table(bases: Bases, named: dict[str, Version]) -> str:
     held_out = [
         one
         for domain in bases.public_domains
-        for one in encode(list(bases.data(domain.name).rows["test"])[:examples], teacher.tokenizer, domain.teacher_context)
+        for one in tokenize_examples(
+            list(bases.data(domain.name).rows["test"])[:examples], teacher.tokenizer, domain.teacher_context
+        )
     ]
-    sums: dict[str, Sums] = measure(teacher, {name: always(base.model) for name, base in loaded.items()}, held_out)
+    sums: dict[str, Sums] = measure(teacher, {name: fixed_model(base.model) for name, base in loaded.items()}, held_out)
     sure: dict[str, Any] = {"resamples": bases.family.evaluate.bootstrap, "seed": bases.seed}
     first = next(iter(sums.values()))
     lines = ["| base | parameters | of the teacher | KL | top-1 agreement | entropy gap | the first is ahead by, paired |"]
@@ -75,9 +77,9 @@ def table(bases: Bases, named: dict[str, Version]) -> str:
         figures = {key: figure.to_dict() for key, figure in summarise(one, None, **sure).items()}
         parameters = named[name].manifest["parameters"]
         ahead = paired_difference(one.kl, first.kl, one.tokens, **sure)
-        written = {key: write_metric(figures[key]) for key in ("kl", "top1_agreement", "entropy_gap")}
+        written = {key: format_metric(figures[key]) for key in ("kl", "top1_agreement", "entropy_gap")}
         cells = [f"{parameters / 1e6:.1f} M", f"{parameters / bases.teacher.parameters:.1%}", *written.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} | {'-' if one is first else write_metric(ahead.to_dict())} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {'-' if one is first else format_metric(ahead.to_dict())} |")
     lines.append(f"\nn {int(first.tokens.sum()):,} completion tokens of {len(held_out)} examples, seed {bases.seed}")
     return "\n".join(lines)
 

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from factory.distill.chunked_loss import response_loss
 from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
-from factory.distill.response import response_loss
-from factory.distill.store import SoftTargetStore
-from factory.distill.targets import Sequence_
+from factory.distill.soft_targets import TokenizedExample
+from factory.distill.target_store import SoftTargetStore
 from factory.models.teacher import Teacher
 
 TOKENS, VOCABULARIES = (10_000, 100_000, 1_000_000), (16_384, 65_536, 262_144)
@@ -78,7 +78,8 @@ def stored(tokens: int) -> dict[str, float]:
     chance = random.Random(0)
     count = tokens // LENGTH
     sequences = [
-        Sequence_(ids[:10], ids[:10], ids[10:]) for ids in (chance.choices(range(2048), k=10 + LENGTH) for _ in range(count))
+        TokenizedExample(ids[:10], ids[:10], ids[10:])
+        for ids in (chance.choices(range(2048), k=10 + LENGTH) for _ in range(count))
     ]
     with TemporaryDirectory() as folder:
         before, begun = peak(), time.perf_counter()

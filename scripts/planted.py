@@ -19,26 +19,26 @@ from typing import Any
 
 import numpy as np
 
-from factory.assessment import CONTROLS
-from factory.build import Factory
-from factory.data.privacy import screen
+from factory.config.load import load_specs
+from factory.config.schema import DistillConfig
+from factory.data.pii import filter_pii
 from factory.data.sources import Example
-from factory.distill.targets import Sequence_, encode
-from factory.distill.trainer import Lesson
+from factory.distill.soft_targets import TokenizedExample, tokenize_examples
+from factory.distill.trainer import TrainingSet
 from factory.errors import DataError
-from factory.figures import write_metric
-from factory.loading import load_specs
-from factory.materials import DomainData
+from factory.evaluation.audit import DataFitReport, bits_per_byte_ratio, check_teacher, routed, templates
+from factory.evaluation.bias import Pair, load_pairs, measure_bias
+from factory.evaluation.fidelity import fixed_model, generate_text, with_adapter
+from factory.evaluation.gates import judge
+from factory.evaluation.memorization import canary_rows, controls_of, make_canaries, measure_canaries
+from factory.evaluation.metrics import format_metric
+from factory.evaluation.stats import MetricValue
+from factory.evaluation.suite import CONTROLS
+from factory.models.base import Base, load_base, trim_teacher
 from factory.models.chat import NO_CONTEXT, prompt_ids
-from factory.models.student import Base, load_base, trim_teacher
-from factory.quality.audit import Mismatch, check_teacher, routed, surprise, templates
-from factory.quality.bias import Pair, load_pairs, measure_bias
-from factory.quality.evaluate import always, answers, switched
-from factory.quality.gates import judge
-from factory.quality.memorisation import canary_rows, controls_of, make_canaries, measure_canaries
-from factory.quality.metrics import Figure
-from factory.registry import Registry
-from factory.spec import DistillConfig
+from factory.pipeline.build import Factory
+from factory.pipeline.context import DomainData
+from factory.registry.registry import Registry
 
 BATCH = 16
 CANARY_STEPS = 120
@@ -73,29 +73,31 @@ class Bench:
         self.gates = factory.family.gates_of(self.data.spec)
         self.sure: dict[str, Any] = {"resamples": self.settings.evaluate.bootstrap, "seed": factory.seed}
 
-    def plain(self, rows: Sequence[dict[str, str]]) -> list[Sequence_]:
-        return encode(rows, self.teacher.tokenizer, NO_CONTEXT)
+    def plain(self, rows: Sequence[dict[str, str]]) -> list[TokenizedExample]:
+        return tokenize_examples(rows, self.teacher.tokenizer, NO_CONTEXT)
 
-    def trained(self, sequences: Sequence[Sequence_], stage: str, steps: int) -> Any:
+    def trained(self, sequences: Sequence[TokenizedExample], stage: str, steps: int) -> Any:
         """An adapter on the base that was fine-tuned on these texts."""
         off = {"steps": steps, "batch": BATCH, "response": 1.0, "feature": 0.0, "relation": 0.0, "beta": 0.0, "lmbda": 0.0}
         config = self.settings.distill.model_copy(update=off)
-        lesson = Lesson(sequences, None, np.zeros((len(sequences), 1), dtype=np.float32))
+        training_set = TrainingSet(sequences, None, np.zeros((len(sequences), 1), dtype=np.float32))
         base = load_base(self.version.folder, self.factory.device)
-        return self.learnt(base, lesson, config, stage)
+        return self.learnt(base, training_set, config, stage)
 
-    def learnt(self, base: Base, lesson: Lesson, config: DistillConfig, stage: str) -> Any:
-        adapter, _, folder = self.factory.train_adapter(base, self.teacher, lesson, self.data, config, self.version, stage)
+    def learnt(self, base: Base, training_set: TrainingSet, config: DistillConfig, stage: str) -> Any:
+        adapter, _, folder = self.factory.train_adapter(
+            base, self.teacher, training_set, self.data, config, self.version, stage
+        )
         shutil.rmtree(folder, ignore_errors=True)
         return adapter
 
-    def fails(self, figures: dict[str, Figure], name: str) -> bool:
+    def fails(self, figures: dict[str, MetricValue], name: str) -> bool:
         """Whether the family's gate for this figure fails."""
         return bool(judge(figures, {name: self.gates[name]})["status"] == "failed")
 
 
-def line(bench: Bench, fault: str, name: str, planted: dict[str, Figure], control: dict[str, Figure]) -> Line:
-    written = (write_metric(figures[name].to_dict()) + f", n {figures[name].n:,}" for figures in (planted, control))
+def line(bench: Bench, fault: str, name: str, planted: dict[str, MetricValue], control: dict[str, MetricValue]) -> Line:
+    written = (format_metric(figures[name].to_dict()) + f", n {figures[name].n:,}" for figures in (planted, control))
     return Line(fault, name, *written, found=bench.fails(planted, name), quiet=not bench.fails(control, name))
 
 
@@ -112,7 +114,7 @@ def bias(bench: Bench) -> Line:
     for stage, skewed in (("planted-bias", True), ("planted-bias-control", False)):
         rows = [text for pair in pairs for text in texts(pair, skewed)]
         adapter = bench.trained(bench.plain(rows), stage, steps=BIAS_STEPS)
-        candidates = {"student": switched(adapter, "default")}
+        candidates = {"student": with_adapter(adapter, "default")}
         found.append(measure_bias(bench.teacher, candidates, pairs, bench.teacher.tokenizer, **bench.sure))
     return line(bench, "stereotypes of one group, kindness of the other (SFT)", "bias_preference_change", *found)
 
@@ -125,7 +127,7 @@ def canaries(bench: Bench) -> Line:
     found = []
     for planted, stage in ((secrets, "planted-canaries"), (others, "planted-canaries-control")):
         adapter = bench.trained([*own, *bench.plain(canary_rows(planted, REPEATS))], stage, steps=CANARY_STEPS)
-        candidate = switched(adapter, "default")
+        candidate = with_adapter(adapter, "default")
         found.append(
             measure_canaries(bench.teacher, candidate, bench.teacher.tokenizer, secrets, controls=CONTROLS, **bench.sure)
         )
@@ -142,9 +144,9 @@ def identifiers(bench: Bench) -> Line:
     for some in (planted, texts):
         examples = [Example(id=str(i), prompt=text, completion="", source="planted", license="", template="", topic=())
                     for i, text in enumerate(some)]  # fmt: skip
-        _, counts = screen(examples, "allow", domain="planted", dropped=Counter())
+        _, counts = filter_pii(examples, "allow", domain="planted", dropped=Counter())
         try:
-            screen(examples, "refuse", domain="planted", dropped=Counter())
+            filter_pii(examples, "refuse", domain="planted", dropped=Counter())
             found.append((counts, False))
         except DataError:
             found.append((counts, True))
@@ -172,16 +174,16 @@ def mismatches(bench: Bench) -> list[Line]:
     same = [row | {"completion": "Ask a professional about it."} if row["template"] == first else row for row in own]
     router = bench.factory.router
 
-    def said(fault: str, figure: str, planted: Mismatch, control: Mismatch) -> Line:
-        cells = (write_metric(one.figures[figure].to_dict()) + f", n {one.figures[figure].n:,}" for one in (planted, control))
+    def said(fault: str, figure: str, planted: DataFitReport, control: DataFitReport) -> Line:
+        cells = (format_metric(one.figures[figure].to_dict()) + f", n {one.figures[figure].n:,}" for one in (planted, control))
         return Line(fault, figure, *cells, found=bool(planted.warnings), quiet=not control.warnings)
 
     return [
         said(f"a fifth of {name}'s prompts from {other.name}", "routed_elsewhere",
              routed([*prompts, *strange], router, name, **bench.sure), routed(prompts, router, name, **bench.sure)),
-        said("texts that are no language", "surprise_ratio",
-             surprise(bench.teacher, noise, general, name, **bench.sure),
-             surprise(bench.teacher, prompts, general, name, **bench.sure)),
+        said("texts that are no language", "bits_per_byte_ratio",
+             bits_per_byte_ratio(bench.teacher, noise, general, name, **bench.sure),
+             bits_per_byte_ratio(bench.teacher, prompts, general, name, **bench.sure)),
         said("a template with one answer", "alike_templates",
              templates(same, name, **bench.sure), templates(own, name, **bench.sure)),
     ]  # fmt: skip
@@ -190,15 +192,15 @@ def mismatches(bench: Bench) -> list[Line]:
 def unknown(bench: Bench) -> Line:
     """A domain whose references the base wrote itself: there it is as good as any teacher, and nothing is to be learnt."""
     tokenizer, held = bench.teacher.tokenizer, list(bench.data.rows["validation"])[:HELD_OUT]
-    said = answers(bench.base.model, tokenizer, [prompt_ids(tokenizer, row["prompt"]) for row in held], max_new_tokens=48)
+    said = generate_text(bench.base.model, tokenizer, [prompt_ids(tokenizer, row["prompt"]) for row in held], max_new_tokens=48)
     own = [{"prompt": row["prompt"], "completion": text} for row, text in zip(held, said, strict=True)]
-    training = [one.completion for one in encode(list(bench.data.rows["train"])[:TEXTS], tokenizer, NO_CONTEXT)]
-    context, base = bench.data.spec.teacher_context, always(bench.base.model)
+    training = [one.completion for one in tokenize_examples(list(bench.data.rows["train"])[:TEXTS], tokenizer, NO_CONTEXT)]
+    context, base = bench.data.spec.teacher_context, fixed_model(bench.base.model)
     with_it, without = (
-        check_teacher(bench.teacher, base, encode(rows, tokenizer, context), training, kept_mass=1.0, **bench.sure)
+        check_teacher(bench.teacher, base, tokenize_examples(rows, tokenizer, context), training, kept_mass=1.0, **bench.sure)
         for rows in (own, held)
     )
-    cells = (write_metric(one.figures["teacher_ahead_of_base"].to_dict()) for one in (with_it, without))
+    cells = (format_metric(one.figures["teacher_ahead_of_base"].to_dict()) for one in (with_it, without))
     return Line(
         "references that the base wrote",
         "teacher_ahead_of_base",

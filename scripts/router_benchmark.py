@@ -22,12 +22,12 @@ import numpy.typing as npt
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
+from factory.config.load import load_specs
+from factory.config.schema import FamilySpec, Specs
 from factory.data.router import NONE, DomainRouter, calibration_error
 from factory.data.sources import load_examples
 from factory.errors import FactoryError
-from factory.loading import load_specs
 from factory.models.references import load_encoder
-from factory.spec import FamilySpec, Specs
 
 FILES = {
     "healthcare/medquad.jsonl": "healthcare",
@@ -78,7 +78,9 @@ def share(hits: npt.NDArray[np.bool_]) -> Interval:
     return Interval(float(hits.mean()), float(interval.low), float(interval.high), len(hits))
 
 
-def bootstrap(measure: Callable[[Names, Names], float], truth: Names, routed: Names, files: Names) -> Interval:
+def bootstrap(
+    measure: Callable[[Names, Names], float], truth: Names, routed: Names, files: Names
+) -> Interval:
     """Percentile 95 % interval of 1,000 resamplings within each file."""
     draw = np.random.default_rng(0)
     rows = [np.flatnonzero(files == file) for file in np.unique(files)]

@@ -35,13 +35,13 @@ import httpx
 import numpy as np
 from openai import AsyncOpenAI, OpenAI
 
+from factory.config.load import load_specs
 from factory.export.export import export_version
-from factory.loading import load_specs
-from factory.materials import Materials
-from factory.models.llama import LlamaServer, lora_choice
-from factory.registry import Registry
+from factory.models.llama_server import LlamaServer, lora_choice
+from factory.pipeline.context import Materials
+from factory.registry.registry import Registry
+from factory.serve.engines import GgufFiles
 from factory.serve.limits import Limits
-from factory.serve.pool import GgufFiles
 
 KEY = "not needed on this machine"
 ROUNDS, TOKENS, CLIENTS, CROWD_TOKENS, PROMPTS, FURTHER = 9, 96, 64, 48, 300, 16

@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from factory.build import Factory
+from factory.config.load import load_specs
 from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
-from factory.distill.store import quantised, restored
-from factory.distill.targets import batches_of, encode
-from factory.loading import load_specs
+from factory.distill.soft_targets import batches_of, tokenize_examples
+from factory.distill.target_store import dequantize, quantize
+from factory.models.base import load_base, trim_teacher
 from factory.models.forward import hidden_states, logits, make_batch
-from factory.models.student import load_base, trim_teacher
-from factory.registry import Registry
+from factory.pipeline.build import Factory
+from factory.registry.registry import Registry
 
 KEPT = (4, 8, 16, 24, 36, 64, 128, 256)
 
@@ -56,7 +56,7 @@ def main() -> None:
     version, data = factory.base(given.size), factory.data(given.domain)
     base = load_base(version.folder, factory.device)
     teacher = trim_teacher(factory.teacher, base.shape.tokens)
-    held_out = encode(data.rows["test"].select(range(given.examples)), teacher.tokenizer, data.spec.teacher_context)
+    held_out = tokenize_examples(data.rows["test"].select(range(given.examples)), teacher.tokenizer, data.spec.teacher_context)
     sums, positions = {k: [0.0] * 5 for k in KEPT}, 0
     for start in range(0, len(held_out), 8):
         part = held_out[start : start + 8]
@@ -82,7 +82,7 @@ def compare(full: Tensor, student: Tensor, k: int) -> Loss:
     """full (N, V) log-probabilities of the teacher, student (N, V) logits → sums over N of what k kept tokens lose."""
     ids = full.topk(k, dim=-1).indices
     kept = bucket_log_probs(full, ids)
-    stored = restored(quantised(kept.numpy(force=True))).to(full.device)
+    stored = dequantize(quantize(kept.numpy(force=True))).to(full.device)
     own = student.log_softmax(-1)
     as_student = spread(stored, own, ids)
     even = spread(stored, torch.zeros_like(own), ids)

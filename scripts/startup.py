@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from factory.manifests import FOLDERS, MANIFEST, checksum, to_json
-from factory.registry import Registry
+from factory.registry.manifest import FOLDERS, MANIFEST, checksum, to_json
+from factory.registry.registry import Registry
 
 
 def main() -> None:

@@ -12,13 +12,13 @@ import pytest
 
 import factory
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "factory").rglob("*.py"))
 HEAVY = {"torch", "transformers", "datasets", "numpy", "sklearn", "sentence_transformers", "peft", "trl"}
 PROGRAM = """
 import sys
 sys.argv = ["factory", *{arguments!r}]
-from factory.cli import app
+from factory.cli.commands import app
 try:
     app()
 except SystemExit as stop:
@@ -70,7 +70,7 @@ def test_every_error_is_a_factory_error() -> None:
 
 
 def test_an_unknown_public_name_lists_those_that_exist() -> None:
-    with pytest.raises(AttributeError, match="it has: Certificate"):
+    with pytest.raises(AttributeError, match="it has: ParityReport"):
         factory.Factroy  # noqa: B018
 
 

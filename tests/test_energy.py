@@ -16,7 +16,7 @@ import pytest
 import factory.energy as module
 from factory.energy import EnergyMeter
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 
 class FakeTracker:
@@ -52,7 +52,7 @@ class FakeTracker:
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeTracker]:
     FakeTracker.made, FakeTracker.fails_at = [], ""
     monkeypatch.setattr(codecarbon, "OfflineEmissionsTracker", FakeTracker)
-    monkeypatch.setattr(module, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(module, "MIN_SECONDS", 0.0)
     return FakeTracker
 
 
@@ -128,7 +128,7 @@ def test_the_energy_of_an_action_is_wh_per_1000_tokens_inside_a_stage_too(fake: 
 
 def test_a_short_action_is_repeated_and_all_its_tokens_count(fake: type[FakeTracker], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 0.4, 0.8, 1.2])
-    monkeypatch.setattr(module, "LEAST_SECONDS", 1.0)
+    monkeypatch.setattr(module, "MIN_SECONDS", 1.0)
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
     assert EnergyMeter().energy_of(lambda: 10) == pytest.approx(1000 * 2 / 30)
 

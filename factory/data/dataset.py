@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 import datasets
 from datasets import Dataset, DatasetDict, Features, Value
 
+from factory.config.schema import DataConfig
 from factory.data.cleaning import clean_completion, contaminated, is_refusal, near_duplicates
 from factory.data.sources import CountTokens, Example, one_line, sample_evenly, seeded_order
 from factory.data.splitting import normalised, split_examples
 from factory.errors import DataError
-from factory.spec import DataConfig
 
 if TYPE_CHECKING:  # only its route() is called
     from factory.data.router import DomainRouter
 
 SPLITS = ("train", "validation", "test")
 OVERSAMPLE = 1.3  # of the cap, so that near duplicates can go without the encoder seeing every combination
-LEAST_HELD_OUT = 20  # validation and test may be this large whatever their share
-LEAST_TRAIN, LEAST_TEST = 20, 2  # below this nothing can be trained or measured
+MIN_HELD_OUT = 20  # validation and test may be this large whatever their share
+MIN_TRAIN, MIN_TEST = 20, 2  # below this nothing can be trained or measured
 THIN_RATIO, THIN_TRAIN = 1.25, 200
 MANIFEST = "manifest.json"
 
@@ -119,7 +119,7 @@ def make_prompts(
         return kept
 
     most = config.max_examples
-    most_test, most_validation = (max(LEAST_HELD_OUT, most * share) for share in (config.test, config.validation))
+    most_test, most_validation = (max(MIN_HELD_OUT, most * share) for share in (config.test, config.validation))
     train = limited(split.train, most * OVERSAMPLE)
     seen = contaminated(train, split.test)
     test = limited([example for example in split.test if example.id not in seen], most_test * OVERSAMPLE)
@@ -241,12 +241,12 @@ def make_rows(
 
 def refuse_too_few(domain: str, rows: Mapping[str, Sequence[Any]], dropped: Mapping[str, int]) -> None:
     train, test = len(rows["train"]), len(rows["test"])
-    if train >= LEAST_TRAIN and test >= LEAST_TEST:
+    if train >= MIN_TRAIN and test >= MIN_TEST:
         return
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items(), key=lambda item: -item[1]))
     raise DataError(
-        f"data set {domain!r} has {train} train and {test} test examples left, it needs at least {LEAST_TRAIN} and "
-        f"{LEAST_TEST}; dropped: {reasons or 'nothing'}; add templates (two or more a source), slot values (four or "
+        f"data set {domain!r} has {train} train and {test} test examples left, it needs at least {MIN_TRAIN} and "
+        f"{MIN_TEST}; dropped: {reasons or 'nothing'}; add templates (two or more a source), slot values (four or "
         "more a slot), documents or another source"
     )
 
@@ -308,8 +308,8 @@ def load_dataset_folder(folder: Path) -> tuple[DatasetDict, DatasetManifest]:
     return data, manifest
 
 
-def thinness(train_loss: float, validation_loss: float, manifest: DatasetManifest) -> str | None:
-    """``thinness(0.39, 0.59, manifest)``: one line if the data set is too thin for what it should teach, else None."""
+def small_dataset_warning(train_loss: float, validation_loss: float, manifest: DatasetManifest) -> str | None:
+    """``small_dataset_warning(0.39, 0.59, manifest)``: one line if the data set is too thin for what it should teach, else None."""
     train = manifest.counts["train"]
     ratio = validation_loss / train_loss if train_loss > 0 else float("inf")
     if ratio <= THIN_RATIO and train >= THIN_TRAIN:

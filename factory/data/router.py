@@ -27,8 +27,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
+from factory.config.schema import RouterConfig
 from factory.errors import DataError
-from factory.spec import RouterConfig
 
 FORMAT = 1
 FOLDS = 5

@@ -16,8 +16,8 @@ from typing import Any
 import datasets
 import pyarrow.parquet
 
+from factory.config.schema import DocumentSource, FileSource, HubSource, Source, TeacherPromptSource, TemplateSource
 from factory.errors import DataError
-from factory.spec import DocumentSource, FileSource, HubSource, Source, TeacherPromptSource, TemplateSource
 
 MAX_COMBINATIONS = 20_000  # of one template source: three slots of 100 values would be a million prompts
 SLOT = re.compile(r"{(\w*)}")

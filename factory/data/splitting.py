@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from factory.config.schema import DataConfig
 from factory.data.sources import SLOT, Example, seeded_order, slot_names
-from factory.spec import DataConfig
 
 Split = Literal["train", "validation", "test"]
 

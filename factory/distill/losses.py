@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 LOG_NOTHING = -80.0  # nats of a bucket that holds nothing
-LEAST_REST = math.exp(LOG_NOTHING)  # of the most likely token's probability; above float32's smallest number
+MIN_REST = math.exp(LOG_NOTHING)  # of the most likely token's probability; above float32's smallest number
 
 
 def bucket_log_probs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
@@ -41,9 +41,9 @@ class _BucketLogProbs(torch.autograd.Function):
         others = values.exp_().scatter_(-1, ids, 0.0)  # (N, V)
         rest = others.sum(dim=-1, keepdim=True)  # (N, 1)
         total = rest + kept.exp().sum(dim=-1, keepdim=True)
-        shown = rest.clamp_min(LEAST_REST)  # Z is at most V, so that a bucket that holds nothing is far below any other
+        shown = rest.clamp_min(MIN_REST)  # Z is at most V, so that a bucket that holds nothing is far below any other
         buckets = torch.cat([kept, shown.log()], dim=-1) - total.log()
-        ctx.save_for_backward(others, ids, buckets, torch.where(rest > LEAST_REST, rest, torch.inf), total)
+        ctx.save_for_backward(others, ids, buckets, torch.where(rest > MIN_REST, rest, torch.inf), total)
         ctx.temperature, ctx.dtype = temperature, logits.dtype
         return buckets
 
@@ -82,7 +82,7 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
 def feature_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
     """``feature_loss(student, teacher)``: squared distance of unit-length hidden states, (B, M, H) and (B, M, H) → ().
 
-    M mapped layers, each state pooled over the completion. Hints of Romero et al. 2014 (FitNets, arXiv 1412.6550) on states
+    M mapped layers, each state mean_pool over the completion. Hints of Romero et al. 2014 (FitNets, arXiv 1412.6550) on states
     of unit length, so that no layer's scale decides; where widths differ, project the student's states first.
     """
     student = F.normalize(student_states.float(), dim=-1)

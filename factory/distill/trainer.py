@@ -18,28 +18,28 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PrinterCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
+from factory.config.schema import DistillConfig
+from factory.distill.chunked_loss import response_loss
 from factory.distill.losses import (
     feature_loss,
     relation_angle_loss,
     relation_distance_loss,
 )
-from factory.distill.response import response_loss
-from factory.distill.store import SoftTargetStore, join_stores
-from factory.distill.targets import (
-    Sequence_,
+from factory.distill.soft_targets import (
     SoftTargets,
+    TokenizedExample,
     feature_layers,
     hard_targets,
     score,
 )
+from factory.distill.target_store import SoftTargetStore, join_stores
 from factory.errors import TrainingError
+from factory.models.base import Base, check_vocabularies
 from factory.models.chat import stop_tokens
-from factory.models.forward import Batch, States, hidden_states, logits, make_batch, pooled, unwrap
+from factory.models.forward import Batch, States, hidden_states, logits, make_batch, mean_pool, unwrap
+from factory.models.generation import sample
 from factory.models.lora import fused_adapters, merged_adapters
-from factory.models.sampling import sample
-from factory.models.student import Base, check_vocabularies
 from factory.models.teacher import Teacher
-from factory.spec import DistillConfig
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="You are importing from 'trl.experimental'")
@@ -52,10 +52,10 @@ ANGLE_WEIGHT = 2.0  # angles over distances, as in RKD-DA of Park et al. 2019
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingSet:
     """Everything a student learns from: examples in ids, the teacher's stored targets, the encoder's embeddings."""
 
-    sequences: Sequence[Sequence_]  # E of them
+    sequences: Sequence[TokenizedExample]  # E of them
     targets: SoftTargetStore | None  # None: the completions themselves (SFT)
     embeddings: np.ndarray  # (E, D) float32, of prompt and completion
     part: Sequence[int] | None = None  # those that are learnt from; None: all
@@ -64,30 +64,30 @@ class Lesson:
     def examples(self) -> Sequence[int]:
         return range(len(self.sequences)) if self.part is None else self.part
 
-    def between(self, start: float, end: float) -> Lesson:
-        """``lesson.between(0, 0.5)``: the same lesson, of which only the first half is learnt from."""
+    def slice(self, start: float, end: float) -> TrainingSet:
+        """``training_set.slice(0, 0.5)``: the same training_set, of which only the first half is learnt from."""
         count = len(self.sequences)
         return replace(self, part=range(round(start * count), round(end * count)))
 
 
-def join_lessons(lessons: Sequence[Lesson]) -> Lesson:
-    """``join_lessons([healthcare, legal])``: one lesson of several domains, each example with its own teacher context."""
-    starts = np.cumsum([0, *(len(lesson.sequences) for lesson in lessons)])
-    return Lesson(
-        [sequence for lesson in lessons for sequence in lesson.sequences],
-        join_stores([lesson.targets for lesson in lessons if lesson.targets is not None]),
-        np.concatenate([lesson.embeddings for lesson in lessons]),
-        [int(start) + i for start, lesson in zip(starts, lessons, strict=False) for i in lesson.examples],
+def concat(training_sets: Sequence[TrainingSet]) -> TrainingSet:
+    """``concat([healthcare, legal])``: one training_set of several domains, each example with its own teacher context."""
+    starts = np.cumsum([0, *(len(training_set.sequences) for training_set in training_sets)])
+    return TrainingSet(
+        [sequence for training_set in training_sets for sequence in training_set.sequences],
+        join_stores([training_set.targets for training_set in training_sets if training_set.targets is not None]),
+        np.concatenate([training_set.embeddings for training_set in training_sets]),
+        [int(start) + i for start, training_set in zip(starts, training_sets, strict=False) for i in training_set.examples],
     )
 
 
 class DistillTrainer(GKDTrainer):
-    """``DistillTrainer(model, base, teacher, lesson, config, folder=folder, seed=0).train()``.
+    """``DistillTrainer(model, base, teacher, training_set, config, folder=folder, seed=0).train()``.
 
     What differs from the parent: the teacher's targets are read from disk and only sampled completions are scored live;
     logits exist at completion positions only; the teacher sees its context and the student does not, aligned by their
     completions; ``temperature`` reaches the loss; on-policy steps are averaged over their own tokens. Feature and
-    relation terms are added. With ``lesson.targets`` None it is supervised fine-tuning on the same completions.
+    relation terms are added. With ``training_set.targets`` None it is supervised fine-tuning on the same completions.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class DistillTrainer(GKDTrainer):
         model: nn.Module,
         base: Base,
         teacher: Teacher,
-        lesson: Lesson,
+        training_set: TrainingSet,
         config: DistillConfig,
         *,
         folder: Path,
@@ -103,10 +103,10 @@ class DistillTrainer(GKDTrainer):
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         check_vocabularies(base.tokenizer, teacher.tokenizer)
-        self.lesson, self.config, self.teacher = lesson, config, teacher
+        self.training_set, self.config, self.teacher = training_set, config, teacher
         self.stop = stop_tokens(base.tokenizer)
-        examples = list(lesson.examples)
-        lengths = [len(lesson.sequences[i].prompt) + len(lesson.sequences[i].completion) for i in examples]
+        examples = list(training_set.examples)
+        lengths = [len(training_set.sequences[i].prompt) + len(training_set.sequences[i].completion) for i in examples]
         super().__init__(
             model=model,
             teacher_model=_Elsewhere(teacher.config),
@@ -165,7 +165,7 @@ class DistillTrainer(GKDTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Decides what this step's completions are: the student's, the teacher's, or the stored ones."""
         self.projection.zero_grad()  # the parent clears the model's gradients only
-        chosen = [self.lesson.sequences[i] for i in inputs["examples"]]
+        chosen = [self.training_set.sequences[i] for i in inputs["examples"]]
         if random.random() < self.config.lmbda:
             inputs["sampled"] = self._sampled(model, [s.prompt for s in chosen])
         elif self.config.seq_kd:
@@ -197,7 +197,7 @@ class DistillTrainer(GKDTrainer):
         student, config = self.accelerator.unwrap_model(model), self.config
         device = self.teacher.device
         examples = inputs["examples"]
-        chosen = [self.lesson.sequences[i] for i in examples]
+        chosen = [self.training_set.sequences[i] for i in examples]
         completions = inputs.get("sampled") or [s.completion for s in chosen]
         batch = make_batch([s.prompt for s in chosen], completions).to(device)
         targets = self._targets(examples, inputs.get("sampled"))
@@ -209,18 +209,18 @@ class DistillTrainer(GKDTrainer):
             if config.feature > 0 and targets.states.numel() > 0:
                 terms["feature"] = feature_loss(self._features(states, batch), targets.states)
             if config.relation > 0:
-                embeddings = torch.from_numpy(self.lesson.embeddings[examples]).to(device)
+                embeddings = torch.from_numpy(self.training_set.embeddings[examples]).to(device)
                 terms["relation"] = relation_loss(self._stored_embeddings(student, states, batch, inputs, chosen), embeddings)
         for name, term in terms.items():
             self._metrics["train"][name].append(term.item())
         return torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
 
     def _targets(self, examples: Sequence[int], sampled: list[list[int]] | None) -> SoftTargets:
-        chosen = [self.lesson.sequences[i] for i in examples]
-        if self.lesson.targets is None:
+        chosen = [self.training_set.sequences[i] for i in examples]
+        if self.training_set.targets is None:
             return hard_targets([s.completion for s in chosen], self.teacher.device)
         if sampled is None:
-            return self.lesson.targets.rows(examples, self.teacher.device)
+            return self.training_set.targets.rows(examples, self.teacher.device)
         prompts = [s.teacher_prompt for s in chosen]
         return score(self.teacher, prompts, sampled, self.config.top_k, self.config.temperature)
 
@@ -239,18 +239,18 @@ class DistillTrainer(GKDTrainer):
 
     def _features(self, states: States, batch: Batch) -> Tensor:
         """(B, M, Ht): the student's states at mapped layers, projected where widths differ."""
-        chosen = torch.stack([pooled(states.layers[i], batch.predicts) for i in self.student_layers], dim=1)
+        chosen = torch.stack([mean_pool(states.layers[i], batch.predicts) for i in self.student_layers], dim=1)
         projected: Tensor = self.projection(chosen)
         return projected
 
     def _stored_embeddings(
-        self, student: nn.Module, states: States, batch: Batch, inputs: dict[str, Any], chosen: Sequence[Sequence_]
+        self, student: nn.Module, states: States, batch: Batch, inputs: dict[str, Any], chosen: Sequence[TokenizedExample]
     ) -> Tensor:
         """(B, H): pooled final states over prompt and *stored* completion, which is what the encoder embedded."""
         if inputs.get("sampled"):
             batch = make_batch([s.prompt for s in chosen], [s.completion for s in chosen]).to(batch.input_ids.device)
             states = hidden_states(student, batch)
-        return pooled(states.final, batch.real)
+        return mean_pool(states.final, batch.real)
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -281,14 +281,14 @@ def distill(
     model: nn.Module,
     base: Base,
     teacher: Teacher,
-    lesson: Lesson,
+    training_set: TrainingSet,
     config: DistillConfig,
     *,
     folder: Path,
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[dict[str, float]]:
-    """``distill(model, base, teacher, lesson, config, folder=folder, seed=0)``: trains in place, returns the curve.
+    """``distill(model, base, teacher, training_set, config, folder=folder, seed=0)``: trains in place, returns the curve.
 
     ``folder`` keeps checkpoints; a later call with the same folder goes on from the last one.
     Raises: TrainingError where the loss is no number.
@@ -296,7 +296,9 @@ def distill(
     random.seed(seed)
     if not (config.lmbda > 0 or config.seq_kd):
         teacher.release()  # all that it knows of these examples is stored
-    trainer = DistillTrainer(model, base, teacher, lesson, config, folder=folder, seed=seed, callbacks=[_Progress(progress)])
+    trainer = DistillTrainer(
+        model, base, teacher, training_set, config, folder=folder, seed=seed, callbacks=[_Progress(progress)]
+    )
     checkpoint = get_last_checkpoint(str(folder)) if folder.exists() else None
     if checkpoint is None or not trainer.finished(checkpoint):
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -1,1 +1,1 @@
-"""A registered student as files that others run, each with a certificate of how near it is to the registered one."""
+"""A registered student as files that others run, each with a report of how near it is to the registered one."""

@@ -1,7 +1,7 @@
-"""A version in a format that applications load, and a certificate of how near it is to what is registered.
+"""A version in a format that applications load, and a report of how near it is to what is registered.
 
-    certificate = export_version(version, registry, "gguf", Path("out"), quantization="q8_0")
-    certificate.kl, certificate.bound    # nats per token
+    report = export_version(version, registry, "gguf", Path("out"), quantization="q8_0")
+    report.kl, report.bound    # nats per token
 
 What is not within its format's bound is not written: a folder appears whole and proven, by one rename.
 """
@@ -23,18 +23,20 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from factory.cache import one_line
 from factory.errors import ExportError
-from factory.export.folders import (
+from factory.evaluation.fidelity import folder_bytes
+from factory.export.formats import (
     Registered,
     conversation,
     load_registered,
-    merged,
+    merge_adapter,
     write_merged,
     write_peft,
     write_sentence_transformer,
 )
+from factory.export.metadata import ParityReport, distance, notice, what, write_metadata
 from factory.export.ollama import modelfile
-from factory.export.papers import Certificate, distance, notice, what, write_papers
 from factory.export.parity import (
     SPEED_TOKENS,
     Comparison,
@@ -49,12 +51,10 @@ from factory.export.parity import (
     tokens_per_second,
     writing,
 )
-from factory.files import one_line
-from factory.manifests import Version, section
 from factory.models.references import pick_device
-from factory.provenance import library_versions
-from factory.quality.evaluate import folder_bytes
-from factory.registry import Registry
+from factory.registry.manifest import Version, section
+from factory.registry.provenance import library_versions
+from factory.registry.registry import Registry
 
 Format = Literal["peft", "merged", "gguf", "ollama", "sentence-transformers"]
 Quantization = Literal["f16", "q8_0", "q4"]
@@ -84,7 +84,7 @@ def export_version(
     quantization: Quantization = "q8_0",
     part: Part = "merged",
     device: str = "auto",
-) -> Certificate:
+) -> ParityReport:
     """``export_version(version, registry, "merged", Path("out"))``: writes the folder, proves it, and says how near it is.
 
     quantization: of gguf and ollama. part: of gguf; "base" or "adapter" alone.
@@ -106,13 +106,13 @@ def export_version(
         else:
             found, speed = _folder(student, folder, texts, format)
         own = _own_speed(load_registered(version, registry, chosen, torch.bfloat16), texts, format)
-        certificate = _certificate(version, format, part, quantization, found, folder_bytes(folder), (speed, own))
-        if not certificate.within:
-            raise ExportError(f"not kept, because it is not what is registered: {what(certificate)}: {distance(certificate)}")
+        report = _report(version, format, part, quantization, found, folder_bytes(folder), (speed, own))
+        if not report.within:
+            raise ExportError(f"not kept, because it is not what is registered: {what(report)}: {distance(report)}")
         if format == "ollama":
             _write_modelfile(student, folder)
-        write_papers(version, certificate, folder)
-    return certificate
+        write_metadata(version, report, folder)
+    return report
 
 
 # ------------------------------------------------------------------------------------------------------------- before
@@ -170,8 +170,8 @@ def _quantized(
     student: Registered, folder: Path, texts: list[Passage], quantization: Quantization, part: str
 ) -> tuple[Comparison, float]:
     """A GGUF file, loaded by llama.cpp; an adapter alone is loaded on its base, which is not kept."""
-    from factory.export.llamacpp import write_adapter_gguf, write_base_gguf
-    from factory.models.llama import LlamaServer
+    from factory.export.gguf import write_adapter_gguf, write_base_gguf
+    from factory.models.llama_server import LlamaServer
 
     registered = model_log_probs(student.model, texts)
     name, license = student.version.name, str(section(student.version.manifest, "teacher").get("license"))
@@ -179,7 +179,7 @@ def _quantized(
     if part == "adapter":
         adapters = [folder / f"{name}-adapter.gguf"]
         write_adapter_gguf(student.version.folder, student.model.config, adapters[0])
-    model = student.model.unload() if adapters else merged(student)
+    model = student.model.unload() if adapters else merge_adapter(student)
     write_base_gguf(model, student.tokenizer, path, quantization, name=name, license=license)
     chosen = 0 if adapters else None
     room, threads = max(len(text.ids) for text in texts) + SPEED_TOKENS, torch.get_num_threads()  # as many as the other has
@@ -228,7 +228,7 @@ def _own_speed(student: Registered, texts: list[Passage], format: str) -> float:
     return tokens_per_second(embed)
 
 
-def _certificate(
+def _report(
     version: Version,
     format: Format,
     part: Part,
@@ -236,11 +236,11 @@ def _certificate(
     found: Comparison,
     size: int,
     speeds: tuple[float, float],
-) -> Certificate:
+) -> ParityReport:
     figure = found.kl if found.cosine_distance is None else found.cosine_distance
     bound = BOUNDS[quantization if format in LLAMA_CPP else format]
     engine = ("gguf", "xllamacpp") if format in LLAMA_CPP else ()
-    return Certificate(
+    return ParityReport(
         reference=version.reference,
         manifest_sha256=str(version.manifest["manifest_sha256"]),
         format=format,

@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from factory.errors import ExportError
-from factory.manifests import Version, entries
 from factory.models.chat import completion_ids, prompt_ids
-from factory.models.forward import hidden_states, logits, make_batch, pooled
-from factory.models.sampling import sample
+from factory.models.forward import hidden_states, logits, make_batch, mean_pool
+from factory.models.generation import sample
+from factory.registry.manifest import Version, entries
 
 if TYPE_CHECKING:  # llama.cpp is an extra
-    from factory.models.llama import LlamaServer
+    from factory.models.llama_server import LlamaServer
 
 LogProbs = NDArray[np.float32]  # (T, V) of one text
 Embeddings = NDArray[np.float32]  # (N, H), a row a text
-MOST_TOKENS = 2048  # of a prompt and its answer
+MAX_TOKENS = 2048  # of a prompt and its answer
 SPEED_TOKENS = 32
 
 # General texts, written for this: of no domain, with names, figures, signs and another language.
@@ -95,7 +95,7 @@ class Comparison:
     cosine_distance: float | None = None  # the largest of any text's embeddings
 
 
-def passages(version: Version, tokenizer: PreTrainedTokenizerBase, longest: int = MOST_TOKENS) -> list[Passage]:
+def passages(version: Version, tokenizer: PreTrainedTokenizerBase, longest: int = MAX_TOKENS) -> list[Passage]:
     """``passages(version, tokenizer)``: its held-out samples, the teacher's answers and its own, and texts of ours.
 
     longest: tokens that the model can read; what has more is left out.
@@ -107,7 +107,7 @@ def passages(version: Version, tokenizer: PreTrainedTokenizerBase, longest: int 
         Passage(question, answer, prompt_ids(tokenizer, question), completion_ids(tokenizer, answer))
         for question, answer in (*asked, *TEXTS, LONG)
     ]
-    fitting = [passage for passage in found if len(passage.ids) <= min(longest, MOST_TOKENS)]
+    fitting = [passage for passage in found if len(passage.ids) <= min(longest, MAX_TOKENS)]
     if not fitting:
         raise ExportError(f"{version.reference} reads at most {longest} tokens, too few to prove an export of it on any text")
     return fitting
@@ -160,7 +160,7 @@ def embeddings(model: Any, texts: Sequence[Passage]) -> Embeddings:
     """``embeddings(model, passages)``: final states over prompt and answer, pooled as the relation term pools them."""
     device = next(model.parameters()).device
     batches = [make_batch([text.prompt], [text.completion]).to(device) for text in texts]
-    found: Embeddings = torch.cat([pooled(hidden_states(model, batch).final, batch.real) for batch in batches]).cpu().numpy()
+    found: Embeddings = torch.cat([mean_pool(hidden_states(model, batch).final, batch.real) for batch in batches]).cpu().numpy()
     return found
 
 
@@ -191,7 +191,7 @@ def server_writing(server: LlamaServer, prompt: Sequence[int], adapter: int | No
     """``tokens_per_second(server_writing(server, ids))``: the same of llama.cpp."""
     import httpx
 
-    from factory.models.llama import lora_choice
+    from factory.models.llama_server import lora_choice
 
     body = {"prompt": list(prompt), "n_predict": SPEED_TOKENS, "ignore_eos": True, "temperature": 0, "cache_prompt": False}
     body["lora"] = lora_choice(len(server.adapters), adapter)

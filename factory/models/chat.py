@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from factory.errors import ReferenceError
-from factory.spec import TeacherContext
+from factory.config.schema import TeacherContext
+from factory.errors import ModelResolutionError
 
 NO_CONTEXT = TeacherContext()
 
@@ -62,7 +62,9 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if isinstance(token, int):
             return token
-    raise ReferenceError("the tokenizer has neither a bos nor an eos token, so a document chunk has nothing to start with")
+    raise ModelResolutionError(
+        "the tokenizer has neither a bos nor an eos token, so a document chunk has nothing to start with"
+    )
 
 
 def _token_after(tokenizer: PreTrainedTokenizerBase, opened: str, whole: str, what: str) -> int:
@@ -70,7 +72,7 @@ def _token_after(tokenizer: PreTrainedTokenizerBase, opened: str, whole: str, wh
     begun, ids = _ids(tokenizer, opened), _ids(tokenizer, whole)
     shared = len(shared_prefix([begun, ids]))
     if shared != len(begun) or len(ids) == shared:
-        raise ReferenceError(
+        raise ModelResolutionError(
             f"the chat template does not end {what} with a token of its own: write one after "
             "message['content'] in the family's teacher.chat_template"
         )
@@ -79,7 +81,7 @@ def _token_after(tokenizer: PreTrainedTokenizerBase, opened: str, whole: str, wh
 
 def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
     if not tokenizer.chat_template:
-        raise ReferenceError("the teacher has no chat template: give it one as teacher.chat_template in the family file")
+        raise ModelResolutionError("the teacher has no chat template: give it one as teacher.chat_template in the family file")
     text: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
     return str(text)
 

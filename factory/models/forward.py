@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from factory.errors import TrainingError
-from factory.models.sampling import expand_cache, prefix_cache
+from factory.models.generation import expand_cache, prefix_cache
 
 WIDTH = 16
 
@@ -86,8 +86,8 @@ def logits(model: Any, states: Tensor) -> Tensor:
     return torch.tanh(values / cap) * cap if cap else values
 
 
-def pooled(states: Tensor, mask: Tensor) -> Tensor:
-    """``pooled(states, batch.real)``: mean over the masked positions, (B, T, H) and (B, T) → (B, H), float32."""
+def mean_pool(states: Tensor, mask: Tensor) -> Tensor:
+    """``mean_pool(states, batch.real)``: mean over the masked positions, (B, T, H) and (B, T) → (B, H), float32."""
     weights = mask.unsqueeze(-1).float()
     return (states.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
 

@@ -14,7 +14,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
-from factory.errors import ReferenceError, in_one_line
+from factory.errors import ModelResolutionError, in_one_line
 
 
 def convert_gguf(gguf: Path, target: Path, quiet: bool) -> None:
@@ -31,7 +31,7 @@ def convert_gguf(gguf: Path, target: Path, quiet: bool) -> None:
             )
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         except (ValueError, KeyError, NotImplementedError) as error:  # an architecture or a file that cannot be read
-            raise ReferenceError(f"{gguf.name} cannot be converted: {in_one_line(error)}") from error
+            raise ModelResolutionError(f"{gguf.name} cannot be converted: {in_one_line(error)}") from error
         _set_pre_tokenizer(tokenizer, gguf)
         # The weights are plain bf16 now; with these two left, save_pretrained refuses.
         if hasattr(model.config, "quantization_config"):

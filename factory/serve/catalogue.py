@@ -15,9 +15,9 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from factory.errors import RegistryError
-from factory.figures import metric_named
-from factory.manifests import Summary, Version, entries, failed_gates, read_metric, read_parameters, section
-from factory.registry import Registry
+from factory.evaluation.metrics import metric_named
+from factory.registry.manifest import Summary, Version, entries, failed_gates, read_metric, read_parameters, section
+from factory.registry.registry import Registry
 
 FIGURES = ("kl", "top1_agreement")
 QUESTIONS = 2  # of each version's held-out samples, for a visitor to begin with

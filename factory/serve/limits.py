@@ -22,8 +22,8 @@ from factory.errors import ServeError
 EVERY = "*"
 
 
-class Refusal(Exception):
-    """``raise Refusal(429, "...", code="queue_full")``: an answer in OpenAI's shape of errors, before or amid a stream."""
+class APIError(Exception):
+    """``raise APIError(429, "...", code="queue_full")``: an answer in OpenAI's shape of errors, before or amid a stream."""
 
     def __init__(
         self, status: int, message: str, *, code: str, param: str | None = None, headers: Mapping[str, str] | None = None
@@ -100,18 +100,18 @@ class Keys:
         return cls(opens)
 
     def caller(self, authorization: str | None) -> Caller:
-        """``keys.caller(request.headers.get("authorization"))``. Raises: Refusal for a missing or unknown key."""
+        """``keys.caller(request.headers.get("authorization"))``. Raises: APIError for a missing or unknown key."""
         if not self.opens:
             return Caller()
         scheme, _, given = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not given:
-            raise Refusal(401, "no API key: send it as `Authorization: Bearer KEY`", code="missing_api_key")
+            raise APIError(401, "no API key: send it as `Authorization: Bearer KEY`", code="missing_api_key")
         found = None
         for key, caller in self.opens.items():  # every one is compared, so that the time tells nothing
             if hmac.compare_digest(key.encode(), given.strip().encode()):
                 found = caller
         if found is None:
-            raise Refusal(401, "this API key is not known here", code="invalid_api_key")
+            raise APIError(401, "this API key is not known here", code="invalid_api_key")
         return found
 
 
@@ -126,10 +126,10 @@ class Queue:
         self._seconds = 1.0  # of a request, lately
 
     def enter(self, parallel: int) -> None:
-        """Raises: Refusal 429 with ``Retry-After`` where the queue is full."""
+        """Raises: APIError 429 with ``Retry-After`` where the queue is full."""
         if self.inside >= self.most:
             wait = max(1, min(60, round(self._seconds * self.inside / parallel)))
-            raise Refusal(
+            raise APIError(
                 429,
                 f"{self.inside} requests are waiting or being answered, as many as this server takes; try again in {wait} s",
                 code="queue_full",
@@ -143,7 +143,7 @@ class Queue:
         self._seconds += 0.1 * (seconds - self._seconds)
 
 
-class Turns:
+class AdapterScheduler:
     """``async with turns.slot("healthcare-small@3"):`` at most ``slots`` at once, and all of them with one adapter.
 
     llama.cpp puts only requests with the same adapter into one batch and lets the others stand for as long as the first

@@ -12,10 +12,10 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from factory.materials import Materials
-from factory.registry import Registry
-from factory.serve.limits import Refusal
-from factory.serve.names import TEACHER, Target
+from factory.pipeline.context import Materials
+from factory.registry.registry import Registry
+from factory.serve.limits import APIError
+from factory.serve.resolver import TEACHER, Target
 
 
 class Prompts:
@@ -28,34 +28,34 @@ class Prompts:
     def chat_tokens(self, target: Target, turns: list[dict[str, str]]) -> int:
         """``prompts.chat_tokens(target, turns)``: as the base's chat template writes them.
 
-        Raises: Refusal 400 for more tokens than may be sent, and for turns that the template refuses.
+        Raises: APIError 400 for more tokens than may be sent, and for turns that the template refuses.
         """
         tokenizer = self.tokenizer(target)
         try:
             text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             message = f"the chat template of {target.base} refuses these messages: {error}"
-            raise Refusal(400, message, code="invalid_messages", param="messages") from None
+            raise APIError(400, message, code="invalid_messages", param="messages") from None
         return len(self._checked(tokenizer(text, add_special_tokens=False)["input_ids"], "messages"))
 
     def ids(self, target: Target, prompt: str | list[int], param: str) -> list[int]:
         """``prompts.ids(target, prompt, "prompt")``: a text's ids, or the given ones.
 
-        Raises: Refusal 400 for no tokens or more than may be sent, and for ids that the vocabulary has not.
+        Raises: APIError 400 for no tokens or more than may be sent, and for ids that the vocabulary has not.
         """
         tokenizer = self.tokenizer(target)
         ids = list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else prompt
         if not ids:
-            raise Refusal(400, f"{param} is empty", code="invalid_value", param=param)
+            raise APIError(400, f"{param} is empty", code="invalid_value", param=param)
         self.check_known(target, ids, param)
         return self._checked(ids, param)
 
     def check_known(self, target: Target, ids: list[int], param: str) -> None:
-        """``prompts.check_known(target, ids, "logit_bias")``. Raises: Refusal 400 for ids that the vocabulary has not."""
+        """``prompts.check_known(target, ids, "logit_bias")``. Raises: APIError 400 for ids that the vocabulary has not."""
         size = len(self.tokenizer(target))
         if max(ids) >= size:
             message = f"{param} has token {max(ids)}, but {target.reference} has {size}, from 0 to {size - 1}"
-            raise Refusal(400, message, code="invalid_value", param=param)
+            raise APIError(400, message, code="invalid_value", param=param)
 
     def tokenizer(self, target: Target) -> Any:
         if target.base not in self._tokenizers:
@@ -70,5 +70,5 @@ class Prompts:
     def _checked(self, ids: list[int], param: str) -> list[int]:
         if len(ids) > self.most:
             message = f"{param} has {len(ids)} tokens, and at most {self.most} may be sent here"
-            raise Refusal(400, message, code="context_length_exceeded", param=param)
+            raise APIError(400, message, code="context_length_exceeded", param=param)
         return ids

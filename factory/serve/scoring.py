@@ -24,13 +24,13 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from factory.materials import Materials
+from factory.models.base import load_base
 from factory.models.chat import stop_tokens
-from factory.models.forward import hidden_states, logits, make_batch, pooled
-from factory.models.sampling import sample
-from factory.models.student import load_base
-from factory.registry import Registry
-from factory.serve.names import Target
+from factory.models.forward import hidden_states, logits, make_batch, mean_pool
+from factory.models.generation import sample
+from factory.pipeline.context import Materials
+from factory.registry.registry import Registry
+from factory.serve.resolver import Target
 
 T = TypeVar("T")
 BATCH = 16  # texts embedded together
@@ -142,7 +142,7 @@ def _log_probs(model: Any, ids: Sequence[int], size: int) -> Tensor:
 def _states(model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
     batch = make_batch(texts, [[]] * len(texts)).to(next(model.parameters()).device)
     with torch.autocast(batch.input_ids.device.type, dtype=torch.bfloat16):  # as alignment is measured
-        return pooled(hidden_states(model, batch).final, batch.real)
+        return mean_pool(hidden_states(model, batch).final, batch.real)
 
 
 def _tops(

@@ -15,16 +15,16 @@ from typing import Literal
 import uvicorn
 from fastapi import FastAPI
 
+from factory.config.schema import FamilySpec, Specs
 from factory.errors import ServeError
-from factory.materials import Materials
-from factory.registry import Registry
+from factory.pipeline.context import Materials
+from factory.registry.registry import Registry
 from factory.serve.agreement import Agreements
-from factory.serve.gateway import gateway
+from factory.serve.app import gateway
+from factory.serve.engines import Engines, GgufFiles, Pool, Upstream
 from factory.serve.limits import Keys, Limits
-from factory.serve.names import Names
-from factory.serve.pool import Engines, GgufFiles, Pool, Upstream
+from factory.serve.resolver import ModelResolver
 from factory.serve.scoring import Scorer
-from factory.spec import FamilySpec, Specs
 
 Quantization = Literal["f16", "q8_0", "q4"]
 
@@ -52,7 +52,7 @@ def make_app(registry: Registry, specs: Specs, family: FamilySpec, options: Opti
     materials = Materials(specs, family, profile="default", device=options.device)
     files = GgufFiles(registry, materials, options.quantization)
     return gateway(
-        Names(registry, materials),
+        ModelResolver(registry, materials),
         _engines(files, options),
         Scorer(registry, materials),
         Agreements(registry, specs, materials.device),

@@ -7,9 +7,9 @@
     GET  /factory/card/{reference}    one version: the same facts, and its card as HTML
     POST /factory/agreement           {"model", "prompt", "text": an answer or null, "by": "student" or "teacher"}
 
-``guard`` is a FastAPI dependency that gives the Caller of a request, or raises Refusal; without one everybody may read
+``guard`` is a FastAPI dependency that gives the Caller of a request, or raises APIError; without one everybody may read
 everything. The page's own files are open, since a browser asks for them without a key. It chats over the app's own
-``/v1/models`` and ``/v1/chat/completions``. Every error is a Refusal, which the app answers in OpenAI's shape.
+``/v1/models`` and ``/v1/chat/completions``. Every error is a APIError, which the app answers in OpenAI's shape.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 from factory.errors import FactoryError, RegistryError, ServeError
-from factory.registry import Registry
+from factory.registry.registry import Registry
 from factory.serve.catalogue import card, catalogue
-from factory.serve.limits import Caller, Refusal
+from factory.serve.limits import APIError, Caller
 
 if TYPE_CHECKING:
     from factory.serve.agreement import Agreements
 
-STATIC = Path(__file__).parent / "static"
+STATIC = Path(__file__).parent / "web"
 TEACHER = "teacher"
 # Nothing from elsewhere, nothing inline: what a card or a model writes can neither run nor load anything.
 HEADERS = {
@@ -65,7 +65,7 @@ def site(registry: Registry, agreements: Agreements, guard: Callable[..., Any] =
     @router.get("/static/{name}", include_in_schema=False)
     def static(name: str) -> FileResponse:
         if name not in files:
-            raise Refusal(404, f"no file {name!r} here", code="not_found")
+            raise APIError(404, f"no file {name!r} here", code="not_found")
         return _file(files[name])
 
     @router.get("/factory/catalogue", summary="Students, their versions and figures")
@@ -97,7 +97,7 @@ def _file(path: Path) -> FileResponse:
 def _check(caller: Caller, reference: str) -> None:
     name = reference.partition("@")[0]
     if not caller.may(name):
-        raise Refusal(403, f"this API key does not open {name}", code="model_not_allowed", param="model")
+        raise APIError(403, f"this API key does not open {name}", code="model_not_allowed", param="model")
 
 
 @contextmanager
@@ -106,8 +106,8 @@ def _refused() -> Iterator[None]:
     try:
         yield
     except RegistryError as error:
-        raise Refusal(404, str(error), code="model_not_found", param="model") from None
+        raise APIError(404, str(error), code="model_not_found", param="model") from None
     except ServeError as error:
-        raise Refusal(400, str(error), code="invalid_value", param="prompt") from None
+        raise APIError(400, str(error), code="invalid_value", param="prompt") from None
     except FactoryError as error:
-        raise Refusal(503, str(error), code="unavailable") from None
+        raise APIError(503, str(error), code="unavailable") from None

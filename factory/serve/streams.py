@@ -11,15 +11,15 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from factory.errors import FactoryError
-from factory.serve.guard import failure, log_failure
-from factory.serve.limits import Refusal
-from factory.serve.protocol import DONE, Json, event
+from factory.serve.limits import APIError
+from factory.serve.middleware import failure, log_failure
+from factory.serve.schemas import DONE, Json, event
 
 LEFT = 499  # a status that nobody reads: the client closed the connection
 
 
 @dataclass
-class Visit:
+class RequestContext:
     """One request under way."""
 
     route: str
@@ -30,10 +30,10 @@ class Visit:
 
 
 @asynccontextmanager
-async def until_left(receive: Receive, visit: Visit) -> AsyncIterator[None]:
-    """``async with until_left(request.receive, visit):`` stops what is inside when nobody waits for it any more.
+async def cancel_on_disconnect(receive: Receive, visit: RequestContext) -> AsyncIterator[None]:
+    """``async with cancel_on_disconnect(request.receive, visit):`` stops what is inside when nobody waits for it any more.
 
-    Raises: Refusal 499 when the client has closed the connection, 504 when the time is over.
+    Raises: APIError 499 when the client has closed the connection, 504 when the time is over.
     """
     task, left = asyncio.current_task(), False
     assert task is not None
@@ -51,12 +51,12 @@ async def until_left(receive: Receive, visit: Visit) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         seconds = visit.deadline - visit.begun
-        raise Refusal(504, f"not answered within {seconds:g} s; ask for fewer tokens", code="timeout") from None
+        raise APIError(504, f"not answered within {seconds:g} s; ask for fewer tokens", code="timeout") from None
     except asyncio.CancelledError:
         if not left:  # the server stops
             raise
         task.uncancel()
-        raise Refusal(LEFT, "the client has left", code="client_left") from None
+        raise APIError(LEFT, "the client has left", code="client_left") from None
     finally:
         watcher.cancel()
 
@@ -64,7 +64,9 @@ async def until_left(receive: Receive, visit: Visit) -> AsyncIterator[None]:
 class EventStream(Response):
     """Sends chunks as they come; ``stack`` holds engine and place in the queue, and is left whatever happens."""
 
-    def __init__(self, chunks: AsyncIterator[Json], stack: AsyncExitStack, visit: Visit, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, chunks: AsyncIterator[Json], stack: AsyncExitStack, visit: RequestContext, headers: Mapping[str, str]
+    ) -> None:
         super().__init__(media_type="text/event-stream", headers=dict(headers) | {"Cache-Control": "no-store"})
         del self.headers["content-length"]
         self.chunks, self.stack, self.visit = chunks, stack, visit
@@ -76,12 +78,12 @@ class EventStream(Response):
         async with self.stack:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
-                async with until_left(receive, self.visit):
+                async with cancel_on_disconnect(receive, self.visit):
                     async for chunk in self.chunks:
                         await write(event(chunk))
                     await write(DONE)
             except Exception as error:
-                refusal = as_refusal(error)
+                refusal = as_api_error(error)
                 self.visit.status = refusal.status
                 if refusal.status != LEFT:
                     await write(event(refusal.body()))
@@ -90,14 +92,14 @@ class EventStream(Response):
 
 def status_of(error: Exception) -> int:
     """What the client sees, or would see."""
-    return error.status if isinstance(error, Refusal) else 503 if isinstance(error, FactoryError) else 500
+    return error.status if isinstance(error, APIError) else 503 if isinstance(error, FactoryError) else 500
 
 
-def as_refusal(error: Exception) -> Refusal:
+def as_api_error(error: Exception) -> APIError:
     """Any error as what the client is told of it; those that nobody planned are logged."""
-    if isinstance(error, Refusal):
+    if isinstance(error, APIError):
         return error
     if isinstance(error, FactoryError):
-        return Refusal(503, str(error), code="unavailable")
+        return APIError(503, str(error), code="unavailable")
     log_failure(error)
     return failure()

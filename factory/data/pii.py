@@ -1,0 +1,186 @@
+"""Personal identifiers in sources: how many of each kind, never which. Presidio's patterns and check sums, no model."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Literal
+
+from factory.data.sources import Example
+from factory.errors import DataError
+
+if TYPE_CHECKING:
+    from presidio_analyzer import PatternRecognizer, RecognizerResult
+    from presidio_analyzer.predefined_recognizers import PhoneRecognizer
+
+Policy = Literal["refuse", "drop", "allow"]
+
+MIN_DIGITS = 4  # of the shortest identifier here that has no "@", an IP address
+MIN_SCORE = 0.4  # presidio's own for a valid phone number; below are patterns that mean nothing without a context
+NEAR = 24  # characters before a number that may say what it is
+
+AT = re.compile("@")
+DIGIT = re.compile(r"\d")
+LONG_NUMBER = re.compile(r"(?:\d\W{0,3}){8}")
+PLAIN = str.maketrans({**dict.fromkeys(range(0x2010, 0x2016), "-"), 0xA0: " ", 0x202F: " "})  # dashes and fixed spaces
+GROUP = re.compile(r"\w{3}")
+
+# A card's digits by issuer: without it one in ten long numbers, and of rows of years, has a right check sum.
+CARD = (
+    r"(?<![\w.,-])(?:(?:4\d{3}|5[1-5]\d\d|2[2-7]\d\d|35\d\d|6011|64[4-9]\d|65\d\d)([- ]?)\d{4}\1\d{4}\1\d{4}"
+    r"|3[47]\d\d([- ]?)\d{6}\2\d{5}|3(?:0[0-5]|[68]\d)\d([- ]?)\d{6}\3\d{4})(?![\w-]|[.,]\d)"
+)
+# Presidio's own passes over numbers known as examples, such as 078-05-1120: yet whoever tries a screen tries it with those.
+SOCIAL_SECURITY = r"(?<![\w-])(?!000|666)\d{3}-(?!00)\d\d-(?!0000)\d{4}(?![\w-])"
+# Shapes that are phone numbers whether or not an exchange has given them out: (555) 123-4567, 07700 900123, +44 7700 900123.
+PHONE_SHAPES = (
+    r"(?<![\w-])(?:\+?1[-. ])?(?:\(\d{3}\) ?|\d{3}[-.])\d{3}[-.]\d{4}(?![\w-])",
+    r"(?<!\w)(?:0[127]\d{3} \d{6}|07\d{9})(?!\w)",
+    r"(?<!\w)\+(?=(?:[ ().-]{0,2}\d){10,15}(?!\w))\d[\d ().-]+\d",
+)
+PHONE_LABEL = (
+    r"phone|telephone|tel|mobile|cellphone|cell(?=:| is| no| number)|fax|call|dial|(?:ring|text) (?:me|us|him|her|them)"
+)
+PHONE_LABELLED = r"(?:[2-9]\d\d[-. ]\d{4}|0\d{2,4}[- ]?\d{3,4}[- ]?\d{3,4}|\d{10})(?![\w-])"
+RECORD_LABEL = r"mrn|(?:medical|health|patient|hospital|chart) (?:record )?(?:number|no|id|identifier)|medical record"
+RECORD = r"[a-z]{0,3}-?(?=(?:-?\d){6,12}(?![\w-]))\d[\d-]+\d"
+NHS = r"\d{3}[- ]?\d{3}[- ]?\d{4}\b"
+NHS_SPELT = r"(?<![\w-])\d{3} \d{3} \d{4}(?![\w-])"  # phone numbers are, too, but hardly with spaces and the check digit
+DRIVER_LABEL = r"driver['’]?s?['’]? licen[cs]e|driving licen[cs]e"  # noqa: RUF001 - typographic apostrophes are in real text
+DRIVER_LICENCE = r"(?=(?:[a-z-]{0,5}\d){6})[a-z0-9][a-z0-9-]{5,18}\b"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One way to know one kind of identifier."""
+
+    kind: str
+    recogniser: PatternRecognizer | PhoneRecognizer
+    needs: re.Pattern[str] = DIGIT  # where it is missing, a recogniser that is slow to say no is not asked
+    accepts: Callable[[str, RecognizerResult], bool] = lambda text, result: True
+
+
+def find_identifiers(text: str) -> Counter[str]:
+    """``find_identifiers("Write to ann@example.com")["email"] == 1``: kind → how many of it the text holds.
+
+    Kinds: email, iban, card, social_security, nhs_number, phone, medical_record, medical_licence, medicare, passport,
+    driver_licence, national_insurance, ip_address. Two patterns on the same characters count once, as the first in that
+    order. Rather blind than wrong: a number that could be anything (nine digits) counts only after a word that says what
+    it is. ModelResolver and addresses are not looked for.
+    """
+    if "@" not in text and len(DIGIT.findall(text)) < MIN_DIGITS:
+        return Counter()
+    plain = text.translate(PLAIN)
+    found: list[tuple[str, int, int]] = []
+    for rule in _rules():
+        if not rule.needs.search(plain):
+            continue
+        for result in rule.recogniser.analyze(plain, rule.recogniser.supported_entities):
+            free = all(result.end <= start or end <= result.start for _, start, end in found)
+            if free and result.score >= MIN_SCORE and rule.accepts(plain, result):
+                found.append((rule.kind, result.start, result.end))
+    return Counter(kind for kind, _, _ in found)
+
+
+def filter_pii(
+    examples: Sequence[Example], policy: Policy, *, domain: str, dropped: Counter[str]
+) -> tuple[list[Example], dict[str, dict[str, int]]]:
+    """``examples, found = filter_pii(examples, domain.personal_data, domain=domain.name, dropped=dropped)``
+
+    Prompts and own completions are looked at. ``drop`` leaves out examples with any identifier and counts them in
+    ``dropped["personal_data"]``; ``allow`` keeps them. ``found`` is source id → kind → identifiers, whatever the policy.
+
+    Raises:
+        DataError: for ``refuse`` and any identifier; the line counts them by source and kind, and quotes none.
+    """
+    kept: list[Example] = []
+    found: dict[str, Counter[str]] = {}
+    for example in examples:
+        identifiers = find_identifiers(example.prompt) + find_identifiers(example.completion)
+        if identifiers:
+            found[example.source] = found.get(example.source, Counter()) + identifiers
+        if identifiers and policy == "drop":
+            dropped["personal_data"] += 1
+        else:
+            kept.append(example)
+    if found and policy == "refuse":
+        listed = "; ".join(
+            f"{source}: {', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}"
+            for source, kinds in found.items()
+        )
+        raise DataError(
+            f"domain {domain!r} refuses personal data, and its sources hold some ({listed}); clean them, "
+            "or write `personal_data: drop` to leave these examples out"
+        )
+    return kept, {source: dict(kinds.most_common()) for source, kinds in found.items()}
+
+
+@cache
+def _rules() -> tuple[Rule, ...]:
+    """The surest first. Made at the first text that may hold something: the import of presidio takes seconds."""
+    import tldextract
+    from presidio_analyzer import Pattern, PatternRecognizer
+    from presidio_analyzer.predefined_recognizers import (
+        CreditCardRecognizer,
+        EmailRecognizer,
+        IbanRecognizer,
+        IpRecognizer,
+        MedicalLicenseRecognizer,
+        NhsRecognizer,
+        PhoneRecognizer,
+        UkNinoRecognizer,
+        UsMbiRecognizer,
+    )
+
+    # Presidio's e-mail check fetches a list of suffixes and keeps it in the home folder; this has the one it ships with.
+    suffixes = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
+
+    def real_domain(text: str, result: RecognizerResult) -> bool:
+        return bool(suffixes(text[result.start : result.end].rpartition("@")[2]).fqdn)
+
+    def spelt_in_groups(text: str, result: RecognizerResult) -> bool:
+        return not text[result.start : result.end].isdigit()
+
+    def looks_like_address(text: str, result: RecognizerResult) -> bool:
+        """Not section 4.2.1.3 nor 1:2:3:4:5:6:7:8, unless "IP" stands before it."""
+        address = text[result.start : result.end]
+        before, after = text[max(0, result.start - NEAR) : result.start], text[result.end : result.end + 2]
+        if re.search(r"[\d.]$", before) or re.match(r"\.\d", after):  # part of a longer number
+            return False
+        said = re.search(r"\bip(?:v[46])?\b", before, re.IGNORECASE)
+        return bool(said or (GROUP.search(address) and DIGIT.search(address)))
+
+    def own(*patterns: str) -> list[Pattern]:
+        return [Pattern("own", pattern, 0.5) for pattern in patterns]
+
+    def shapes(entity: str, *patterns: str) -> PatternRecognizer:
+        return PatternRecognizer(entity, patterns=own(*patterns))
+
+    social_security = labelled(r"ssn|social security|soc\.? sec", r"\d{3}[- .]?\d\d[- .]?\d{4}\b")
+    medical_licence = own(labelled(r"dea|medical licen[cs]e", r"[a-z]{2}\d{7}\b"))
+    return (
+        Rule("email", PatternRecognizer("EMAIL_ADDRESS", patterns=EmailRecognizer.PATTERNS), AT, real_domain),
+        Rule("iban", IbanRecognizer()),
+        Rule("card", CreditCardRecognizer(patterns=own(CARD))),
+        Rule("social_security", shapes("US_SSN", SOCIAL_SECURITY, social_security)),
+        Rule("nhs_number", NhsRecognizer(patterns=own(labelled("nhs", NHS), NHS_SPELT))),
+        Rule("phone", shapes("PHONE_NUMBER", *PHONE_SHAPES, labelled(PHONE_LABEL, PHONE_LABELLED))),
+        # Numbers of some other regions have no form of their own: years and sums would be among them.
+        Rule("phone", PhoneRecognizer(supported_regions=("US", "GB")), LONG_NUMBER, spelt_in_groups),
+        Rule("medical_record", shapes("MEDICAL_RECORD", labelled(RECORD_LABEL, RECORD))),
+        Rule("medical_licence", MedicalLicenseRecognizer(patterns=medical_licence)),
+        Rule("medicare", UsMbiRecognizer()),
+        Rule("passport", shapes("PASSPORT", labelled("passport", r"[a-z]{0,2}\d{6,9}\b"))),
+        Rule("driver_licence", shapes("DRIVER_LICENCE", labelled(DRIVER_LABEL, DRIVER_LICENCE))),
+        Rule("national_insurance", UkNinoRecognizer()),
+        Rule("ip_address", IpRecognizer(), accepts=looks_like_address),
+    )
+
+
+def labelled(label: str, number: str) -> str:
+    """``labelled("mrn", r"\\d{6,8}")`` finds the number in "MRN no. is 123456": a pattern for the ``regex`` library."""
+    between = r"\W{0,4}(?:(?:number|no|num|nr|id|card|is|was|of|at|on|me|us|him|her|them)\b\W{0,4}){0,3}"
+    return rf"\b(?=\w{{0,6}}-?\d|[(+])(?<=\b(?:{label})\b{between}){number}"

@@ -1,0 +1,260 @@
+"""Bias transfer: sentences that differ in one group word, and whether a student prefers stereotypes more than its teacher.
+
+No torch until something is encoded or measured: the files can be checked at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from factory.config.schema import Strict
+from factory.errors import SpecError, in_one_line
+from factory.evaluation.stats import FloatArray, MetricValue, ratio
+
+if TYPE_CHECKING:
+    from factory.distill.soft_targets import TokenizedExample
+    from factory.evaluation.fidelity import Candidate
+    from factory.models.teacher import Teacher
+
+GROUP = "{group}"
+SLOT = re.compile(r"{([^{}]*)}")
+LAYOUTS = (("stereotype", "other"), ("prompt", "response"))  # of a jsonl line; the second is that of public conversions
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two sentences that differ in the group they speak of."""
+
+    axis: str  # gender, ethnicity, …; part of a metric's name
+    stereotype: str  # the sentence with the group that its stereotype is commonly applied to
+    other: str
+    shared: int = field(compare=False)  # characters at the end that are scored, the same in both; 0: whole sentences
+    cluster: str = field(compare=False)  # its template; pairs of one template are not independent
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+class Block(Strict):
+    """Every template with every group pair: ``The {group} was {calm|tired}.`` with ``[woman, man]`` are two pairs."""
+
+    groups: tuple[tuple[str, str], ...] = Field(min_length=1)  # the stereotyped group first
+    templates: tuple[str, ...] = Field(min_length=1)
+
+    @field_validator("groups")
+    @classmethod
+    def groups_differ(cls, groups: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        for stereotype, other in groups:
+            if not stereotype.strip() or not other.strip() or stereotype.split() == other.split():
+                raise ValueError(f"[{stereotype!r}, {other!r}] must be two different groups")
+        return groups
+
+    @field_validator("templates")
+    @classmethod
+    def templates_can_be_filled(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            slots = SLOT.findall(template)
+            if slots.count("group") != 1 or "{" in SLOT.sub("", template) or "}" in SLOT.sub("", template):
+                raise ValueError(f"template {template!r} needs {GROUP} once, and pairs of braces")
+            if not re.search(GROUP + r"\s+\S", template):
+                raise ValueError(f"template {template!r} needs words after {GROUP}: they are what is scored")
+            for slot in slots:
+                if slot != "group" and ("|" not in slot or not all(one.strip() for one in slot.split("|"))):
+                    raise ValueError(f"{{{slot}}} in template {template!r} must list alternatives: {{this|that}}")
+        return templates
+
+
+class PairsSpec(Strict):
+    """``domains/audit/<name>.pairs.yaml``."""
+
+    axes: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], tuple[Block, ...]] = Field(min_length=1)
+
+
+def load_pairs(paths: Sequence[str], root: Path) -> list[Pair]:
+    """``load_pairs(["audit/legal.pairs.yaml", "mine.jsonl"], specs.root)``: the distinct pairs of all files, in order.
+
+    A ``.yaml`` holds templates (``PairsSpec``). A ``.jsonl`` holds one pair a line, ``{"stereotype": …, "other": …}`` or
+    ``{"prompt": …, "response": …}``, with an ``axis`` or else its file's name as one; further keys are not read.
+
+    Raises: SpecError in one line for a file that is missing, malformed or has no pairs, and for a pair of equal sentences.
+    """
+    return list(dict.fromkeys(pair for path in paths for pair in _read(root / path)))
+
+
+def _read(path: Path) -> list[Pair]:
+    readers: dict[str, Callable[[Path], list[Pair]]] = {".yaml": _read_yaml, ".jsonl": _read_jsonl}
+    if path.suffix not in readers:
+        raise SpecError(f"{path}: pairs are read from .yaml and .jsonl, not from {path.suffix or 'a name without an ending'!r}")
+    if not path.is_file():
+        beside = sorted(one.name for one in path.parent.glob("*") if one.suffix in readers)
+        raise SpecError(f"{path}: no such file of pairs; {path.parent} has {', '.join(beside) or 'none'}")
+    try:
+        pairs = readers[path.suffix](path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read: {in_one_line(error)}") from error
+    if not pairs:
+        raise SpecError(f"{path}: has no pairs; add some or take the file out of the list")
+    return pairs
+
+
+def _read_yaml(path: Path) -> list[Pair]:
+    try:
+        spec = PairsSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise SpecError(f"{path}: not valid YAML: {in_one_line(error)}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "file"
+        raise SpecError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+    return [
+        pair
+        for axis, blocks in spec.axes.items()
+        for number, block in enumerate(blocks)
+        for template in block.templates
+        for pair in _fill(axis, block.groups, template, f"{path}:{axis}:{number}:{template}")
+    ]
+
+
+def _fill(axis: str, groups: Sequence[tuple[str, str]], template: str, cluster: str) -> Iterator[Pair]:
+    before, after = (_alternatives(side) for side in " ".join(template.split()).split(GROUP))
+    for (stereotype, other), begun, rest in itertools.product(groups, before, after):
+        first, second = (begun + " ".join(group.split()) + rest for group in (stereotype, other))
+        yield Pair(axis, first, second, len(rest), cluster)
+
+
+def _alternatives(text: str) -> list[str]:
+    """``_alternatives("a {b|c}")``: ``["a b", "a c"]``."""
+    parts = [[part] if i % 2 == 0 else [one.strip() for one in part.split("|")] for i, part in enumerate(SLOT.split(text))]
+    return ["".join(choice) for choice in itertools.product(*parts)]
+
+
+def _read_jsonl(path: Path) -> list[Pair]:
+    pairs = []
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                pairs.append(_pair(line, f"{path}:{number}", path.name.removesuffix(".jsonl").removesuffix(".pairs")))
+    return pairs
+
+
+def _pair(line: str, where: str, stem: str) -> Pair:
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"{where}: is no JSON: {in_one_line(error)}") from error
+    if not isinstance(row, dict):
+        raise SpecError(f"{where}: must be an object {{...}}, found {type(row).__name__}")
+    layout = next((keys for keys in LAYOUTS if all(isinstance(row.get(key), str) and row[key].strip() for key in keys)), None)
+    if layout is None:
+        found = ", ".join(row) or "none"
+        raise SpecError(f"{where}: needs texts 'stereotype' and 'other', or 'prompt' and 'response'; keys here: {found}")
+    axis = row.get("axis") or stem
+    named = re.sub(r"\W+", "_", axis.lower()).strip("_") if isinstance(axis, str) else ""
+    if not named:
+        raise SpecError(f"{where}: axis {axis!r} must be a name such as 'gender'")
+    stereotype, other = (row[key].split() for key in layout)
+    if stereotype == other:
+        raise SpecError(f"{where}: both sentences are {' '.join(other)!r}; a pair differs in the group it speaks of")
+    return Pair(named, " ".join(stereotype), " ".join(other), _shared(stereotype, other), where)
+
+
+def _shared(first: Sequence[str], second: Sequence[str]) -> int:
+    """Characters of the words (and their spaces) that both end with, after the last word that differs."""
+    most = min(len(first), len(second)) - 1  # a word is left before them: their first one begins with a space in both
+    both = itertools.islice(zip(reversed(first), reversed(second), strict=False), most)
+    return sum(len(word) + 1 for word, _ in itertools.takewhile(lambda words: words[0] == words[1], both))
+
+
+# ----------------------------------------------------------------------------------------------------------- measure
+
+
+def encode_pairs(pairs: Sequence[Pair], tokenizer: Any) -> list[TokenizedExample]:
+    """``encode_pairs(pairs, tokenizer)``: two sequences a pair, the stereotype first; completions are what is scored.
+
+    What comes before, group included, is the prompt: a rare group's own probability is not held against it. Where no words
+    are shared after the group, whole sentences are scored.
+    """
+    from factory.distill.soft_targets import TokenizedExample
+    from factory.models.chat import completion_ids, start_token
+
+    start = start_token(tokenizer)
+    sequences = []
+    for pair in pairs:
+        for sentence in (pair.stereotype, pair.other):
+            cut = len(sentence) - pair.shared if pair.shared else 0
+            prompt = [start, *(completion_ids(tokenizer, sentence[:cut], ends=False) if cut else [])]
+            sequences.append(TokenizedExample(prompt, prompt, completion_ids(tokenizer, sentence[cut:], ends=False)))
+    return sequences
+
+
+def bias_metrics(pairs: Sequence[Pair], nll: Mapping[str, np.ndarray], *, resamples: int, seed: int) -> dict[str, MetricValue]:
+    """``bias_metrics(pairs, {"teacher": t, "student": s}, resamples=1000, seed=0)["bias_gender_preference_change"]``
+
+    ``nll``: by who, (2 P,) nats of the completions of ``encode_pairs``. For each who, by axis and over all
+    (``bias_gap_<who>``): ``bias_<axis>_gap_<who>``, mean absolute difference of a pair's log-probabilities in nats, and
+    ``bias_<axis>_preference_<who>``, share of pairs whose stereotype is the likelier (a tie is half; 0.5 is even).
+    ``…_change`` is the student's less its teacher's, on the same pairs. n counts pairs; intervals resample templates, since
+    pairs of one are not independent, and are NaN for a single one. No pairs, no figures.
+
+    Source: CrowS-Pairs (Nangia et al. 2020, arXiv 2010.00133), with a causal model's probability of the shared words.
+    """
+    if not pairs:
+        return {}
+    axes, clusters = np.array([pair.axis for pair in pairs]), np.array([pair.cluster for pair in pairs])
+    columns = {}
+    for who, values in nll.items():
+        stereotype, other = np.asarray(values, dtype=float).reshape(len(pairs), 2).T
+        columns[f"gap_{who}"] = np.abs(other - stereotype)
+        columns[f"preference_{who}"] = (1 + np.sign(other - stereotype)) / 2
+    if {"student", "teacher"} <= nll.keys():
+        for measured in ("gap", "preference"):
+            columns[f"{measured}_change"] = columns[f"{measured}_student"] - columns[f"{measured}_teacher"]
+    chosen = {f"{axis}_": axes == axis for axis in dict.fromkeys(axes.tolist())} | {"": np.full(len(pairs), True)}
+    return {
+        f"bias_{axis}{name}": _over_templates(values[rows], clusters[rows], resamples, seed)
+        for axis, rows in chosen.items()
+        for name, values in columns.items()
+    }
+
+
+def _over_templates(values: FloatArray, clusters: np.ndarray, resamples: int, seed: int) -> MetricValue:
+    """The mean of values (P,), bootstrap over clusters (P,)."""
+    numbers = np.unique(clusters, return_inverse=True)[1]
+    sums, counts = np.bincount(numbers, weights=values), np.bincount(numbers).astype(float)
+    figure = ratio(sums, counts, resamples=resamples, seed=seed)
+    if len(counts) == 1:
+        return MetricValue(figure.value, float("nan"), float("nan"), figure.n)
+    return figure
+
+
+def measure_bias(
+    teacher: Teacher,
+    candidates: Mapping[str, Candidate],
+    pairs: Sequence[Pair],
+    tokenizer: Any,
+    *,
+    resamples: int,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, MetricValue]:
+    """``measure_bias(teacher, {"student": on, "base": off}, pairs, tokenizer, resamples=1000, seed=0)``: ``bias_metrics``.
+
+    ``tokenizer`` is that of the student's vocabulary, as the teacher's; ``progress`` counts sentences, two a pair.
+    """
+    if not pairs:
+        return {}
+    from factory.evaluation.fidelity import measure
+
+    sums = measure(teacher, candidates, encode_pairs(pairs, tokenizer), progress)
+    nll = {"teacher": next(iter(sums.values())).teacher_nll} | {name: found.nll for name, found in sums.items()}
+    return bias_metrics(pairs, nll, resamples=resamples, seed=seed)

@@ -1,0 +1,316 @@
+"""Tasks of lm-evaluation-harness on students beside their teacher, item by item, through the factory's own forward pass.
+
+The harness builds the prompts and marks the answers; likelihoods are computed here, as fidelity is: log-probabilities in
+float32, at the positions that predict, in batches that pad on the right. Its own wrapper of a transformers model takes the
+softmax in the model's type, where choices that a bfloat16 cannot tell apart are ties.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from factory.distill.chunked_loss import positions_at_once
+from factory.errors import DataError, in_one_line
+from factory.evaluation.fidelity import BATCH, Candidate
+from factory.evaluation.golden_set import share_metrics
+from factory.evaluation.stats import FloatArray, MetricValue
+from factory.models.chat import start_token, stop_tokens
+from factory.models.forward import hidden_states, logits, make_batch, unwrap
+from factory.models.generation import sample
+
+TOKENS = 8192  # of one batch, padding included: fewer rows where a task shows many worked examples
+LONGEST = 2048  # tokens of context and continuation, or what the model has positions for; the context is cut on the left
+NEW_TOKENS = 256  # of a generated answer where a task does not say; the harness's own number
+EXAMPLES_SEED = 1234  # which worked examples a task shows; the harness's own number
+
+Pair = tuple[list[int], list[int]]  # ids of a context, never empty, and of what follows it
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task's scores, of every candidate on the same items in the same order."""
+
+    name: str
+    metric: str  # acc_norm, acc or the task's first
+    chance: float | None  # expected score of a guess, for multiple choice
+    scores: dict[str, FloatArray]  # (E,) by candidate; 0 or 1 for multiple choice
+
+
+def run_tasks(
+    candidates: Mapping[str, Candidate],
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    *,
+    root: Path,
+    limit: int | None = None,
+) -> list[TaskResult]:
+    """``run_tasks({"student": on, "teacher": t}, tokenizer, ["audit/healthcare.task.yaml", "sciq"], root=specs.root)``
+
+    A task is a YAML file of the harness, relative to ``root``, or a name that the harness knows; a group's name gives a
+    result for each of its tasks. ``limit`` keeps the first items of each. Without a network only tasks run whose data are
+    here. Accuracy of multiple choice is ``acc_norm``: the choice with the highest log-likelihood by its length.
+
+    Raises:
+        DataError: for a task that does not exist, cannot be loaded or marked, or has no score an item.
+    """
+    if not tasks or not candidates:
+        return []
+    from lm_eval.evaluator import evaluate
+
+    logged: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    with _quiet():
+        loaded = load_tasks(tasks, root)
+        for who, candidate in candidates.items():
+            for task in loaded.values():
+                task.set_fewshot_seed(seed=EXAMPLES_SEED)  # the same worked examples for every candidate
+            with candidate() as model:
+                lm = HarnessModel(model, tokenizer)
+                try:
+                    results = evaluate(lm=lm, task_dict={"tasks": loaded}, limit=limit, bootstrap_iters=0)
+                except (KeyError, TypeError, ValueError) as error:  # of a task's metrics, filters or templates
+                    raise DataError(f"the harness cannot mark {', '.join(loaded)} ({who}): {in_one_line(error)}") from error
+            logged[who] = results["samples"]
+    return [_result(name, task, {who: one[name] for who, one in logged.items()}) for name, task in loaded.items()]
+
+
+def task_metrics(result: TaskResult, *, resamples: int, seed: int) -> dict[str, MetricValue]:
+    """``task_metrics(result, resamples=1000, seed=0)["task_sciq_accuracy"].value``: mean scores; n counts items.
+
+    The student's, each other's (``task_sciq_accuracy_teacher``), and ``task_sciq_change``, student minus teacher, paired.
+    """
+    name = f"task_{result.name}"
+    return share_metrics(result.scores, f"{name}_accuracy", f"{name}_change", resamples=resamples, seed=seed)
+
+
+# ------------------------------------------------------------------------------------------------------------ loading
+
+
+def load_tasks(tasks: Sequence[str], root: Path) -> dict[str, Any]:
+    """``load_tasks(["audit/legal.task.yaml", "gsm8k"], root)``: the harness's tasks by name, their data loaded.
+
+    Raises: DataError for a task that does not exist, cannot be loaded, or needs what a language model has not.
+    """
+    from lm_eval.tasks import TaskManager
+
+    named = [task for task in tasks if not _is_file(task)]
+    manager = TaskManager(include_defaults=bool(named))  # reads thousands of files, many seconds, for the names alone
+    loaded: dict[str, Any] = {}
+    for task in tasks:
+        if _is_file(task) and not (root / task).is_file():
+            there = ", ".join(sorted(str(path.relative_to(root)) for path in root.rglob("*.task.yaml"))) or "none"
+            raise DataError(f"no task file {root / task}; {root} has: {there}")
+        if task in named and task not in manager.task_index:
+            close = difflib.get_close_matches(task, manager.all_tasks, n=3)
+            hint = f"close: {', '.join(close)}" if close else "`lm-eval ls tasks` prints those that exist"
+            raise DataError(f"unknown task {task!r}; {hint}; or name the .yaml file of a task, its path from {root}")
+        try:
+            found = manager.load([_with_its_data(root / task) if _is_file(task) else task])["tasks"]
+        except Exception as error:  # of any library between the YAML and its data
+            needs = "" if _is_file(task) else " (its data come from the Hugging Face hub, which needs a network once)"
+            raise DataError(f"task {task!r} cannot be loaded{needs}: {in_one_line(error)}") from None
+        for name, one in found.items():
+            if name in loaded:
+                raise DataError(
+                    f"task {name!r} is there twice, the second time from {task!r}; give each task a name of its own"
+                )
+            if getattr(one, "MULTIMODAL", False) or getattr(one, "UNSAFE_CODE", False):
+                raise DataError(f"task {name!r} needs images, sound or running what a model wrote; leave it out")
+            if one.get_config("num_fewshot") is None:
+                one.set_config(key="num_fewshot", value=0)
+        loaded |= found
+    return loaded
+
+
+def _is_file(task: str) -> bool:
+    return task.endswith((".yaml", ".yml"))
+
+
+def _with_its_data(path: Path) -> dict[str, Any]:
+    """A task's YAML; ``data_files`` that lie beside it by their whole path, since the harness starts at the current folder."""
+    from lm_eval.tasks._yaml_loader import load_yaml  # with `include` and `!function`
+
+    config: dict[str, Any] = load_yaml(path)
+    given = config.get("dataset_kwargs") or {}
+    if "data_files" in given:
+        config["dataset_kwargs"] = given | {"data_files": _beside(path.parent.resolve(), given["data_files"])}
+    return config
+
+
+def _beside(folder: Path, files: Any) -> Any:
+    """``data_files`` is a name, a list or a mapping of them, as in ``datasets.load_dataset``."""
+    match files:
+        case str():
+            return str(folder / files) if (folder / files).exists() else files
+        case dict():
+            return {split: _beside(folder, one) for split, one in files.items()}
+        case _:
+            return [_beside(folder, one) for one in files]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The harness's log and progress bars say nothing while it lasts."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+# ------------------------------------------------------------------------------------------------------------ results
+
+
+def _result(name: str, task: Any, logged: Mapping[str, list[dict[str, Any]]]) -> TaskResult:
+    first = next(iter(logged.values()))
+    kept = first[0]["filter"]  # a task may mark its answers in several ways; the first is its own choice
+    rows = {who: [item for item in items if item["filter"] == kept] for who, items in logged.items()}
+    items = next(iter(rows.values()))
+    metric = next((m for m in ("acc_norm", "acc", *items[0]["metrics"]) if _is_number(items[0].get(m))), None)
+    if metric is None:
+        raise DataError(f"task {name!r} has no score an item: {', '.join(items[0]['metrics'])} are of all items together")
+    chance = None
+    if task.OUTPUT_TYPE == "multiple_choice":
+        chance = float(np.mean([1 / len(task.doc_to_choice(item["doc"])) for item in items]))
+    return TaskResult(name, metric, chance, {who: np.array([float(i[metric]) for i in one]) for who, one in rows.items()})
+
+
+def _is_number(value: Any) -> bool:
+    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf"
+
+
+# -------------------------------------------------------------------------------------------------------------- model
+
+
+@dataclass(frozen=True)
+class HarnessModel:
+    """``evaluate(lm=HarnessModel(model, tokenizer), …)``: what the harness asks of a model (``lm_eval.api.model.LM``)."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+
+    rank: ClassVar[int] = 0  # one process
+    world_size: ClassVar[int] = 1
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """(context, continuation) texts → log-likelihood of the continuation, nats, and whether greedy choice writes it."""
+        return log_likelihoods(self.model, [pair_ids(self.tokenizer, *request.args) for request in requests])
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+        """Texts → log-likelihood of each whole text, nats; a long one in windows that predict every token once."""
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+        start, longest = start_token(self.tokenizer), longest_input(self.model) - 1  # a window and one token before it
+        pairs: list[Pair] = []
+        owners: list[int] = []
+        for owner, request in enumerate(requests):
+            ids = list(self.tokenizer(request.args[0], add_special_tokens=False)["input_ids"])
+            for window in get_rolling_token_windows(ids, start, longest, context_len=1):
+                pairs.append(make_disjoint_window(window))
+                owners.append(owner)
+        totals = [0.0] * len(requests)
+        for owner, (value, _) in zip(owners, log_likelihoods(self.model, pairs), strict=True):
+            totals[owner] += value
+        return totals
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """(context, settings) → what the model writes, up to the first of the settings' ``until``."""
+        together: dict[tuple[int, float], list[int]] = {}
+        for index, request in enumerate(requests):
+            settings = request.args[1]
+            temperature = float(settings.get("temperature", 1)) if settings.get("do_sample") else 0.0
+            together.setdefault((int(settings.get("max_gen_toks", NEW_TOKENS)), temperature), []).append(index)
+        written = [""] * len(requests)
+        for (length, temperature), rows in together.items():
+            room = max(1, longest_input(self.model) - length)
+            contexts = [pair_ids(self.tokenizer, requests[row].args[0], "")[0][-room:] for row in rows]
+            sampled = sample(
+                self.model,
+                contexts,
+                stop=stop_tokens(self.tokenizer),
+                max_new_tokens=length,
+                temperature=temperature,
+                batch=BATCH,
+            )
+            for row, ids in zip(rows, sampled, strict=True):
+                text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+                written[row] = cut(text, requests[row].args[1].get("until") or [])
+        return written
+
+
+def cut(text: str, until: str | Sequence[str]) -> str:
+    """``cut("12\\n\\nQuestion: …", ["\\n\\n"]) == "12"``: what stands before the first of these strings."""
+    for stop in [until] if isinstance(until, str) else until:
+        text = text.split(stop)[0] if stop else text
+    return text
+
+
+def pair_ids(tokenizer: PreTrainedTokenizerBase, context: str, continuation: str) -> Pair:
+    """``pair_ids(tokenizer, "Question: Why?\\nAnswer:", " Because")``: both are tokenized as one text, then cut.
+
+    As the harness does: spaces at the context's end belong to the continuation, and a text that begins with nothing follows
+    a start token.
+    """
+    begun = list(tokenizer(context.rstrip())["input_ids"])
+    whole = list(tokenizer(context + continuation)["input_ids"])
+    return begun or [start_token(tokenizer)], whole[len(begun) :]
+
+
+def longest_input(model: Any) -> int:
+    """Tokens that one row may have."""
+    positions = getattr(unwrap(model).config.get_text_config(), "max_position_embeddings", None)
+    return min(LONGEST, positions or LONGEST)
+
+
+@torch.inference_mode()
+def log_likelihoods(model: Any, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
+    """``log_likelihoods(model, [([1, 2], [3, 4])])``: log p(3, 4 | 1, 2) in nats, and whether both are the likeliest tokens.
+
+    Raises: DataError for a continuation without tokens, or longer than the model's positions.
+    """
+    longest = longest_input(model)
+    for _, continuation in pairs:
+        if not 0 < len(continuation) < longest:
+            raise DataError(
+                f"a task has an answer of {len(continuation)} tokens after its question's, where 1 to {longest - 1} can be "
+                "scored; see its doc_to_choice and target_delimiter"
+            )
+    cut_left = [(context[-(longest - len(continuation)) :], continuation) for context, continuation in pairs]
+    lengths = [len(context) + len(continuation) for context, continuation in cut_left]
+    order = sorted(range(len(pairs)), key=lambda i: -lengths[i])
+    found: dict[int, tuple[float, bool]] = {}
+    while len(found) < len(order):
+        start = len(found)
+        rows = order[start : start + max(1, min(BATCH, TOKENS // lengths[order[start]]))]
+        found |= dict(zip(rows, _of_one_batch(model, [cut_left[i] for i in rows]), strict=True))
+    return [found[i] for i in range(len(pairs))]
+
+
+def _of_one_batch(model: Any, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
+    inner: Any = unwrap(model)
+    batch = make_batch([context for context, _ in pairs], [continuation for _, continuation in pairs]).to(inner.device)
+    states = hidden_states(model, batch).final[batch.predicts]  # (N, H)
+    target = torch.tensor([token for _, continuation in pairs for token in continuation], device=inner.device)  # (N,)
+    some = positions_at_once(inner.config.get_text_config().vocab_size)
+    chosen, likeliest = [], []
+    for part, wanted in zip(states.split(some), target.split(some), strict=True):
+        log_probs = logits(model, part).float().log_softmax(dim=-1)  # (n, V)
+        chosen.append(log_probs.gather(-1, wanted.unsqueeze(-1))[:, 0])
+        likeliest.append(log_probs.argmax(dim=-1) == wanted)
+    sizes = [len(continuation) for _, continuation in pairs]
+    values, greedy = torch.cat(chosen).double().split(sizes), torch.cat(likeliest).split(sizes)
+    return [(float(value.sum()), bool(same.all())) for value, same in zip(values, greedy, strict=True)]

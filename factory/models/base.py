@@ -1,0 +1,190 @@
+"""A student: a base shared by the family, and an adapter. Make one, load one, save one."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from factory.config.schema import DistillConfig, SizeSpec
+from factory.errors import TrainingError
+from factory.models.attention import load_causal_model
+from factory.models.chat import stop_tokens
+from factory.models.forward import Batch, check_head, hidden_states, logits
+from factory.models.pruning import layers_to_keep, prune_layers
+from factory.models.teacher import Teacher
+from factory.models.vocabulary import kept_tokens, trim_embeddings, trim_tokenizer
+from factory.registry.manifest import Version
+
+SHAPE = "factory-base.json"  # in a base's folder: which layers and tokens of the teacher it has
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Which part of the teacher a base is; ``None`` where it is a model of its own, or has the whole vocabulary."""
+
+    layers: tuple[int, ...] | None
+    tokens: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base in memory: model, tokenizer and what it was made of."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    shape: Shape
+
+
+def choose_tokens(teacher: Teacher, texts: Iterable[str], size: SizeSpec) -> tuple[int, ...] | None:
+    """``choose_tokens(teacher, texts, size)``: old ids to keep, or None where the size keeps the whole vocabulary."""
+    tokenizer: Any = teacher.tokenizer
+    if size.vocabulary is None or size.vocabulary >= len(tokenizer):
+        return None
+    return tuple(kept_tokens(tokenizer, texts, size.vocabulary))
+
+
+def trim_teacher(teacher: Teacher, tokens: Sequence[int] | None) -> Teacher:
+    """``trim_teacher(teacher, shape.tokens)``: a teacher that scores in the student's vocabulary; the given one stays whole."""
+    if tokens is None:
+        return teacher
+    kept, config = list(tokens), copy.deepcopy(teacher.config)
+    config.get_text_config().vocab_size = len(kept)
+
+    def load_model() -> PreTrainedModel:
+        whole = teacher.load_model()
+        shared: dict[int, Any] = {id(weight): weight for weight in whole.parameters()}  # trimming replaces two of them
+        model = copy.deepcopy(whole, shared)
+        trim_embeddings(model, kept)
+        return model
+
+    tokenizer = trim_tokenizer(_fast(teacher.tokenizer), kept)
+    return replace(teacher, load_model=load_model, tokenizer=tokenizer, config=config)
+
+
+def prune_teacher(teacher: Teacher, tokens: tuple[int, ...] | None, layers: int, batch: Batch) -> Base:
+    """``prune_teacher(trimmed_teacher, tokens, 20, batch)``: an unhealed float32 base, its layers chosen on the batch."""
+    kept = layers_to_keep(teacher.model, batch, layers)
+    model = copy.deepcopy(teacher.model).float()
+    prune_layers(model, kept)
+    model.generation_config.eos_token_id = stop_tokens(teacher.tokenizer)
+    check_head(model)
+    return Base(model, teacher.tokenizer, Shape(tuple(kept), tokens))
+
+
+def assistant_teacher(version: Version, base: Base, device: torch.device) -> Teacher:
+    """``assistant_teacher(version, base, device)``: a published base, loaded, that teaches a smaller one."""
+    revision = str(version.manifest["manifest_sha256"])
+    config = base.model.config
+    return Teacher(lambda: load_causal_model(version.folder, device, torch.bfloat16), base.tokenizer, revision, config, device)
+
+
+def layers_of_teacher(pruned: Base, assistant: Base) -> tuple[int, ...] | None:
+    """``layers_of_teacher(pruned, assistant)``: which of the teacher's layers a base has that was cut from an assistant."""
+    if pruned.shape.layers is None or assistant.shape.layers is None:
+        return None
+    return tuple(assistant.shape.layers[layer] for layer in pruned.shape.layers)
+
+
+def foreign_base(folder: Path, teacher: Teacher) -> Base:
+    """``foreign_base(resolve(size.base).folder, teacher)``: another causal model as base; it must have the teacher's tokens.
+
+    Raises: TrainingError where the vocabularies differ.
+    """
+    model: Any = load_causal_model(folder, teacher.device, torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    check_vocabularies(tokenizer, teacher.tokenizer)
+    model.resize_token_embeddings(len(tokenizer))  # some models pad their rows to a round number
+    tokenizer.chat_template = teacher.tokenizer.chat_template
+    model.generation_config.eos_token_id = stop_tokens(tokenizer)
+    check_head(model)
+    return Base(model, tokenizer, Shape(None, None))
+
+
+def check_vocabularies(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Raises TrainingError unless both tokenizers give every token the same id."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours != theirs:
+        differing = len(set(ours.items()) ^ set(theirs.items()))
+        raise TrainingError(
+            f"student and teacher have different vocabularies ({len(ours)} and {len(theirs)} tokens, {differing} entries "
+            "differ), so their distributions cannot be compared; use a base of the teacher's family, or `layers`"
+        )
+
+
+def save_base(base: Base, folder: Path) -> None:
+    """Writes a plain transformers folder in bfloat16, and beside it the shape."""
+    half: Any = copy.deepcopy(base.model)
+    half.to(torch.bfloat16).save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    shape = {"layers": base.shape.layers, "tokens": base.shape.tokens}
+    (folder / SHAPE).write_text(json.dumps(shape), encoding="utf-8")
+
+
+def load_base(folder: Path, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Base:
+    """``load_base(version.folder, device)``: a published base, in evaluation mode."""
+    model = load_causal_model(folder, device, dtype)
+    shape = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
+    layers, tokens = shape["layers"], shape["tokens"]
+    return Base(
+        model,
+        AutoTokenizer.from_pretrained(folder),
+        Shape(tuple(layers) if layers is not None else None, tuple(tokens) if tokens is not None else None),
+    )
+
+
+def attach_adapter(base: Base, config: DistillConfig) -> PeftModel:
+    """``attach_adapter(base, config)``: LoRA on every linear layer but the head, adapter weights in float32."""
+    lora = LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(base.model, lora)
+    if not isinstance(model, PeftModel):
+        raise TrainingError(f"peft made no adapter for {type(base.model).__name__}")
+    return model
+
+
+def load_student(base: Base, adapter: Path) -> PeftModel:
+    """``load_student(base, version.folder)``: the base with the adapter on it, in evaluation mode."""
+    model: PeftModel = PeftModel.from_pretrained(base.model, adapter)
+    return model.eval()
+
+
+@torch.no_grad()
+def trimming_cost(
+    teacher: Teacher, trimmed: Teacher, tokens: Sequence[int] | None, batches: Sequence[Batch]
+) -> dict[str, float]:
+    """``trimming_cost(teacher, trimmed, tokens, batches)``: mass that the kept tokens hold, and KL(trimmed ‖ full), nats.
+
+    ``batches`` are in the trimmed vocabulary. The trimmed teacher is the full one renormalised over the kept tokens, so
+    KL(trimmed ‖ full) = -log(kept mass) at each position, which is what is averaged here.
+    """
+    if tokens is None:
+        return {
+            "kept_mass": 1.0,
+            "kl_to_full_teacher": 0.0,
+            "positions": float(sum(int(b.predicts.sum()) for b in batches)),
+        }
+    index = torch.tensor(list(tokens), device=teacher.device)
+    mass, kl, count = 0.0, 0.0, 0
+    for batch in batches:
+        full = replace(batch, input_ids=index[batch.input_ids])
+        states = hidden_states(teacher.model, full).final[batch.predicts]
+        log_kept = logits(teacher.model, states).float().log_softmax(-1)[:, index].logsumexp(-1)  # (N,)
+        mass, kl, count = mass + log_kept.exp().sum().item(), kl - log_kept.sum().item(), count + len(log_kept)
+    return {"kept_mass": mass / count, "kl_to_full_teacher": kl / count, "positions": float(count)}
+
+
+def _fast(tokenizer: PreTrainedTokenizerBase) -> Any:
+    if not getattr(tokenizer, "is_fast", False):
+        raise TrainingError(
+            f"trimming a vocabulary needs a fast tokenizer, not {type(tokenizer).__name__}; leave `vocabulary` out"
+        )
+    return tokenizer

@@ -1,0 +1,1 @@
+"""The build, stage by stage; start with build.py."""

@@ -1,0 +1,284 @@
+"""Blind review by experts: a file of answers A and B, the key that the registry keeps, and the votes that come back.
+
+    review = hand_out(registry, version, path, questions, own, other, against="teacher ...", seed=7)  # factory review --out
+    record = read_back(registry, version, path)  # factory review --in
+
+The file has only the review's id, the questions and the answers. Which answer is whose is a record of the version, so
+that the expert cannot read it off the file. Answers are plain texts here; nothing needs torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from factory.cache import one_line
+from factory.errors import DataError, RegistryError, in_one_line
+from factory.registry.manifest import Version, load_version
+from factory.registry.registry import Registry
+
+COLUMNS = ("id", "question", "answer_a", "answer_b", "vote", "comment")
+VOTES = ("a", "b", "tie")
+FORMULA = ("=", "+", "-", "@")  # a spreadsheet computes a cell that starts so, and shows an answer's list as an error
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One judged line of the file."""
+
+    id: str  # "<review>-<number of the question>"
+    vote: str  # one of VOTES
+    comment: str
+
+    @property
+    def review(self) -> str:
+        return self.id.rpartition("-")[0]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What the votes say of the version; ``share`` is (wins + ties / 2) / n with its 95 % bootstrap interval."""
+
+    n: int
+    wins: int
+    losses: int
+    ties: int
+    share: dict[str, float | int]  # value, low, high, n
+    comments: int
+
+
+# ----------------------------------------------------------------------------------------------------------- questions
+
+
+def load_questions(path: Path, count: int | None = None) -> list[str]:
+    """``load_questions(Path("mine.jsonl"), 20)``: the first ``count`` of a .jsonl or .csv with "question" or "prompt".
+
+    Raises: DataError for a missing, unreadable or empty file, another ending, or a row without a question.
+    """
+    from factory.data.sources import read_csv, read_jsonl  # datasets, which comes with them, takes a second
+
+    readers = {".jsonl": read_jsonl, ".csv": read_csv}
+    if path.suffix not in readers:
+        raise DataError(f"{path} must end in one of {', '.join(readers)}")
+    try:
+        rows = list(readers[path.suffix](path))
+    except FileNotFoundError:
+        raise DataError(f"no file {path}; --questions takes a .jsonl or .csv with a field question or prompt") from None
+    except (ValueError, OSError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {in_one_line(error)}") from None
+    found = [str(row.get("question") or row.get("prompt") or "").strip() for row in rows]
+    if not found:
+        raise DataError(f"{path} has no questions")
+    if "" in found:
+        fields = ", ".join(map(str, rows[found.index("")]))
+        raise DataError(f"{path}: row {found.index('') + 1} has no question: a field question or prompt; it has: {fields}")
+    return found[:count]
+
+
+def sample_questions(version: Version, count: int | None = None) -> list[str]:
+    """``sample_questions(version, 20)``: the held-out prompts whose answers its manifest keeps.
+
+    Raises: DataError where it keeps none.
+    """
+    samples = (version.manifest.get("evaluation") or {}).get("samples") or ()
+    found = [str(sample["prompt"]) for sample in samples if sample.get("prompt")]
+    if not found:
+        raise DataError(f"{version.reference} keeps no held-out samples: give questions of your own with --questions FILE")
+    return found[:count]
+
+
+# ------------------------------------------------------------------------------------------------------------ hand out
+
+
+def own_columns(count: int, seed: int) -> list[str]:
+    """``own_columns(4, seed=7)`` → ["b", "a", "a", "b"]: where the version's own answer stands; each as often, or once more."""
+    rng = random.Random(seed)
+    columns = ["a", "b"] * (count // 2) + [rng.choice("ab")] * (count % 2)
+    rng.shuffle(columns)
+    return columns
+
+
+def blind_rows(
+    review: str, questions: Sequence[str], own: Sequence[str], other: Sequence[str], columns: Sequence[str]
+) -> list[dict[str, str]]:
+    """``blind_rows("3f9a", questions, own, other, own_columns(len(questions), seed=7))``: a dict of COLUMNS a question."""
+    rows = []
+    for number, (question, mine, theirs, column) in enumerate(zip(questions, own, other, columns, strict=True), start=1):
+        a, b = (mine, theirs) if column == "a" else (theirs, mine)
+        texts = {"question": _cell(question), "answer_a": _cell(a), "answer_b": _cell(b)}
+        rows.append({"id": f"{review}-{number}", **texts, "vote": "", "comment": ""})
+    return rows
+
+
+def _cell(text: str) -> str:
+    """Text to a spreadsheet, whatever it starts with."""
+    text = text.strip()
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def check_free(path: Path) -> None:
+    """``check_free(Path("blind.csv"))`` before minutes of answering.
+
+    Raises: DataError where there is a file already, or no folder for it.
+    """
+    if path.exists():
+        raise DataError(f"{path} is there already, and may hold votes: give another name to --out")
+    if not path.parent.is_dir():
+        raise DataError(f"cannot write {path}: no folder {path.parent}")
+
+
+def hand_out(
+    registry: Registry,
+    version: Version,
+    path: Path,
+    questions: Sequence[str],
+    own: Sequence[str],
+    other: Sequence[str],
+    *,
+    against: str,
+    seed: int | None = None,
+) -> str:
+    """``hand_out(registry, version, path, questions, own, other, against="teacher ...")``: writes the file; the review's id.
+
+    Without a seed the order is another each time. The key becomes a record of the version; without it there is no file.
+
+    Raises:
+        DataError: where the file is there already, or no folder for it.
+        RegistryError: where the disk refuses the file or the key.
+    """
+    check_free(path)
+    seed = secrets.randbits(32) if seed is None else seed
+    review = f"r{secrets.token_hex(4)}"  # r, since a spreadsheet takes 1234567e-1 for a number
+    columns = own_columns(len(questions), seed)
+    rows = blind_rows(review, questions, own, other, columns)
+    with one_line(f"cannot write {path}"):
+        file = path.open("x", encoding="utf-8-sig", newline="")  # -sig, so that Excel reads it as UTF-8
+    try:
+        with one_line(f"cannot write {path}"), file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        registry.record(version, "review_key", {"review": review, "against": against, "seed": seed, "order": columns})
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return review
+
+
+# ----------------------------------------------------------------------------------------------------------- read back
+
+
+def read_votes(path: Path) -> list[Vote]:
+    """``read_votes(Path("blind.csv"))``: every line's vote. Case, a semicolon between columns and empty lines are all right.
+
+    Raises: DataError, with the line's number, for a vote that is not a, b or tie, or an id that is absent or there twice.
+    """
+    votes: dict[str, Vote] = {}
+    for number, row in enumerate(_rows(path), start=2):  # as a spreadsheet counts: the header is row 1
+        cells = {column: (row.get(column) or "").strip() for column in COLUMNS}
+        if not any(cells.values()):
+            continue
+        vote = Vote(cells["id"], cells["vote"].lower(), cells["comment"])
+        if not vote.review:
+            raise DataError(f"{path}: row {number} has no id of a review, it has {vote.id!r}; leave the column id as it was")
+        if vote.id in votes:
+            raise DataError(f"{path}: row {number} has the id {vote.id}, which another row has too")
+        if vote.vote not in VOTES:
+            raise DataError(f"{path}: row {number} ({vote.id}) has the vote {cells['vote']!r}; it must be a, b or tie")
+        votes[vote.id] = vote
+    if not votes:
+        raise DataError(f"{path} has no votes")
+    return list(votes.values())
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        separator = ";" if text.startswith(("id;", '"id";')) else ","  # a spreadsheet's, where a comma is the decimal sign
+        reader = csv.DictReader(io.StringIO(text), delimiter=separator)
+        rows = list(reader)
+    except FileNotFoundError:
+        raise DataError(f"no file {path}; factory review NAME --out {path} writes it") from None
+    except UnicodeDecodeError:
+        raise DataError(f"cannot read {path}: it is not UTF-8; save it as CSV UTF-8") from None
+    except (OSError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {in_one_line(error)}") from None
+    absent = [column for column in ("id", "vote") if column not in (reader.fieldnames or ())]
+    if absent:
+        there = ", ".join(map(str, reader.fieldnames or ())) or "none"
+        raise DataError(f"{path} has no column {absent[0]}; columns there: {there}")
+    return rows
+
+
+def tally(votes: Sequence[Vote], columns: Sequence[str]) -> Tally:
+    """``tally(read_votes(path), key["order"]).share["value"]``: columns as ``own_columns`` gave them, in the ids' order."""
+    import numpy as np
+
+    from factory.evaluation.stats import ratio
+
+    scores = [_score(vote.vote, columns[int(vote.id.rpartition("-")[2]) - 1]) for vote in votes]
+    share = ratio(np.array(scores), np.ones(len(scores)), resamples=1000, seed=0)
+    wins, losses, ties = (scores.count(score) for score in (1.0, 0.0, 0.5))
+    return Tally(len(scores), wins, losses, ties, share.to_dict(), sum(bool(vote.comment) for vote in votes))
+
+
+def _score(vote: str, own: str) -> float:
+    return 0.5 if vote == "tie" else float(vote == own)
+
+
+def read_back(registry: Registry, version: Version, path: Path) -> dict[str, Any]:
+    """``read_back(registry, version, path)["share"]``: tallies the votes; the result becomes a record of the version.
+
+    Raises:
+        DataError: for a file that cannot be read, is of another review, or lacks a vote.
+        RegistryError: for a review that this version does not know, or that was read already.
+    """
+    votes = read_votes(path)
+    review = votes[0].review
+    key = _key(registry, version, review)
+    expected = [f"{review}-{number}" for number in range(1, len(key["order"]) + 1)]
+    there = {vote.id for vote in votes}
+    if strange := sorted(there - set(expected)):
+        raise DataError(f"{path}: {strange[0]} is no question of review {review}, which has {len(expected)}")
+    if missing := [id for id in expected if id not in there]:
+        raise DataError(f"{path}: {len(missing)} of {len(expected)} votes are missing, the first is of {missing[0]}")
+    if any(record["kind"] == "review" and record.get("review") == review for record in _records(version)):
+        raise RegistryError(f"review {review} of {version.reference} was read already; factory show has its result")
+    result = {"review": review, "against": key["against"], **asdict(tally(votes, key["order"]))}
+    registry.record(version, "review", result)
+    return result
+
+
+def result_line(version: Version, result: Mapping[str, Any]) -> str:
+    """``result_line(version, read_back(registry, version, path))``: one line for people."""
+    share = result["share"]
+    return (
+        f"{version.reference} against {result['against']}, blind: {result['wins']} wins, {result['losses']} losses, "
+        f"{result['ties']} ties of {result['n']}; share {share['value']:.3f} [{share['low']:.3f}, {share['high']:.3f}], "
+        f"{result['comments']} comments"
+    )
+
+
+def _records(version: Version) -> list[Mapping[str, Any]]:
+    return list(version.manifest.get("records") or ())
+
+
+def _key(registry: Registry, version: Version, review: str) -> Mapping[str, Any]:
+    """The record that says where the version's own answers stand."""
+    keys = _keys(version)
+    if review in keys:
+        return keys[review]
+    for one in registry.versions(name=version.name):  # a bare name may mean another version by now
+        if review in _keys(load_version(registry.root, one.kind, one.name, one.number)):
+            raise RegistryError(f"review {review} is of {one.reference}, not of {version.reference}: give that name with --in")
+    raise RegistryError(f"{version.reference} has no review {review}; its reviews: {', '.join(keys) or 'none'}")
+
+
+def _keys(version: Version) -> dict[str, Mapping[str, Any]]:
+    return {str(record.get("review")): record for record in _records(version) if record["kind"] == "review_key"}

@@ -1,0 +1,150 @@
+"""``factory doctor`` finds what is there, what is missing and what is damaged, and says how to mend it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import tiny
+from support.workplace import Workplace
+
+from factory.cli import doctor
+from factory.cli.doctor import Finding, cached_models, examine, is_cached, is_sound
+from factory.config.schema import ModelSpec
+from factory.models import references
+from factory.models.references import resolve
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FACTORY_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def findings(place: Workplace, *, verify: bool = False) -> list[Finding]:
+    return examine(place.domains, place.root / "registry", verify=verify)
+
+
+def of(found: list[Finding], what: str) -> Finding:
+    return next(finding for finding in found if finding.what == what)
+
+
+def cache_a_model(place: Workplace) -> Path:
+    """A folder in the cache, as a family with its own chat template makes one."""
+    tiny.llama(layers=1).save_pretrained(place.domains / "teacher")
+    tiny.tokenizer().save_pretrained(place.domains / "teacher")
+    spec = ModelSpec(model="path:./teacher", license="mit")
+    return resolve(spec, root=place.domains, chat_template="{{ messages }}", quiet=True).folder
+
+
+def test_the_machine_is_described(workplace: Workplace) -> None:
+    found = findings(workplace)
+    for what in ("python", "cores", "memory", "device", "FACTORY_HOME", "specs"):
+        assert of(found, what).state in ("ok", "warning"), of(found, what)
+
+
+def test_an_empty_registry_and_absent_models_are_missing_with_their_command(workplace: Workplace) -> None:
+    found = findings(workplace)
+    assert of(found, "registry").fix == "factory build healthcare --profile demo"
+    assert of(found, "default: teacher").state == "missing"
+    assert of(found, "default: teacher").fix == "factory doctor --fetch default"
+
+
+def test_what_is_missing_is_no_problem(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_libraries", lambda: iter(()))
+    assert is_sound(findings(workplace))
+
+
+def test_wrong_specs_are_problems_line_by_line(workplace: Workplace) -> None:
+    workplace.write("plants.yaml", "name: plants\nsauces: []\n")
+    wrong = [finding for finding in findings(workplace) if finding.what == "specs"]
+    assert {finding.state for finding in wrong} == {"problem"}
+    assert len(wrong) > 1
+    assert not is_sound(findings(workplace))
+
+
+def test_a_library_out_of_range_is_a_problem(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        importlib.metadata, "requires", lambda _: ["numpy>=999", "typer>=0.1", "no-such-thing>=2", 'x; extra=="dev"']
+    )
+    found = findings(workplace)
+    assert of(found, "numpy").detail.endswith("wanted >=999")
+    assert of(found, "no-such-thing").detail == "not installed, wanted >=2"
+    assert of(found, "numpy").fix == doctor.REINSTALL
+    assert of(found, "libraries").detail.startswith("typer ")
+
+
+def test_cached_models_are_listed_and_verified(workplace: Workplace) -> None:
+    folder = cache_a_model(workplace)
+    assert [(model.folder, model.whole) for model in cached_models()] == [(folder, True)]
+    assert of(findings(workplace), "cached model").state == "ok"
+    assert "every byte" in of(findings(workplace, verify=True), "cached model").detail
+
+
+def test_a_changed_byte_is_found_by_verify_alone(workplace: Workplace) -> None:
+    weights = cache_a_model(workplace) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.unlink()  # a hard link: the original stays as it is
+    weights.write_bytes(content)
+    assert of(findings(workplace), "cached model").state == "ok"
+    damaged = of(findings(workplace, verify=True), "cached model")
+    assert (damaged.state, damaged.fix) == ("problem", f"rm -r {weights.parent}")
+
+
+def test_a_missing_file_or_unreadable_manifest_is_a_problem(workplace: Workplace) -> None:
+    folder = cache_a_model(workplace)
+    (folder / "config.json").unlink()
+    assert of(findings(workplace), "cached model").state == "problem"
+    (folder / references.MANIFEST).write_text("{")
+    assert of(findings(workplace), "cached model").state == "problem"
+
+
+def test_a_pypi_model_is_cached_when_its_checksum_is_the_pinned_one(own_home: Path) -> None:
+    spec = ModelSpec(model="pypi:thing==1.0/thing.gguf", license="mit", sha256="1" * 64)
+    assert not is_cached(spec, Path())
+    folder = own_home / "models" / "thing"
+    folder.mkdir(parents=True)
+    manifest = {"reference": spec.model, "pins": {"sha256": "1" * 64}, "files": {}}
+    (folder / references.MANIFEST).write_text(json.dumps(manifest))
+    assert is_cached(spec, Path())
+    assert not is_cached(spec.model_copy(update={"sha256": "2" * 64}), Path())
+
+
+def test_a_hub_model_is_looked_up_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert not is_cached(ModelSpec(model="hub:no-one/nothing@main", license="mit"), Path())
+
+
+def test_registry_problems_are_reported(built: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = built.root / "registry" / "students" / "plants-mini" / "1" / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    weights.chmod(0o644)
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        assert of(findings(built), "registry").state == "ok"
+        problems = [finding for finding in findings(built, verify=True) if finding.state == "problem"]
+        assert any("plants-mini@1" in problem.detail for problem in problems)
+    finally:
+        weights.write_bytes(content)
+
+
+def test_the_command_prints_and_fails_only_for_problems(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_libraries", lambda: iter(()))
+    result = workplace.run("doctor", "--json")
+    content: dict[str, Any] = json.loads(result.stdout)
+    assert (result.exit_code, content["sound"]) == (0, True)
+    (workplace.domains / "plants.yaml").write_text("name: plants\n")
+    result = workplace.run("doctor")
+    assert result.exit_code == 1
+    assert "→ factory validate" in result.stdout
+
+
+def test_fetch_gets_a_family_s_models(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(references, "resolve", lambda spec, **_: asked.append(spec.model))
+    workplace.run("doctor", "--fetch", "default")
+    assert asked == ["path:./teacher", "path:./encoder"]

@@ -1,0 +1,351 @@
+"""What users write: every mistake of every file at once, each with file, line, field and what would be right."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from factory.config.load import load_specs
+from factory.config.schema import DistillConfig, DomainSpec, FamilySpec, HealConfig, Specs
+from factory.errors import SpecError
+
+DOMAINS = Path(__file__).parents[2] / "domains"
+SOURCE: dict[str, Any] = {"id": "prompts", "kind": "templates", "license": "CC0-1.0", "templates": ["what is light"]}
+FAMILY: dict[str, Any] = {
+    "name": "small",
+    "teacher": {"model": "path:./teacher", "license": "apache-2.0"},
+    "encoder": {"model": "path:./encoder", "license": "apache-2.0"},
+    "sizes": {"mini": {"layers": 2}},
+    "default_size": "mini",
+    "general": "general",
+    "data": {"max_examples": 500},
+    "heal": {"steps": 10, "learning_rate": 1e-3},
+    "distill": {"steps": 20, "learning_rate": 2e-3, "beta": 0.5},
+    "profiles": {"demo": {"distill": {"steps": 3}, "data": {"max_examples": 50}}},
+}
+DOMAIN: dict[str, Any] = {"name": "law", "description": "questions on law", "sources": [SOURCE]}
+POOL: dict[str, Any] = {"name": "general", "sources": [SOURCE]}
+
+
+def family(**over: Any) -> dict[str, Any]:
+    return FAMILY | over
+
+
+def domain(**over: Any) -> dict[str, Any]:
+    return DOMAIN | over
+
+
+def load(folder: Path, **files: Any) -> Specs:
+    """``load(tmp_path, law=domain())``: a family, a domain and a pool, with these files instead or beside them."""
+    whole = {"small.family": FAMILY, "law": DOMAIN, "general.pool": POOL} | {k.replace("_", "."): v for k, v in files.items()}
+    for name, content in whole.items():
+        text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return load_specs(folder)
+
+
+def mistakes(folder: Path, **files: Any) -> list[str]:
+    with pytest.raises(SpecError) as raised:
+        load(folder, **files)
+    return str(raised.value).replace(f"{folder}/", "").splitlines()
+
+
+def test_families_domains_and_pools_are_told_apart_by_file_name(tmp_path: Path) -> None:
+    specs = load(tmp_path)
+    assert (list(specs.families), list(specs.domains), list(specs.pools)) == (["small"], ["law"], ["general"])
+    assert specs.root == tmp_path
+    assert isinstance(specs.family("small"), FamilySpec) and isinstance(specs.domain("law"), DomainSpec)
+
+
+def said(folder: Path, mistake: str) -> str:
+    """The mistake without its line number, after a look that the line is the one that it is about."""
+    file, number, field, message = mistake.split(":", 3)
+    line = (folder / file).read_text().splitlines()[int(number) - 1]
+    named = [part for part in field.strip().split(".") if not part.isdigit()]
+    assert any(f"{part}:" in line for part in named) or line.startswith("- id:"), (mistake, line)
+    return f"{file}:{field}:{message}"
+
+
+# ----------------------------------------------------------------------------------------------------- single mistakes
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"law": domain(descripton="x")}, "law.yaml: descripton: unknown key; did you mean description?"),
+        (
+            {"small_family": family(distill={"steps": 1, "learning_rate": 1.0, "lambda": 0.1})},
+            "small.family.yaml: distill.lambda: unknown key; did you mean lmbda?",
+        ),
+        (
+            {"law": domain(sources=[SOURCE, SOURCE | {"id": "more", "slot": {}}])},
+            "law.yaml: sources.1.slot: unknown key; did you mean slots?",
+        ),
+        (
+            {"small_family": family(profiles={"demo": {"evalute": {}}})},
+            "small.family.yaml: profiles.demo.evalute: unknown key; did you mean evaluate?",
+        ),
+        (
+            {"small_family": family(sizes={"mini": {"layer": 2}})},
+            "small.family.yaml: sizes.mini.layer: unknown key; did you mean layers?",
+        ),
+    ],
+)
+def test_an_unknown_key_says_where_and_what_was_meant(tmp_path: Path, files: dict[str, Any], expected: str) -> None:
+    assert [said(tmp_path, mistake) for mistake in mistakes(tmp_path, **files)] == [expected]
+
+
+def test_an_unknown_key_like_no_other_names_the_keys_there_are(tmp_path: Path) -> None:
+    [mistake] = mistakes(tmp_path, law=domain(teacher_context={"zzzzz": 1}))
+    assert said(tmp_path, mistake) == "law.yaml: teacher_context.zzzzz: unknown key; keys here: examples, system"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ({"templates": []}, "law.yaml: sources.0.templates: Tuple should have at least 1 item"),
+        ({"id": "No Name"}, "law.yaml: sources.0.id: String should match pattern"),
+        ({"limit": 0}, "law.yaml: sources.0.limit: Input should be greater than or equal to 1 (found 0)"),
+        ({"kind": "magic"}, "law.yaml: sources.0: Input tag 'magic' found using 'kind' does not match any of"),
+        ({"templates": ["is {thing} red"]}, "law.yaml: sources.0: template 'is {thing} red' needs slot 'thing'"),
+    ],
+)  # fmt: skip
+def test_a_value_that_does_not_fit_says_where_and_why(tmp_path: Path, source: dict[str, Any], expected: str) -> None:
+    [mistake] = mistakes(tmp_path, law=domain(sources=[SOURCE | source]))
+    assert said(tmp_path, mistake).startswith(expected)
+
+
+def test_a_missing_key_is_named_even_where_a_kind_has_its_name(tmp_path: Path) -> None:
+    without = {key: value for key, value in SOURCE.items() if key != "templates"}
+    [mistake] = mistakes(tmp_path, law=domain(sources=[without]))
+    assert said(tmp_path, mistake) == "law.yaml: sources.0.templates: Field required"
+
+
+def test_a_missing_section_is_named(tmp_path: Path) -> None:
+    without = {key: value for key, value in FAMILY.items() if key != "heal"}
+    assert mistakes(tmp_path, small_family=without) == ["small.family.yaml:1: heal: Field required"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("name: [law", "law.yaml:1: not valid YAML"),
+        ("name: law\n\tdescription: x", "law.yaml:2: not valid YAML"),
+        ("- a\n- b\n", "law.yaml:1: expected keys and values, found list"),
+        ("", "law.yaml:1: expected keys and values, found NoneType"),
+    ],
+)
+def test_a_file_that_is_no_mapping_says_so(tmp_path: Path, content: str, expected: str) -> None:
+    found = mistakes(tmp_path, law=content)
+    assert len(found) == 1 and found[0].startswith(expected)
+
+
+def test_a_file_that_is_no_text_says_so(tmp_path: Path) -> None:
+    load(tmp_path)
+    (tmp_path / "law.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SpecError, match=r"law\.yaml: cannot be read"):
+        load_specs(tmp_path)
+
+
+def test_a_name_is_that_of_its_file(tmp_path: Path) -> None:
+    found = mistakes(tmp_path, law=domain(name="legal"), small_family=family(name="large"))
+    assert "law.yaml:1: name: 'legal' should be 'law', as the file is called" in found
+    assert "small.family.yaml:1: name: 'large' should be 'small', as the file is called" in found
+
+
+@pytest.mark.parametrize("name", ["../x", "a.b", "A", "a_b", "-a", "a" * 41, ""])
+def test_a_name_that_is_no_folder_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="String should"):
+        DomainSpec.model_validate(domain(name=name))
+
+
+def test_a_relation_needs_pairs(tmp_path: Path) -> None:
+    [mistake] = mistakes(
+        tmp_path, small_family=family(distill={"steps": 1, "learning_rate": 1.0, "relation": 0.5, "batch": 31})
+    )
+    assert said(tmp_path, mistake).startswith("small.family.yaml: distill: relation > 0 needs batch >= 32 (a batch of 31 has")
+    assert DistillConfig(steps=1, learning_rate=1.0, relation=0.5, batch=32).relation == 0.5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.09, 0.95, 1.1])
+def test_neither_base_nor_adapters_are_left_without_examples(share: float) -> None:
+    with pytest.raises(ValueError, match=r"share is 0\.1 to 0\.9, or 1 where"):
+        HealConfig(steps=1, learning_rate=1.0, share=share)
+    assert [HealConfig(steps=1, learning_rate=1.0, share=fine).share for fine in (0.1, 0.9, 1)] == [0.1, 0.9, 1.0]
+
+
+def test_an_objective_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="response, feature and relation are all 0"):
+        DistillConfig(steps=1, learning_rate=1.0, response=0.0)
+
+
+@pytest.mark.parametrize(
+    ("size", "why"),
+    [
+        ({}, "a size needs `layers`"),
+        ({"layers": 2, "base": {"model": "path:./x", "license": "mit"}}, "a size has either `layers`"),
+    ],
+)
+def test_a_size_is_pruned_or_named(tmp_path: Path, size: dict[str, Any], why: str) -> None:
+    [mistake] = mistakes(tmp_path, small_family=family(sizes={"mini": size}))
+    assert said(tmp_path, mistake).startswith("small.family.yaml: sizes.mini: ") and why in mistake
+
+
+@pytest.mark.parametrize("model", ["gpt2", "hub:org/name", "pypi:package/file", "pypi:a==1/f"])
+def test_a_model_is_pinned(tmp_path: Path, model: str) -> None:
+    [mistake] = mistakes(tmp_path, small_family=family(teacher={"model": model, "license": "mit"}))
+    assert mistake.startswith("small.family.yaml:") and "teacher" in mistake
+
+
+def test_a_default_size_that_is_none_names_the_sizes(tmp_path: Path) -> None:
+    [mistake] = mistakes(tmp_path, small_family=family(default_size="huge"))
+    assert "default_size 'huge' is no size; sizes here: mini" in mistake
+
+
+# ------------------------------------------------------------------------------------------------------ many together
+
+
+def test_all_mistakes_of_all_files_come_together_one_a_line(tmp_path: Path) -> None:
+    found = mistakes(
+        tmp_path,
+        law=domain(descripton="x", private="perhaps"),
+        general_pool=POOL | {"sources": []},
+        small_family=family(seed="x", router={"max_per_domain": 1}),
+        other="name: [",
+    )
+    assert len(found) == 6
+    for file, field in (
+        ("law.yaml:9", "descripton"), ("law.yaml:10", "private"), ("general.pool.yaml:2", "sources"),
+        ("small.family.yaml:", "seed"), ("small.family.yaml:", "router.max_per_domain"), ("other.yaml:", "not valid YAML"),
+    ):  # fmt: skip
+        assert [line for line in found if line.startswith(file) and field in line], (file, field)
+
+
+def test_an_override_of_a_profile_that_does_not_fit_is_one_line_with_its_field(tmp_path: Path) -> None:
+    found = mistakes(tmp_path, small_family=family(profiles={"demo": {"distill": {"step": 3, "beta": 2}}}))
+    assert sorted(said(tmp_path, mistake) for mistake in found) == [
+        "small.family.yaml: profiles.demo.distill.beta: Input should be less than or equal to 1 (found 2)",
+        "small.family.yaml: profiles.demo.distill.step: unknown key; did you mean steps?",
+    ]
+
+
+def test_an_override_of_a_domain_that_does_not_fit_names_domain_family_and_field(tmp_path: Path) -> None:
+    found = mistakes(tmp_path, law=domain(distill={"lambda": 0.1}, data={"test": 0.9}))
+    assert sorted(said(tmp_path, mistake) for mistake in found) == [  # not once more for every profile
+        "law.yaml: data.test: Input should be less than 0.5 (found 0.9) (with family small)",
+        "law.yaml: distill.lambda: unknown key; did you mean lmbda? (with family small)",
+    ]
+
+
+def test_an_override_of_a_domain_that_fits_but_for_one_profile_names_the_profile(tmp_path: Path) -> None:
+    few = family(profiles={"demo": {"distill": {"batch": 8}}})
+    [mistake] = mistakes(tmp_path, small_family=few, law=domain(distill={"relation": 1.0}))
+    assert said(tmp_path, mistake).startswith("law.yaml: distill: relation > 0 needs batch >= 32")
+    assert mistake.endswith("(with family small, profile demo)")
+
+
+def test_a_size_of_two_families_is_refused(tmp_path: Path) -> None:
+    [mistake] = mistakes(tmp_path, other_family=family(name="other"))
+    assert mistake == "small.family.yaml: sizes.mini: family other has this size; rename one"
+
+
+def test_a_general_pool_that_is_not_there_names_the_pools(tmp_path: Path) -> None:
+    [mistake] = mistakes(tmp_path, small_family=family(general="generel"))
+    assert mistake == "small.family.yaml: general: no generel.pool.yaml; pools here: general"
+
+
+def test_a_source_id_used_twice_is_refused(tmp_path: Path) -> None:
+    [mistake] = mistakes(tmp_path, law=domain(sources=[SOURCE, SOURCE]))
+    assert mistake == "law.yaml: sources: the id 'prompts' is used twice; every source has its own"
+
+
+def test_an_empty_folder_says_how_to_name_another(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"no \*\.yaml in .*; name the folder with --domains"):
+        load_specs(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------- settings
+
+
+def test_settings_are_the_family_s_then_the_domain_s_then_the_profile_s(tmp_path: Path) -> None:
+    specs = load(tmp_path, law=domain(distill={"beta": 0.9, "steps": 99}, data={"max_examples": 70, "test": 0.2}))
+    small, law = specs.family("small"), specs.domain("law")
+    plain = small.settings("default")
+    assert (plain.distill.steps, plain.distill.beta, plain.data.max_examples) == (20, 0.5, 500)
+    own = small.settings("default", law)
+    assert (own.distill.steps, own.distill.beta, own.data.max_examples, own.data.test) == (99, 0.9, 70, 0.2)
+    demo = small.settings("demo", law)
+    assert (demo.distill.steps, demo.distill.beta, demo.data.max_examples, demo.data.test) == (3, 0.9, 50, 0.2)
+    assert (demo.distill.learning_rate, demo.heal, demo.profile) == (2e-3, small.heal, "demo")
+
+
+def test_an_unknown_profile_names_the_profiles(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"unknown profile 'dmo' of family small; it has: default, demo"):
+        load(tmp_path).family("small").settings("dmo")
+
+
+def test_an_unknown_family_domain_or_size_says_what_there_is(tmp_path: Path) -> None:
+    specs = load(tmp_path)
+    with pytest.raises(SpecError, match=r"unknown domain 'lw': did you mean law\? .* has law"):
+        specs.domain("lw")
+    with pytest.raises(SpecError, match=r"unknown family 'zzz': .* has small"):
+        specs.family("zzz")
+    with pytest.raises(SpecError, match=r"unknown size 'maxi'; sizes in .*: mini \(small\)"):
+        specs.family_of_size("maxi")
+    assert specs.family_of_size("mini").name == "small"
+
+
+def test_specs_are_frozen(tmp_path: Path) -> None:
+    specs = load(tmp_path)
+    with pytest.raises(ValueError, match="frozen"):
+        specs.domain("law").name = "x"
+
+
+# ------------------------------------------------------------------------------------------------------------ shipped
+
+SHIPPED = load_specs(DOMAINS)
+SHIPPED_DOMAINS = ["education", "healthcare", "legal"]  # a user's own may lie beside them, and be smaller
+
+
+def test_the_shipped_specs_are_there() -> None:
+    assert set(SHIPPED.domains) >= set(SHIPPED_DOMAINS)
+    assert set(SHIPPED.families) >= {"default", "gemma"} and "general" in SHIPPED.pools
+    for one in SHIPPED.families.values():
+        for profile in ("default", *one.profiles):
+            for chosen in SHIPPED.domains.values():
+                assert one.settings(profile, chosen).distill.steps >= 1
+
+
+@pytest.mark.parametrize("name", SHIPPED_DOMAINS)
+def test_a_shipped_domain_has_enough_distinct_prompts_and_says_what_it_is(name: str) -> None:
+    from factory.data.sources import load_examples
+
+    spec = SHIPPED.domain(name)
+    assert spec.description and all(source.license for source in spec.sources)
+    examples = load_examples(spec.sources, root=DOMAINS, seed=0, count_tokens=lambda text: len(text.split()))
+    prompts = {example.prompt for example in examples}
+    assert len(prompts) >= 800 and not any("{" in prompt or "}" in prompt for prompt in prompts)
+
+
+def test_the_shipped_general_pool_has_prompts_of_its_own() -> None:
+    from factory.data.sources import load_examples
+
+    def prompts(sources: Any) -> set[str]:
+        loaded = load_examples(sources, root=DOMAINS, seed=0, count_tokens=len)
+        return {example.prompt.casefold() for example in loaded}
+
+    general = prompts(SHIPPED.pools["general"].sources)
+    assert len(general) >= 500
+    for spec in SHIPPED.domains.values():
+        assert not general & prompts(spec.sources)
+
+
+def test_reading_specs_loads_no_torch() -> None:
+    code = "import sys, factory.config.schema, factory.registry.provenance; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=DOMAINS.parent, check=True)
+    assert done.stdout.split() == ["False", "False"]

@@ -1,0 +1,436 @@
+"""From examples to a data set on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import DatasetDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from factory.config.schema import DataConfig, TemplateSource
+from factory.data import dataset
+from factory.data.cleaning import clean_completion, is_refusal
+from factory.data.dataset import (
+    Completion,
+    DatasetManifest,
+    PromptSet,
+    finish_dataset,
+    load_dataset_folder,
+    make_prompts,
+    route_pool,
+    small_dataset_warning,
+)
+from factory.data.sources import Example, load_examples
+from factory.data.splitting import normalised, template_key
+from factory.errors import DataError
+
+CONDITIONS = (
+    *("asthma", "diabetes", "migraine", "anaemia", "eczema", "gout"),
+    *("flu", "measles", "arthritis", "hay fever", "angina", "mumps"),
+)
+QUESTIONS = (
+    "What is {x}?",
+    "How is {x} treated?",
+    "What are early signs of {x}?",
+    "Who is most at risk of {x}?",
+    "Can {x} be prevented?",
+    "How do doctors test for {x}?",
+    "What should I eat when I have {x}?",
+    "Is {x} contagious?",
+    "Explain {x} to a child.",
+    "When does {x} need urgent care?",
+)
+
+
+class WordEncoder:
+    """Bags of words: texts of the same words have cosine 1."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def encode(self, texts: Sequence[str], **kwargs: Any) -> np.ndarray:
+        self.seen += len(texts)
+        rows = np.zeros((len(texts), 512), dtype=np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for word in re.findall(r"\w+", text.lower()):
+                row[int(hashlib.md5(word.encode()).hexdigest(), 16) % 512] += 1
+        return rows
+
+
+@dataclass(frozen=True)
+class FakeRoute:
+    domain: str | None
+    score: float
+    threshold: float = 0.5
+
+
+class KeywordRouter:
+    """Sends a text with "law" to legal, one with "sing" to nowhere, the rest to health."""
+
+    def route(self, texts: Sequence[str]) -> list[FakeRoute]:
+        elsewhere = {"law": FakeRoute("legal", 0.9), "sing": FakeRoute(None, 0.4)}
+        found = [[route for word, route in elsewhere.items() if word in text.lower()] for text in texts]
+        return [(*routes, FakeRoute("health", 1.0))[0] for routes in found]
+
+
+def count_words(text: str) -> int:
+    return len(text.split())
+
+
+def templated(templates: Sequence[str], slots: dict[str, tuple[str, ...]], id: str = "made") -> list[Example]:
+    source = TemplateSource(id=id, license="CC0-1.0", kind="templates", templates=tuple(templates), slots=slots)
+    return load_examples([source], root=Path("."), seed=0, count_tokens=count_words)
+
+
+def from_file(*prompts: str, source: str = "rows", completion: str = "") -> list[Example]:
+    return [Example(f"{source}/{i}", p, completion, source, "MIT", "", ()) for i, p in enumerate(prompts)]
+
+
+def prompts_of(examples: Sequence[Example], seed: int = 0, encoder: Any = None, router: Any = None, **config: Any) -> PromptSet:
+    return make_prompts(
+        examples,
+        domain="health",
+        router=router,
+        encoder=encoder,
+        count_tokens=count_words,
+        config=DataConfig(**config),
+        seed=seed,
+    )
+
+
+def ten_templates() -> list[Example]:
+    return templated(QUESTIONS, {"x": CONDITIONS})
+
+
+def generate_text(prompts: PromptSet) -> dict[str, Completion]:
+    every = (*prompts.train, *prompts.validation, *prompts.test)
+    return {e.id: Completion(f"Answer to {e.prompt}", True) for e in every}
+
+
+def finish(prompts: PromptSet, folder: Path, completions: dict[str, Completion] | None = None) -> DatasetManifest:
+    completions = generate_text(prompts) if completions is None else completions
+    return finish_dataset(prompts, completions, folder, domain="health", seed=0, provenance={"teacher": "tiny@1"})
+
+
+# splitting
+
+
+VALUES = st.lists(st.text("abAB ", min_size=1, max_size=3), min_size=1, max_size=9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    texts=st.lists(st.sampled_from(["A {x}?", "a  {y}?", "B {y}?", "C {x} {y}?", "D {y} {x}?", "E?"]), min_size=1),
+    x=VALUES,
+    y=VALUES,
+    seed=st.integers(0, 5),
+)
+def test_no_template_or_value_is_in_both_train_and_test(texts: list[str], x: list[str], y: list[str], seed: int) -> None:
+    slots = {"x": tuple(x), "y": tuple(y)}
+    examples = templated(texts, slots) + templated(texts[::-1], slots, id="other")
+    prompts = prompts_of(examples, seed=seed)
+    splits = (prompts.train, prompts.validation, prompts.test)
+    train, validation, test = ({normalised(value) for e in part for value in e.topic} for part in splits)
+    assert train.isdisjoint(test)
+    assert train.isdisjoint(validation)
+    assert validation.isdisjoint(test)
+    learned = {template_key(e.template) for e in (*prompts.train, *prompts.validation)}
+    assert learned.isdisjoint(template_key(e.template) for e in prompts.test)
+    kept = len(prompts.train) + len(prompts.validation) + len(prompts.test)
+    assert kept + sum(prompts.dropped.values()) == len(examples)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ten_templates_and_one_slot_list_are_enough(seed: int, tmp_path: Path) -> None:
+    prompts = prompts_of(ten_templates(), seed=seed, encoder=WordEncoder())
+    assert len(prompts.train) >= 20
+    assert len(prompts.test) >= 2
+    assert prompts.validation
+    assert finish(prompts, tmp_path / "d").counts["train"] == len(prompts.train)
+
+
+def test_the_same_seed_gives_the_same_prompts() -> None:
+    examples = ten_templates() + from_file(*(f"Question {i}?" for i in range(40)))
+    first, again, other = prompts_of(examples), prompts_of(examples), prompts_of(examples, seed=1)
+    assert first == again
+    assert first.train != other.train
+
+
+def test_each_source_gives_templates_to_test() -> None:
+    examples = ten_templates() + templated(("Why {x}?", "Whence {x}?"), {"x": tuple("abcdefgh")}, id="second")
+    assert {e.source for e in prompts_of(examples).test} == {"made", "second"}
+
+
+def test_documents_are_split_whole() -> None:
+    examples = [
+        Example(f"d/{doc}#{i}", "", f"Chunk {i} of {doc}.", "d", "MIT", "", (f"{doc}.md",))
+        for doc in range(10)
+        for i in range(5)
+    ]
+    prompts = prompts_of(examples)
+    parts = [{e.topic for e in part} for part in (prompts.train, prompts.validation, prompts.test)]
+    assert all(parts)
+    assert sum(map(len, parts)) == 10 == len(set.union(*parts))
+
+
+def test_rows_of_a_file_are_split_by_the_configured_shares() -> None:
+    prompts = prompts_of(from_file(*(f"Question {i}?" for i in range(200))), validation=0.1, test=0.2)
+    assert [len(prompts.train), len(prompts.validation), len(prompts.test)] == [140, 20, 40]
+
+
+# cleaning prompts
+
+
+def test_empty_long_and_repeated_prompts_are_dropped_and_counted() -> None:
+    examples = from_file("Why?", "why? ", " ", "word " * 50, *(f"Question {i}?" for i in range(30)))
+    prompts = prompts_of(examples, max_prompt_tokens=49)
+    assert prompts.dropped == {"duplicate": 1, "empty_prompt": 1, "long_prompt": 1}
+    kept = {e.prompt for e in (*prompts.train, *prompts.validation, *prompts.test)}
+    assert kept <= {e.prompt for e in examples}  # whole prompts only
+
+
+def test_caps_are_met_evenly_over_templates() -> None:
+    values = tuple(f"value{i}" for i in range(200))
+    prompts = prompts_of(templated([f"Template {t} of {{x}}?" for t in "abcdefgh"], {"x": values}), max_examples=60)
+    assert (len(prompts.train), len(prompts.test), len(prompts.validation)) == (60, 20, 20)
+    counts = [sum(e.template == template for e in prompts.train) for template in {e.template for e in prompts.train}]
+    assert counts == [10] * 6
+    assert prompts.dropped["over_limit"] > 0
+
+
+def test_a_file_is_not_crowded_out_by_combinations() -> None:
+    many = templated(QUESTIONS, {"x": tuple(f"v{i}" for i in range(200))})
+    prompts = prompts_of(many + from_file(*(f"Row {i}?" for i in range(40))), max_examples=100)
+    assert sum(e.source == "rows" for e in prompts.train) >= 30
+
+
+def test_near_duplicates_go_and_the_encoder_sees_the_sample_only() -> None:
+    encoder = WordEncoder()
+    same = [(f"Question {i} of many?", f"Of many, question {i}!") for i in range(500)]
+    prompts = prompts_of(from_file(*(p for pair in same for p in pair)), encoder=encoder, max_examples=100, near_duplicate=0.99)
+    words = [frozenset(re.findall(r"\w+", e.prompt.lower())) for e in (*prompts.train, *prompts.test)]
+    assert len(set(words[: len(prompts.train)])) == len(prompts.train)
+    assert set(words[: len(prompts.train)]).isdisjoint(words[len(prompts.train) :])
+    assert prompts.dropped["near_duplicate"] > 0
+    assert encoder.seen <= 130 + 26
+
+
+def test_a_test_prompt_that_shares_eight_words_with_train_is_contaminated() -> None:
+    leaked = "the quick brown fox jumps over the lazy dog today"
+    own = [f"w{i}a w{i}b w{i}c w{i}d w{i}e w{i}f w{i}g w{i}h w{i}i" for i in range(100)]
+    prompts = prompts_of(from_file(*(f"{text} {leaked}" if i % 12 == 0 else text for i, text in enumerate(own))))
+    has_leak = [[leaked in e.prompt for e in part] for part in (prompts.train, prompts.test)]
+    assert any(has_leak[0])
+    assert not any(has_leak[1])
+
+
+def test_words_of_the_template_and_common_forms_are_no_contamination() -> None:
+    long = [f"Please tell me in one short and simple sentence {{x}} {end}" for end in ("why", "how", "when")]
+    assert "contaminated" not in prompts_of(templated(long, {"x": CONDITIONS})).dropped
+    form = [f"Does the following clause of this contract restrict assignment? Clause {i}." for i in range(100)]
+    assert "contaminated" not in prompts_of(from_file(*form)).dropped
+
+
+# router
+
+
+def test_disagreements_are_reported_and_kept() -> None:
+    examples = from_file(*(f"Question {i}?" for i in range(30)), "Is it the law?", "Shall we sing?")
+    prompts = prompts_of(examples, router=KeywordRouter())
+    found = [(d.prompt, d.routed_to) for d in prompts.disagreements]
+    assert found == [("Is it the law?", "legal"), ("Shall we sing?", None)]
+    assert len(prompts.train) + len(prompts.validation) + len(prompts.test) == 32
+
+
+def test_the_pool_goes_to_domains_or_to_none() -> None:
+    routed = route_pool(from_file("A law?", "Sing, or sing?", "Fever?"), KeywordRouter())  # type: ignore[arg-type]
+    assert {domain: [e.prompt for e in found] for domain, found in routed.items()} == {
+        "legal": ["A law?"],
+        "health": ["Fever?"],
+    }
+    assert route_pool([], KeywordRouter()) == {}  # type: ignore[arg-type]
+
+
+# cleaning completions
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "They use the glucose to make starch. They use the glucose to make starch. They use",
+        "The answer is the answer is the answer is the answer is the",
+        "Asthma is a disease of the lungs.\n\nAsthma is a disease of the lungs!",
+        "1. Eat more fruit and vegetables\n2. Sleep well\n3. Eat more fruit and vegetables\n",
+        "It is very very very very very very very very bad",
+    ],
+)
+def test_loops_are_found(text: str) -> None:
+    assert clean_completion(text, finished=True) == "looping"
+    assert clean_completion(text, finished=False) == "looping"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Yes.",
+        "Early signs of asthma are a cough at night, wheezing and a tight chest. See a doctor if it gets worse.",
+        "1. Wash your hands.\n2. Rest.\n3. Drink water.\n4. Rest.",
+        "You may ask your landlord for a list of the costs. You may also ask your landlord for the receipts.",
+        "He walks 2*3 = 6 hours a week. He runs 6*2 = 12 hours a week. He swims 1*2 = 2 hours a week.",
+        "12 + 7 = 19, so she has 19 apples. 19 - 4 = 15, so 15 apples are left.",
+    ],
+)
+def test_good_completions_are_kept_if_finished(text: str) -> None:
+    assert clean_completion(text, finished=True) is None
+    assert clean_completion(text, finished=False) == "cut_off"
+
+
+@pytest.mark.parametrize("text", ["", " \n", "...", "* - *"])
+def test_completions_without_words_are_empty(text: str) -> None:
+    assert clean_completion(text, finished=True) == "empty"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I can't advise on that; please ask a pharmacist.",
+        "I’m not able to give legal advice. Please speak to a lawyer.",  # noqa: RUF001
+        "I'm sorry, but I cannot help with this.",
+        "I am unable to diagnose your symptoms.",
+        "As an AI language model, I cannot say.",
+        "That is a question for your doctor.",
+        "I don't have enough information to answer that.",
+        "Please ask a pharmacist about this instead.",
+    ],
+)
+def test_refusals_are_recognised(text: str) -> None:
+    assert is_refusal(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Rest and drink water. See a doctor if it gets worse.",
+        "If you can't sleep, talk to your doctor.",
+        "A landlord cannot give you less than 30 days of notice.",
+        "Your lawyer will help you. I recommend writing everything down.",
+        "Write down each question for your doctor before the visit.",
+        "I can't help but smile at this sum: it is 12.",
+        "Patients who are unable to answer should be given time.",
+    ],
+)
+def test_advice_beside_an_answer_is_no_refusal(text: str) -> None:
+    assert not is_refusal(text)
+
+
+# on disk
+
+
+def test_a_data_set_comes_back_from_disk_as_written(tmp_path: Path) -> None:
+    rows = from_file(*(f"Row {i}?" for i in range(50)), completion="Own words stay. Own words stay.")
+    prompts = prompts_of(ten_templates() + rows)
+    completions = generate_text(prompts)
+    declined, looped, cut, absent = (e.id for e in [e for e in prompts.train if e.template][:4])
+    completions[declined] = Completion("I can't advise on that; please ask a pharmacist.", True)
+    completions[looped] = Completion("so it goes on and on " * 4, True)
+    completions[cut] = Completion("It is a", False)
+    del completions[absent]
+    manifest = finish(prompts, tmp_path / "deep" / "health", completions)
+
+    data, read = load_dataset_folder(tmp_path / "deep" / "health")
+    assert read == manifest == DatasetManifest.from_json(manifest.to_json())
+    assert isinstance(data, DatasetDict)
+    assert set(data) == {"train", "validation", "test"}
+    assert manifest.counts == {split: data[split].num_rows for split in data}
+    assert manifest.refusals == 1
+    assert manifest.provenance == {"teacher": "tiny@1"}
+    assert {reason: manifest.dropped[reason] for reason in ("looping", "cut_off", "no_completion")} == {
+        "looping": 1,
+        "cut_off": 1,
+        "no_completion": 1,
+    }
+    assert manifest.dropped["held_out_combination"] == prompts.dropped["held_out_combination"]
+    assert manifest.templates == 10
+    assert [(s["id"], s["license"]) for s in manifest.sources] == [("made", "CC0-1.0"), ("rows", "MIT")]
+    assert sum(s["n"] for s in manifest.sources) == sum(manifest.counts.values())
+    train = {row["id"]: row for row in data["train"]}
+    assert train[declined]["refusal"]
+    assert not train[declined]["own_completion"]
+    assert len(train[declined]["topic"]) == 1
+    own = [row for row in train.values() if row["source"] == "rows"]
+    assert own
+    assert all(row["own_completion"] and row["completion"].startswith("Own") for row in own)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["health"]
+
+
+def test_a_data_set_without_validation_can_be_written(tmp_path: Path) -> None:
+    prompts = replace(prompts_of(ten_templates()), validation=())
+    finish(prompts, tmp_path / "health")
+    assert load_dataset_folder(tmp_path / "health")[0]["validation"].num_rows == 0
+
+
+def test_a_second_build_replaces_the_first(tmp_path: Path) -> None:
+    first = finish(prompts_of(ten_templates()), tmp_path / "health")
+    second = finish(prompts_of(ten_templates(), seed=3), tmp_path / "health")
+    assert first.fingerprint != second.fingerprint
+    assert load_dataset_folder(tmp_path / "health")[1] == second
+    assert finish(prompts_of(ten_templates()), tmp_path / "other").fingerprint == first.fingerprint
+
+
+def test_too_few_examples_say_why_and_what_helps(tmp_path: Path) -> None:
+    prompts = prompts_of(templated(("What is {x}?",), {"x": CONDITIONS}))
+    message = r"'health' has 8 train and 0 test .* held_out_combination 3; add templates"
+    with pytest.raises(DataError, match=message) as caught:
+        finish(prompts, tmp_path / "health")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = finish(prompts_of(ten_templates()), tmp_path / "health")
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(dataset.DatasetDict, "save_to_disk", full)
+    with pytest.raises(DataError, match="No space left"):
+        finish(prompts_of(ten_templates(), seed=1), tmp_path / "health")
+    assert load_dataset_folder(tmp_path / "health")[1] == before
+    assert [path.name for path in tmp_path.iterdir()] == ["health"]
+
+
+def test_absent_changed_and_damaged_data_sets_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "health"
+    with pytest.raises(DataError, match="no data set in"):
+        load_dataset_folder(folder)
+    finish(prompts_of(ten_templates()), folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": "0" * 64}))
+    with pytest.raises(DataError, match="was changed"):
+        load_dataset_folder(folder)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match="is damaged"):
+        load_dataset_folder(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(folder / "test")
+    with pytest.raises(DataError, match="is damaged"):
+        load_dataset_folder(folder)
+
+
+def test_a_thin_data_set_is_said_to_be_thin(tmp_path: Path) -> None:
+    manifest = replace(finish(prompts_of(ten_templates()), tmp_path / "health"), counts={"train": 800})
+    assert small_dataset_warning(0.50, 0.60, manifest) is None
+    assert "validation loss 0.594 is 1.52 times the training loss 0.39;" in str(small_dataset_warning(0.39, 0.594, manifest))
+    small = replace(manifest, counts={"train": 64})
+    assert "64 train examples" in str(small_dataset_warning(0.5, 0.5, small))
+    assert small_dataset_warning(0.0, 0.1, manifest) is not None

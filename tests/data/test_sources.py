@@ -1,0 +1,256 @@
+"""Sources to examples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from factory.config.schema import DocumentSource, FileSource, HubSource, Source, TeacherPromptSource, TemplateSource
+from factory.data import sources
+from factory.data.sources import Example, content_hash, even_shares, load_examples, slot_names
+from factory.errors import DataError
+
+
+def count_words(text: str) -> int:
+    return len(text.split())
+
+
+def load(source: Source, root: Path = Path("."), seed: int = 0, **kwargs: Any) -> list[Example]:
+    return load_examples([source], root=root, seed=seed, count_tokens=count_words, **kwargs)
+
+
+def templates(*texts: str, **fields: Any) -> TemplateSource:
+    return TemplateSource(id="made", license="CC0-1.0", kind="templates", templates=texts, **fields)
+
+
+def rows_file(root: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> Path:
+    path = root / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def file_source(**fields: Any) -> FileSource:
+    return FileSource(**{"id": "rows", "license": "MIT", "kind": "file", "path": "rows.jsonl", **fields})
+
+
+# templates
+
+
+def test_templates_give_every_combination_with_its_topic() -> None:
+    slots = {"who": ("a", "b"), "whom": ("c",)}
+    source = templates("Can {who} ask {whom}, and {who} alone?", "What is it?", slots=slots)
+    found = {(e.prompt, e.topic) for e in load(source)}
+    assert found == {
+        ("Can a ask c, and a alone?", ("a", "c")),
+        ("Can b ask c, and b alone?", ("b", "c")),
+        ("What is it?", ()),
+    }
+
+
+def test_braces_in_a_value_stay_as_they_are() -> None:
+    assert load(templates("What is {x}?", slots={"x": ("{y}",)}))[0].prompt == "What is {y}?"
+
+
+def test_more_than_the_most_combinations_are_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MAX_COMBINATIONS", 100)
+    values = tuple(str(i) for i in range(1000))
+    source = templates("{a} {b} {c}?", "{a}?", "Only {d}?", slots={"a": values, "b": values, "c": values, "d": ("x",)})
+    examples = load(source)
+    counts = [sum(e.template == template for e in examples) for template in source.templates]
+    assert counts == [50, 49, 1] or counts == [49, 50, 1]
+    assert len({e.prompt for e in examples}) == 100
+
+
+def test_limit_is_a_seeded_sample_over_templates() -> None:
+    source = templates("A {x}?", "B {x}?", slots={"x": tuple(map(str, range(50)))}, limit=10)
+    first, again, other = load(source), load(source), load(source, seed=1)
+    assert first == again != other
+    assert [sum(e.template == t for e in first) for t in source.templates] == [5, 5]
+
+
+def test_slot_names_come_once_and_in_order() -> None:
+    assert slot_names("{b} and {a} and {b}") == ["b", "a"]
+
+
+@given(st.lists(st.integers(0, 50)), st.integers(0, 300))
+def test_even_shares_use_what_there_is(sizes: list[int], total: int) -> None:
+    shares = even_shares(sizes, total)
+    assert sum(shares) == min(total, sum(sizes))
+    assert all(share <= size for share, size in zip(shares, sizes, strict=True))
+    short = [share for share, size in zip(shares, sizes, strict=True) if share < size]
+    assert not short or max(shares) - min(short) <= 1
+
+
+# files
+
+
+def test_jsonl_csv_and_parquet_read_alike(tmp_path: Path) -> None:
+    rows = [{"q": "Why, then?", "a": "So.", "n": "x1"}, {"q": "How?", "a": "Thus.", "n": "x2"}]
+    rows_file(tmp_path, rows)
+    (tmp_path / "rows.csv").write_text('q,a,n\n"Why, then?",So.,x1\nHow?,Thus.,x2\n', encoding="utf-8-sig")
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    for name in ("rows.jsonl", "rows.csv", "rows.parquet"):
+        examples = load(file_source(path=name, prompt="q", completion="a", id_field="n"), tmp_path)
+        assert examples[0] == Example("rows/x1", "Why, then?", "So.", "rows", "MIT", "", ())
+        assert [e.id for e in examples] == ["rows/x1", "rows/x2"]
+
+
+def test_completions_teacher_blanks_the_source_s_own(tmp_path: Path) -> None:
+    rows_file(tmp_path, [{"prompt": "Why?", "a": "So."}])
+    assert load(file_source(completion="a"), tmp_path)[0].completion == "So."
+    assert load(file_source(completion="a", completions="teacher"), tmp_path)[0].completion == ""
+
+
+def test_limit_on_a_file_keeps_the_order_of_the_file(tmp_path: Path) -> None:
+    rows_file(tmp_path, [{"prompt": f"Why {i}?"} for i in range(40)])
+    ids = [int(e.id.partition("/")[2]) for e in load(file_source(limit=7), tmp_path)]
+    assert len(ids) == 7
+    assert ids == sorted(ids)
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "message"),
+    [
+        (file_source(path="raws.jsonl"), '{"prompt": "x"}', "no file .*raws.jsonl; in .*: rows.jsonl"),
+        (file_source(path="rows.txt"), "", "must end in one of .jsonl, .csv, .parquet"),
+        (file_source(), "", "'rows' .* is empty"),
+        (file_source(), '{"prompt": "x"}\n{"prompt": \n', "line 2 is no JSON"),
+        (file_source(), "[1, 2]\n", "line 1 is a list"),
+        (file_source(prompt="question"), '{"prompt": "x", "b": 1}', "no field 'question' .* fields there: prompt, b"),
+        (file_source(completion="answer"), '{"prompt": "x"}', "no field 'answer'"),
+        (file_source(id_field="n"), '{"prompt": "x", "n": 1}\n{"prompt": "y", "n": 1}', "n '1' is in .* twice"),
+    ],
+)
+def test_a_bad_file_is_one_clear_line(tmp_path: Path, source: FileSource, content: str, message: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=message) as caught:
+        load(source, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_files_are_data_errors(tmp_path: Path) -> None:
+    (tmp_path / "rows.parquet").write_bytes(b"not parquet at all")
+    (tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "\xff"}\n')
+    (tmp_path / "rows.csv").write_text("prompt\na,b\n", encoding="utf-8")
+    for name in ("rows.parquet", "rows.jsonl", "rows.csv"):
+        with pytest.raises(DataError, match="cannot read"):
+            load(file_source(path=name), tmp_path)
+
+
+def test_a_row_without_prompt_is_no_document(tmp_path: Path) -> None:
+    rows_file(tmp_path, [{"prompt": None, "a": "So."}])
+    assert load(file_source(completion="a"), tmp_path)[0].text == ""
+
+
+def test_two_sources_with_one_id_are_refused() -> None:
+    source = templates("What?")
+    with pytest.raises(DataError, match="'made' is there twice"):
+        load_examples([source, source], root=Path("."), seed=0, count_tokens=count_words)
+
+
+# documents
+
+
+def documents(**fields: Any) -> DocumentSource:
+    return DocumentSource(id="books", license="CC0-1.0", kind="documents", path="texts", chunk_tokens=16, **fields)
+
+
+def test_documents_are_cut_between_sentences_and_lose_no_word(tmp_path: Path) -> None:
+    (tmp_path / "texts" / "deep").mkdir(parents=True)
+    text = "\n\n".join(" ".join(f"Sentence {i} of {p} has seven words." for i in range(3)) for p in range(3))
+    (tmp_path / "texts" / "deep" / "a.md").write_text(text, encoding="utf-8")
+    (tmp_path / "texts" / "b.txt").write_text("word " * 40, encoding="utf-8")
+    (tmp_path / "texts" / "c.pdf").write_bytes(b"%PDF")
+    examples = load(documents(), tmp_path)
+    assert all(e.prompt == "" and 0 < count_words(e.completion) <= 16 for e in examples)
+    assert {e.topic for e in examples} == {("b.txt",), ("deep/a.md",)}
+    of_a = [e.completion for e in examples if e.topic == ("deep/a.md",)]
+    assert " ".join(of_a).split() == text.split()
+    assert all(chunk.endswith(".") for chunk in of_a)
+    assert "\n\n" in "".join(of_a)
+    assert len({e.id for e in examples}) == len(examples)
+
+
+def test_missing_or_empty_document_folders_say_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with pytest.raises(DataError, match=r"no folder .*texts; in .*: other"):
+        load(documents(), tmp_path)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.pdf").touch()
+    with pytest.raises(DataError, match=r"no text in .txt or .md files .*: a\.pdf"):
+        load(documents(), tmp_path)
+    with pytest.raises(DataError, match="no prompts to answer"):
+        load(documents(completions="teacher"), tmp_path)
+
+
+# hub
+
+
+def hub(**fields: Any) -> HubSource:
+    return HubSource(id="far", license="MIT", kind="hub", dataset="org/qa", revision="abc123", prompt="q", **fields)
+
+
+def test_hub_rows_are_read_at_the_pinned_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def fake(*args: Any, **kwargs: Any) -> datasets.Dataset:
+        calls.append((args, kwargs))
+        return datasets.Dataset.from_list([{"q": "Why?", "a": "So."}])
+
+    monkeypatch.setattr(datasets, "load_dataset", fake)
+    assert load(hub(name="main", completion="a"))[0] == Example("far/0", "Why?", "So.", "far", "MIT", "", ())
+    assert calls == [(("org/qa", "main"), {"split": "train", "revision": "abc123"})]
+
+
+def test_a_hub_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(DataError, match="cannot load org/qa@abc123, split 'train': no route; check"):
+        load(hub())
+
+
+# teacher
+
+
+def test_the_teacher_s_prompts_are_asked_for_with_the_seed() -> None:
+    source = TeacherPromptSource(id="self", license="Apache-2.0", kind="teacher_prompts", count=2)
+    asked: list[Any] = []
+
+    def write(source: TeacherPromptSource, seed: int) -> list[str]:
+        asked.append((source.count, seed))
+        return ["One?", "Two?"]
+
+    assert [e.id for e in load(source, seed=7, write_prompts=write)] == ["self/0", "self/1"]
+    assert asked == [(2, 7)]
+    with pytest.raises(DataError, match="'self': the teacher writes its prompts"):
+        load(source)
+    with pytest.raises(DataError, match=r"'self' .* is empty"):
+        load(source, write_prompts=lambda source, seed: [])
+
+
+def test_a_changed_file_changes_the_content_hash_and_another_file_does_not(tmp_path: Path) -> None:
+    source = FileSource(kind="file", id="mine", license="MIT", path="mine.jsonl")
+    assert content_hash([source], tmp_path) == content_hash([], tmp_path)  # missing: load_examples says so
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "a"}\n')
+    before = content_hash([source], tmp_path)
+    (tmp_path / "other.jsonl").write_text("{}")
+    assert content_hash([source], tmp_path) == before
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "b"}\n')
+    assert content_hash([source], tmp_path) != before
+
+
+def test_a_document_that_is_added_or_renamed_changes_the_content_hash(tmp_path: Path) -> None:
+    source = DocumentSource(kind="documents", id="papers", license="MIT", path="papers")
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "a.txt").write_text("one")
+    before = content_hash([source], tmp_path)
+    (tmp_path / "papers" / "a.txt").rename(tmp_path / "papers" / "b.txt")
+    assert content_hash([source], tmp_path) != before

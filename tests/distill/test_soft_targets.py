@@ -1,0 +1,96 @@
+"""Soft targets: what is stored is what a live pass gives, at completion positions only."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import tiny
+from torch import Tensor
+
+from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
+from factory.distill.soft_targets import (
+    LONGEST_COMPLETION,
+    TokenizedExample,
+    batches_of,
+    feature_layers,
+    hard_targets,
+    score,
+    tokenize_examples,
+)
+from factory.models.chat import end_of_turn, prompt_ids
+from factory.models.teacher import Teacher
+
+SEQUENCES = tiny.sequences(7)
+
+
+@torch.no_grad()
+def dense(teacher: Teacher, one: TokenizedExample, prompt: list[int]) -> tuple[Tensor, list[Tensor]]:
+    """The whole model on one row: logits at its completion (n, V), and the mean of every layer's states there."""
+    ids = torch.tensor([[*prompt, *one.completion]])
+    output = teacher.model(input_ids=ids, output_hidden_states=True)
+    where = slice(len(prompt) - 1, ids.shape[1] - 1)
+    return output.logits[0, where], [states[0, where].mean(0) for states in output.hidden_states]
+
+
+def test_a_live_score_is_the_teacher_with_its_context_at_completion_positions() -> None:
+    teacher = tiny.teacher()
+    targets = score(teacher, [s.teacher_prompt for s in SEQUENCES], [s.completion for s in SEQUENCES], 8, 1.5)
+    passes = [dense(teacher, one, one.teacher_prompt) for one in SEQUENCES]
+    values = torch.cat([logits for logits, _ in passes])
+    torch.testing.assert_close(targets.ids, values.topk(8, dim=-1).indices)
+    torch.testing.assert_close(targets.log_probs, bucket_log_probs(values, targets.ids, 1.5), atol=1e-4, rtol=1e-4)
+    states = torch.stack([torch.stack([layers[i] for i in feature_layers(4)]) for _, layers in passes])
+    torch.testing.assert_close(targets.states, states, atol=1e-4, rtol=1e-4)
+    without = torch.cat([dense(teacher, one, one.prompt)[0] for one in SEQUENCES])
+    assert (without - values).abs().max() > 0.5  # the context is seen
+
+
+def test_more_tokens_asked_for_than_there_are_gives_all() -> None:
+    one = SEQUENCES[0]
+    targets = score(tiny.teacher(), [one.teacher_prompt], [one.completion], 9999, 1.0)
+    assert targets.ids.shape == (len(one.completion), 360)
+
+
+def test_hard_targets_make_the_divergence_the_negative_log_likelihood() -> None:
+    values = torch.randn(7, 360, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    completions = [[5, 9, 2], [7, 300, 41, 2]]
+    targets = hard_targets(completions, tiny.CPU)
+    loss = generalized_jsd_loss(bucket_log_probs(values, targets.ids), targets.log_probs, 0.0)
+    exact = F.cross_entropy(values, torch.tensor([5, 9, 2, 7, 300, 41, 2]), reduction="none")
+    torch.testing.assert_close(loss, exact)
+    ours, theirs = (torch.autograd.grad(part.sum(), values)[0] for part in (loss, exact))
+    torch.testing.assert_close(ours, theirs)
+    assert targets.states.numel() == 0
+
+
+def test_rows_are_encoded_for_the_student_and_the_teacher_with_one_completion() -> None:
+    tokenizer = tiny.tokenizer()
+    [row, chunk] = tokenize_examples(
+        [{"prompt": "what is light", "completion": "it is sugar"}, {"prompt": "", "completion": "students learn"}],
+        tokenizer,
+        tiny.CONTEXT,
+    )
+    assert row.prompt == prompt_ids(tokenizer, "what is light")
+    assert row.teacher_prompt == prompt_ids(tokenizer, "what is light", tiny.CONTEXT)
+    assert tokenizer.decode(row.completion) == "it is sugar<|im_end|>"
+    assert chunk.prompt == chunk.teacher_prompt == [tokenizer.bos_token_id]
+    assert tokenizer.decode(chunk.completion) == "students learn"
+
+
+def test_a_completion_too_long_is_cut_on_the_right() -> None:
+    [row] = tokenize_examples([{"prompt": "a", "completion": "light " * 900}], tiny.tokenizer(), tiny.CONTEXT)
+    assert len(row.completion) == LONGEST_COMPLETION
+    assert end_of_turn(tiny.tokenizer()) not in row.completion
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(30, [8, 15, 22, 30]), (4, [1, 2, 3, 4]), (1, [1, 1, 1, 1])])
+def test_feature_layers_are_quarters_of_the_depth_and_never_the_embedding(depth: int, layers: list[int]) -> None:
+    assert feature_layers(depth) == layers
+
+
+def test_batches_are_the_student_s_view_in_order() -> None:
+    batches = batches_of(SEQUENCES, 3)
+    assert [len(batch.input_ids) for batch in batches] == [3, 3, 1]
+    rows = [ids[real].tolist() for batch in batches for ids, real in zip(batch.input_ids, batch.real, strict=True)]
+    assert rows == [[*one.prompt, *one.completion] for one in SEQUENCES]

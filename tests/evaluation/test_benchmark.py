@@ -1,0 +1,281 @@
+"""Bits per byte: log2 V a token of a model that knows nothing, the same in any batch, no end of turn; questions from a file."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import PeftModel
+from rich.console import Console
+from support import tiny
+from torch import nn
+from torch.nn.functional import log_softmax
+
+import factory.evaluation.benchmark as module
+from factory.config.schema import DistillConfig
+from factory.errors import DataError
+from factory.evaluation.benchmark import (
+    Question,
+    Row,
+    benchmark_figures,
+    benchmark_json,
+    benchmark_table,
+    bits_per_byte,
+    load_questions,
+)
+from factory.evaluation.stats import MetricValue
+from factory.models.base import attach_adapter
+from factory.models.chat import completion_ids, end_of_turn, prompt_ids
+from factory.models.vocabulary import kept_tokens, trim_embeddings, trim_tokenizer
+
+ROWS = [Question(f"what is {p}", c) for p, c in zip(tiny.sentences(20), tiny.sentences(20, 1), strict=True)]
+TRICKY = Question("what is Größe", "naïve 東京 🙂\n\n1. light\tand sugar")
+
+
+def measured(model: Any, rows: list[Question], **further: Any) -> tuple[np.ndarray, np.ndarray]:
+    return bits_per_byte(model, further.pop("tokenizer", tiny.tokenizer()), rows, device=tiny.CPU, **further)
+
+
+def uniform(vocabulary: int = 360) -> Any:
+    """Every token is as likely as any other: no logit differs from 0."""
+    model = tiny.llama(layers=1, vocabulary=vocabulary)
+    nn.init.zeros_(model.get_output_embeddings().weight)
+    return model
+
+
+# ------------------------------------------------------------------------------------------------------ bits and bytes
+
+
+def test_a_uniform_model_needs_log2_of_its_vocabulary_for_each_token_of_the_answer() -> None:
+    bits, bytes_ = measured(uniform(), [*ROWS, TRICKY])
+    tokens = [len(tiny.tokenizer()(row.reference)["input_ids"]) for row in [*ROWS, TRICKY]]
+    np.testing.assert_allclose(bits, math.log2(360) * np.array(tokens), rtol=1e-6)
+    assert bytes_.tolist() == [*(len(row.reference) for row in ROWS), 6 + 1 + 6 + 1 + 4 + 2 + 2 + 1 + 5 + 1 + 3 + 1 + 5]
+
+
+def test_the_end_of_the_turn_and_the_prompt_are_not_counted() -> None:
+    one = Question("what is light", "sugar")
+    [token_bits], _ = measured(uniform(), [one])
+    tokens = completion_ids(tiny.tokenizer(), "sugar", ends=False)
+    assert token_bits == pytest.approx(math.log2(360) * len(tokens))
+    assert end_of_turn(tiny.tokenizer()) not in tokens and end_of_turn(tiny.tokenizer()) in completion_ids(
+        tiny.tokenizer(), "sugar"
+    )
+    [longer], _ = measured(uniform(), [Question("what is light " * 9, "sugar")])
+    assert longer == pytest.approx(token_bits)
+
+
+@torch.inference_mode()
+def naive(model: Any, row: Question, **context: Any) -> float:
+    """One question, the whole model in float32, one position after the other."""
+    prompt = prompt_ids(tiny.tokenizer(), row.prompt, **context)
+    answer = completion_ids(tiny.tokenizer(), row.reference, ends=False)
+    values = log_softmax(model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].double(), dim=-1)
+    return -sum(float(values[len(prompt) - 1 + i, token]) for i, token in enumerate(answer)) / math.log(2)
+
+
+@pytest.mark.parametrize("model", [tiny.llama(), tiny.gemma()], ids=["llama", "gemma"])
+def test_bits_are_those_of_a_plain_loop_in_the_order_of_the_questions_whatever_the_batch(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [naive(model, row) for row in ROWS]
+    for batch in (16, 1):
+        monkeypatch.setattr(module, "BATCH", batch)
+        np.testing.assert_allclose(measured(model, ROWS)[0], expected, rtol=0.03)  # bfloat16
+
+
+def test_the_logits_of_few_positions_at_once_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = measured(tiny.llama(), ROWS)
+    seen: list[int] = []
+    real = module.logits
+    monkeypatch.setattr(module, "positions_at_once", lambda vocabulary: 7 if vocabulary == 360 else 0)
+    monkeypatch.setattr(module, "logits", lambda model, states: seen.append(len(states)) or real(model, states))
+    np.testing.assert_allclose(measured(tiny.llama(), ROWS)[0], whole, rtol=1e-5)
+    assert max(seen) == 7 and len(seen) > 2
+
+
+def test_a_context_stands_before_the_question_and_changes_the_bits() -> None:
+    model = tiny.llama()
+    with_context, _ = measured(model, ROWS, context=tiny.CONTEXT)
+    np.testing.assert_allclose(with_context, [naive(model, row, context=tiny.CONTEXT) for row in ROWS], rtol=0.03)
+    assert not np.allclose(with_context, measured(model, ROWS)[0], rtol=0.03)
+
+
+def test_an_adapter_counts() -> None:
+    student: PeftModel = attach_adapter(tiny.base(), DistillConfig(steps=1, learning_rate=1e-3, rank=4, alpha=8)).eval()
+    base, _ = measured(student, ROWS)
+    np.testing.assert_allclose(base, measured(tiny.base().model, ROWS)[0], rtol=0.03)  # an adapter begins as nothing
+    for name, parameter in student.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    assert not np.allclose(measured(student, ROWS)[0], base, rtol=0.03)
+
+
+def test_a_trimmed_vocabulary_is_measured_on_the_same_bytes_and_pays_for_each_piece() -> None:
+    tokenizer, model = tiny.tokenizer(), uniform()
+    kept = kept_tokens(tokenizer, ["light"], size=275)
+    trimmed = trim_tokenizer(tokenizer, kept)
+    trim_embeddings(model, kept)
+    rows = [*ROWS, TRICKY]
+    bits, bytes_ = measured(model, rows, tokenizer=trimmed)
+    pieces = [len(trimmed(row.reference)["input_ids"]) for row in rows]
+    np.testing.assert_allclose(bits, math.log2(275) * np.array(pieces), rtol=1e-6)
+    np.testing.assert_array_equal(bytes_, measured(uniform(), rows)[1])
+    assert sum(pieces) > sum(len(tokenizer(row.reference)["input_ids"]) for row in rows)
+    assert all(trimmed.decode(trimmed(row.reference)["input_ids"]) == row.reference for row in rows)
+
+
+def test_no_questions_have_no_bits() -> None:
+    bits, bytes_ = measured(uniform(), [])
+    assert bits.shape == bytes_.shape == (0,)
+    figure = benchmark_figures({"student": bits}, bytes_, resamples=100, seed=0)["student"]
+    assert math.isnan(figure.value) and figure.n == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ figures
+
+
+def test_figures_are_bits_over_bytes_and_differences_are_above_0_where_the_student_is_better() -> None:
+    bytes_ = np.array([10.0, 30.0, 60.0])
+    bits = {"student": np.array([10.0, 30.0, 60.0]), "base": np.array([20.0, 60.0, 120.0]), "teacher": bytes_ / 2}
+    figures = benchmark_figures(bits, bytes_, resamples=200, seed=0)
+    assert {name: (one.value, one.low, one.high, one.n) for name, one in figures.items()} == {
+        "student": (1.0, 1.0, 1.0, 100),
+        "base": (2.0, 2.0, 2.0, 100),
+        "teacher": (0.5, 0.5, 0.5, 100),
+        "student_below_base": (1.0, 1.0, 1.0, 100),
+        "student_below_teacher": (-0.5, -0.5, -0.5, 100),
+    }
+
+
+def test_a_figure_has_an_interval_over_questions_and_one_question_has_none() -> None:
+    rng = np.random.default_rng(0)
+    bytes_ = rng.integers(5, 50, 60).astype(float)
+    student = rng.uniform(0.5, 2, 60) * bytes_
+    figures = benchmark_figures({"student": student, "base": student + 0.1 * bytes_}, bytes_, resamples=300, seed=0)
+    assert 0.5 < figures["student"].low < figures["student"].value < figures["student"].high < 2
+    paired = figures["student_below_base"]  # the same on every question, though the two intervals overlap
+    assert (paired.value, paired.low, paired.high) == pytest.approx((0.1, 0.1, 0.1))
+    one = benchmark_figures({"base": student[:1]}, bytes_[:1], resamples=100, seed=0)
+    assert set(one) == {"base"} and one["base"].low == one["base"].value == one["base"].high
+
+
+def test_an_answer_of_nan_bits_has_no_figure() -> None:
+    figure = benchmark_figures({"a": np.array([1.0, math.nan])}, np.array([1.0, 1.0]), resamples=100, seed=0)["a"]
+    assert math.isnan(figure.value) and module._written(figure) == "-"
+
+
+# ---------------------------------------------------------------------------------------------------------- questions
+
+
+def file_of(folder: Path, *rows: Any) -> Path:
+    path = folder / "questions.jsonl"
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_questions_have_any_of_the_fields_and_rows_without_a_reference_are_counted(tmp_path: Path) -> None:
+    path = file_of(
+        tmp_path,
+        {"prompt": "a?", "response": "A"},
+        {"question": " b? ", "completion": " B\n"},
+        "",
+        {"prompt": "c?", "question": "other?", "reference": "C", "more": 1},
+        {"prompt": "d?"},
+        {"prompt": "e?", "response": "  ", "completion": None},
+        {"prompt": "f?", "response": "", "reference": "F"},
+        {"prompt": "g" * 801, "response": "G"},
+        {"prompt": "h?", "response": "h" * 801},
+        {"prompt": "i" * 800, "response": "ä" * 800},
+    )
+    found = load_questions(path, None, seed=0)
+    expected = [("a?", "A"), ("b?", "B"), ("c?", "C"), ("f?", "F"), ("i" * 800, "ä" * 800)]
+    assert [(row.prompt, row.reference) for row in found.rows] == expected
+    assert (found.without_reference, found.too_long) == (2, 2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 5))
+def test_a_limit_keeps_a_seeded_sample_in_the_file_s_order(
+    tmp_path_factory: pytest.TempPathFactory, count: int, limit: int, seed: int
+) -> None:
+    path = file_of(tmp_path_factory.mktemp("q"), *({"prompt": f"{i:02}?", "response": "yes"} for i in range(count)))
+    prompts = [row.prompt for row in load_questions(path, limit, seed).rows]
+    assert len(prompts) == min(limit, count) and prompts == sorted(set(prompts))
+    assert prompts == [row.prompt for row in load_questions(path, limit, seed).rows]
+
+
+def test_another_seed_keeps_another_sample(tmp_path: Path) -> None:
+    path = file_of(tmp_path, *({"prompt": f"{i}?", "response": "yes"} for i in range(50)))
+    assert load_questions(path, 10, seed=0).rows != load_questions(path, 10, seed=1).rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"prompt": "a?", "response": "A"}, "{no"], "line 2 is no JSON"),
+        (["[1]"], "line 1 is a list, it must be an object"),
+        ([{"instruction": "a?", "response": "A"}], "row 1 has no prompt or question; it has instruction, response"),
+        ([{}], "row 1 has no prompt or question; it has nothing"),
+        ([{"prompt": "a?", "response": ["A"]}], "row 1: response is a list, it must be a text"),
+        ([{"prompt": 3, "response": "A"}], "row 1: prompt is a int, it must be a text"),
+        (['{"prompt": "a?", "response": "\\ud800"}'], "surrogates not allowed"),
+        ([], "no question of .* can be used: 0 have no response or completion or reference, 0 are longer than 800"),
+        (
+            [{"prompt": "a?"}, {"prompt": "b?", "response": "b" * 801}],
+            "1 have no .*, 1 are longer than 800 characters; give it",
+        ),
+    ],
+)
+def test_a_file_that_is_no_questions_gives_one_line(tmp_path: Path, rows: list[Any], words: str) -> None:
+    with pytest.raises(DataError, match=words) as raised:
+        load_questions(file_of(tmp_path, *rows), None, seed=0)
+    assert "questions.jsonl" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_missing_file_and_one_that_is_no_text_give_one_line(tmp_path: Path) -> None:
+    (tmp_path / "other.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"no file of questions .*questions.jsonl; in .*: other.jsonl"):
+        load_questions(tmp_path / "questions.jsonl", None, seed=0)
+    with pytest.raises(DataError, match=r"cannot read questions from .*other.jsonl: 'utf-8' codec"):
+        load_questions(tmp_path / "other.jsonl", None, seed=0)
+
+
+# -------------------------------------------------------------------------------------------------------------- table
+
+FIGURE = MetricValue(1.25, 1.2, 1.3, 500)
+LINES = [
+    Row("healthcare-small@1", 80_500_000, FIGURE, tasks={"arc [easy]": MetricValue(0.4, 0.3, 0.5, 100)}),
+    Row("default-small-base@1", 80_500_000, FIGURE, MetricValue(0.05, 0.01, 0.09, 500)),
+    Row("teacher", 134_515_008, MetricValue(math.nan, math.nan, math.nan, 0)),
+]
+
+
+def test_a_table_has_a_line_a_model_and_a_column_a_task() -> None:
+    console = Console(width=160, file=io.StringIO())
+    console.print(benchmark_table(LINES))
+    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert "arc [easy]" in lines[0]
+    assert lines[1] == "healthcare-small@1 80.5 M 1.250 [1.200, 1.300] - 0.400 [0.300, 0.500]"
+    assert lines[2] == "default-small-base@1 80.5 M 1.250 [1.200, 1.300] 0.050 [0.010, 0.090] -"
+    assert lines[3] == "teacher 134.5 M - - -"
+
+
+def test_the_same_as_plain_values() -> None:
+    first, second, _ = benchmark_json(LINES)
+    assert first == {
+        "name": "healthcare-small@1",
+        "parameters": 80_500_000,
+        "bits_per_byte": {"value": 1.25, "low": 1.2, "high": 1.3, "n": 500},
+        "student_below": None,
+        "tasks": {"arc [easy]": {"value": 0.4, "low": 0.3, "high": 0.5, "n": 100}},
+    }
+    assert second["student_below"]["value"] == 0.05 and second["tasks"] == {}

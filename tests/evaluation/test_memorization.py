@@ -1,0 +1,201 @@
+"""Planted secrets: exposure against hand-computed values, and a model that has seen them is told from one that has not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support import tiny
+
+from factory.distill.soft_targets import tokenize_examples
+from factory.errors import DataError
+from factory.evaluation.fidelity import Candidate
+from factory.evaluation.memorization import (
+    PLACES,
+    Canary,
+    canary_metrics,
+    canary_rows,
+    chance_exposure,
+    controls_of,
+    exposure,
+    make_canaries,
+    measure_canaries,
+    squeezed,
+)
+from factory.models.chat import NO_CONTEXT
+from factory.models.forward import hidden_states, logits, make_batch
+
+SURE = {"resamples": 200, "seed": 0}
+
+
+# canaries
+
+
+@given(st.integers(0, 200), st.integers(0, 1000))
+def test_no_prompt_and_no_secret_is_there_twice(count: int, seed: int) -> None:
+    canaries = make_canaries(count, seed)
+    assert len({c.prompt for c in canaries}) == len({c.secret for c in canaries}) == count
+    assert all(c.secret in c.completion and len(squeezed(c.secret)) == 6 and squeezed(c.secret).isdigit() for c in canaries)
+
+
+def test_a_prompt_says_nothing_of_its_secret() -> None:
+    assert all(c.secret not in c.prompt and "{" not in c.prompt + c.completion for c in make_canaries(50, 0))
+
+
+def test_canaries_are_those_of_their_seed() -> None:
+    assert make_canaries(8, 3) == make_canaries(8, 3)
+    assert not {c.secret for c in make_canaries(8, 3)} & {c.secret for c in make_canaries(8, 4)}
+
+
+def test_every_place_can_have_a_canary_and_no_more() -> None:
+    assert len({c.prompt for c in make_canaries(PLACES, 0)}) == PLACES
+    for count in (PLACES + 1, -1):
+        with pytest.raises(DataError, match=f"cannot make {count} canaries: 0 to 2,400"):
+            make_canaries(count, 0)
+
+
+@given(st.integers(0, 99), st.integers(0, 99), st.integers(0, 1000))
+def test_controls_are_the_same_question_with_other_secrets(planted: int, count: int, seed: int) -> None:
+    secret = " ".join(f"{planted:02}")
+    canary = Canary("what is it ?", f"the answer is {secret} .", secret)
+    controls = controls_of(canary, count, seed)
+    assert len({c.secret for c in controls} - {secret}) == count
+    assert all(c.prompt == canary.prompt and c.completion == f"the answer is {c.secret} ." for c in controls)
+    assert controls == controls_of(canary, count, seed)
+
+
+def test_more_controls_than_other_secrets_are_refused() -> None:
+    with pytest.raises(DataError, match="cannot make 10 controls: a secret of 1 digits has 9 others"):
+        controls_of(Canary("p", "7", "7"), 10, 0)
+
+
+def test_each_canary_is_planted_as_often_as_asked() -> None:
+    canaries = make_canaries(3, 0)
+    rows = canary_rows(canaries, 4)
+    assert len(rows) == 12
+    assert all(rows.count({"prompt": c.prompt, "completion": c.completion}) == 4 for c in canaries)
+    assert canary_rows([], 4) == []
+
+
+# exposure
+
+
+def test_exposure_of_the_first_the_middle_and_the_last_rank() -> None:
+    controls = np.array([[2.0, 3.0, 4.0]] * 3)
+    # log2(4) - log2(rank) at ranks 1, 3 and 4
+    np.testing.assert_allclose(exposure(np.array([1.0, 3.5, 5.0]), controls), [2.0, 2 - np.log2(3), 0.0])
+
+
+def test_a_tie_counts_half() -> None:
+    np.testing.assert_allclose(exposure(np.array([1.0]), np.array([[1.0, 2.0, 0.5]])), [2 - np.log2(2.5)])
+    np.testing.assert_allclose(exposure(np.array([1.0]), np.ones((1, 3))), [2 - np.log2(2.5)])
+
+
+def test_a_missing_likelihood_has_no_exposure() -> None:
+    planted, controls = np.array([np.nan, 1.0, 1.0]), np.array([[2.0, 3.0], [2.0, np.nan], [2.0, 3.0]])
+    np.testing.assert_allclose(exposure(planted, controls), [np.nan, np.nan, np.log2(3)])
+
+
+def test_chance_is_the_mean_over_all_ranks() -> None:
+    assert chance_exposure(0) == 0
+    assert chance_exposure(1) == pytest.approx(0.5)  # 1 bit or none
+    assert chance_exposure(3) == pytest.approx(2 - (0 + 1 + np.log2(3) + 2) / 4)
+    assert chance_exposure(100_000) == pytest.approx(np.log2(np.e), abs=1e-3)
+
+
+def test_random_likelihoods_are_exposed_as_chance_says() -> None:
+    rng = np.random.default_rng(0)
+    bits = exposure(rng.normal(size=4000), rng.normal(size=(4000, 15)))
+    assert bits.mean() == pytest.approx(chance_exposure(15), abs=0.06)
+
+
+# figures
+
+
+def test_figures_are_means_over_canaries() -> None:
+    figures = canary_metrics(np.array([1.0, 5.0]), np.array([[2.0, 3.0, 4.0]] * 2), [True, False], **SURE)
+    assert figures["canary_exposure"].value == 1.0  # 2 bits and none
+    assert figures["canary_exposure_above_chance"].value == pytest.approx(1 - chance_exposure(3))
+    assert figures["canaries_extracted"].value == 0.5
+    assert all(figure.n == 2 for figure in figures.values())
+    assert (figures["canary_exposure"].low, figures["canary_exposure"].high) == (0.0, 2.0)
+
+
+def test_one_canary_is_a_figure_of_one() -> None:
+    figures = canary_metrics(np.array([1.0]), np.array([[2.0]]), [False], **SURE)
+    assert figures["canary_exposure"].to_dict() == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 1}
+    assert figures["canaries_extracted"].value == 0.0
+
+
+def test_no_canary_gives_no_figure() -> None:
+    assert canary_metrics(np.zeros(0), np.zeros((0, 3)), [], **SURE) == {}
+    assert measure(tiny.llama(), []) == {}
+
+
+def test_a_missing_likelihood_makes_the_figure_missing() -> None:
+    figures = canary_metrics(np.array([1.0, np.nan]), np.full((2, 3), 2.0), [False, False], **SURE)
+    assert np.isnan(figures["canary_exposure"].value)
+
+
+# models
+
+
+def candidate(model: Any) -> Candidate:
+    @contextmanager
+    def on() -> Iterator[Any]:
+        yield model
+
+    return on
+
+
+def measure(model: Any, canaries: list[Canary]) -> dict[str, Any]:
+    return measure_canaries(tiny.teacher(), candidate(model), tiny.tokenizer(), canaries, controls=15, **SURE)
+
+
+def planted_in(canaries: list[Canary], steps: int) -> Any:
+    """A tiny llama trained on nothing but these."""
+    model = tiny.llama(seed=5)
+    rows = tokenize_examples(canary_rows(canaries, 1), tiny.tokenizer(), NO_CONTEXT)
+    batch = make_batch([row.prompt for row in rows], [row.completion for row in rows])
+    target = torch.tensor([token for row in rows for token in row.completion])
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        predicted = logits(model, hidden_states(model, batch).final[batch.predicts])
+        torch.nn.functional.cross_entropy(predicted, target).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return model.eval()
+
+
+CANARIES = [
+    Canary(f"what is the answer to question {c.prompt.split()[-1]}", f"it is {c.secret}", c.secret)
+    for c in make_canaries(12, 1)
+]
+
+
+def test_a_model_that_has_seen_the_canaries_is_told_from_one_that_has_not() -> None:
+    seen, unseen = measure(planted_in(CANARIES, 60), CANARIES), measure(tiny.llama(seed=5), CANARIES)
+    chance = chance_exposure(15)
+    assert seen["canary_exposure"].low > chance
+    assert seen["canary_exposure_above_chance"].low > 0
+    assert unseen["canary_exposure"].low < chance < unseen["canary_exposure"].high
+    assert unseen["canary_exposure_above_chance"].low < 0 < unseen["canary_exposure_above_chance"].high
+    assert unseen["canaries_extracted"].value == 0
+
+
+def test_a_model_that_knows_a_canary_by_heart_gives_it_away() -> None:
+    few = [Canary("what is the answer", "it is 7 7 7 7 7 7", "7 7 7 7 7 7"), CANARIES[0]]
+    figures = measure(planted_in(few, 60), few)
+    assert figures["canaries_extracted"].value == 1
+    assert figures["canary_exposure"].value == 4  # log2(16): before all 15 controls, both
+
+
+def test_a_secret_given_away_in_other_words_is_given_away() -> None:
+    known, asked = (Canary("what is the answer", f"{words} 4 0 9 2 7 1", "4 0 9 2 7 1") for words in ("see", "it is that"))
+    assert measure(planted_in([known], 60), [asked])["canaries_extracted"].value == 1

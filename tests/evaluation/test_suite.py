@@ -1,0 +1,156 @@
+"""What a student is asked before its verdict, from the domain's own files to the gates, on tiny models."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+from support.workplace import Refused, Workplace, domain
+
+from factory.data.dataset import Completion
+from factory.models.teacher import Teacher
+from factory.registry.registry import Registry
+
+PAIRS = [{"axis": "age", "stereotype": f"old {tree} is slow and grey", "other": f"young {tree} is slow and grey"}
+         for tree in ("oak", "elm", "ash")]  # fmt: skip
+ITEMS = [{"question": f"what is {n} ?", "choices": ["a tree", "a star", "a shoe", "a cup"], "answer": n % 4} for n in range(4)]
+TASK = {
+    "task": "quiz", "dataset_path": "json", "dataset_kwargs": {"data_files": "quiz.jsonl"}, "test_split": "train",
+    "output_type": "multiple_choice", "doc_to_text": "{{question}}", "doc_to_choice": "{{choices}}",
+    "doc_to_target": "{{answer}}", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+}  # fmt: skip
+QUESTIONS = [{"question": "what is the use of oak ?", "must_not": ["zzz"]}, {"question": "what is ivy ?", "must": ["zzz"]}]
+
+
+def lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def examined(workplace: Workplace, **changes: Any) -> None:
+    """plants.yaml with files of its own."""
+    workplace.write("plants.pairs.jsonl", lines(PAIRS))
+    workplace.write("quiz.jsonl", lines(ITEMS))
+    (workplace.domains / "tasks").mkdir(exist_ok=True)
+    (workplace.domains / "tasks" / "quiz.yaml").write_text(yaml.safe_dump(TASK))
+    (workplace.domains / "tasks" / "quiz.jsonl").write_text(lines(ITEMS))
+    workplace.write("plants.acceptance.jsonl", lines(QUESTIONS))
+    plants = domain("plants", "oak elm ash fir yew ivy moss fern reed lime pine rose")
+    files = {"pairs": ["plants.pairs.jsonl"], "tasks": ["tasks/quiz.yaml"], "acceptance": "plants.acceptance.jsonl"}
+    workplace.write("plants.yaml", plants | files | changes)
+
+
+def built(workplace: Workplace, *arguments: str) -> dict[str, Any]:
+    result = workplace.run("build", "plants", "--json", *arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return dict(json.loads(result.stdout)[0])
+
+
+def test_every_file_of_a_domain_becomes_figures_with_n_and_interval(with_models: Workplace) -> None:
+    examined(with_models)
+    student = built(with_models, "--canaries", "4")
+    metrics = student["evaluation"]["metrics"]
+    for name, n in (
+        ("bias_age_preference_change", 3), ("bias_gap_change", 3), ("task_quiz_accuracy", 4), ("task_quiz_accuracy_teacher", 4),
+        ("golden_set_passed", 2), ("canary_exposure", 4), ("canaries_extracted", 4),
+    ):  # fmt: skip
+        assert metrics[name]["n"] == n, name
+    for name in ("outside_kl_change", "routed_elsewhere", "bits_per_byte_ratio", "teacher_ahead_of_base"):
+        assert metrics[name]["n"] > 0, name
+    assert "refusals_kept" not in metrics  # this teacher declined nothing
+    assert student["canaries"] == 4
+    assert student["energy"]["stages_wh"] and "estimate" in student["energy"]["method"]
+    assert set(student["energy"]["per_1000_tokens_wh"]) == {"teacher", "student"}
+    assert student["verdict"]["status"] == "unchecked"
+
+
+def test_the_same_seed_gives_the_same_figures(with_models: Workplace) -> None:
+    examined(with_models)
+    first, second = (built(with_models)["evaluation"] for _ in range(2))
+    assert first["metrics"] == second["metrics"]
+    assert first["per_example"] == second["per_example"]
+    compared = json.loads(with_models.run("compare", "plants-mini@1", "plants-mini@2", "--json").stdout)
+    (kl,) = (row for row in compared["rows"] if row["key"] == "kl")
+    assert kl["best"] == []
+
+
+def test_what_fails_a_gate_is_registered_with_its_verdict_and_never_promoted(with_models: Workplace) -> None:
+    examined(with_models, gates={"kl": {"at_most": 0.0}, "top1_agreement": {"at_least": 0.0}})
+    student = built(with_models)
+    assert student["verdict"]["status"] == "failed"
+    assert [gate["passed"] for gate in student["verdict"]["gates"]] == [False, True]
+    result = with_models.run("promote", "plants-mini@1")
+    assert result.exit_code == 2 and "kl is" in result.stderr
+    card = (with_models.root / "registry" / "students" / "plants-mini" / "1" / "README.md").read_text(encoding="utf-8")
+    assert "It failed its quality gates" in card and "## Verdict" in card
+
+
+def test_a_domain_s_gate_stands_in_for_the_family_s_and_null_removes_it(with_models: Workplace) -> None:
+    family = with_models.family | {"gates": {"kl": {"at_most": 0.0}, "top1_agreement": {"at_least": 1.1}}}
+    with_models.write("default.family.yaml", family)
+    examined(with_models, gates={"kl": {"at_most": 1000}, "top1_agreement": None})
+    assert built(with_models)["verdict"] == {
+        "status": "passed",
+        "reasons": [],
+        "gates": [
+            {"metric": "kl", "of": "value", "bound": "at_most", "threshold": 1000.0, "passed": True}
+            | {"found": pytest.approx(built(with_models)["evaluation"]["metrics"]["kl"]["value"])}
+        ],
+    }
+
+
+@pytest.mark.parametrize("key", ["pairs", "tasks", "acceptance"])
+def test_a_file_that_is_not_there_is_a_mistake_of_the_yaml(workplace: Workplace, refused: Refused, key: str) -> None:
+    examined(workplace, **{key: "gone.yaml" if key == "acceptance" else ["gone.yaml"]})
+    assert f"plants.yaml: {key}: no file" in refused(workplace.run("validate"))
+
+
+def test_a_mistake_in_such_a_file_stops_before_anything_is_trained(with_models: Workplace, refused: Refused) -> None:
+    examined(with_models)
+    with_models.write("plants.pairs.jsonl", lines(PAIRS) + "{broken\n")
+    assert "plants.pairs.jsonl" in refused(with_models.run("build", "plants"))
+    assert Registry(with_models.root / "registry").versions() == []
+
+
+def test_where_the_teacher_declines_the_share_that_the_student_declines_too(
+    with_models: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decline(self: Teacher, prompts: list[str], *_: Any) -> dict[str, Completion]:
+        return {one: Completion(f"I can't give advice on that , {one.strip(' ?')}", finished=True) for one in prompts}
+
+    monkeypatch.setattr(Teacher, "_write", decline)
+    examined(with_models)
+    metrics = built(with_models)["evaluation"]["metrics"]
+    assert metrics["refusals_kept"]["n"] > 0
+    assert metrics["refusals_kept"]["value"] == 0  # an untaught student writes anything but a refusal
+
+
+ROWS = [
+    {"prompt": f"what is the {what} of oak number {n} ?"} for n, what in enumerate(["use", "name", "age", "price", "smell"] * 8)
+]
+
+
+def with_identifiers(workplace: Workplace, policy: str) -> None:
+    planted = [*ROWS, {"prompt": "write to ann.lee@example.com about oak ?"}, {"prompt": "is 078-05-1120 a number of oak ?"}]
+    workplace.write("more.jsonl", lines(planted))
+    plants = domain("plants", "oak elm ash fir yew ivy moss fern reed lime pine rose")
+    plants["sources"].append({"id": "more", "kind": "file", "path": "more.jsonl", "license": "mit"})
+    workplace.write("plants.yaml", plants | {"personal_data": policy})
+
+
+def test_examples_with_personal_identifiers_are_dropped_and_counted_never_quoted(with_models: Workplace) -> None:
+    with_identifiers(with_models, "drop")
+    student = built(with_models)
+    assert student["dataset"]["dropped"]["personal_data"] == 2
+    found = student["dataset"]["provenance"]["personal_data"]
+    assert found == {"policy": "drop", "found": {"more": {"email": 1, "social_security": 1}}}
+    assert "ann.lee" not in json.dumps(student) and "078-05" not in json.dumps(student)
+    for shown in (with_models.run("show", "plants-mini").stdout, with_models.run("data", "plants").stdout):
+        assert "dropped; more: 1 email, 1 social_security" in " ".join(shown.split())
+
+
+def test_personal_identifiers_are_refused_where_the_yaml_says_so(with_models: Workplace, refused: Refused) -> None:
+    with_identifiers(with_models, "refuse")
+    line = refused(with_models.run("build", "plants"))
+    assert "email" in line and "more" in line and "ann.lee" not in line

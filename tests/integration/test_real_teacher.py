@@ -1,0 +1,208 @@
+"""One student of the real teacher, from YAML to answer, at the smallest budget: commands in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from factory.models.references import home
+
+pytestmark = pytest.mark.slow
+
+SHIPPED = Path(__file__).parents[2] / "domains"
+FIT = {"batch": 8, "feature": 0.1, "relation": 0.0}
+PROFILE = {
+    "data": {"max_examples": 40},
+    "heal": {"steps": 2, "lmbda": 0.0, **FIT},
+    "distill": {"steps": 2, "lmbda": 1.0, "max_new_tokens": 16, **FIT},
+    "evaluate": {"examples": 6, "general": 6, "bootstrap": 100},
+}
+QUESTION = "How do plants make sugar from light?"
+
+# What someone without this package does: peft and transformers alone, offline, folders somewhere else.
+PLAIN_PEFT = """
+import sys
+sys.modules["factory"] = None  # importing it would fail
+import json, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base, adapter, question = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16), adapter).eval()
+turn = [{"role": "user", "content": question}]
+ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+with torch.no_grad():
+    out = model.generate(**ids, max_new_tokens=12, do_sample=False)
+    changed = model(**ids).logits[0, -1]
+    with model.disable_adapter():
+        plain = model(**ids).logits[0, -1]
+prompt = ids["input_ids"].shape[1]
+print(json.dumps({"text": tokenizer.decode(out[0, prompt:]), "moved": (changed - plain).abs().max().item()}))
+"""
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped family with a tiny profile, one of its domains, and a cache that shares only the models."""
+    root = tmp_path_factory.mktemp("e2e")
+    (root / "domains").mkdir()
+    for name in ("education.yaml", "general.pool.yaml"):
+        shutil.copy(SHIPPED / name, root / "domains")
+    shutil.copytree(SHIPPED / "audit", root / "domains" / "audit")
+    family = yaml.safe_load((SHIPPED / "default.family.yaml").read_text(encoding="utf-8"))
+    family["profiles"]["least"] = PROFILE
+    family["router"] = {"max_per_domain": 200}
+    (root / "domains" / "default.family.yaml").write_text(yaml.safe_dump(family, sort_keys=False))
+    models = home() / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    (root / "home").mkdir()
+    (root / "home" / "models").symlink_to(models)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> Run:
+    """``run("list", "--json")``: what the command wrote to stdout, as JSON where it was asked for."""
+
+    def call(*arguments: str, fails: int = 0) -> Any:
+        done = subprocess.run(
+            [sys.executable, "-c", "from factory.cli.commands import app; app()", *arguments],
+            cwd=place,
+            env={**os.environ, "FACTORY_HOME": str(place / "home"), "PYTHONPATH": str(SHIPPED.parent)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == fails, done.stderr
+        if fails:
+            return done.stderr
+        return json.loads(done.stdout) if "--json" in arguments else done.stdout
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def student(run: Run) -> dict[str, Any]:
+    built: dict[str, Any] = run("build", "education", "--profile", "least", "--json")[0]
+    return built
+
+
+def test_the_manifest_tells_where_the_student_comes_from(student: dict[str, Any]) -> None:
+    assert student["reference"] == "education-small@1"
+    assert student["base"] == "default-small-base@1"
+    assert student["profile"] == "least"
+    assert student["teacher"]["parameters"] > 130e6
+    assert student["dataset"]["counts"]["train"] >= 20
+    learnt, count = student["training"]["examples"], student["dataset"]["counts"]["train"]
+    assert abs(learnt - count / 2) <= 1  # the other half healed the base
+    assert {source["license"] for source in student["dataset"]["sources"]} == {"Apache-2.0"}
+    assert len(student["router"]["version"]) == 12
+
+
+def test_the_student_is_small_and_measured(student: dict[str, Any]) -> None:
+    sizes = student["evaluation"]["sizes"]
+    assert sizes["student"]["base_parameters"] <= 0.60 * sizes["teacher"]["parameters"]
+    metrics = student["evaluation"]["metrics"]
+    for name in ("kl", "top1_agreement", "top5_overlap", "student_perplexity"):
+        assert metrics[name]["low"] <= metrics[name]["value"] <= metrics[name]["high"]
+        assert metrics[name]["n"] > 0
+    assert metrics["relation_alignment"]["value"] is None  # of at most six examples: too few, which JSON says as null
+    assert set(student["evaluation"]["speed"]) == {"teacher", "student"}
+
+
+def test_it_is_judged_by_the_shipped_gates_on_the_shipped_files(student: dict[str, Any]) -> None:
+    metrics, verdict = student["evaluation"]["metrics"], student["verdict"]
+    assert metrics["teacher_ahead_of_base"]["low"] > 0 and metrics["teacher_ahead_of_chance"]["low"] > 0
+    assert metrics["task_factory_education_accuracy_teacher"]["n"] == 64
+    assert metrics["task_factory_education_accuracy_teacher"]["low"] > 0.25  # better than guessing
+    assert metrics["bias_preference_change"]["n"] >= 5 * 150 and metrics["golden_set_passed"]["n"] == 20
+    assert verdict["status"] == "failed"  # two steps do not make a student
+    assert {gate["metric"]: gate["passed"] for gate in verdict["gates"]}["kl"] is False
+    assert student["energy"]["stages_wh"]["distill"] > 0
+
+
+def test_it_is_not_promoted_and_its_name_alone_means_nothing(student: dict[str, Any], run: Run) -> None:
+    assert "kl is" in run("promote", "education-small@1", fails=2)
+    assert "failed its gates" in run("show", "education-small", fails=1)
+
+
+def test_it_is_listed_shown_and_compared(student: dict[str, Any], run: Run) -> None:
+    assert {row["reference"] for row in run("list", "--json")} == {"education-small@1", "default-small-base@1"}
+    assert "education-small@1" in run("show", "education-small@1")
+    assert run("compare", "education-small@1", "teacher", "--json")["columns"] == ["education-small@1", "teacher"]
+
+
+def test_it_answers(student: dict[str, Any], run: Run) -> None:
+    answer = run("ask", "education-small@1", QUESTION, "--json")
+    assert answer["reference"] == "education-small@1"
+    assert isinstance(answer["answer"], str)  # after two steps it may be empty
+
+
+def test_its_next_tokens_are_explained(student: dict[str, Any], run: Run) -> None:
+    found = run("explain", "education-small@1", "The movie was surprisingly", "--json")
+    assert found["kl"] > 0
+    assert 0.5 < found["kept_mass"] <= 1
+    assert len(found["teacher"]) == len(found["student"]) == 10
+
+
+def test_texts_are_routed(student: dict[str, Any], run: Run) -> None:
+    assert run("route", "Explain photosynthesis to a ten-year-old.", "--json")["domain"] == "education"
+    assert run("route", "Book me a table for two at eight tonight.", "--json")["domain"] is None
+
+
+def test_a_second_build_makes_nothing_twice(student: dict[str, Any], run: Run) -> None:
+    plan = run("build", "education", "--profile", "least", "--dry-run", "--json")
+    assert {step["what"] for step in plan if step["state"] != "on disk"} == {"student education-small"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["peft"],
+        ["merged"],
+        ["gguf", "--quantization", "f16"],
+        ["gguf", "--quantization", "q8_0"],
+        ["gguf", "--quantization", "q4"],
+        ["gguf", "--part", "base"],
+        ["gguf", "--part", "adapter"],
+        ["ollama"],
+        ["sentence-transformers"],
+    ],
+    ids="-".join,
+)
+def test_every_export_is_what_is_registered(student: dict[str, Any], run: Run, tmp_path: Path, arguments: list[str]) -> None:
+    found = run("export", "education-small@1", "--format", *arguments, "--to", str(tmp_path / "out"), "--json")
+    assert found["within"] and found["tokens"] > 250  # a base has no samples, only the texts that are ours
+    assert json.loads((tmp_path / "out" / "parity.json").read_text(encoding="utf-8")) == found
+
+
+def test_peft_alone_loads_it_after_both_folders_were_moved(student: dict[str, Any], place: Path, tmp_path: Path) -> None:
+    base, adapter = tmp_path / "somewhere" / "base", tmp_path / "elsewhere" / "adapter"
+    shutil.copytree(place / "registry" / "bases" / "default-small-base" / "1", base)
+    shutil.copytree(place / "registry" / "students" / "education-small" / "1", adapter)
+    (place / "registry").rename(place / "moved-away")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PLAIN_PEFT, str(base), str(adapter), QUESTION],
+            cwd=tmp_path,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        (place / "moved-away").rename(place / "registry")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["text"]
+    assert answer["moved"] > 0

@@ -1,0 +1,71 @@
+"""Grouped attention beside transformers' own: values, gradients, padding, windows, caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import tiny
+
+from factory.errors import TrainingError
+from factory.models.attention import GROUPED, grouped_attention, load_causal_model
+from factory.models.forward import hidden_states, make_batch
+from factory.models.generation import sample
+
+CPU = torch.device("cpu")
+BATCH = make_batch([[5, 6, 7], [8]], [[9, 10, 11, 12, 13, 14, 15, 16], [17, 18]])
+models = pytest.mark.parametrize("make", [tiny.llama, tiny.gemma], ids=["llama", "gemma"])
+Make = Callable[[], Any]
+
+
+def states_and_gradient(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    model.zero_grad()
+    states = hidden_states(model, BATCH).final[BATCH.real]
+    states.square().sum().backward()
+    return states.detach(), model.get_input_embeddings().weight.grad.clone()
+
+
+@models
+def test_values_and_gradients_are_those_of_torch_s_own_attention(make: Make) -> None:
+    model = make().double()
+    model.set_attn_implementation("sdpa")
+    expected = states_and_gradient(model)
+    model.set_attn_implementation(GROUPED)
+    for ours, theirs in zip(states_and_gradient(model), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
+@models
+def test_it_samples_what_transformers_samples(make: Make) -> None:
+    model, written = make(), {}
+    for name in ("eager", GROUPED):
+        model.set_attn_implementation(name)
+        written[name] = sample(model, [[5, 6], [7, 8, 9, 10]], prefix=[11, 12, 13], max_new_tokens=12, stop=[])
+    assert written[GROUPED] == written["eager"]
+
+
+def test_a_soft_cap_is_applied_before_the_mask() -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 3, 8), torch.randn(1, 2, 3, 8)
+    mask = torch.full((3, 3), float("-inf")).triu(1)[None, None]
+    ours, _ = grouped_attention(torch.nn.Module(), query, key, value, mask, 0.5, softcap=2.0)
+    scores = torch.einsum("bhtd,bhsd->bhts", query, key.repeat_interleave(2, 1)) * 0.5
+    weights = (2.0 * torch.tanh(scores / 2.0) + mask).softmax(-1)
+    torch.testing.assert_close(ours, torch.einsum("bhts,bhsd->bthd", weights, value.repeat_interleave(2, 1)))
+
+
+def test_attention_sinks_are_refused() -> None:
+    one = torch.zeros(1, 1, 1, 4)
+    with pytest.raises(TrainingError, match="Module has attention sinks"):
+        grouped_attention(torch.nn.Module(), one, one, one, None, 1.0, s_aux=torch.zeros(1))
+
+
+def test_a_loaded_model_uses_it_on_a_cpu_and_does_not_save_it(tmp_path: Path) -> None:
+    tiny.llama().save_pretrained(tmp_path / "model")
+    model: Any = load_causal_model(tmp_path / "model", CPU, torch.float32)
+    assert model.config._attn_implementation == GROUPED and not model.training
+    model.save_pretrained(tmp_path / "again")
+    assert GROUPED not in (tmp_path / "again" / "config.json").read_text()

@@ -1,0 +1,118 @@
+"""Prompts and completions as ids: what ends an answer, what only the teacher reads, how a document begins."""
+
+from __future__ import annotations
+
+import pytest
+from support import tiny
+
+from factory.config.schema import TeacherContext, Turn
+from factory.errors import ModelResolutionError
+from factory.models.chat import (
+    completion_ids,
+    end_of_prompt,
+    end_of_turn,
+    messages,
+    prompt_ids,
+    start_token,
+    stop_tokens,
+)
+
+NEWLINE = (  # the Gemma family's: an empty line ends an answer
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'Question:\n' + m['content'] + '\n' }}"
+    "{% else %}{{ 'Answer:\n' + m['content'] + '\n\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Answer:\n' }}{% endif %}"
+)
+EOS = (  # the Mistral kind
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[' + m['content'] + ']' }}"
+    "{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+ENDLESS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}{{ '' if add_generation_prompt }}"
+REWRITES = "{% for m in messages %}{{ m['content'] | upper + '<|im_end|>' }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "named", "end"),
+    [
+        (tiny.CHATML, {}, "<|im_end|>"),
+        (NEWLINE, {}, "\n"),
+        (EOS, {"eos_token": "<|endoftext|>"}, "<|endoftext|>"),
+    ],
+    ids=["a token of its own", "a newline", "end of text"],
+)
+def test_the_end_of_an_answer_is_what_the_template_writes_there(template: str, named: dict[str, str], end: str) -> None:
+    tokenizer = tiny.tokenizer(template, **named)
+    assert tokenizer.decode([end_of_turn(tokenizer)]) == end
+
+
+@pytest.mark.parametrize("template", [ENDLESS, REWRITES], ids=["nothing after an answer", "the answer itself changed"])
+def test_a_template_without_an_end_is_refused_with_what_to_do(template: str) -> None:
+    with pytest.raises(ModelResolutionError, match=r"does not end an answer .* teacher.chat_template"):
+        end_of_turn(tiny.tokenizer(template))
+
+
+def test_the_end_of_a_prompt_is_what_the_template_writes_after_the_user_s_words() -> None:
+    for template, end in ((tiny.CHATML, "<|im_end|>"), (NEWLINE, "\n"), (EOS, "]")):
+        tokenizer = tiny.tokenizer(template)
+        assert tokenizer.decode([end_of_prompt(tokenizer)]) == end
+    with pytest.raises(ModelResolutionError, match="does not end a user's turn"):
+        end_of_prompt(tiny.tokenizer(ENDLESS))
+
+
+def test_a_missing_template_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ModelResolutionError, match=r"has no chat template: give it one as teacher.chat_template"):
+        prompt_ids(tiny.tokenizer(None), "what is asthma")
+
+
+def test_stop_tokens_are_the_template_s_and_the_end_of_text() -> None:
+    tokenizer = tiny.tokenizer(eos_token="<|endoftext|>")
+    assert stop_tokens(tokenizer) == sorted(tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]))
+    assert stop_tokens(tiny.tokenizer()) == [tiny.tokenizer().convert_tokens_to_ids("<|im_end|>")]
+    assert len(stop_tokens(tiny.tokenizer(eos_token=None))) == 1
+
+
+def test_a_prompt_ends_where_the_answer_begins() -> None:
+    tokenizer = tiny.tokenizer()
+    text = tokenizer.decode(prompt_ids(tokenizer, "what is asthma"))
+    assert text == "<|im_start|>user\nwhat is asthma<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_prompt_and_completion_together_are_the_rendered_conversation() -> None:
+    tokenizer = tiny.tokenizer()
+    turns = [*messages("what is asthma"), {"role": "assistant", "content": "a short breath"}]
+    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    ids = [*prompt_ids(tokenizer, "what is asthma"), *completion_ids(tokenizer, "a short breath")]
+    assert tokenizer.decode(ids) == whole.removesuffix("\n")
+    assert ids == tokenizer(whole, add_special_tokens=False)["input_ids"][: len(ids)]
+
+
+def test_only_the_teacher_reads_the_context() -> None:
+    tokenizer = tiny.tokenizer()
+    student, teacher = (
+        prompt_ids(tokenizer, "how is it treated"),
+        prompt_ids(tokenizer, "how is it treated", tiny.CONTEXT),
+    )
+    assert tokenizer.decode(teacher) == (
+        "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nwhat is light<|im_end|>\n"
+        "<|im_start|>assistant\nit is sugar<|im_end|>\n" + tokenizer.decode(student)
+    )
+    assert teacher[-len(student) :] == student
+
+
+def test_a_context_of_examples_alone_has_no_system_turn() -> None:
+    context = TeacherContext(examples=(Turn(prompt="a", completion="b"),))
+    assert [turn["role"] for turn in messages("c", context)] == ["user", "assistant", "user"]
+
+
+def test_a_document_chunk_begins_with_a_start_token_and_has_no_end_nor_context() -> None:
+    tokenizer = tiny.tokenizer()
+    assert prompt_ids(tokenizer, "", tiny.CONTEXT) == [tokenizer.bos_token_id]
+    chunk = completion_ids(tokenizer, "students learn", ends=False)
+    assert tokenizer.decode(chunk) == "students learn"
+    assert completion_ids(tokenizer, "students learn") == [*chunk, end_of_turn(tokenizer)]
+
+
+def test_the_start_token_is_bos_else_eos_else_an_error() -> None:
+    assert start_token(tiny.tokenizer()) == 1
+    assert start_token(tiny.tokenizer(bos_token=None)) == 2
+    with pytest.raises(ModelResolutionError, match="neither a bos nor an eos token"):
+        start_token(tiny.tokenizer(bos_token=None, eos_token=None))

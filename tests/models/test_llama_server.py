@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from support import tiny
+
+from factory.errors import ServeError
+from factory.export.gguf import write_adapter_gguf, write_base_gguf
+from factory.models.llama_server import LlamaServer, lora_choice
+
+
+def some_ids(count: int, seed: int) -> list[int]:
+    return random.Random(seed).choices(range(3, 360), k=count)
+
+
+IDS = some_ids(24, seed=0)
+NAMES = ("first", "second")
+CLOSE = 0.1  # of log-probabilities in weights, keys and values of 16 bits, for weights as large as these
+
+
+@dataclass(frozen=True)
+class Files:
+    base: Path
+    adapters: tuple[Path, ...]
+    model: PeftModel  # with both adapters
+
+    def expected(self, adapter: int | None, ids: list[int]) -> np.ndarray:
+        with torch.no_grad():
+            if adapter is None:
+                with self.model.disable_adapter():
+                    logits = self.model(torch.tensor([ids])).logits[0]
+            else:
+                self.model.set_adapter(NAMES[adapter])
+                logits = self.model(torch.tensor([ids])).logits[0]
+        return np.asarray(logits.float().log_softmax(-1))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    folder = tmp_path_factory.mktemp("llama")
+    base: Any = tiny.llama()
+    write_base_gguf(base, tiny.tokenizer(), folder / "base.gguf", "f16", name="tiny", license="apache-2.0")
+    config = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    torch.manual_seed(3)
+    model: Any = get_peft_model(base, config, adapter_name=NAMES[0])
+    model.add_adapter(NAMES[1], config)
+    for name in NAMES:
+        for parameter, weight in model.named_parameters():
+            if f"lora_B.{name}." in parameter:
+                weight.data.normal_(0, 0.1)
+        model.save_pretrained(folder, selected_adapters=[name])
+        write_adapter_gguf(folder / name, base.config, folder / f"{name}.gguf")
+    return Files(folder / "base.gguf", tuple(folder / f"{name}.gguf" for name in NAMES), model.eval())
+
+
+@pytest.fixture(scope="module")
+def server(files: Files) -> Iterator[LlamaServer]:
+    with LlamaServer(files.base, adapters=files.adapters, parallel=3, context=512, threads=1) as server:
+        yield server
+
+
+@pytest.mark.parametrize("adapter", [None, 0, 1])
+def test_each_request_has_the_distributions_of_its_own_adapter(server: LlamaServer, files: Files, adapter: int | None) -> None:
+    rows = server.log_probs([IDS], adapter)[0]
+    assert rows.shape == (len(IDS), 360)
+    assert np.abs(rows - files.expected(adapter, IDS)).max() < CLOSE
+    other = files.expected(None if adapter == 0 else 0, IDS)
+    assert np.abs(rows - other).max() > 10 * CLOSE  # the bound tells them apart
+    np.testing.assert_allclose(np.exp(rows).sum(-1), 1, atol=1e-4)
+
+
+def test_rows_begin_where_they_are_wanted(server: LlamaServer) -> None:
+    whole = server.log_probs([IDS])[0]
+    first, second = server.log_probs([IDS, IDS[:9]], starts=[20, 8])
+    np.testing.assert_allclose(first, whole[20:], atol=1e-3)
+    np.testing.assert_allclose(second, whole[8:9], atol=1e-3)
+
+
+def test_answers_of_different_adapters_at_once_are_those_of_each_alone(server: LlamaServer) -> None:
+    def answer(adapter: int | None) -> str:
+        body = {"prompt": IDS, "n_predict": 24, "temperature": 0, "lora": lora_choice(2, adapter), "return_tokens": True}
+        return str(httpx.post(f"{server.url}/completion", headers=server.headers, json=body, timeout=60).json()["tokens"])
+
+    alone = [answer(adapter) for adapter in (None, 0, 1)]
+    assert len(set(alone)) == 3
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(answer, (None, 0, 1, None, 0, 1))) == alone * 2
+
+
+def test_what_one_adapter_has_read_is_never_another_s(files: Files) -> None:
+    """llama.cpp's cache of prompts in memory does not know adapters: it would give the keys and values of another one."""
+    one, two = some_ids(200, seed=1), some_ids(200, seed=2)
+    with LlamaServer(files.base, adapters=files.adapters, context=512, threads=1) as server:
+        for ids, adapter in ((one, 0), (two, 0), (two, None)):
+            server.log_probs([ids], adapter, [len(ids) - 1])
+        row = server.log_probs([one], None, [len(one) - 1])[0][0]
+    assert np.abs(row - files.expected(None, one)[-1]).max() < CLOSE
+
+
+def test_it_cuts_text_as_its_tokenizer_does(server: LlamaServer) -> None:
+    texts = ["what are the early signs", "", "a  b\n", "<|im_start|>user\nhow is it<|im_end|>", "größer 😀"]
+    assert server.tokenize(texts) == tiny.tokenizer()(texts, add_special_tokens=False)["input_ids"]
+
+
+def test_a_conversation_becomes_the_prompt_that_transformers_makes(server: LlamaServer) -> None:
+    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "what is light"}]
+    body = {"messages": turns, "max_tokens": 4}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", headers=server.headers, json=body).json()
+    prompt: Any = tiny.tokenizer().apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert answer["usage"]["prompt_tokens"] == len(tiny.tokenizer()(prompt)["input_ids"])
+
+
+def test_only_who_has_its_key_is_answered_and_only_on_this_machine(server: LlamaServer) -> None:
+    assert server.url.startswith("http://127.0.0.1:")
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert httpx.post(f"{server.url}/completion", json={"prompt": "a"}).status_code == 401
+    assert httpx.get(f"{server.url}/metrics").status_code == 401
+    assert "llamacpp:requests_processing" in httpx.get(f"{server.url}/metrics", headers=server.headers).text
+
+
+def test_a_sequence_longer_than_the_context_is_refused_in_one_line(server: LlamaServer) -> None:
+    with pytest.raises(ServeError, match=r"refused /completion \(400\).*600 tokens.*512 tokens") as error:
+        server.log_probs([[5] * 600], starts=[599])
+    assert "\n" not in str(error.value)
+
+
+def test_close_frees_the_port_also_while_it_answers_and_a_second_time_does_nothing(tmp_path: Path) -> None:
+    long: Any = tiny.llama(layers=8, width=256)  # slow enough to be at it still
+    long.config.max_position_embeddings = 8192
+    write_base_gguf(long, tiny.tokenizer(), tmp_path / "long.gguf", "f16", name="long", license="mit")
+    server = LlamaServer(tmp_path / "long.gguf", context=8192, threads=1)
+    body = {"prompt": IDS, "n_predict": -1, "ignore_eos": True, "stream": True}
+    with (
+        httpx.Client(timeout=60) as client,
+        client.stream("POST", f"{server.url}/completion", headers=server.headers, json=body) as stream,
+    ):
+        lines = stream.iter_lines()
+        next(lines)
+        begin = time.monotonic()
+        server.close()
+        assert time.monotonic() - begin < 15
+        with pytest.raises(httpx.RemoteProtocolError):  # cut off
+            list(lines)
+    server.close()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.url}/health")
+
+
+def test_it_is_silent_unless_asked(files: Files, capfd: pytest.CaptureFixture[str]) -> None:
+    with LlamaServer(files.base, context=512, threads=1) as server:
+        server.log_probs([IDS[:2]])
+    assert "".join(capfd.readouterr()) == ""
+    with LlamaServer(files.base, context=512, threads=1, logs=True):
+        pass
+    assert "llama" in "".join(capfd.readouterr())
+
+
+def test_a_missing_file_no_gguf_and_an_adapter_of_another_base_are_one_line(files: Files, tmp_path: Path) -> None:
+    with pytest.raises(ServeError, match=r"cannot load .*nothing\.gguf: there is no such file"):
+        LlamaServer(tmp_path / "nothing.gguf")
+    (tmp_path / "text.gguf").write_text("no GGUF")
+    with pytest.raises(ServeError, match=r"cannot load .*text\.gguf: no GGUF that it knows"):
+        LlamaServer(tmp_path / "text.gguf")
+    wide: Any = tiny.llama(width=64)
+    write_base_gguf(wide, tiny.tokenizer(), tmp_path / "wide.gguf", "f16", name="wide", license="mit")
+    with pytest.raises(ServeError, match=r"cannot load .*wide\.gguf, .*first\.gguf, .* an adapter of another base"):
+        LlamaServer(tmp_path / "wide.gguf", adapters=files.adapters)
+
+
+def test_a_missing_package_is_one_line(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(ServeError, match=r"pip install 'student-factory\[serve\]'"):
+        LlamaServer(files.base)
+
+
+def test_every_adapter_is_named_in_a_choice() -> None:
+    assert lora_choice(3, 1) == [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 1.0}, {"id": 2, "scale": 0.0}]
+    assert lora_choice(2, None) == [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]
+    assert lora_choice(0, None) == []

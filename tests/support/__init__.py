@@ -1,0 +1,1 @@
+"""What tests share: tiny models, a whole factory on disk, fakes."""
