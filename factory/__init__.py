@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from factory.export.metadata import ParityReport
     from factory.models.teacher import Teacher
     from factory.pipeline.build import Factory
-    from factory.registry.manifest import Summary, Version
     from factory.registry.registry import Registry
+    from factory.registry.versions import Summary, Version
 
 __version__ = "0.1.0"
 

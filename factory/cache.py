@@ -1,75 +1,59 @@
-"""Files that survive a crash, a full disk and a second writer."""
+"""``FACTORY_HOME``: keys of what decides a result, and files and folders that appear whole or not at all.
+
+folder = home() / "data" / f"legal-{cache_key(spec, settings, seed)}"
+with atomic_folder(folder) as new:
+    (new / "rows.json").write_text(...)
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import hashlib
+import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from factory.errors import RegistryError
+from factory.errors import FactoryError, StorageError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
-def seal(staged: Path, *, but: str) -> dict[str, dict[str, Any]]:
-    """``seal(folder, but="manifest.json")``: makes every other file read-only and durable; {path: {"sha256", "bytes"}}.
+def home() -> Path:
+    """``home() / "models"``: the cache folder. The only place that reads ``FACTORY_HOME``."""
+    return Path(os.environ.get("FACTORY_HOME") or "~/.cache/student-factory").expanduser().resolve()
 
-    Raises: RegistryError for a folder that is absent or empty, or has links.
+
+def cache_key(*parts: Any) -> str:
+    """``cache_key(spec.model_dump(), seed)``: 16 hex digits that change with any part.
+
+    Give it everything and exclude what does not decide the result: a forgotten field then repeats work, and never answers
+    with a stale result.
     """
-    sealed = {}
-    if not staged.is_dir():
-        raise RegistryError(f"cannot publish {staged}: no such folder")
-    for path in sorted(staged.rglob("*")):
-        inside = path.relative_to(staged).as_posix()
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise RegistryError(f"cannot publish {inside}: no links in a version, copy the file instead")
-        if path.is_dir():
-            path.chmod(0o755)
-            sync(path)
-        elif inside != but:
-            path.chmod(0o444)
-            sync(path)
-            sealed[inside] = {"sha256": sha256(path), "bytes": path.stat().st_size}
-    if not sealed:
-        raise RegistryError(f"cannot publish {staged.name}: the folder is empty")
-    staged.chmod(0o755)  # mkdtemp's is 0o700
-    return sealed
-
-
-def is_number(text: str) -> bool:
-    """Whether a folder of that name is a version: ``3``, not ``03``, ``+3`` or ``.last``."""
-    return text.isascii() and text.isdecimal() and text[0] != "0" and len(text) < 10
-
-
-def visible_names(folder: Path | str) -> list[str]:
-    """ModelResolver in it that are not hidden; none where there is no such folder."""
-    try:
-        return [name for name in os.listdir(folder) if name[0] != "."]
-    except OSError:
-        return []
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def sha256(path: Path) -> str:
-    """Of the file's bytes, in hex."""
+    """``sha256(path)``: of the file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_read_only(path: Path, content: bytes) -> None:
-    """Durable when it returns."""
-    path.unlink(missing_ok=True)  # a read-only one of an earlier try
-    path.write_bytes(content)
-    path.chmod(0o444)
-    sync(path)
+def sync(path: Path) -> None:
+    """``sync(path)``: a file's bytes, or a folder's names, are on the disk when it returns."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Readers see the old content or the new, never half of it."""
+    """``replace_file(path, b"...")``: readers see the old content or the new, never half of it."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -84,26 +68,51 @@ def replace_file(path: Path, content: bytes) -> None:
         raise
 
 
-def sync(path: Path) -> None:
-    """A file's bytes, or a folder's names, are on the disk when it returns."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """``with atomic_folder(folder) as new:`` write into ``new``; it becomes ``folder`` unless something is raised.
+
+    A folder that is there already is replaced, and put back where the rename fails.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
+        new, old = Path(temporary) / "new", Path(temporary) / "old"
+        new.mkdir()  # 0o755, where the temporary folder itself is 0o700
+        yield new
+        if target.exists():
+            target.rename(old)
+        try:
+            new.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
 
 
-def full_disk(doing: str, where: Path | str) -> RegistryError:
+def folder_bytes(folder: Path) -> int:
+    """``folder_bytes(version.folder)``: what its files take; a file with two names (hard links) counts twice."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def remove_folder(folder: Path) -> None:
+    """``remove_folder(checkpoints)``: gone, also where it never was."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def full_disk(doing: str, where: Path | str, kind: type[FactoryError] = StorageError) -> FactoryError:
     """``raise full_disk("cannot write healthcare-small", folder)``."""
-    return RegistryError(f"{doing}: no space left on the disk that holds {where}; free some, then run it again")
+    return kind(f"{doing}: no space left on the disk that holds {where}; free some, then run the command again")
 
 
 @contextlib.contextmanager
-def one_line(doing: str) -> Iterator[None]:
-    """Turn what the disk refuses into one line."""
+def storage_errors(doing: str, kind: type[FactoryError] = StorageError) -> Iterator[None]:
+    """``with storage_errors(f"cannot write {path}"):`` what the disk refuses becomes one line.
+
+    Raises: StorageError, or ``kind``, in place of an OSError.
+    """
     try:
         yield
     except OSError as error:
         if error.errno in FULL_DISK:
-            raise full_disk(doing, error.filename or "the registry") from error
-        raise RegistryError(f"{doing}: {error.strerror or error} ({error.filename or 'registry'})") from error
+            raise full_disk(doing, error.filename or "it", kind) from error
+        raise kind(f"{doing}: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}") from error

@@ -5,6 +5,8 @@ FactoryError
 ├── ModelResolutionError       a model reference cannot be resolved, or its checksum does not match
 ├── DataError            a source, a data set or the router cannot be built; a file of votes cannot be read
 ├── TrainingError        teacher and student do not fit, or a training run cannot go on
+├── StorageError         the disk refuses: full, read-only, no such folder
+├── UsageError           a command was given what does not fit; the command's exit code is 2
 ├── ExportError          an export cannot be made, or is not what the registered student is
 ├── ServeError           the server cannot start, or an engine cannot answer
 └── RegistryError        an unknown name, a bad name, a damaged or half-made version
@@ -34,6 +36,16 @@ class DataError(FactoryError):
 
 class TrainingError(FactoryError):
     """Raised when a teacher and a student do not fit, or training cannot start or go on."""
+
+
+class StorageError(FactoryError):
+    """Raised where the disk refuses a file or folder: no space, no permission, no such folder."""
+
+
+class UsageError(FactoryError):
+    """Raised where a command's arguments do not fit each other, or name what does not exist."""
+
+    exit_code: ClassVar[int] = 2
 
 
 class ExportError(FactoryError):

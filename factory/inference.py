@@ -18,8 +18,8 @@ from factory.models.base import Base, load_base, load_student
 from factory.models.chat import prompt_ids
 from factory.models.references import resolve
 from factory.models.teacher import Teacher
-from factory.registry.manifest import Version
 from factory.registry.registry import Registry
+from factory.registry.versions import Version
 
 TOP = 10
 MAX_NEW_TOKENS = 112
@@ -76,12 +76,12 @@ class Explanation:
 def load_chat_model(version: Version, registry: Registry, device: torch.device) -> ChatModel:
     """``load_chat_model(registry.resolve("healthcare-small"), registry, device)``: a student, or a base alone."""
     base, model = _load(version, registry, device)
-    data = (version.manifest.get("settings") or {}).get("data") or {}
+    data = (version.raw.get("settings") or {}).get("data") or {}
     return ChatModel(
         version.reference,
         model,
         base.tokenizer,
-        str(version.manifest.get("notice") or ""),
+        str(version.raw.get("notice") or ""),
         int(data.get("max_completion_tokens") or MAX_NEW_TOKENS),
     )
 
@@ -166,8 +166,8 @@ def explain(version: Version, text: str, registry: Registry, specs: Specs, devic
 
 def family_of(version: Version, specs: Specs) -> FamilySpec:
     """The family file of a student, if it still names the teacher that the student learned from."""
-    family = specs.family(str(version.manifest.get("family")))
-    known = version.manifest.get("teacher") or {}
+    family = specs.family(str(version.raw.get("family")))
+    known = version.raw.get("teacher") or {}
     if known.get("reference") != family.teacher.model:
         raise TrainingError(
             f"{version.reference} learned from {known.get('reference')}, but family {family.name} now names "

@@ -162,7 +162,7 @@ def measure_run(name: str, given: argparse.Namespace) -> Result:
     run, specs = RUNS[name], load_specs(given.domains)
     family = specs.family_of_size(given.size)
     factory = Factory(specs, family, profile=given.profile, registry=Registry(given.registry), device=given.device)
-    shape = load_base(factory.registry.registry.resolve(f"{family.name}-{given.size}-base").folder, factory.device).shape
+    shape = load_base(factory.registry.resolve(f"{family.name}-{given.size}-base").folder, factory.device).shape
     teacher = trim_teacher(factory.teacher, shape.tokens) if run.vocabulary == "trimmed" else factory.teacher
     dtype = torch.float32 if run.dtype == "float32" else torch.bfloat16
     teacher.model.to(dtype)

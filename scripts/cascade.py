@@ -19,8 +19,8 @@ from factory.evaluation.metrics import format_metric
 from factory.evaluation.stats import Sums, paired_difference, summarise
 from factory.models.base import load_base, trim_teacher
 from factory.pipeline.base import Bases
-from factory.registry.manifest import Version
 from factory.registry.registry import Registry
+from factory.registry.versions import Version
 
 
 def main() -> None:

@@ -78,9 +78,7 @@ def share(hits: npt.NDArray[np.bool_]) -> Interval:
     return Interval(float(hits.mean()), float(interval.low), float(interval.high), len(hits))
 
 
-def bootstrap(
-    measure: Callable[[Names, Names], float], truth: Names, routed: Names, files: Names
-) -> Interval:
+def bootstrap(measure: Callable[[Names, Names], float], truth: Names, routed: Names, files: Names) -> Interval:
     """Percentile 95 % interval of 1,000 resamplings within each file."""
     draw = np.random.default_rng(0)
     rows = [np.flatnonzero(files == file) for file in np.unique(files)]

@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from factory.registry.manifest import Version
 from factory.registry.registry import Registry
+from factory.registry.versions import Version
 
 STAGES = (
     "router",

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from factory.registry.manifest import FOLDERS, MANIFEST, checksum, to_json
 from factory.registry.registry import Registry
+from factory.registry.versions import FOLDERS, MANIFEST, checksum, to_json
 
 
 def main() -> None:

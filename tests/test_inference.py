@@ -11,8 +11,8 @@ from support.workplace import Workplace
 from factory.config.load import load_specs
 from factory.errors import SpecError, TrainingError
 from factory.inference import ask, explain, explanation_line, load_chat_model, load_teacher_chat_model
-from factory.registry.manifest import Version
 from factory.registry.registry import Registry
+from factory.registry.versions import Version
 
 CPU = torch.device("cpu")
 TEXT = "what is the"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from factory.config.schema import FamilySpec, Specs
     from factory.inference import ChatModel
     from factory.pipeline.build import Factory
-    from factory.registry.manifest import Version
+    from factory.registry.versions import Version
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -505,9 +505,9 @@ def _build(factory: Factory, domain: str, size: str, baselines: bool, canaries: 
     version = factory.student(domain, size, baselines=baselines, canaries=canaries)
     if shown:
         say(f"published {version.reference} in {version.folder}")
-        for warning in version.manifest.get("warnings") or ():
+        for warning in version.manifest.warnings:
             say(f"warning: {warning}")
-        for reason in version.manifest["verdict"]["reasons"]:
+        for reason in version.manifest.verdict.reasons:
             say(f"gate failed: {reason}")
     return version
 
@@ -515,7 +515,7 @@ def _build(factory: Factory, domain: str, size: str, baselines: bool, canaries: 
 def _print_matrix(versions: list[Version], registry: Registry, domains: Path, device: str, json: bool) -> None:
     if not versions:
         raise RegistryError("a matrix needs two or more students of one base, not the teacher alone; factory list shows them")
-    specs, first = _specs(domains), versions[0].manifest
+    specs, first = _specs(domains), versions[0].raw
     load_libraries(shown=not json)
     from factory.pipeline.build import Factory
     from factory.pipeline.experiments import adapter_matrix, matrix_json, matrix_table
@@ -599,7 +599,7 @@ def _answers_of(
     from factory import inference as students
 
     found: dict[str, list[str]] = {}
-    family, limit = version.manifest.get("family"), None
+    family, limit = version.raw.get("family"), None
     for ref in (version.reference, other):
         chat_model = _teacher(domains, family, device, json) if ref == TEACHER else _student(ref, registry, device, json)
         limit = limit or chat_model.max_new_tokens

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from factory import cache
 from factory.config.load import load_specs
 from factory.config.schema import FamilySpec, ModelSpec
 from factory.errors import FactoryError
@@ -127,10 +128,10 @@ class CachedModel:
 
 def cached_models() -> list[CachedModel]:
     """``cached_models()``: what ``references.resolve`` has put into ``FACTORY_HOME``, by name; reads no weights."""
-    from factory.models.references import MANIFEST, home
+    from factory.models.references import MANIFEST
 
     found = []
-    for path in sorted((home() / SNAPSHOTS).glob(f"*/{MANIFEST}")):
+    for path in sorted((cache.home() / SNAPSHOTS).glob(f"*/{MANIFEST}")):
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             reference, pins, files = manifest["reference"], manifest["pins"], manifest["files"]
@@ -159,7 +160,7 @@ def is_cached(spec: ModelSpec, root: Path) -> bool:
 def _home(verify: bool) -> Iterator[Finding]:
     from factory.models import references
 
-    home = references.home()
+    home = cache.home()
     parent = next(folder for folder in (home, *home.parents) if folder.exists())
     free = shutil.disk_usage(parent).free
     full = "" if free >= DISK else f"under {_written(DISK)}: free some, or set FACTORY_HOME to another disk"

@@ -1,7 +1,7 @@
 """What measured figures are called and how they, and the gates that they meet, are written. No torch.
 
 metric_named("top1_agreement").label                      # "top-1 agreement with the teacher"
-format_metric(read_metric(version.manifest, "kl"))         # "0.400 [0.380, 0.440]"
+format_metric(read_metric(version.raw, "kl"))         # "0.400 [0.380, 0.440]"
 gate_line({"metric": "kl", "of": "high", ...})            # "upper end of kl is 0.912, at most 0.8 passes"
 """
 

@@ -23,7 +23,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from factory.cache import one_line
+from factory.cache import storage_errors
 from factory.errors import ExportError
 from factory.evaluation.fidelity import folder_bytes
 from factory.export.formats import (
@@ -52,9 +52,9 @@ from factory.export.parity import (
     writing,
 )
 from factory.models.references import pick_device
-from factory.registry.manifest import Version, section
 from factory.registry.provenance import library_versions
 from factory.registry.registry import Registry
+from factory.registry.versions import Version, section
 
 Format = Literal["peft", "merged", "gguf", "ollama", "sentence-transformers"]
 Quantization = Literal["f16", "q8_0", "q4"]
@@ -95,7 +95,7 @@ def export_version(
     _check(version, registry, format, part)
     if part == "base" and version.base:
         version = registry.resolve(version.base)
-    with one_line(f"cannot write {target}"), _staged(target) as folder:
+    with storage_errors(f"cannot write {target}"), _staged(target) as folder:
         chosen = pick_device(device)
         student = load_registered(version, registry, chosen, torch.float32)
         texts = passages(version, student.tokenizer, student.model.config.get_text_config().max_position_embeddings)
@@ -174,7 +174,7 @@ def _quantized(
     from factory.models.llama_server import LlamaServer
 
     registered = model_log_probs(student.model, texts)
-    name, license = student.version.name, str(section(student.version.manifest, "teacher").get("license"))
+    name, license = student.version.name, str(section(student.version.raw, "teacher").get("license"))
     path, adapters = folder / f"{name}-{quantization}.gguf", []
     if part == "adapter":
         adapters = [folder / f"{name}-adapter.gguf"]
@@ -193,7 +193,7 @@ def _quantized(
 
 def _write_modelfile(student: Registered, folder: Path) -> None:
     [gguf] = folder.glob("*.gguf")
-    manifest = student.version.manifest
+    manifest = student.version.raw
     text = modelfile(gguf.name, student.tokenizer, notice=str(manifest.get("notice") or ""), license=notice(manifest))
     (folder / "Modelfile").write_text(text, encoding="utf-8")
 
@@ -242,7 +242,7 @@ def _report(
     engine = ("gguf", "xllamacpp") if format in LLAMA_CPP else ()
     return ParityReport(
         reference=version.reference,
-        manifest_sha256=str(version.manifest["manifest_sha256"]),
+        manifest_sha256=str(version.raw["manifest_sha256"]),
         format=format,
         part=part,
         quantization=quantization if format in LLAMA_CPP else None,

@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from factory.errors import ExportError
 from factory.models.base import SHAPE, load_base, load_student
-from factory.registry.manifest import Version
 from factory.registry.registry import Registry
+from factory.registry.versions import Version
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 REGISTRY_FILES = ("manifest.json", "records.jsonl", "README.md", SHAPE)  # of a base's folder, no part of the model

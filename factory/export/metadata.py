@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from factory.registry.manifest import Version, entries, section, to_json
+from factory.registry.versions import Version, entries, section, to_json
 
 PARITY = "parity.json"
 NOTICE = "NOTICE"
@@ -49,7 +49,7 @@ class ParityReport:
 def write_metadata(version: Version, report: ParityReport, folder: Path) -> None:
     """``write_metadata(version, report, folder)``: parity.json, NOTICE, and the version's card with a chapter more."""
     (folder / PARITY).write_bytes(to_json(asdict(report)))
-    (folder / NOTICE).write_text(notice(version.manifest), encoding="utf-8")
+    (folder / NOTICE).write_text(notice(version.raw), encoding="utf-8")
     card = (version.folder / CARD).read_text(encoding="utf-8") if (version.folder / CARD).is_file() else ""
     library = LIBRARY.get(report.format, "gguf")
     (folder / CARD).write_text(card_with(card, library, chapter(report)), encoding="utf-8")
@@ -104,7 +104,7 @@ def chapter(report: ParityReport) -> str:
 
 
 def notice(manifest: Mapping[str, Any]) -> str:
-    """``notice(version.manifest)``: the text of NOTICE: whose work it is made from, and under which licences."""
+    """``notice(version.raw)``: the text of NOTICE: whose work it is made from, and under which licences."""
     teacher, name = section(manifest, "teacher"), manifest.get("name")
     lines = [
         f"{name}, version {manifest.get('version')}: a model made with student-factory from another one, and changed: "

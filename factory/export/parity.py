@@ -22,7 +22,7 @@ from factory.errors import ExportError
 from factory.models.chat import completion_ids, prompt_ids
 from factory.models.forward import hidden_states, logits, make_batch, mean_pool
 from factory.models.generation import sample
-from factory.registry.manifest import Version, entries
+from factory.registry.versions import Version, entries
 
 if TYPE_CHECKING:  # llama.cpp is an extra
     from factory.models.llama_server import LlamaServer
@@ -101,7 +101,7 @@ def passages(version: Version, tokenizer: PreTrainedTokenizerBase, longest: int 
     longest: tokens that the model can read; what has more is left out.
     Raises: ExportError where nothing is left.
     """
-    samples = entries(version.manifest, "evaluation", "samples")
+    samples = entries(version.raw, "evaluation", "samples")
     asked = [(str(one.get("prompt")), str(one.get(who))) for one in samples for who in ("teacher", "student") if one.get(who)]
     found = [
         Passage(question, answer, prompt_ids(tokenizer, question), completion_ids(tokenizer, answer))

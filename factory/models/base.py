@@ -21,7 +21,7 @@ from factory.models.forward import Batch, check_head, hidden_states, logits
 from factory.models.pruning import layers_to_keep, prune_layers
 from factory.models.teacher import Teacher
 from factory.models.vocabulary import kept_tokens, trim_embeddings, trim_tokenizer
-from factory.registry.manifest import Version
+from factory.registry.versions import Version
 
 SHAPE = "factory-base.json"  # in a base's folder: which layers and tokens of the teacher it has
 
@@ -81,7 +81,7 @@ def prune_teacher(teacher: Teacher, tokens: tuple[int, ...] | None, layers: int,
 
 def assistant_teacher(version: Version, base: Base, device: torch.device) -> Teacher:
     """``assistant_teacher(version, base, device)``: a published base, loaded, that teaches a smaller one."""
-    revision = str(version.manifest["manifest_sha256"])
+    revision = str(version.manifest.manifest_sha256)
     config = base.model.config
     return Teacher(lambda: load_causal_model(version.folder, device, torch.bfloat16), base.tokenizer, revision, config, device)
 

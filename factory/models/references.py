@@ -28,7 +28,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
-from factory.cache import replace_file
+from factory.cache import home, replace_file
 from factory.cache import sha256 as file_sha256
 from factory.config.schema import ModelSpec
 from factory.errors import ModelResolutionError, TrainingError, in_one_line
@@ -49,11 +49,6 @@ class ResolvedModel:
     sha256: str  # pypi: of the wheel; hub and path: of the weights
     license: str
     revision: str  # hub: the commit; otherwise the sha256
-
-
-def home() -> Path:
-    """``home() / "models"``: the cache folder. ``FACTORY_HOME`` sets it; the only place that reads it."""
-    return Path(os.environ.get("FACTORY_HOME") or "~/.cache/student-factory").expanduser().resolve()
 
 
 def pick_device(device: str) -> torch.device:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from factory.cache import cache_key, home
 from factory.config.schema import DistillConfig, FamilySpec, Settings, SizeSpec, Specs
 from factory.distill.soft_targets import batches_of, tokenize_examples
 from factory.distill.target_store import FORMAT, SoftTargetStore
@@ -44,12 +45,13 @@ from factory.models.base import (
 )
 from factory.models.chat import messages
 from factory.models.forward import Batch
-from factory.models.references import home, resolve
+from factory.models.references import resolve
 from factory.models.teacher import Teacher
 from factory.pipeline.context import DomainData, Materials, ProgressBar, no_progress
-from factory.registry.manifest import Version
-from factory.registry.provenance import digest, git_commit, library_versions, merged_datasets
+from factory.registry.manifest import BaseManifest, to_dict
+from factory.registry.provenance import git_commit, library_versions, merged_datasets
 from factory.registry.registry import Registry
+from factory.registry.versions import Version
 from factory.reports.card import model_card
 
 CALIBRATION = 64  # examples on which the cost of trimming is measured; layers are chosen on the first batch of 16
@@ -93,7 +95,7 @@ class Bases(Materials):
         size, heal = self.family.sizes[size_name], self.family.settings(self.profile).heal
         template, assistant = self.family.teacher.chat_template, self.family.assistant(size_name)
         cascade = [self.family.cascade, self.recipe(assistant)] if assistant else []
-        return digest(
+        return cache_key(
             self.teacher_files.sha256, template, size.model_dump(), heal.model_dump(), self.profile, self.seed, *cascade
         )
 
@@ -102,7 +104,7 @@ class Bases(Materials):
         recipe, name = self.recipe(size_name), f"{self.family.name}-{size_name}-base"
         for summary in reversed(self.registry.versions(kind="base", name=name)):
             version = self.registry.resolve(summary.reference)
-            if version.manifest.get("recipe") == recipe:
+            if version.manifest.settings_key == recipe:
                 return version
         return None
 
@@ -120,12 +122,13 @@ class Bases(Materials):
         name, checkpoints = f"{self.family.name}-{size_name}-base", home() / "heal" / recipe
         datasets = [self.data(domain.name) for domain in self.public_domains]
         base, details = self._healed(self.family.sizes[size_name], settings, datasets, checkpoints, between)
-        manifest = self._manifest(settings) | details | {"size": size_name, "recipe": recipe} | self._spent()
-        manifest["dataset"] = merged_datasets([json.loads(data.manifest.to_json()) for data in datasets])
+        content = self._manifest(settings) | details | {"size": size_name, "settings_key": recipe, "name": name} | self._spent()
+        content["dataset"] = merged_datasets([dataset_info(data) for data in datasets])
+        manifest = BaseManifest.model_validate(content)
         with self.registry.stage(name) as folder:
             save_base(base, folder)
-            (folder / "README.md").write_text(model_card(manifest | {"kind": "base", "name": name}), encoding="utf-8")
-            version = self.registry.publish("base", name, folder, manifest)
+            (folder / "README.md").write_text(model_card(to_dict(manifest)), encoding="utf-8")
+            version = self.registry.publish(manifest, folder)
         shutil.rmtree(checkpoints, ignore_errors=True)
         return version
 
@@ -169,9 +172,12 @@ class Bases(Materials):
             "vocabulary": {"kept": len(teacher.tokenizer), "teacher": len(self.tokenizer), **cost},
             "parameters": count_parameters(route.base.model),
             "training": {"curve": curve, "config": settings.heal.model_dump(), "examples": len(route.training_set.examples)},
-            "domains": {data.spec.name: data.manifest.fingerprint for data in datasets},
-            "cascade": cascade,
-            "healing": healing.to_dict(),
+            "domains": {
+                data.spec.name: {"dataset_key": data.folder.name, "fingerprint": data.manifest.fingerprint} for data in datasets
+            },
+            "path_choice": None if cascade is None else {k: v for k, v in cascade.items() if k != "route"},
+            "path": ["teacher"] if cascade is None else cascade["route"],
+            "healing": {k: v for k, v in healing.to_dict().items() if k != "kl_closed_in_100_steps"},
             "warnings": unhealed(healing),
         }
         return route.base, details
@@ -204,19 +210,21 @@ class Bases(Materials):
         untyped.to(self.device)
         plain = [data.without_context().first(settings.heal.share) for data in datasets]
         training_set = concat([self.training_set(data, taught, settings.heal) for data in plain])
-        assisted = Route("assistant", base, taught, training_set)
-        told: dict[str, Any] = {"assistant": assistant.reference, "chosen": assisted.name, "probes": {}}
+        assisted = Route("teacher_assistant", base, taught, training_set)
+        told: dict[str, Any] = {"teacher_assistant": assistant.reference, "chosen": "teacher_assistant", "probes": {}}
         if self.family.cascade != "auto":
             route = ["teacher", assistant.reference]
-            return assisted, told | {"reason": f"the family file names {assistant.manifest['size']}", "route": route}
+            return assisted, told | {"reason": f"the family file names {assistant.manifest.size}", "route": route}
         routes = {route.name: route for route in (direct(), assisted)}
         teacher = routes["direct"].teacher
         found = {name: self._probed(route, teacher, datasets, settings, folder) for name, route in routes.items()}
         helps, ahead = assistant_helps(
-            found["direct"][1], found["assistant"][1], resamples=settings.evaluate.bootstrap, seed=self.seed
+            found["direct"][1], found["teacher_assistant"][1], resamples=settings.evaluate.bootstrap, seed=self.seed
         )
-        told["probes"] = {name: one.to_dict() for name, (one, _) in found.items()}
-        told |= {"chosen": "assistant" if helps else "direct", "ahead": ahead.to_dict()}
+        told["probes"] = {
+            name: {k: v for k, v in one.to_dict().items() if k != "kl_closed_in_100_steps"} for name, (one, _) in found.items()
+        }
+        told |= {"chosen": "teacher_assistant" if helps else "direct", "ahead": ahead.to_dict()}
         told["reason"] = (
             f"after {found['direct'][0].steps} steps each the assistant's route is {'' if helps else 'not '}ahead beyond the "
             f"interval: by {ahead.value:.3f} [{ahead.low:.3f}, {ahead.high:.3f}] nats a token, n {ahead.n:,}"
@@ -298,7 +306,7 @@ class Bases(Materials):
         """Ids, stored soft targets and embeddings of a domain's training split."""
         self.teacher.release()  # the whole one, which wrote the data set; from here on the trimmed one is asked
         sequences = tokenize_examples(data.rows["train"], teacher.tokenizer, data.spec.teacher_context)
-        key = digest(FORMAT, data.manifest.fingerprint, teacher.revision, sorted(teacher.tokenizer.get_vocab()), config.top_k,
+        key = cache_key(FORMAT, data.manifest.fingerprint, teacher.revision, sorted(teacher.tokenizer.get_vocab()), config.top_k,
                      config.temperature, self.family.teacher.chat_template, data.spec.teacher_context.model_dump())  # fmt: skip
         with self.timed("targets"), self.progress(f"{data.spec.name}: soft targets", len(sequences)) as advance:
             store = SoftTargetStore.make(
@@ -355,6 +363,13 @@ class Bases(Materials):
             "libraries": library_versions(),
             "git_commit": self.commit,
         }
+
+
+def dataset_info(data: DomainData) -> dict[str, Any]:
+    """A data set as a manifest names it."""
+    content = json.loads(data.manifest.to_json())
+    kept = {key: content[key] for key in ("fingerprint", "counts", "dropped", "refusals", "sources", "templates")}
+    return kept | {"personal_data": content["provenance"].get("personal_data")}
 
 
 def count_parameters(model: torch.nn.Module) -> int:

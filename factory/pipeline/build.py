@@ -9,7 +9,6 @@ keeps what it made on disk under the key of all that decides it, so that a stop 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from factory.cache import cache_key, home
 from factory.config.schema import DistillConfig
 from factory.data.dataset import small_dataset_warning
 from factory.distill.soft_targets import tokenize_examples
@@ -28,13 +28,12 @@ from factory.evaluation.gates import judge
 from factory.evaluation.memorization import Canary, canary_rows, make_canaries
 from factory.evaluation.suite import EvalTarget, evaluate_student, load_eval_suite
 from factory.models.base import Base, attach_adapter, load_base, trim_teacher
-from factory.models.references import home
 from factory.models.teacher import Teacher
 from factory.models.vocabulary import vocabulary_growth
-from factory.pipeline.base import Bases
+from factory.pipeline.base import Bases, dataset_info
 from factory.pipeline.context import DomainData
-from factory.registry.manifest import Version
-from factory.registry.provenance import digest
+from factory.registry.manifest import StudentManifest, to_dict
+from factory.registry.versions import Version
 from factory.reports.card import model_card
 
 PROBE = 64  # examples of each split behind the small_dataset_warning warning
@@ -69,25 +68,28 @@ class Factory(Bases):
         evaluation = found.report.to_dict() | self._sizes(adapter, version)
         evaluation["metrics"] = {name: figure.to_dict() for name, figure in figures.items()}
         warnings = [*forced, *self._warnings(adapter, teacher, training_set, data, version), *found.warnings]
-        warnings += version.manifest.get("warnings") or ()  # of the base
-        manifest = self._manifest(settings) | {
+        warnings += version.manifest.warnings  # of the base
+        name = f"{domain}-{size_name}"
+        content = self._manifest(settings) | {
+            "name": name,
             "domain": domain,
+            "description": data.spec.description,
             "size": size_name,
             "base": version.reference,
-            "route": [*(version.manifest.get("cascade") or {"route": ["teacher"]})["route"], version.reference],
+            "path": [*version.manifest.path, version.reference],
             "training": {"curve": curve, "config": settings.distill.model_dump(), "examples": len(training_set.examples)},
-            "dataset": json.loads(data.manifest.to_json()),
-            "targets": training_set.targets.describe() if training_set.targets else None,
-            "evaluation": evaluation,
+            "dataset": dataset_info(data),
+            "soft_targets": training_set.targets.describe() if training_set.targets else None,
             "warnings": warnings,
             "canaries": len(planted),
             "notice": data.spec.notice,
+            "append_notice": data.spec.append_notice,
+            "teacher_context": data.spec.teacher_context.model_dump(),
             "spec": data.spec.model_dump(),
-            "spec_hash": digest(data.spec.model_dump()),
+            "spec_hash": cache_key(data.spec.model_dump()),
             "verdict": judge(figures, self.family.gates_of(data.spec)),
-            "router": None if data.spec.private else {"version": self.router.version},
+            "router": None if data.spec.private else self.router.version,
         }
-        name = f"{domain}-{size_name}"
         with self.registry.stage(name) as staged:
             adapter.save_pretrained(staged)  # the SFT baseline, where there is one, in a folder of its own
             adapter_bytes = (staged / "adapter_model.safetensors").stat().st_size
@@ -95,9 +97,11 @@ class Factory(Bases):
                 "adapter_bytes": adapter_bytes,
                 "bytes": adapter_bytes + folder_bytes(version.folder),
             }
-            manifest |= self._spent(found.per_1000_tokens_wh)
-            (staged / "README.md").write_text(model_card(manifest | {"kind": "student", "name": name}), encoding="utf-8")
-            published = self.registry.publish("student", name, staged, manifest)
+            manifest = StudentManifest.model_validate(
+                content | {"evaluation": evaluation} | self._spent(found.per_1000_tokens_wh)
+            )
+            (staged / "README.md").write_text(model_card(to_dict(manifest)), encoding="utf-8")
+            published = self.registry.publish(manifest, staged)
         shutil.rmtree(folder, ignore_errors=True)
         return published
 
@@ -107,7 +111,9 @@ class Factory(Bases):
         """The canaries as a training_set beside the domain's own: the same data set and targets with and without them."""
         rows = canary_rows(canaries, CANARY_REPEATS)
         sequences = tokenize_examples(rows, teacher.tokenizer, data.spec.teacher_context)
-        key = digest(FORMAT, rows, teacher.revision, config.top_k, config.temperature, data.spec.teacher_context.model_dump())
+        key = cache_key(
+            FORMAT, rows, teacher.revision, config.top_k, config.temperature, data.spec.teacher_context.model_dump()
+        )
         store = SoftTargetStore.make(
             home() / "targets" / f"canaries-{key}", teacher, sequences, top_k=config.top_k, temperature=config.temperature
         )
@@ -115,7 +121,7 @@ class Factory(Bases):
 
     def _sizes(self, adapter: Any, version: Version) -> dict[str, Any]:
         trained = sum(p.numel() for name, p in adapter.named_parameters() if ".default." in name)
-        base_parameters = int(version.manifest["parameters"])
+        base_parameters = int(version.manifest.parameters)
         return {
             "sizes": {
                 "teacher": {
@@ -128,8 +134,9 @@ class Factory(Bases):
 
     def adapter_training_set(self, data: DomainData, teacher: Teacher, config: DistillConfig, version: Version) -> TrainingSet:
         """A domain's training_set without the examples that healed the base: there it has learnt most of what they say."""
-        training_set, healed = self.training_set(data, teacher, config), version.manifest["training"]["config"]
-        seen = version.manifest["domains"].get(data.spec.name) == data.manifest.fingerprint
+        training_set, healed = self.training_set(data, teacher, config), version.manifest.training.config
+        part = version.manifest.domains.get(data.spec.name)
+        seen = part is not None and part.fingerprint == data.manifest.fingerprint
         return training_set.slice(healed["share"], 1) if seen and healed["share"] < 1 else training_set
 
     def train_adapter(
@@ -143,9 +150,9 @@ class Factory(Bases):
         stage: str,
     ) -> tuple[Any, list[dict[str, float]], Path]:
         """Trains one LoRA adapter on the frozen base; ``folder`` holds its checkpoints until it is published."""
-        base_key = version.manifest["manifest_sha256"]  # not its reference: another registry may have that too
+        base_key = version.manifest.manifest_sha256  # not its reference: another registry may have that too
         learnt = len(training_set.sequences)  # tells with canaries from without; which they are, their number and the seed say
-        key = digest(stage, base_key, data.manifest.fingerprint, learnt, config.model_dump(), self.seed)
+        key = cache_key(stage, base_key, data.manifest.fingerprint, learnt, config.model_dump(), self.seed)
         folder = home() / "distill" / key
         torch.manual_seed(self.seed)
         adapter = attach_adapter(base, config)
@@ -187,7 +194,7 @@ class Factory(Bases):
                 loss.append(float(sums.kl.sum() / sums.tokens.sum()))
             found.append(small_dataset_warning(loss[0], loss[1], data.manifest))
         texts = [f"{row['prompt']} {row['completion']}" for row in data.rows["train"]]
-        if version.manifest["layers"] is not None:
+        if version.manifest.layers is not None:
             growth = vocabulary_growth(self.tokenizer, teacher.tokenizer, texts)  # type: ignore[arg-type]
             if growth > GROWTH_WARNING:
                 found.append(

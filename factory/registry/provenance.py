@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 import subprocess
 from collections.abc import Sequence
 from typing import Any
 
+from factory.cache import cache_key
+
 LIBRARIES = ("student-factory", "torch", "transformers", "trl", "peft", "datasets", "sentence-transformers")
-
-
-def digest(*parts: Any) -> str:
-    """``digest(spec.model_dump(), seed)``: 16 hex digits that change with any part."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def library_versions() -> dict[str, str]:
@@ -46,7 +41,7 @@ def _git(*arguments: str) -> str:
 def merged_datasets(manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What a base was healed on: counts, reasons and sources of several data sets together."""
     merged: dict[str, Any] = {
-        "fingerprint": digest([manifest["fingerprint"] for manifest in manifests]),
+        "fingerprint": cache_key([manifest["fingerprint"] for manifest in manifests]),
         "counts": {},
         "dropped": {},
         "refusals": sum(manifest["refusals"] for manifest in manifests),

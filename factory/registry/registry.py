@@ -2,10 +2,10 @@
 
     registry = Registry("registry")
     with registry.stage("healthcare-small") as folder:  # write the adapter into `folder`
-        version = registry.publish("student", "healthcare-small", folder, manifest)
+        version = registry.publish(manifest, folder)
     registry.promote(version.reference, "champion")
     registry.resolve("healthcare-small").folder  # its champion if that has not failed, else its newest sound version
-    registry.record(version, "review", {"wins": 7})  # what is said of it later: version.manifest["records"]
+    registry.record(version, "review", {"wins": 7})  # what is said of it later: version.records
 
     <root>/students/<name>/<number>/manifest.json   and the adapter's own files
     <root>/bases/<name>/<number>/manifest.json      and the base's own files
@@ -32,37 +32,27 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from factory.errors import GateError, RegistryError
-from factory.cache import (
-    FULL_DISK,
-    full_disk,
-    is_number,
-    one_line,
-    replace_file,
-    seal,
-    sha256,
-    sync,
-    visible_names,
-    write_read_only,
-)
+from factory.cache import FULL_DISK, full_disk, storage_errors, replace_file, sha256, sync
+from factory.registry.files import is_number, seal, visible_names, write_read_only
 from factory.registry.index import index_rows
-from factory.registry.manifest import (
+from factory.registry.versions import (
     FOLDERS,
     MANIFEST,
     RECORDS,
     Summary,
     Version,
     append_record,
-    checksum,
     failed_gates,
     load_version,
     missing_files,
-    plain_json,
     read_records,
-    to_json,
 )
+
+if TYPE_CHECKING:
+    from factory.registry.manifest import BaseManifest, StudentManifest
 
 Kind = Literal["student", "base"]
 CHAMPION = "champion"
@@ -84,7 +74,7 @@ class Registry:
             RegistryError: for an unsafe name, or when the disk is full.
         """
         check_name(name)
-        with one_line(f"cannot make a folder for {name} in {self.root}"):
+        with storage_errors(f"cannot make a folder for {name} in {self.root}"):
             staging = self.root / ".staging"
             staging.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=staging))
@@ -97,25 +87,24 @@ class Registry:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def publish(self, kind: Kind, name: str, staged: Path, manifest: Mapping[str, Any]) -> Version:
-        """``registry.publish("student", name, folder, manifest)`` moves the staged folder to the next free number.
+    def publish(self, manifest: BaseManifest | StudentManifest, staged: Path) -> Version:
+        """``registry.publish(manifest, folder)`` moves the staged folder to the next free number of ``manifest.name``.
 
-        Adds kind, name, version, created, files ({path: {sha256, bytes}}), the base's checksum and the manifest's own
-        to the manifest. Numbers that are not finite become null, since JSON has none. Files become read-only.
+        Fills in the registry's own fields: version, created, files, the base's checksum and the manifest's own. Files
+        become read-only.
 
         Raises:
             RegistryError: for an unsafe or taken name, an empty folder, a link in it, an unknown base, a value that
                 JSON cannot hold, a full disk. Nothing is left behind.
         """
-        check_name(name)
-        staged = Path(staged)
-        content = self._checked_content(kind, name, manifest)
+        name, staged = check_name(manifest.name), Path(staged)
+        content = self._checked_content(manifest)
         try:
             if (staged / RECORDS).exists():
                 raise RegistryError(f"cannot publish {name}: {RECORDS} is the registry's own, leave it out of the folder")
-            with one_line(f"cannot publish {name}"):
+            with storage_errors(f"cannot publish {name}"):
                 content["files"] = seal(staged, but=MANIFEST)
-                number = self._rename_to_next_number(kind, name, staged, content)
+                number = self._rename_to_next_number(manifest.kind, name, staged, content)
         except BaseException:
             if staged.parent.resolve() == (self.root / ".staging").resolve():
                 shutil.rmtree(staged, ignore_errors=True)
@@ -124,7 +113,7 @@ class Registry:
             raise
         with contextlib.suppress(sqlite3.Error):  # so that the next list is quick; it would catch up by itself
             index_rows(self.root)
-        return load_version(self.root, kind, name, number)
+        return load_version(self.root, manifest.kind, name, number)
 
     def promote(self, ref: str, alias: str = CHAMPION, *, override: str | None = None) -> Version:
         """``registry.promote("healthcare-small@3", "champion")`` points the alias at that version.
@@ -144,22 +133,22 @@ class Registry:
             raise RegistryError(f"{version.reference} is damaged, so {alias} stays where it is: {problems[0]}")
         failed = _gates_overridden(version, alias, override)
         reason = None if override is None else {"alias": alias, "reason": override.strip(), "gates": failed}
-        with one_line(f"cannot write {self.root / 'aliases.json'}"), self._locked():  # read, change, replace as one step
+        with storage_errors(f"cannot write {self.root / 'aliases.json'}"), self._locked():  # read, change, replace as one step
             every = self._aliases()
             if reason is not None:  # first, so that no alias is without its reason
                 append_record(version.folder, _record("override", reason))
             every.setdefault(version.name, {})[alias] = version.number
-            replace_file(self.root / "aliases.json", to_json(every))
+            replace_file(self.root / "aliases.json", (json.dumps(every, indent=1) + "\n").encode())
         return load_version(self.root, version.kind, version.name, version.number)
 
     def record(self, version: Version, kind: str, content: Mapping[str, Any]) -> Version:
-        """``registry.record(version, "review", {"wins": 7}).manifest["records"][-1]``: said of it for ever, with the time.
+        """``registry.record(version, "review", {"wins": 7}).records[-1]``: said of it for ever, with the time.
 
         Raises:
             RegistryError: for a version that is gone, a value that JSON cannot hold, a full disk.
         """
         record = _record(kind, content)
-        with one_line(f"cannot record a {kind} of {version.reference}"), self._locked():
+        with storage_errors(f"cannot record a {kind} of {version.reference}"), self._locked():
             append_record(version.folder, record)
         return load_version(self.root, version.kind, version.name, version.number)
 
@@ -215,7 +204,7 @@ class Registry:
     def lineage(self, versions: Iterable[Version]) -> dict[str, Version]:
         """``registry.lineage([student])``: the bases that versions stand on, and those these learnt from, by reference."""
         found: dict[str, Version] = {}
-        wanted = [reference for version in versions for reference in (version.base, *(version.manifest.get("route") or ()))]
+        wanted = [reference for version in versions for reference in (version.base, *version.manifest.path)]
         for reference in wanted:
             if reference and reference not in found:
                 with contextlib.suppress(RegistryError):  # the word "teacher", or a base that is gone
@@ -229,14 +218,16 @@ class Registry:
     def verify(self, version: Version) -> list[str]:
         """``registry.verify(version)`` reads every byte again: what is missing, changed or added, one line each."""
         problems = []
-        if version.manifest.get("manifest_sha256") != checksum(version.manifest):
+        from factory.registry.manifest import checksum
+
+        if version.manifest.manifest_sha256 != checksum(json.loads((version.folder / MANIFEST).read_bytes())):
             problems.append(f"{MANIFEST} was changed after publishing")
-        recorded: dict[str, Any] = version.manifest.get("files") or {}
-        for path, facts in recorded.items():
+        recorded = version.manifest.files
+        for path, info in recorded.items():
             file = version.folder / path
             if not file.is_file():
                 problems.append(f"{path} is missing")
-            elif file.stat().st_size != facts.get("bytes") or sha256(file) != facts.get("sha256"):
+            elif file.stat().st_size != info.bytes or sha256(file) != info.sha256:
                 problems.append(f"{path} was changed: its sha256 is not the manifest's")
         there = {path.relative_to(version.folder).as_posix() for path in version.folder.rglob("*") if path.is_file()}
         problems += [f"{path} is not in the manifest" for path in sorted(there - set(recorded) - {MANIFEST, RECORDS})]
@@ -317,14 +308,13 @@ class Registry:
 
     def _base_problems(self, version: Version) -> list[str]:
         """The base is gone, or another one stands in its place."""
-        recorded = version.manifest.get("base_sha256")
-        if version.base is None or recorded is None:
+        if version.manifest.kind == "base":
             return []
         try:
-            base = self.resolve(version.base)
+            base = self.resolve(version.manifest.base)
         except RegistryError as error:
             return [f"its base is gone: {error}"]
-        if base.manifest.get("manifest_sha256") != recorded:
+        if base.manifest.manifest_sha256 != version.manifest.base_sha256:
             return [f"its base {version.base} is not the one it was trained on"]
         return []
 
@@ -347,25 +337,26 @@ class Registry:
 
     # -------------------------------------------------------------------------------------------------- publishing
 
-    def _checked_content(self, kind: str, name: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        if kind not in FOLDERS:
-            raise RegistryError(f"cannot publish {name}: kind {kind!r} is not one of {', '.join(FOLDERS)}")
-        taken = self._kind_of(name)
-        if taken not in (None, kind):
-            raise RegistryError(f"cannot publish {kind} {name}: a {taken} has that name; choose another")
-        content: dict[str, Any] = plain_json(manifest, "manifest")
-        content.pop("records", None)  # those of a version that this one is made from are not its own
-        if kind == "student" and isinstance(content.get("base"), str):
+    def _checked_content(self, manifest: BaseManifest | StudentManifest) -> dict[str, Any]:
+        """The manifest as JSON holds it, its base by its whole reference and checksum."""
+        from factory.registry.manifest import to_dict
+
+        name, taken = manifest.name, self._kind_of(manifest.name)
+        if taken not in (None, manifest.kind):
+            raise RegistryError(f"cannot publish {manifest.kind} {name}: a {taken} has that name; choose another")
+        own: dict[str, Any] = {"created": _now()}
+        if manifest.kind == "student":
             try:
-                base = self.resolve(content["base"])
+                base = self.resolve(manifest.base)
             except RegistryError as error:
                 raise RegistryError(f"cannot publish {name}: its base is not in {self.root} ({error})") from None
-            content |= {"base": base.reference, "base_sha256": base.manifest.get("manifest_sha256")}
-        own = {"kind": kind, "name": name, "version": 0, "created": _now()}
-        return own | content | own  # these first, and always ours
+            own |= {"base": base.reference, "base_sha256": base.manifest.manifest_sha256}
+        return to_dict(manifest) | own
 
     def _rename_to_next_number(self, kind: str, name: str, staged: Path, content: dict[str, Any]) -> int:
         """The rename fails on a number that another publisher took meanwhile: then the next one."""
+        from factory.registry.manifest import checksum, to_json
+
         folder = self._folder(kind, name)
         last = folder / ".last"  # a number is not given twice, even after its folder was deleted
         while True:
@@ -399,7 +390,7 @@ def check_name(name: str, what: str = "name") -> str:
 
 def _gates_overridden(version: Version, alias: str, override: str | None) -> list[str]:
     """The failed gates that the reason overrides; none where nothing failed and no reason is given."""
-    failed = failed_gates(version.manifest)
+    failed = failed_gates(version.raw)
     if version.verdict != "failed":
         if override is None:
             return []
@@ -415,6 +406,8 @@ def _gates_overridden(version: Version, alias: str, override: str | None) -> lis
 
 
 def _record(kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    from factory.registry.manifest import plain_json
+
     own = {"kind": kind, "at": _now()}
     return {**own, **plain_json(content, kind), **own}  # these first, and always ours
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from factory.evaluation.metrics import DASH, METRICS, Metric, bound_of, format_metric, format_number, is_detail, metric_named
-from factory.registry.manifest import as_metric, entries, read_metric, read_parameters, section
+from factory.registry.versions import as_metric, entries, read_metric, read_parameters, section
 from factory.reports.console import identifiers_found
 
 # Licence ids the Hub knows that the shipped and usual sources have; any other is written as `other` with its name.
@@ -43,7 +43,7 @@ PERMISSIVE |= {"pddl", "public-domain"}
 
 
 def model_card(manifest: Mapping[str, Any]) -> str:
-    """``model_card(version.manifest)`` → text of README.md, front matter first.
+    """``model_card(version.raw)`` → text of README.md, front matter first.
 
     Works on a manifest that publishing has not completed yet: name and kind are enough.
     """

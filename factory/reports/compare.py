@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from factory.errors import RegistryError
 from factory.evaluation.metrics import DASH, format_metric, rows_of
-from factory.registry.manifest import Version, read_metrics, read_teacher_metrics, section
+from factory.registry.versions import Version, read_metrics, read_teacher_metrics, section
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,24 +42,24 @@ def compare_json(versions: Sequence[Version], *, teacher: bool = False) -> dict[
         raise RegistryError("compare needs at least one student or base: `factory list` shows what there is")
     columns = list(dict.fromkeys(version.reference for version in versions))
     by_reference = {version.reference: version for version in versions}
-    facts = {name: read_metrics(by_reference[name].manifest) for name in columns}
+    facts = {name: read_metrics(by_reference[name].raw) for name in columns}
     if teacher:
         first: dict[Any, Version] = {}  # of each teacher
         for version in versions:
-            first.setdefault(section(version.manifest, "teacher").get("sha256"), version)
+            first.setdefault(section(version.raw, "teacher").get("sha256"), version)
         for one in first.values():
-            facts["teacher" if len(first) == 1 else f"teacher of {one.reference}"] = read_teacher_metrics(one.manifest)
+            facts["teacher" if len(first) == 1 else f"teacher of {one.reference}"] = read_teacher_metrics(one.raw)
     rows = []
     for key, metric in rows_of(facts.values()).items():
         values = {name: figures.get(key) for name, figures in facts.items()}
         if all(value is None for value in values.values()):
             continue
         known = _known({name: values[name] for name in columns})
-        sums = _same_examples(key, {name: by_reference[name].manifest for name in known})
+        sums = _same_examples(key, {name: by_reference[name].raw for name in known})
         best, tied = _best(known, metric.better, sums)
         paired = metric.better is not None and bool(sums) and len(known) > 1
         rows.append({"key": key, **asdict(metric), "values": values, "best": best, "tied": tied, "paired": paired})
-    test_sets = {section(version.manifest, "dataset").get("fingerprint") for version in versions}
+    test_sets = {section(version.raw, "dataset").get("fingerprint") for version in versions}
     return {"columns": list(facts), "rows": rows, "same_test_set": len(test_sets) == 1}
 
 
@@ -81,7 +81,7 @@ def compare_table(versions: Sequence[Version], *, teacher: bool = False) -> Tabl
             cells.append(Text(f"{written} {mark}".rstrip(), style="bold green" if mark == BEST else ""))
         table.add_row(*cells)
     for label, key in (("base", "base"), ("profile", "profile"), ("verdict", "")):
-        words = {v.reference: (v.manifest.get(key) or DASH) if key else v.verdict for v in versions}
+        words = {v.reference: (v.raw.get(key) or DASH) if key else v.verdict for v in versions}
         table.add_row(Text(label), *(Text(str(words.get(name, DASH))) for name in content["columns"]))
     table.caption = "; ".join(compare_notes(content)) or None
     return table

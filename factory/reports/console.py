@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from factory.evaluation.metrics import DASH, format_metric, format_number, gate_outcome, rows_of
-from factory.registry.manifest import Summary, Version, as_metric, entries, read_metrics, read_teacher_metrics, section
+from factory.registry.versions import Summary, Version, as_metric, entries, read_metrics, read_teacher_metrics, section
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -72,7 +72,7 @@ def show_json(version: Version, aliases: Sequence[str] = ()) -> dict[str, Any]:
         "reference": version.reference,
         "folder": str(version.folder),
         "aliases": list(aliases),
-        **version.manifest,
+        **version.raw,
     }
 
 
@@ -94,13 +94,13 @@ def show(version: Version, aliases: Sequence[str] = ()) -> Group:
         for label, value in kept:
             table.add_row(Text(label), Text(str(value)))
         parts += [Rule(Text(title), align="left", style="dim"), table]
-    for warning in version.manifest.get("warnings") or ():
+    for warning in version.raw.get("warnings") or ():
         parts.append(Text(f"warning: {warning}", style="yellow"))
     return Group(*parts)
 
 
 def _chapters(version: Version, aliases: Sequence[str]) -> dict[str, list[tuple[str, Any]]]:
-    manifest = version.manifest
+    manifest = version.raw
     training = section(manifest, "training")
     curve = entries(training, "curve")
     seconds = {f"seconds, {stage}": format_number(value) for stage, value in section(manifest, "seconds").items()}

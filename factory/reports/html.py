@@ -14,10 +14,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from factory.cache import one_line, replace_file
+from factory.cache import replace_file, storage_errors
 from factory.errors import RegistryError
 from factory.evaluation.metrics import format_metric, format_number, metric_named
-from factory.registry.manifest import Version, entries, read_parameters, section
+from factory.registry.versions import Version, entries, read_parameters, section
 from factory.reports.compare import BEST, TIED, compare_json, compare_notes
 from factory.reports.plots import Plot, bias, curves, energy, fidelity
 
@@ -47,7 +47,7 @@ def write_page(versions: Sequence[Version], path: Path, *, lineage: Mapping[str,
     if path.is_dir():
         raise RegistryError(f"cannot write {path}: it is a folder; name a file in it, as in {path / 'report.html'}")
     content = render(versions, lineage).encode("utf-8", "replace")
-    with one_line(f"cannot write {path}"):
+    with storage_errors(f"cannot write {path}"):
         replace_file(path, content)
 
 
@@ -68,7 +68,7 @@ def render(versions: Sequence[Version], lineage: Mapping[str, Version]) -> str:
     names = " and ".join(version.reference for version in versions)
     return template.render(
         title=names if len(versions) < 3 else f"{len(versions)} versions compared",
-        created=max(_text(version.manifest.get("created")) for version in versions)[:16].replace("T", " ").replace("Z", ""),
+        created=max(_text(version.raw.get("created")) for version in versions)[:16].replace("T", " ").replace("Z", ""),
         verdicts=[_verdict(version) for version in versions],
         columns=comparison["columns"],
         figures=[_figure_row(row, comparison["columns"]) for row in comparison["rows"]],
@@ -79,15 +79,15 @@ def render(versions: Sequence[Version], lineage: Mapping[str, Version]) -> str:
         bias=[plot for index, version in enumerate(versions) for plot in bias(version, index)],
         energy=[_energy(version, plots) for version in versions if (plots := energy(version))],
         lineages=_lineages(versions, lineage),
-        samples=[(version.reference, samples) for version in versions if (samples := _samples(version.manifest))],
-        warnings=[(version.reference, found) for version in versions if (found := _texts(version.manifest.get("warnings")))],
-        provenance=[(version.reference, _provenance(version.manifest)) for version in versions],
+        samples=[(version.reference, samples) for version in versions if (samples := _samples(version.raw))],
+        warnings=[(version.reference, found) for version in versions if (found := _texts(version.raw.get("warnings")))],
+        provenance=[(version.reference, _provenance(version.raw)) for version in versions],
     )
 
 
 def _verdict(version: Version) -> dict[str, Any]:
     """The card of one version: badge, gates, reasons where there are no gates, notice."""
-    manifest = version.manifest
+    manifest = version.raw
     verdict = section(manifest, "verdict")
     gates = [_gate(gate) for gate in entries(manifest, "verdict", "gates")]
     own, teacher = read_parameters(manifest)
@@ -137,11 +137,11 @@ def _lineages(versions: Sequence[Version], lineage: Mapping[str, Version]) -> li
             continue  # it stands before its students
         base = known.get(version.base or "")
         root = version if version.kind == "base" else base
-        manifest = root.manifest if root is not None else version.manifest
-        teacher = section(version.manifest, "teacher") or section(manifest, "teacher")
+        manifest = root.raw if root is not None else version.raw
+        teacher = section(version.raw, "teacher") or section(manifest, "teacher")
         chain = []
         if teacher:
-            parameters = read_parameters(version.manifest)[1] or read_parameters(manifest)[1]
+            parameters = read_parameters(version.raw)[1] or read_parameters(manifest)[1]
             name = _text(teacher.get("reference")).rpartition("/")[2] or "teacher"  # all of it is in the provenance
             chain.append(Node("teacher", name, _size(parameters, teacher.get("license"))))
         own = root.reference if root is not None else version.base
@@ -157,7 +157,7 @@ def _lineages(versions: Sequence[Version], lineage: Mapping[str, Version]) -> li
 def _node(role: str, reference: str, version: Version | None) -> Node:
     if version is None:
         return Node(role, reference)
-    return Node(role, reference, _size(read_parameters(version.manifest)[0], version.manifest.get("domain")))
+    return Node(role, reference, _size(read_parameters(version.raw)[0], version.raw.get("domain")))
 
 
 def _size(parameters: int | None, word: Any) -> str:
@@ -210,7 +210,7 @@ def _provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _energy(version: Version, plots: Sequence[Plot]) -> dict[str, Any]:
-    method = _text(section(version.manifest, "energy").get("method"))
+    method = _text(section(version.raw, "energy").get("method"))
     return {"reference": version.reference, "method": method, "plots": plots}
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from factory.evaluation.metrics import format_number
-from factory.registry.manifest import Version, entries, read_metric, read_parameters, section
+from factory.registry.versions import Version, entries, read_metric, read_parameters, section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,13 +40,13 @@ class Plot:
 
 def fidelity(versions: Sequence[Version]) -> Plot | None:
     """``fidelity(versions)``: size against fidelity, a point a version, the teacher where it belongs."""
-    key = next((key for key in ("kl", "top1_agreement") if any(_interval(v.manifest, key) for v in versions)), None)
-    sizes = {version.reference: read_parameters(version.manifest) for version in versions}
+    key = next((key for key in ("kl", "top1_agreement") if any(_interval(v.raw, key) for v in versions)), None)
+    sizes = {version.reference: read_parameters(version.raw) for version in versions}
     of_teacher = any(own and teacher for own, teacher in sizes.values())
     points = []
     for index, version in enumerate(versions):
         own, teacher = sizes[version.reference]
-        figure = _interval(version.manifest, key) if key else None
+        figure = _interval(version.raw, key) if key else None
         if figure and own and (teacher or not of_teacher):
             points.append((index, version.reference, 100 * own / teacher if of_teacher and teacher else own / 1e6, figure))
     if not points:
@@ -80,7 +80,7 @@ def curves(versions: Sequence[Version]) -> Plot | None:
     """``curves(versions)``: the training loss by step, a line a version."""
     lines = []
     for index, version in enumerate(versions):
-        curve = entries(version.manifest, "training", "curve")
+        curve = entries(version.raw, "training", "curve")
         pairs = [(point.get("step"), point.get("loss")) for point in curve]
         points = [(step, loss) for step, loss in pairs if _number(step) and _number(loss)]
         if len(points) > 1:
@@ -109,13 +109,13 @@ def bias(version: Version, index: int) -> list[Plot]:
     index: tells the drawings of one page apart.
     """
     pattern = re.compile(r"bias_(?:(\w+)_)?preference_(?:teacher|base|student|change)")
-    names = section(version.manifest, "evaluation", "metrics")
+    names = section(version.raw, "evaluation", "metrics")
     axes_ = list(dict.fromkeys(match[1] or "" for name in names if (match := pattern.fullmatch(name))))
     axes_ = [axis for axis in axes_ if axis] + [axis for axis in axes_ if not axis]  # all together last
 
     def of(who: str) -> dict[str, tuple[float, float, float]]:
         keys = {axis: f"bias_{axis}_preference_{who}" if axis else f"bias_preference_{who}" for axis in axes_}
-        return {axis: figure for axis, key in keys.items() if (figure := _interval(version.manifest, key))}
+        return {axis: figure for axis, key in keys.items() if (figure := _interval(version.raw, key))}
 
     share = "Share of sentence pairs in which the model prefers the stereotype; 50 % prefers neither. Bars: 95 % intervals."
     change = "Above 0 the student prefers stereotypes more often than its teacher. Bars: 95 % intervals."
@@ -160,7 +160,7 @@ def _dots(
 
 def energy(version: Version) -> list[Plot]:
     """``energy(version)``: watt-hours of each stage of building, and of answering; as far as they were estimated."""
-    estimated = section(version.manifest, "energy")
+    estimated = section(version.raw, "energy")
     stages = _finite(section(estimated, "stages_wh"))
     answering = _finite(section(estimated, "per_1000_tokens_wh"))
     sum_ = format_number(float(sum(stages.values())))

@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from factory.cache import one_line
+from factory.cache import storage_errors
 from factory.errors import DataError, RegistryError, in_one_line
-from factory.registry.manifest import Version, load_version
 from factory.registry.registry import Registry
+from factory.registry.versions import Version, load_version
 
 COLUMNS = ("id", "question", "answer_a", "answer_b", "vote", "comment")
 VOTES = ("a", "b", "tie")
@@ -86,7 +86,7 @@ def sample_questions(version: Version, count: int | None = None) -> list[str]:
 
     Raises: DataError where it keeps none.
     """
-    samples = (version.manifest.get("evaluation") or {}).get("samples") or ()
+    samples = (version.raw.get("evaluation") or {}).get("samples") or ()
     found = [str(sample["prompt"]) for sample in samples if sample.get("prompt")]
     if not found:
         raise DataError(f"{version.reference} keeps no held-out samples: give questions of your own with --questions FILE")
@@ -157,10 +157,10 @@ def hand_out(
     review = f"r{secrets.token_hex(4)}"  # r, since a spreadsheet takes 1234567e-1 for a number
     columns = own_columns(len(questions), seed)
     rows = blind_rows(review, questions, own, other, columns)
-    with one_line(f"cannot write {path}"):
+    with storage_errors(f"cannot write {path}"):
         file = path.open("x", encoding="utf-8-sig", newline="")  # -sig, so that Excel reads it as UTF-8
     try:
-        with one_line(f"cannot write {path}"), file:
+        with storage_errors(f"cannot write {path}"), file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
@@ -266,7 +266,7 @@ def result_line(version: Version, result: Mapping[str, Any]) -> str:
 
 
 def _records(version: Version) -> list[Mapping[str, Any]]:
-    return list(version.manifest.get("records") or ())
+    return list(version.raw.get("records") or ())
 
 
 def _key(registry: Registry, version: Version, review: str) -> Mapping[str, Any]:

@@ -28,8 +28,8 @@ from factory.models.chat import completion_ids, prompt_ids, stop_tokens
 from factory.models.forward import hidden_states, logits, make_batch
 from factory.models.references import resolve
 from factory.models.teacher import Teacher
-from factory.registry.manifest import Version, section
 from factory.registry.registry import Registry
+from factory.registry.versions import Version, section
 from factory.serve.limits import APIError
 from factory.serve.scoring import pieces, token_name
 
@@ -103,7 +103,7 @@ class Agreements:
             raise ServeError(f"{version.reference} is a {version.kind}; only a student is compared with its teacher")
         if not prompt.strip():
             raise ServeError("the question is empty: write one")
-        key = str(version.manifest["manifest_sha256"])
+        key = str(version.raw["manifest_sha256"])
         if key not in self._pairs:
             while len(self._pairs) >= PAIRS:
                 self._pairs.popitem(last=False)[1].teacher.release()
@@ -125,8 +125,8 @@ def load_pair(version: Version, registry: Registry, specs: Specs, device: torch.
         load_student(base, version.folder),
         trim_teacher(Teacher.load(files, device), base.shape.tokens),
         family.teacher.model,
-        TeacherContext.model_validate(section(version.manifest, "spec").get("teacher_context") or {}),
-        int(section(version.manifest, "settings", "data").get("max_completion_tokens") or MAX_NEW_TOKENS),
+        TeacherContext.model_validate(section(version.raw, "spec").get("teacher_context") or {}),
+        int(section(version.raw, "settings", "data").get("max_completion_tokens") or MAX_NEW_TOKENS),
     )
 
 

@@ -16,8 +16,8 @@ from markdown_it.token import Token
 
 from factory.errors import RegistryError
 from factory.evaluation.metrics import metric_named
-from factory.registry.manifest import Summary, Version, entries, failed_gates, read_metric, read_parameters, section
 from factory.registry.registry import Registry
+from factory.registry.versions import Summary, Version, entries, failed_gates, read_metric, read_parameters, section
 
 FIGURES = ("kl", "top1_agreement")
 QUESTIONS = 2  # of each version's held-out samples, for a visitor to begin with
@@ -52,11 +52,11 @@ def _student(registry: Registry, name: str, versions: list[tuple[Version, tuple[
     except RegistryError:  # every version failed its gates
         current = None
     shown = current or versions[0][0]
-    samples = entries(shown.manifest, "evaluation", "samples")
+    samples = entries(shown.raw, "evaluation", "samples")
     return {
         "name": name,
-        "domain": shown.manifest.get("domain"),
-        "description": section(shown.manifest, "spec").get("description") or "",
+        "domain": shown.raw.get("domain"),
+        "description": section(shown.raw, "spec").get("description") or "",
         "current": current and current.reference,
         "questions": [str(one["prompt"]) for one in samples if one.get("prompt")][:QUESTIONS],
         "versions": [facts(version, aliases) for version, aliases in versions],
@@ -65,7 +65,7 @@ def _student(registry: Registry, name: str, versions: list[tuple[Version, tuple[
 
 def facts(version: Version, aliases: Iterable[str]) -> dict[str, Any]:
     """``facts(version, ["champion"])``: one version as JSON; a figure that was not measured is not there."""
-    manifest = version.manifest
+    manifest = version.raw
     own, teacher = read_parameters(manifest)
     sizes = section(manifest, "evaluation", "sizes", "student")
     figures = {key: metric for key in FIGURES if (metric := read_metric(manifest, key)) is not None}

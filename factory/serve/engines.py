@@ -23,15 +23,14 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoConfig
 
+from factory.cache import cache_key, home
 from factory.errors import RegistryError, ServeError
 from factory.export.gguf import write_adapter_gguf, write_base_gguf
 from factory.models.base import load_base
 from factory.models.llama_server import LlamaServer, lora_choice
-from factory.models.references import home
 from factory.pipeline.context import Materials
-from factory.registry.manifest import Version
-from factory.registry.provenance import digest
 from factory.registry.registry import CHAMPION, Registry
+from factory.registry.versions import Version
 from factory.serve.limits import AdapterScheduler, Limits
 from factory.serve.resolver import TEACHER, Target
 
@@ -91,16 +90,16 @@ class GgufFiles:
     def adapter(self, version: Version) -> Path:
         """``files.adapter(registry.resolve("healthcare-small"))``."""
         config = AutoConfig.from_pretrained(self.registry.resolve(version.base or "").folder)
-        path = _home(str(version.manifest["manifest_sha256"])) / "adapter.gguf"
+        path = _home(str(version.raw["manifest_sha256"])) / "adapter.gguf"
         return _once(path, lambda new: write_adapter_gguf(version.folder, config, new))
 
     def _base(self, version: Version) -> Path:
         def write(path: Path) -> None:
             base = load_base(version.folder, torch.device("cpu"), torch.float32)
-            license = str(version.manifest.get("license") or "")
+            license = str(version.raw.get("license") or "")
             write_base_gguf(base.model, base.tokenizer, path, self.quantization, name=version.reference, license=license)
 
-        return _once(_home(str(version.manifest["manifest_sha256"])) / f"{self.quantization}.gguf", write)
+        return _once(_home(str(version.raw["manifest_sha256"])) / f"{self.quantization}.gguf", write)
 
     def _teacher(self) -> Path:
         files, license = self.materials.teacher_files, self.materials.family.teacher.license
@@ -110,7 +109,7 @@ class GgufFiles:
             write_base_gguf(teacher.model, teacher.tokenizer, path, self.quantization, name=TEACHER, license=license)
             teacher.release()
 
-        key = digest(files.sha256, self.materials.family.teacher.chat_template)
+        key = cache_key(files.sha256, self.materials.family.teacher.chat_template)
         return _once(_home(key) / f"{self.quantization}.gguf", write)
 
 

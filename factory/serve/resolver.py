@@ -18,8 +18,8 @@ from torch import nn
 from factory.data.router import DomainRouter, Route
 from factory.errors import RegistryError
 from factory.pipeline.context import Materials
-from factory.registry.manifest import Version
 from factory.registry.registry import Registry
+from factory.registry.versions import Version
 from factory.serve.limits import APIError, Caller
 
 TEACHER, AUTO, REFUSE = "teacher", "auto", "refuse"
@@ -50,11 +50,11 @@ class Target:
     @property
     def notice(self) -> str:
         """What an answer in this domain must say."""
-        return str(self.version.manifest.get("notice") or "") if self.version else ""
+        return str(self.version.raw.get("notice") or "") if self.version else ""
 
     @property
     def appends_notice(self) -> bool:
-        spec = (self.version.manifest.get("spec") or {}) if self.version else {}
+        spec = (self.version.raw.get("spec") or {}) if self.version else {}
         return bool(self.notice and spec.get("append_notice"))
 
 
@@ -121,7 +121,7 @@ class ModelResolver:
         if version.base is None:
             message = f"model {version.reference!r} is a base, which only a student's adapter makes an answering model"
             raise APIError(404, message, code="model_not_found", param="model")
-        return Target(version, version.base, domain=str(version.manifest.get("domain") or "") or None)
+        return Target(version, version.base, domain=str(version.raw.get("domain") or "") or None)
 
     # ------------------------------------------------------------------------------------------------- GET /v1/models
 
@@ -149,7 +149,7 @@ class ModelResolver:
         version = self.named(name).version
         if version is None:
             return own | {"root": self.materials.family.teacher.model, "parent": None}
-        created = datetime.fromisoformat(str(version.manifest.get("created"))).timestamp()
-        facts = {"version": version.reference, "verdict": version.verdict, "notice": str(version.manifest.get("notice") or "")}
-        digest = version.manifest.get("manifest_sha256")
+        created = datetime.fromisoformat(str(version.raw.get("created"))).timestamp()
+        facts = {"version": version.reference, "verdict": version.verdict, "notice": str(version.raw.get("notice") or "")}
+        digest = version.raw.get("manifest_sha256")
         return own | {"created": int(created), "root": digest, "parent": version.base} | facts

@@ -23,8 +23,8 @@ from factory.export import export, parity
 from factory.export.export import BOUNDS, Format, Quantization, export_version
 from factory.export.formats import load_registered
 from factory.models.chat import prompt_ids
-from factory.registry.manifest import Version
 from factory.registry.registry import Registry
+from factory.registry.versions import Version
 
 Published = tuple[Registry, Version]
 QUESTION = "what are early signs"

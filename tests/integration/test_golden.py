@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from support.workplace import Workplace
 
-from factory.registry.manifest import Version
+from factory.registry.manifest import parse_manifest, to_dict
 from factory.registry.registry import Registry
+from factory.registry.versions import Version
 from factory.reports.card import model_card
 from factory.reports.html import render
 
@@ -51,6 +52,8 @@ def steady(value: Any, key: str = "", *, measured: bool = False) -> Any:
         return [steady(one, key, measured=measured) for one in value]
     if isinstance(value, float) and measured:
         return 0.5
+    if key in ("bytes", "adapter_bytes"):  # a folder's manifest is longer or shorter by its figures' digits
+        return 1
     if key in ("warnings", "reasons", "reason"):
         return re.sub(r"-?\d+(\.\d+)?(e-?\d+)?", "#", str(value))
     return value
@@ -61,9 +64,10 @@ def versions(built: Workplace) -> dict[str, Version]:
     registry = Registry(built.root / "registry")
     found = {"student": registry.resolve("plants-mini@1"), "base": registry.resolve("default-mini-base@1")}
     for kind, one in found.items():
-        manifest = steady(one.manifest)
-        sizes = {path: {"sha256": "<sha256>", "bytes": 1} for path in sorted(manifest["files"])}
-        found[kind] = Version(one.kind, one.name, one.number, Path("/registry"), manifest | {"files": sizes, "version": 1})
+        content = steady(to_dict(one.manifest))
+        files = {path: {"sha256": "<sha256>", "bytes": 1} for path in sorted(content["files"])}
+        manifest = parse_manifest(content | {"files": files, "libraries": {"torch": "<version>"}})
+        found[kind] = Version(one.kind, one.name, one.number, Path("/registry"), manifest)
     return found
 
 
@@ -76,12 +80,12 @@ def check(name: str, content: str) -> None:
 
 @pytest.mark.parametrize("kind", ["student", "base"])
 def test_the_manifest_is_what_it_was(versions: dict[str, Version], kind: str) -> None:
-    check(f"{kind}.manifest.json", json.dumps(versions[kind].manifest, indent=1, ensure_ascii=False) + "\n")
+    check(f"{kind}.manifest.json", json.dumps(to_dict(versions[kind].manifest), indent=1, ensure_ascii=False) + "\n")
 
 
 @pytest.mark.parametrize("kind", ["student", "base"])
 def test_the_card_is_what_it_was(versions: dict[str, Version], kind: str) -> None:
-    check(f"{kind}.card.md", model_card(versions[kind].manifest))
+    check(f"{kind}.card.md", model_card(versions[kind].raw))
 
 
 def test_the_page_is_what_it_was(versions: dict[str, Version]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from factory.models.references import home
+from factory.cache import home
 
 pytestmark = pytest.mark.slow
 

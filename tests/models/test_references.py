@@ -23,10 +23,11 @@ from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from factory.cache import home
 from factory.config.schema import ModelSpec
 from factory.errors import ModelResolutionError, TrainingError
 from factory.models import references
-from factory.models.references import home, load_encoder, pick_device, resolve, verify
+from factory.models.references import load_encoder, pick_device, resolve, verify
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 

@@ -7,24 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from factory.registry.provenance import LIBRARIES, digest, git_commit, library_versions, merged_datasets
+from factory.registry.provenance import LIBRARIES, git_commit, library_versions, merged_datasets
+from factory.cache import cache_key
 
 
 def test_a_digest_is_the_same_for_the_same_parts_in_any_order_of_keys() -> None:
-    assert digest({"a": 1, "b": [2, 3]}, 0) == digest({"b": (2, 3), "a": 1}, 0)
-    assert len(digest("x")) == 16 and int(digest("x"), 16) >= 0
-    assert digest({"a": 1}, 0) == "f386eb488c24fef9"  # a cache of yesterday is found today
+    assert cache_key({"a": 1, "b": [2, 3]}, 0) == cache_key({"b": (2, 3), "a": 1}, 0)
+    assert len(cache_key("x")) == 16 and int(cache_key("x"), 16) >= 0
+    assert cache_key({"a": 1}, 0) == "f386eb488c24fef9"  # a cache of yesterday is found today
 
 
 @pytest.mark.parametrize(
     "other", [({"a": 2}, 0), ({"a": 1}, 1), ({"a": "1"}, 0), ({"a": 1},), (0, {"a": 1}), ({"a": 1}, 0, None)]
 )
 def test_a_digest_changes_with_any_part(other: tuple[object, ...]) -> None:
-    assert digest(*other) != digest({"a": 1}, 0)
+    assert cache_key(*other) != cache_key({"a": 1}, 0)
 
 
 def test_parts_are_not_glued_together() -> None:
-    assert digest("ab", "c") != digest("a", "bc") != digest("abc")
+    assert cache_key("ab", "c") != cache_key("a", "bc") != cache_key("abc")
 
 
 def test_every_library_has_a_version_or_says_that_it_is_not_there() -> None:
@@ -65,5 +66,5 @@ def test_merged_data_sets_add_up() -> None:
     merged = merged_datasets([first, second])
     assert merged["counts"] == {"train": 15, "test": 2} and merged["dropped"] == {"empty": 3, "long": 3}
     assert merged["refusals"] == 1 and merged["sources"] == [{"id": "a"}, {"id": "b"}]
-    assert merged["fingerprint"] == digest(["f1", "f2"]) != merged_datasets([second, first])["fingerprint"]
+    assert merged["fingerprint"] == cache_key(["f1", "f2"]) != merged_datasets([second, first])["fingerprint"]
     assert first["counts"] == {"train": 10, "test": 2}

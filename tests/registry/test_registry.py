@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.errors import GateError, RegistryError
-from factory.registry.manifest import Version, checksum, entries, failed_gates, read_metric
+from factory.registry.versions import Version, checksum, entries, failed_gates, read_metric
 from factory.registry.registry import Registry
 
 
@@ -367,7 +367,7 @@ def test_no_alias_moves_where_its_reason_cannot_be_written(registry: Registry, m
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched, pytest.raises(RegistryError, match="no space left"):
-        patched.setattr("factory.registry.manifest.os.fsync", full)
+        patched.setattr("factory.registry.versions.os.fsync", full)
         registry.promote(version.reference, override="the clinic asked for it")
     assert registry.aliases("healthcare-small") == {}
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.versions import student, text
 
 from factory.errors import RegistryError
-from factory.registry.manifest import Version
+from factory.registry.versions import Version
 from factory.reports.compare import BEST, TIED, compare_json, compare_table, paired_interval
 
 

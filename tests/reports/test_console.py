@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from support.versions import student, text
 
-from factory.registry.manifest import Version
 from factory.registry.registry import Registry
+from factory.registry.versions import Version
 from factory.reports.console import list_json, list_table, show, show_json, sparkline
 
 

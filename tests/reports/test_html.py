@@ -13,7 +13,7 @@ import pytest
 
 import factory.reports.html
 from factory.errors import RegistryError
-from factory.registry.manifest import Version
+from factory.registry.versions import Version
 from factory.reports.html import render, write_page
 
 ATTACK = "<script>alert(1)</script>"

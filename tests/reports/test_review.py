@@ -17,8 +17,8 @@ from support.workplace import Refused, Workplace
 from factory.config.schema import DistillConfig
 from factory.errors import DataError, FactoryError, RegistryError
 from factory.models.base import attach_adapter, save_base
-from factory.registry.manifest import Version
 from factory.registry.registry import Registry
+from factory.registry.versions import Version
 from factory.reports.review import (
     COLUMNS,
     Vote,

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from factory.config.schema import DistillConfig
 from factory.models.base import Base, Shape, attach_adapter, load_base, save_base
-from factory.registry.manifest import Version
 from factory.registry.registry import Registry
+from factory.registry.versions import Version
 from factory.reports.card import model_card
 from support import tiny
 

@@ -13,8 +13,8 @@ import uvicorn
 from safetensors.torch import load_file, save_file
 
 from factory.config.load import load_specs
-from factory.registry.manifest import Version
 from factory.registry.registry import Registry
+from factory.registry.versions import Version
 from factory.serve.server import Options, config, listen, make_app
 
 OWN = ("kind", "name", "version", "created", "files", "base_sha256", "manifest_sha256", "records")  # the registry writes these

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from factory.registry.manifest import Version
+from factory.registry.versions import Version
 
 
 def student(name: str, kl: float | None = 0.4, **more: Any) -> Version:
