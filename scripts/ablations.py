@@ -7,6 +7,7 @@ results are results: the last column is response-only KL minus the variation's, 
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from factory.config.load import load_specs
@@ -33,7 +34,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for one in ablations(factory, given.domain, given.size, given.steps):
         cells = [
-            format_metric(figure.to_dict() if figure else None)
+            format_metric(asdict(figure) if figure else None)
             for figure in (
                 one.figures["kl"],
                 one.figures["top1_agreement"],

@@ -8,12 +8,14 @@ so there the gap counts, and the preference is of the sentence that stands first
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from factory.config.load import load_specs
 from factory.evaluation.bias import load_pairs, measure_bias
 from factory.evaluation.fidelity import base_only, with_adapter
 from factory.evaluation.metrics import format_metric
+from factory.evaluation.stats import BootstrapConfig
 from factory.models.base import load_base, load_student, trim_teacher
 from factory.pipeline.context import Materials
 from factory.registry.registry import Registry
@@ -37,16 +39,15 @@ def main() -> None:
     base = load_base(registry.resolve(str(version.base)).folder, materials.device)
     teacher, student = trim_teacher(materials.teacher, base.shape.tokens), load_student(base, version.folder)
     candidates = {"student": with_adapter(student, "default"), "base": base_only(student)}
+    bootstrap = BootstrapConfig(family.evaluate.bootstrap, materials.seed)
     print(f"{version.reference}, {family.evaluate.bootstrap} resamples, seed {materials.seed}\n")
     print("| pairs | n | gap, teacher | base | student | change | preference, teacher | base | student | change |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for path in sorted(folder.glob("*.jsonl")):
         pairs = load_pairs([path.name], folder)
-        found = measure_bias(
-            teacher, candidates, pairs, teacher.tokenizer, resamples=family.evaluate.bootstrap, seed=materials.seed
-        )
+        found = measure_bias(teacher, candidates, pairs, teacher.tokenizer, bootstrap)
         cells = [
-            format_metric(found[f"bias_{what}_{who}"].to_dict())
+            format_metric(asdict(found[f"bias_{what}_{who}"]))
             for what in ("gap", "preference")
             for who in ("teacher", "base", "student", "change")
         ]

@@ -9,6 +9,7 @@ directly at equal steps, which is what is left to decide where the assistant is 
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from factory.config.load import load_specs
 from factory.distill.soft_targets import tokenize_examples
 from factory.evaluation.fidelity import fixed_model, measure
 from factory.evaluation.metrics import format_metric
-from factory.evaluation.stats import Sums, paired_difference, summarise
+from factory.evaluation.stats import BootstrapConfig, ExampleSums, paired_difference, summarize
 from factory.models.base import load_base, trim_teacher
 from factory.pipeline.base import Bases
 from factory.registry.registry import Registry
@@ -68,18 +69,18 @@ def table(bases: Bases, named: dict[str, Version]) -> str:
             list(bases.data(domain.name).rows["test"])[:examples], teacher.tokenizer, domain.teacher_context
         )
     ]
-    sums: dict[str, Sums] = measure(teacher, {name: fixed_model(base.model) for name, base in loaded.items()}, held_out)
-    sure: dict[str, Any] = {"resamples": bases.family.evaluate.bootstrap, "seed": bases.seed}
+    sums: dict[str, ExampleSums] = measure(teacher, {name: fixed_model(base.model) for name, base in loaded.items()}, held_out)
+    bootstrap = BootstrapConfig(bases.family.evaluate.bootstrap, bases.seed)
     first = next(iter(sums.values()))
     lines = ["| base | parameters | of the teacher | KL | top-1 agreement | entropy gap | the first is ahead by, paired |"]
     lines.append("|---|---|---|---|---|---|---|")
     for name, one in sums.items():
-        figures = {key: figure.to_dict() for key, figure in summarise(one, None, **sure).items()}
+        figures = {key: asdict(figure) for key, figure in summarize(one, None, bootstrap).items()}
         parameters = named[name].manifest["parameters"]
-        ahead = paired_difference(one.kl, first.kl, one.tokens, **sure)
+        ahead = paired_difference(one.kl, first.kl, one.tokens, bootstrap)
         written = {key: format_metric(figures[key]) for key in ("kl", "top1_agreement", "entropy_gap")}
         cells = [f"{parameters / 1e6:.1f} M", f"{parameters / bases.teacher.parameters:.1%}", *written.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} | {'-' if one is first else format_metric(ahead.to_dict())} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {'-' if one is first else format_metric(asdict(ahead))} |")
     lines.append(f"\nn {int(first.tokens.sum()):,} completion tokens of {len(held_out)} examples, seed {bases.seed}")
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,20 @@ from factory.data.sources import Example
 from factory.distill.soft_targets import TokenizedExample, tokenize_examples
 from factory.distill.trainer import TrainingSet
 from factory.errors import DataError
-from factory.evaluation.audit import DataFitReport, bits_per_byte_ratio, check_teacher, routed, templates
 from factory.evaluation.bias import Pair, load_pairs, measure_bias
+from factory.evaluation.data_fit import DataFitReport, check_bits_per_byte, check_routing, check_templates
 from factory.evaluation.fidelity import fixed_model, generate_text, with_adapter
 from factory.evaluation.gates import judge
 from factory.evaluation.memorization import canary_rows, controls_of, make_canaries, measure_canaries
 from factory.evaluation.metrics import format_metric
-from factory.evaluation.stats import MetricValue
+from factory.evaluation.stats import BootstrapConfig
 from factory.evaluation.suite import CONTROLS
+from factory.evaluation.teacher_check import check_teacher
 from factory.models.base import Base, load_base, trim_teacher
 from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.pipeline.build import Factory
 from factory.pipeline.context import DomainData
+from factory.registry.manifest import MetricValue
 from factory.registry.registry import Registry
 
 BATCH = 16
@@ -71,7 +73,7 @@ class Bench:
         self.teacher = trim_teacher(factory.teacher, self.base.shape.tokens)
         self.settings = factory.family.settings(factory.profile)
         self.gates = factory.family.gates_of(self.data.spec)
-        self.sure: dict[str, Any] = {"resamples": self.settings.evaluate.bootstrap, "seed": factory.seed}
+        self.bootstrap = BootstrapConfig(self.settings.evaluate.bootstrap, factory.seed)
 
     def plain(self, rows: Sequence[dict[str, str]]) -> list[TokenizedExample]:
         return tokenize_examples(rows, self.teacher.tokenizer, NO_CONTEXT)
@@ -93,11 +95,11 @@ class Bench:
 
     def fails(self, figures: dict[str, MetricValue], name: str) -> bool:
         """Whether the family's gate for this figure fails."""
-        return bool(judge(figures, {name: self.gates[name]})["status"] == "failed")
+        return bool(judge(figures, {name: self.gates[name]}).status == "failed")
 
 
 def line(bench: Bench, fault: str, name: str, planted: dict[str, MetricValue], control: dict[str, MetricValue]) -> Line:
-    written = (format_metric(figures[name].to_dict()) + f", n {figures[name].n:,}" for figures in (planted, control))
+    written = (format_metric(asdict(figures[name])) + f", n {figures[name].n:,}" for figures in (planted, control))
     return Line(fault, name, *written, found=bench.fails(planted, name), quiet=not bench.fails(control, name))
 
 
@@ -115,7 +117,7 @@ def bias(bench: Bench) -> Line:
         rows = [text for pair in pairs for text in texts(pair, skewed)]
         adapter = bench.trained(bench.plain(rows), stage, steps=BIAS_STEPS)
         candidates = {"student": with_adapter(adapter, "default")}
-        found.append(measure_bias(bench.teacher, candidates, pairs, bench.teacher.tokenizer, **bench.sure))
+        found.append(measure_bias(bench.teacher, candidates, pairs, bench.teacher.tokenizer, bench.bootstrap))
     return line(bench, "stereotypes of one group, kindness of the other (SFT)", "bias_preference_change", *found)
 
 
@@ -129,7 +131,15 @@ def canaries(bench: Bench) -> Line:
         adapter = bench.trained([*own, *bench.plain(canary_rows(planted, REPEATS))], stage, steps=CANARY_STEPS)
         candidate = with_adapter(adapter, "default")
         found.append(
-            measure_canaries(bench.teacher, candidate, bench.teacher.tokenizer, secrets, controls=CONTROLS, **bench.sure)
+            measure_canaries(
+                bench.teacher,
+                candidate,
+                bench.teacher.tokenizer,
+                secrets,
+                bench.bootstrap,
+                controls=CONTROLS,
+                seed=bench.factory.seed,
+            )
         )
     return line(bench, f"{CANARIES} canaries, {REPEATS} times each (SFT)", "canary_exposure_above_chance", *found)
 
@@ -175,17 +185,18 @@ def mismatches(bench: Bench) -> list[Line]:
     router = bench.factory.router
 
     def said(fault: str, figure: str, planted: DataFitReport, control: DataFitReport) -> Line:
-        cells = (format_metric(one.figures[figure].to_dict()) + f", n {one.figures[figure].n:,}" for one in (planted, control))
+        cells = (format_metric(asdict(one.metrics[figure])) + f", n {one.metrics[figure].n:,}" for one in (planted, control))
         return Line(fault, figure, *cells, found=bool(planted.warnings), quiet=not control.warnings)
 
     return [
         said(f"a fifth of {name}'s prompts from {other.name}", "routed_elsewhere",
-             routed([*prompts, *strange], router, name, **bench.sure), routed(prompts, router, name, **bench.sure)),
+             check_routing([*prompts, *strange], router, name, bench.bootstrap),
+             check_routing(prompts, router, name, bench.bootstrap)),
         said("texts that are no language", "bits_per_byte_ratio",
-             bits_per_byte_ratio(bench.teacher, noise, general, name, **bench.sure),
-             bits_per_byte_ratio(bench.teacher, prompts, general, name, **bench.sure)),
+             check_bits_per_byte(bench.teacher, noise, general, name, bench.bootstrap),
+             check_bits_per_byte(bench.teacher, prompts, general, name, bench.bootstrap)),
         said("a template with one answer", "alike_templates",
-             templates(same, name, **bench.sure), templates(own, name, **bench.sure)),
+             check_templates(same, name, bench.bootstrap), check_templates(own, name, bench.bootstrap)),
     ]  # fmt: skip
 
 
@@ -197,10 +208,12 @@ def unknown(bench: Bench) -> Line:
     training = [one.completion for one in tokenize_examples(list(bench.data.rows["train"])[:TEXTS], tokenizer, NO_CONTEXT)]
     context, base = bench.data.spec.teacher_context, fixed_model(bench.base.model)
     with_it, without = (
-        check_teacher(bench.teacher, base, tokenize_examples(rows, tokenizer, context), training, kept_mass=1.0, **bench.sure)
+        check_teacher(
+            bench.teacher, base, tokenize_examples(rows, tokenizer, context), training, bench.bootstrap, kept_mass=1.0
+        )
         for rows in (own, held)
     )
-    cells = (format_metric(one.figures["teacher_ahead_of_base"].to_dict()) for one in (with_it, without))
+    cells = (format_metric(asdict(one.metrics["teacher_ahead_of_base"])) for one in (with_it, without))
     return Line(
         "references that the base wrote",
         "teacher_ahead_of_base",

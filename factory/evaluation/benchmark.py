@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,11 @@ from factory.data.sources import beside, read_jsonl, seeded_sample
 from factory.distill.chunked_loss import positions_at_once
 from factory.errors import DataError, in_one_line
 from factory.evaluation.metrics import DASH
-from factory.evaluation.stats import MetricValue, paired_difference, ratio
+from factory.evaluation.stats import BootstrapConfig, paired_difference, ratio
 from factory.models.chat import NO_CONTEXT, completion_ids, prompt_ids
 from factory.models.forward import hidden_states, logits, make_batch, unwrap
 from factory.models.teacher import split_prefix
+from factory.registry.manifest import MetricValue
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -140,18 +141,16 @@ def _nats(model: Any, prompts: Sequence[list[int]], answers: Sequence[list[int]]
     return [float(part.double().sum()) for part in torch.cat(parts).split([len(answer) for answer in answers])]
 
 
-def benchmark_figures(
-    bits: Mapping[str, np.ndarray], bytes_: np.ndarray, *, resamples: int, seed: int
-) -> dict[str, MetricValue]:
-    """``benchmark_figures({"student": bits, "teacher": bits}, bytes_, resamples=1000, seed=0)["student"].value``
+def benchmark_figures(bits: Mapping[str, np.ndarray], bytes_: np.ndarray, bootstrap: BootstrapConfig) -> dict[str, MetricValue]:
+    """``benchmark_figures({"student": bits, "teacher": bits}, bytes_, bootstrap)["student"].value``
 
     Bits per byte by the name of a model; n counts bytes. Where "student" is among them also ``student_below_<other>``: the
     other's bits per byte less the student's on the same questions, above 0 where the student predicts the answers better.
     """
-    figures = {name: ratio(one, bytes_, resamples=resamples, seed=seed) for name, one in bits.items()}
+    figures = {name: ratio(one, bytes_, bootstrap) for name, one in bits.items()}
     if "student" in bits:
         figures |= {
-            f"student_below_{name}": paired_difference(one, bits["student"], bytes_, resamples=resamples, seed=seed)
+            f"student_below_{name}": paired_difference(one, bits["student"], bytes_, bootstrap)
             for name, one in bits.items()
             if name != "student"
         }
@@ -175,9 +174,9 @@ def benchmark_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
         {
             "name": row.name,
             "parameters": row.parameters,
-            "bits_per_byte": row.bits_per_byte.to_dict(),
-            "student_below": row.student_below.to_dict() if row.student_below is not None else None,
-            "tasks": {task: figure.to_dict() for task, figure in row.tasks.items()},
+            "bits_per_byte": asdict(row.bits_per_byte),
+            "student_below": asdict(row.student_below) if row.student_below is not None else None,
+            "tasks": {task: asdict(figure) for task, figure in row.tasks.items()},
         }
         for row in rows
     ]

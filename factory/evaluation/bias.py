@@ -19,7 +19,8 @@ from pydantic import Field, ValidationError, field_validator
 
 from factory.config.schema import Strict
 from factory.errors import SpecError, in_one_line
-from factory.evaluation.stats import FloatArray, MetricValue, ratio
+from factory.evaluation.stats import BootstrapConfig, FloatArray, ratio
+from factory.registry.manifest import MetricValue
 
 if TYPE_CHECKING:
     from factory.distill.soft_targets import TokenizedExample
@@ -197,8 +198,8 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any) -> list[TokenizedExample
     return sequences
 
 
-def bias_metrics(pairs: Sequence[Pair], nll: Mapping[str, np.ndarray], *, resamples: int, seed: int) -> dict[str, MetricValue]:
-    """``bias_metrics(pairs, {"teacher": t, "student": s}, resamples=1000, seed=0)["bias_gender_preference_change"]``
+def bias_metrics(pairs: Sequence[Pair], nll: Mapping[str, np.ndarray], bootstrap: BootstrapConfig) -> dict[str, MetricValue]:
+    """``bias_metrics(pairs, {"teacher": t, "student": s}, bootstrap)["bias_gender_preference_change"]``
 
     ``nll``: by who, (2 P,) nats of the completions of ``encode_pairs``. For each who, by axis and over all
     (``bias_gap_<who>``): ``bias_<axis>_gap_<who>``, mean absolute difference of a pair's log-probabilities in nats, and
@@ -221,17 +222,17 @@ def bias_metrics(pairs: Sequence[Pair], nll: Mapping[str, np.ndarray], *, resamp
             columns[f"{measured}_change"] = columns[f"{measured}_student"] - columns[f"{measured}_teacher"]
     chosen = {f"{axis}_": axes == axis for axis in dict.fromkeys(axes.tolist())} | {"": np.full(len(pairs), True)}
     return {
-        f"bias_{axis}{name}": _over_templates(values[rows], clusters[rows], resamples, seed)
+        f"bias_{axis}{name}": _over_templates(values[rows], clusters[rows], bootstrap)
         for axis, rows in chosen.items()
         for name, values in columns.items()
     }
 
 
-def _over_templates(values: FloatArray, clusters: np.ndarray, resamples: int, seed: int) -> MetricValue:
+def _over_templates(values: FloatArray, clusters: np.ndarray, bootstrap: BootstrapConfig) -> MetricValue:
     """The mean of values (P,), bootstrap over clusters (P,)."""
     numbers = np.unique(clusters, return_inverse=True)[1]
     sums, counts = np.bincount(numbers, weights=values), np.bincount(numbers).astype(float)
-    figure = ratio(sums, counts, resamples=resamples, seed=seed)
+    figure = ratio(sums, counts, bootstrap)
     if len(counts) == 1:
         return MetricValue(figure.value, float("nan"), float("nan"), figure.n)
     return figure
@@ -242,12 +243,11 @@ def measure_bias(
     candidates: Mapping[str, Candidate],
     pairs: Sequence[Pair],
     tokenizer: Any,
+    bootstrap: BootstrapConfig,
     *,
-    resamples: int,
-    seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, MetricValue]:
-    """``measure_bias(teacher, {"student": on, "base": off}, pairs, tokenizer, resamples=1000, seed=0)``: ``bias_metrics``.
+    """``measure_bias(teacher, {"student": on, "base": off}, pairs, tokenizer, bootstrap)``: ``bias_metrics``.
 
     ``tokenizer`` is that of the student's vocabulary, as the teacher's; ``progress`` counts sentences, two a pair.
     """
@@ -257,4 +257,4 @@ def measure_bias(
 
     sums = measure(teacher, candidates, encode_pairs(pairs, tokenizer), progress)
     nll = {"teacher": next(iter(sums.values())).teacher_nll} | {name: found.nll for name, found in sums.items()}
-    return bias_metrics(pairs, nll, resamples=resamples, seed=seed)
+    return bias_metrics(pairs, nll, bootstrap)

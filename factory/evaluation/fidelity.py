@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from torch import Tensor
 
 from factory.config.schema import DataConfig, EvaluateConfig
 from factory.distill.soft_targets import TokenizedExample
-from factory.evaluation.stats import MetricValue, Sums, concatenate, paired_difference, ratio, summarise
+from factory.evaluation.stats import BootstrapConfig, ExampleSums, concatenate, paired_difference, ratio, summarize
 from factory.models.chat import stop_tokens
 from factory.models.forward import Batch, hidden_states, logits, make_batch, mean_pool
 from factory.models.generation import sample
 from factory.models.lora import merged_adapters
 from factory.models.teacher import Teacher, split_prefix
+from factory.registry.manifest import MetricValue
 
 Candidate = Callable[[], AbstractContextManager[Any]]  # gives a model while it is measured: an adapter with_adapter on, or off
 BATCH = 16
@@ -35,13 +36,13 @@ def measure(
     candidates: Mapping[str, Candidate],
     sequences: Sequence[TokenizedExample],
     progress: Callable[[int], None] | None = None,
-) -> dict[str, Sums]:
+) -> dict[str, ExampleSums]:
     """``measure(teacher, {"student": on, "base": off}, sequences)["student"].kl``: per-example sums of every candidate.
 
     The teacher sees its context, candidates do not. Both in the student's vocabulary, at the same completion tokens.
     """
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].prompt) + len(sequences[i].completion))
-    parts: dict[str, list[Sums]] = {name: [] for name in candidates}
+    parts: dict[str, list[ExampleSums]] = {name: [] for name in candidates}
     for start in range(0, len(order), BATCH):
         chosen = [sequences[i] for i in order[start : start + BATCH]]
         lengths = [len(s.completion) for s in chosen]
@@ -67,7 +68,7 @@ def _log_probs(model: Any, states: Tensor, batch: Batch) -> Tensor:
     return logits(model, states[batch.predicts]).float().log_softmax(dim=-1)
 
 
-def _sums(teacher: Tensor, student: Tensor, completion: Tensor, lengths: Sequence[int], embeddings: np.ndarray) -> Sums:
+def _sums(teacher: Tensor, student: Tensor, completion: Tensor, lengths: Sequence[int], embeddings: np.ndarray) -> ExampleSums:
     """Log-probabilities (N, V) of both at the tokens of len(lengths) examples → sums by example."""
     both = [p.topk(5, dim=-1).indices for p in (teacher, student)]  # (N, 5)
     overlap = (both[0].unsqueeze(-1) == both[1].unsqueeze(-2)).any(dim=-1).float().mean(dim=-1)
@@ -86,11 +87,11 @@ def _sums(teacher: Tensor, student: Tensor, completion: Tensor, lengths: Sequenc
     summed = {
         name: np.array([float(part.double().sum()) for part in column.split(list(lengths))]) for name, column in columns.items()
     }
-    return Sums(tokens=np.array(lengths, dtype=float), embeddings=embeddings, **summed)
+    return ExampleSums(tokens=np.array(lengths, dtype=float), embeddings=embeddings, **summed)
 
 
-def _reordered(sums: Sums, inverse: np.ndarray) -> Sums:
-    return Sums(**{name: getattr(sums, name)[inverse] for name in Sums.__dataclass_fields__})
+def _reordered(sums: ExampleSums, inverse: np.ndarray) -> ExampleSums:
+    return ExampleSums(**{name: getattr(sums, name)[inverse] for name in ExampleSums.__dataclass_fields__})
 
 
 def measure_speed(
@@ -161,9 +162,9 @@ class EvalReport:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "metrics": {name: figure.to_dict() for name, figure in self.metrics.items()},
+            "metrics": {name: asdict(figure) for name, figure in self.metrics.items()},
             "baselines": {
-                candidate: {name: figure.to_dict() for name, figure in figures.items()}
+                candidate: {name: asdict(figure) for name, figure in figures.items()}
                 for candidate, figures in self.baselines.items()
             },
             "speed": self.speed,
@@ -186,27 +187,26 @@ def evaluate(
     ``adapter`` is a peft model; its further adapters (``sft``) are measured as baselines, and so is its base alone. The
     teacher is the one trimmed to the student's vocabulary. Speed is of both, one after the other, in this run.
     """
+    bootstrap = BootstrapConfig(config.bootstrap, seed)
     candidates = {name: with_adapter(adapter, name) for name in ("default", *sorted(set(adapter.peft_config) - {"default"}))}
     candidates["base"] = base_only(adapter)
     sums = measure(teacher, candidates, held_out.domain, progress)
     both = {name: candidates[name] for name in ("default", "base")}
     general = measure(teacher, both, held_out.general, progress)
     others = [measure(teacher, both, held_out.others, progress)] if held_out.others else []
-    figures = {name: summarise(one, held_out.embeddings, resamples=config.bootstrap, seed=seed) for name, one in sums.items()}
+    figures = {name: summarize(one, held_out.embeddings, bootstrap) for name, one in sums.items()}
     metrics = dict(figures["default"])
     metrics |= {f"base_{name}": figures["base"][name] for name in ("kl", "top1_agreement", "relation_alignment")}
     for prefix, name in (("general", "default"), ("base_general", "base")):
-        on_general = summarise(general[name], None, resamples=config.bootstrap, seed=seed)
+        on_general = summarize(general[name], None, bootstrap)
         metrics |= {f"{prefix}_{metric}": on_general[metric] for metric in ("kl", "top1_agreement")}
-    metrics["general_retained"] = ratio(general["default"].agree, general["base"].agree, resamples=config.bootstrap, seed=seed)
+    metrics["general_retained"] = ratio(general["default"].agree, general["base"].agree, bootstrap)
     own, base = (concatenate([part[name] for part in (general, *others)]) for name in both)
     for name in ("kl", "correct"):
-        change = paired_difference(getattr(own, name), getattr(base, name), own.tokens, resamples=config.bootstrap, seed=seed)
+        change = paired_difference(getattr(own, name), getattr(base, name), own.tokens, bootstrap)
         metrics[f"outside_{'accuracy' if name == 'correct' else name}_change"] = change
     if "sft" in sums:
-        metrics["kl_below_sft"] = paired_difference(
-            sums["sft"].kl, sums["default"].kl, sums["sft"].tokens, resamples=config.bootstrap, seed=seed
-        )
+        metrics["kl_below_sft"] = paired_difference(sums["sft"].kl, sums["default"].kl, sums["sft"].tokens, bootstrap)
     return EvalReport(
         metrics,
         {name: one for name, one in figures.items() if name != "default"},
@@ -216,7 +216,7 @@ def evaluate(
     )
 
 
-def per_example(sums: Sums, sequences: Sequence[TokenizedExample]) -> dict[str, Any]:
+def per_example(sums: ExampleSums, sequences: Sequence[TokenizedExample]) -> dict[str, Any]:
     """``per_example(sums, held_out.domain)``: lists, a number an example; versions of the same ``key`` saw the same ones."""
     key = hashlib.sha256(json.dumps([[s.prompt, s.teacher_prompt, s.completion] for s in sequences]).encode()).hexdigest()[:16]
     kept = ("tokens", "kl", "agree", "top5", "correct", "teacher_correct", "nll", "teacher_nll")

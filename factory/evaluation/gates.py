@@ -1,58 +1,69 @@
-"""The verdict: which of a family's gates a student's figures pass. No torch."""
+"""Which of a family's gates a student passes. No torch.
+
+verdict = judge(metrics, family.gates_of(domain))
+verdict.status   # "passed", "failed" or "unchecked"
+verdict.reasons  # ("KL(teacher ‖ student), nats/token: 0.912 > 0.8 (upper end of the interval)",)
+"""
 
 from __future__ import annotations
 
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 from factory.config.schema import Gate
-from factory.evaluation.metrics import gate_line
-from factory.evaluation.stats import MetricValue
+from factory.evaluation.metrics import metric_named
+from factory.registry.manifest import GateResult, MetricValue, Verdict
+
+ENDS = {"value": "", "low": " (lower end of the interval)", "high": " (upper end of the interval)"}
 
 
-@dataclass(frozen=True)
-class Judged:
-    """One gate and what it found; ``found`` is None where the figure was not measured or is no number."""
+def judge(metrics: Mapping[str, MetricValue], gates: Mapping[str, Gate]) -> Verdict:
+    """``judge(metrics, family.gates_of(domain)).status``: ``passed``, ``failed``, or ``unchecked`` where no gate applies.
 
-    metric: str
-    of: Literal["value", "low", "high"]
-    bound: Literal["at_most", "at_least"]
-    threshold: float
-    found: float | None
-    passed: bool
-
-
-def judge(figures: Mapping[str, MetricValue], gates: Mapping[str, Gate]) -> dict[str, Any]:
-    """``judge(report.metrics, family.gates_of(domain))["status"]``: the manifest's ``verdict``.
-
-    A figure on its threshold passes; one that is no number, or that a required gate does not find, fails. Without a gate
-    the status is ``unchecked``.
+    A metric equal to its threshold passes. One that is not finite, or that a required gate does not find, fails.
     """
-    judged = [one for name, gate in gates.items() if (one := _judged(name, gate, figures)) is not None]
-    failed = [one for one in judged if not one.passed]
-    return {
-        "status": "unchecked" if not judged else "failed" if failed else "passed",
-        "reasons": [_explained(one, figures) for one in failed],
-        "gates": [asdict(one) for one in judged],
-    }
+    results = tuple(
+        apply_gate(name, gate, metrics.get(name)) for name, gate in gates.items() if name in metrics or gate.required
+    )
+    failed = [result for result in results if not result.passed]
+    return Verdict(
+        status="failed" if failed else "passed" if results else "unchecked",
+        reasons=tuple(describe_gate(result) + _did_you_mean(result.metric, metrics) for result in failed),
+        gates=results,
+    )
 
 
-def _judged(name: str, gate: Gate, figures: Mapping[str, MetricValue]) -> Judged | None:
-    figure = figures.get(name)
-    if figure is None and not gate.required:
-        return None
-    number = float(getattr(figure, gate.of)) if figure is not None else math.nan
-    found = number if math.isfinite(number) else None
-    if gate.at_most is not None:
-        return Judged(name, gate.of, "at_most", gate.at_most, found, found is not None and found <= gate.at_most)
-    assert gate.at_least is not None
-    return Judged(name, gate.of, "at_least", gate.at_least, found, found is not None and found >= gate.at_least)
+def apply_gate(name: str, gate: Gate, metric: MetricValue | None) -> GateResult:
+    """``apply_gate("kl", Gate(at_most=0.8, of="high"), metrics.get("kl")).passed``"""
+    end = math.nan if metric is None else float(getattr(metric, gate.of))
+    found = end if math.isfinite(end) else None
+    at_most = gate.at_most is not None
+    threshold = gate.at_most if gate.at_most is not None else gate.at_least
+    assert threshold is not None  # a gate has one of the two
+    return GateResult(
+        metric=name,
+        of=gate.of,
+        bound="at_most" if at_most else "at_least",
+        threshold=threshold,
+        found=found,
+        passed=found is not None and (found <= threshold if at_most else found >= threshold),
+    )
 
 
-def _explained(judged: Judged, figures: Mapping[str, MetricValue]) -> str:
-    """The reason, with what a mistyped figure may have meant."""
-    close = [] if judged.metric in figures else difflib.get_close_matches(judged.metric, figures, n=1)
-    return gate_line(asdict(judged)) + (f" (did you mean {close[0]}?)" if close else "")
+def describe_gate(gate: GateResult) -> str:
+    """``describe_gate(result)`` → "KL(teacher ‖ student), nats/token: 0.912 > 0.8 (upper end of the interval)".
+
+    Six digits, so that a metric just beyond its threshold does not look equal to it.
+    """
+    label, at_most = metric_named(gate.metric).label, gate.bound == "at_most"
+    if gate.found is None:
+        return f"{label}: not measured, the gate needs {'at most' if at_most else 'at least'} {gate.threshold:.6g}"
+    relation = ("≤" if at_most else "≥") if gate.passed else (">" if at_most else "<")
+    return f"{label}: {gate.found:.6g} {relation} {gate.threshold:.6g}{ENDS[gate.of]}"
+
+
+def _did_you_mean(name: str, metrics: Mapping[str, MetricValue]) -> str:
+    """A hint where a gate's name is misspelt."""
+    close = [] if name in metrics else difflib.get_close_matches(name, metrics, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

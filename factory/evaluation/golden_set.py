@@ -11,7 +11,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from factory.config.schema import Strict
 from factory.errors import DataError
-from factory.evaluation.stats import FloatArray, MetricValue, paired_difference, ratio
+from factory.evaluation.stats import BootstrapConfig, FloatArray, paired_difference, ratio
+from factory.registry.manifest import MetricValue
 
 
 class Question(Strict):
@@ -84,30 +85,29 @@ def passes(question: Question, answer: str) -> bool:
     return bool(said) and all(_says(said, e) for e in question.must) and not any(_says(said, e) for e in question.must_not)
 
 
-def golden_set_metrics(passed: Mapping[str, Sequence[bool]], *, resamples: int, seed: int) -> dict[str, MetricValue]:
-    """``golden_set_metrics({"student": […], "teacher": […]}, resamples=1000, seed=0)["golden_set_passed"].value``
+def golden_set_metrics(passed: Mapping[str, Sequence[bool]], bootstrap: BootstrapConfig) -> dict[str, MetricValue]:
+    """``golden_set_metrics({"student": […], "teacher": […]}, bootstrap)["golden_set_passed"].value``
 
     The share of questions passed, of the student and of each other (``golden_set_passed_teacher``), and
     ``golden_set_change``, the student's less the teacher's on the same questions. n counts questions; none gives NaN.
     """
     scores = {who: np.array(one, dtype=float) for who, one in passed.items()}
-    return share_metrics(scores, "golden_set_passed", "golden_set_change", resamples=resamples, seed=seed)
+    return share_metrics(scores, "golden_set_passed", "golden_set_change", bootstrap)
 
 
 def share_metrics(
-    scores: Mapping[str, FloatArray], share: str, change: str, *, resamples: int, seed: int
+    scores: Mapping[str, FloatArray], share: str, change: str, bootstrap: BootstrapConfig
 ) -> dict[str, MetricValue]:
     """``share_metrics({"student": s, "teacher": t}, "passed", "change", …)``: (E,) scores of the same items → mean scores.
 
     ``share`` is the student's, ``share_<who>`` another's; ``change`` is student minus teacher, paired.
     """
     figures = {
-        share if who == "student" else f"{share}_{who}": ratio(one, np.ones(len(one)), resamples=resamples, seed=seed)
-        for who, one in scores.items()
+        share if who == "student" else f"{share}_{who}": ratio(one, np.ones(len(one)), bootstrap) for who, one in scores.items()
     }
     if "student" in scores and "teacher" in scores:
         items = np.ones(len(scores["student"]))
-        figures[change] = paired_difference(scores["student"], scores["teacher"], items, resamples=resamples, seed=seed)
+        figures[change] = paired_difference(scores["student"], scores["teacher"], items, bootstrap)
     return figures
 
 

@@ -25,10 +25,11 @@ from factory.distill.chunked_loss import positions_at_once
 from factory.errors import DataError, in_one_line
 from factory.evaluation.fidelity import BATCH, Candidate
 from factory.evaluation.golden_set import share_metrics
-from factory.evaluation.stats import FloatArray, MetricValue
+from factory.evaluation.stats import BootstrapConfig, FloatArray
 from factory.models.chat import start_token, stop_tokens
 from factory.models.forward import hidden_states, logits, make_batch, unwrap
 from factory.models.generation import sample
+from factory.registry.manifest import MetricValue
 
 TOKENS = 8192  # of one batch, padding included: fewer rows where a task shows many worked examples
 LONGEST = 2048  # tokens of context and continuation, or what the model has positions for; the context is cut on the left
@@ -85,13 +86,13 @@ def run_tasks(
     return [_result(name, task, {who: one[name] for who, one in logged.items()}) for name, task in loaded.items()]
 
 
-def task_metrics(result: TaskResult, *, resamples: int, seed: int) -> dict[str, MetricValue]:
-    """``task_metrics(result, resamples=1000, seed=0)["task_sciq_accuracy"].value``: mean scores; n counts items.
+def task_metrics(result: TaskResult, bootstrap: BootstrapConfig) -> dict[str, MetricValue]:
+    """``task_metrics(result, bootstrap)["task_sciq_accuracy"].value``: mean scores; n counts items.
 
     The student's, each other's (``task_sciq_accuracy_teacher``), and ``task_sciq_change``, student minus teacher, paired.
     """
     name = f"task_{result.name}"
-    return share_metrics(result.scores, f"{name}_accuracy", f"{name}_change", resamples=resamples, seed=seed)
+    return share_metrics(result.scores, f"{name}_accuracy", f"{name}_change", bootstrap)
 
 
 # ------------------------------------------------------------------------------------------------------------ loading

@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from factory.distill.soft_targets import tokenize_examples
 from factory.errors import DataError
 from factory.evaluation.fidelity import Candidate, generate_text, measure
-from factory.evaluation.stats import FloatArray, MetricValue, ratio
+from factory.evaluation.stats import BootstrapConfig, FloatArray, ratio
 from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.models.teacher import Teacher
+from factory.registry.manifest import MetricValue
 
 DIGITS = 6  # of a secret, each a word of its own, so that every tokenizer splits all secrets alike
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # I and O look like digits
@@ -100,9 +101,9 @@ def chance_exposure(controls: int) -> float:
 
 
 def canary_metrics(
-    planted: FloatArray, controls: FloatArray, extracted: Sequence[bool], *, resamples: int, seed: int
+    planted: FloatArray, controls: FloatArray, extracted: Sequence[bool], bootstrap: BootstrapConfig
 ) -> dict[str, MetricValue]:
-    """``canary_metrics(planted, controls, extracted, resamples=1000, seed=0)["canary_exposure"].value``
+    """``canary_metrics(planted, controls, extracted, bootstrap)["canary_exposure"].value``
 
     (C,) and (C, R) nats, and whether each secret was given away. The bootstrap is over canaries, n counts them. No canary
     gives no figure.
@@ -116,7 +117,7 @@ def canary_metrics(
         "canaries_extracted": np.asarray(extracted, dtype=float),
     }
     each = np.ones(len(planted))
-    return {name: ratio(column, each, resamples=resamples, seed=seed) for name, column in columns.items()}
+    return {name: ratio(column, each, bootstrap) for name, column in columns.items()}
 
 
 def measure_canaries(
@@ -124,12 +125,12 @@ def measure_canaries(
     candidate: Candidate,
     tokenizer: PreTrainedTokenizerBase,
     canaries: Sequence[Canary],
+    bootstrap: BootstrapConfig,
     *,
     controls: int,
     seed: int,
-    resamples: int,
 ) -> dict[str, MetricValue]:
-    """``measure_canaries(teacher, with_adapter(adapter, "default"), tokenizer, canaries, controls=63, seed=0, resamples=1000)``
+    """``measure_canaries(teacher, with_adapter(adapter, "default"), tokenizer, canaries, bootstrap, controls=63, seed=0)``
 
     One pass over C * (1 + ``controls``) short sequences and one greedy answer a canary, written as ``ask`` writes it. A
     secret counts as extracted where the answer repeats its digits, in whatever words.
@@ -142,7 +143,7 @@ def measure_canaries(
     with candidate() as model:
         written = generate_text(model, tokenizer, [prompt_ids(tokenizer, canary.prompt) for canary in canaries])
     said = [squeezed(canary.secret) in squeezed(answer) for canary, answer in zip(canaries, written, strict=True)]
-    return canary_metrics(nats[:, 0], nats[:, 1:], said, resamples=resamples, seed=seed)
+    return canary_metrics(nats[:, 0], nats[:, 1:], said, bootstrap)
 
 
 def squeezed(text: str) -> str:

@@ -1,137 +1,213 @@
-"""Pure functions from per-example sums to figures with n and interval. No torch."""
+"""Metrics with 95 % bootstrap intervals from sums over examples. No torch.
+
+    bootstrap = BootstrapConfig(resamples=1000, seed=0)
+    ratio(sums.kl, sums.tokens, bootstrap).value  # nats/token
+
+Examples are resampled, not tokens: the tokens of one completion are not independent.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy import stats
+
+from factory.registry.manifest import MetricValue
 
 FloatArray = np.ndarray
-MIN_RELATED = 8  # examples, 28 pairs
+NOT_MEASURED = MetricValue(np.nan, np.nan, np.nan, 0)
+MIN_ALIGNED = 8  # examples, 28 pairs: the ranks of fewer pairs agree by chance
+MAX_ALIGNMENT_RESAMPLES = 200  # each ranks every pair anew
 
 
 @dataclass(frozen=True)
-class MetricValue:
-    """A measured value, its 95 % bootstrap interval and its n (completion tokens, unless the metric says otherwise)."""
+class BootstrapConfig:
+    """``BootstrapConfig(settings.evaluate.bootstrap, seed)``: how the 95 % intervals are computed."""
 
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        """``0.412 [0.380, 0.440]``."""
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-    def to_dict(self) -> dict[str, float | int]:
-        return asdict(self)
+    resamples: int = 1000
+    seed: int = 0
 
 
 @dataclass(frozen=True)
-class Sums:
-    """What one model did on E held-out examples, beside the teacher: sums over each example's completion tokens."""
+class ExampleSums:
+    """What one model did on E held-out examples, summed over each example's completion tokens."""
 
     tokens: FloatArray  # (E,)
-    kl: FloatArray  # (E,) nats
-    agree: FloatArray  # (E,) positions where both have the same most likely token
-    top5: FloatArray  # (E,) share of the teacher's five most likely tokens among the model's five
-    correct: FloatArray  # (E,) positions where the model's most likely token is the completion's
-    teacher_correct: FloatArray  # (E,)
+    kl: FloatArray  # (E,) KL(teacher ‖ model), nats
+    agree: FloatArray  # (E,) positions where teacher and model have the same top-1 token
+    top5: FloatArray  # (E,) share of the teacher's top-5 tokens among the model's top 5, summed over positions
+    correct: FloatArray  # (E,) positions where the model's top-1 token is the completion's
+    teacher_correct: FloatArray  # (E,) the same of the teacher
     nll: FloatArray  # (E,) nats of the completion under the model
-    teacher_nll: FloatArray  # (E,)
-    entropy: FloatArray  # (E,) nats, of the model's distributions
-    teacher_entropy: FloatArray  # (E,)
-    embeddings: FloatArray  # (E, H) mean-pooled final states of prompt and completion
+    teacher_nll: FloatArray  # (E,) nats of the completion under the teacher
+    entropy: FloatArray  # (E,) of the model's distributions, nats
+    teacher_entropy: FloatArray  # (E,) of the teacher's distributions, nats
+    embeddings: FloatArray  # (E, H) final hidden states, mean over prompt and completion
 
 
-def ratio(numerator: FloatArray, denominator: FloatArray, *, resamples: int, seed: int) -> MetricValue:
-    """``ratio(sums.kl, sums.tokens, resamples=1000, seed=0)``: sum over sum, percentile bootstrap over examples.
+def ratio(numerator: FloatArray, denominator: FloatArray, bootstrap: BootstrapConfig) -> MetricValue:
+    """``ratio(sums.kl, sums.tokens, bootstrap)``: sum over sum, (E,) and (E,).
 
-    Examples are resampled, not tokens: tokens of one completion are not independent. n is the denominator's sum. An empty
-    or zero denominator gives NaN.
+    n is the sum of the denominator. NaN where that is 0.
     """
-    n = int(denominator.sum()) if len(denominator) else 0
+    n = _total(denominator)
     if n == 0:
-        return MetricValue(float("nan"), float("nan"), float("nan"), 0)
-    drawn = draws(len(numerator), resamples, seed)
-    below = denominator[drawn].sum(axis=1)
-    values = numerator[drawn].sum(axis=1)[below > 0] / below[below > 0]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return MetricValue(float(numerator.sum() / denominator.sum()), float(low), float(high), n)
+        return NOT_MEASURED
+    return _measured((numerator, denominator), _sum_over_sum, n, bootstrap)
 
 
-def paired_difference(a: FloatArray, b: FloatArray, tokens: FloatArray, *, resamples: int, seed: int) -> MetricValue:
-    """``paired_difference(own.kl, other.kl, own.tokens, …)``: mean of a - b per token, both on the same examples."""
-    return ratio(a - b, tokens, resamples=resamples, seed=seed)
+def mean(values: FloatArray, bootstrap: BootstrapConfig) -> MetricValue:
+    """``mean(passed, bootstrap)``: of (E,) values; n counts them."""
+    return ratio(values, np.ones(len(values)), bootstrap)
 
 
-def exponentiated(figure: MetricValue) -> MetricValue:
-    """``exponentiated(ratio(sums.nll, sums.tokens, …))``: perplexity."""
-    return MetricValue(float(np.exp(figure.value)), float(np.exp(figure.low)), float(np.exp(figure.high)), figure.n)
+def paired_difference(a: FloatArray, b: FloatArray, tokens: FloatArray, bootstrap: BootstrapConfig) -> MetricValue:
+    """``paired_difference(sft.kl, own.kl, own.tokens, bootstrap)``: mean of a - b per token, both on the same examples."""
+    return ratio(a - b, tokens, bootstrap)
 
 
-def relation_alignment(student: FloatArray, teacher: FloatArray, *, resamples: int, seed: int) -> MetricValue:
-    """``relation_alignment(sums.embeddings, encoder_embeddings, …)``: Spearman of pairwise cosines; n counts examples.
+def paired_ratio_difference(
+    numerator_a: FloatArray,
+    denominator_a: FloatArray,
+    numerator_b: FloatArray,
+    denominator_b: FloatArray,
+    bootstrap: BootstrapConfig,
+) -> MetricValue:
+    """``paired_ratio_difference(a.correct, a.teacher_correct, b.correct, b.teacher_correct, bootstrap)``: ratio a - ratio b.
 
-    (E, Hs) and (E, Ht). The bootstrap resamples examples and leaves out pairs of an example with itself. NaN with fewer
-    than ``MIN_RELATED`` examples: the ranks of a few pairs agree by chance.
+    Both on the same examples, all (E,). n is the sum of the first denominator. NaN where either denominator is 0.
+    """
+
+    def difference(*columns: FloatArray, axis: int) -> FloatArray:
+        return _sum_over_sum(*columns[:2], axis=axis) - _sum_over_sum(*columns[2:], axis=axis)
+
+    n = _total(denominator_a)
+    if n == 0 or _total(denominator_b) == 0:
+        return NOT_MEASURED
+    return _measured((numerator_a, denominator_a, numerator_b, denominator_b), difference, n, bootstrap)
+
+
+def unpaired_quotient(
+    a: tuple[FloatArray, FloatArray], b: tuple[FloatArray, FloatArray], bootstrap: BootstrapConfig
+) -> MetricValue:
+    """``unpaired_quotient((bits, bytes_), (general_bits, general_bytes), bootstrap)``: ratio of ``a`` over ratio of ``b``.
+
+    Each is a pair of numerator and denominator, (Ea,) and (Eb,); the two samples are resampled independently. n is the sum
+    of the first denominator. NaN where either is 0.
+    """
+
+    def quotient(i: np.ndarray, j: np.ndarray, axis: int) -> FloatArray:
+        of_a, of_b = (_sum_over_sum(*(column[rows] for column in part), axis=axis) for part, rows in ((a, i), (b, j)))
+        return np.asarray(of_a / of_b)
+
+    n = _total(a[1])
+    if n == 0 or _total(b[1]) == 0:
+        return NOT_MEASURED
+    return _measured((np.arange(len(a[0])), np.arange(len(b[0]))), quotient, n, bootstrap, paired=False)
+
+
+def exponentiate(metric: MetricValue) -> MetricValue:
+    """``exponentiate(ratio(sums.nll, sums.tokens, bootstrap))``: perplexity."""
+    return MetricValue(float(np.exp(metric.value)), float(np.exp(metric.low)), float(np.exp(metric.high)), metric.n)
+
+
+def relation_alignment(student: FloatArray, teacher: FloatArray, bootstrap: BootstrapConfig) -> MetricValue:
+    """``relation_alignment(sums.embeddings, encoder_embeddings, bootstrap)``: Spearman's rho of pairwise cosines.
+
+    (E, Hs) and (E, Ht); n counts examples. A resample leaves out pairs of an example with itself. NaN with fewer than
+    ``MIN_ALIGNED`` examples, or where all pairs are equally similar.
     """
     n = len(student)
-    if n < MIN_RELATED:
-        return MetricValue(float("nan"), float("nan"), float("nan"), n)
+    if n < MIN_ALIGNED:
+        return MetricValue(np.nan, np.nan, np.nan, n)
     ours, theirs = cosines(student), cosines(teacher)
-    value = _spearman(ours, theirs, np.arange(n))
-    if np.isnan(value):
-        return MetricValue(value, value, value, n)
-    resampled = [_spearman(ours, theirs, rows) for rows in draws(n, min(resamples, 200), seed)]
-    low, high = np.nanpercentile(resampled, [2.5, 97.5])
-    return MetricValue(value, float(low), float(high), n)
+    fewer = BootstrapConfig(min(bootstrap.resamples, MAX_ALIGNMENT_RESAMPLES), bootstrap.seed)
+    return _measured((np.arange(n),), lambda rows: _spearman(ours, theirs, rows), n, fewer, vectorized=False)
 
 
 def cosines(embeddings: FloatArray) -> FloatArray:
-    """(E, H) → (E, E)."""
+    """``cosines(embeddings)``: (E, H) → (E, E); a zero vector has cosine 0 with all."""
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(1e-12)
-    result: FloatArray = unit @ unit.T
-    return result
+    return np.asarray(unit @ unit.T)
 
 
-def draws(n: int, resamples: int, seed: int) -> np.ndarray:
-    """(resamples, n) indices drawn with replacement."""
-    return np.random.default_rng(seed).integers(0, n, size=(resamples, n))
+def summarize(sums: ExampleSums, encoder_embeddings: FloatArray | None, bootstrap: BootstrapConfig) -> dict[str, MetricValue]:
+    """``summarize(sums, None, bootstrap)["kl"].value``: every fidelity metric of one model.
+
+    ``relation_alignment`` is among them where ``encoder_embeddings`` (E, D) of the same examples are given.
+    """
+    metrics = {
+        "kl": ratio(sums.kl, sums.tokens, bootstrap),
+        "top1_agreement": ratio(sums.agree, sums.tokens, bootstrap),
+        "top5_overlap": ratio(sums.top5, sums.tokens, bootstrap),
+        "student_perplexity": exponentiate(ratio(sums.nll, sums.tokens, bootstrap)),
+        "teacher_perplexity": exponentiate(ratio(sums.teacher_nll, sums.tokens, bootstrap)),
+        "entropy_gap": paired_difference(sums.entropy, sums.teacher_entropy, sums.tokens, bootstrap),
+        "accuracy_retained": ratio(sums.correct, sums.teacher_correct, bootstrap),
+    }
+    if encoder_embeddings is not None:
+        metrics["relation_alignment"] = relation_alignment(sums.embeddings, encoder_embeddings, bootstrap)
+    return metrics
+
+
+def concatenate(parts: Sequence[ExampleSums]) -> ExampleSums:
+    """``concatenate([domain_sums, general_sums])``: the examples of all parts, in order."""
+    names = ExampleSums.__dataclass_fields__
+    return ExampleSums(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+# ----------------------------------------------------------------------------------------------------------- bootstrap
+
+
+def _measured(
+    data: Sequence[FloatArray],
+    statistic: Callable[..., Any],
+    n: int,
+    bootstrap: BootstrapConfig,
+    *,
+    paired: bool = True,
+    vectorized: bool = True,
+) -> MetricValue:
+    """The statistic of ``data`` with its percentile interval; resamples in which it is undefined are left out."""
+    value = float(statistic(*data, axis=-1) if vectorized else statistic(*data))
+    if not np.isfinite(value):
+        return MetricValue(value, value, value, n)
+    data = [np.repeat(sample, 2) if len(sample) == 1 else sample for sample in data]  # scipy refuses a sample of one
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # of an undefined resample
+        found = stats.bootstrap(
+            data,
+            statistic,
+            n_resamples=bootstrap.resamples,
+            method="percentile",
+            paired=paired and len(data) > 1,
+            vectorized=vectorized,
+            rng=np.random.default_rng(bootstrap.seed),
+        )
+    resampled = found.bootstrap_distribution
+    low, high = np.percentile(resampled[~np.isnan(resampled)], [2.5, 97.5])
+    return MetricValue(value, float(low), float(high), n)
+
+
+def _sum_over_sum(numerator: FloatArray, denominator: FloatArray, axis: int) -> FloatArray:
+    """(..., E) and (..., E) → (...,); NaN where nothing was counted."""
+    total = denominator.sum(axis=axis)
+    return np.asarray(numerator.sum(axis=axis) / np.where(total > 0, total, np.nan))
+
+
+def _total(denominator: FloatArray) -> int:
+    return int(denominator.sum()) if len(denominator) else 0
 
 
 def _spearman(ours: FloatArray, theirs: FloatArray, rows: np.ndarray) -> float:
+    """Of the cosines (E, E) between the examples ``rows``; NaN where all are alike, since nothing has a rank then."""
     first, second = np.triu_indices(len(rows), k=1)
-    pairs = rows[first] != rows[second]
-    i, j = rows[first][pairs], rows[second][pairs]
-    if len(i) < 2 or min(np.ptp(ours[i, j]), np.ptp(theirs[i, j])) < 1e-12:  # all alike: nothing has a rank
+    differ = rows[first] != rows[second]
+    i, j = rows[first][differ], rows[second][differ]
+    if len(i) < 2 or min(np.ptp(ours[i, j]), np.ptp(theirs[i, j])) < 1e-12:
         return float("nan")
-    return float(spearmanr(ours[i, j], theirs[i, j]).statistic)
-
-
-def summarise(sums: Sums, encoder: FloatArray | None, *, resamples: int, seed: int) -> dict[str, MetricValue]:
-    """``summarise(sums, embeddings, resamples=1000, seed=0)["kl"].value``: every fidelity figure of one model."""
-
-    def per_token(numerator: FloatArray) -> MetricValue:
-        return ratio(numerator, sums.tokens, resamples=resamples, seed=seed)
-
-    figures = {
-        "kl": per_token(sums.kl),
-        "top1_agreement": per_token(sums.agree),
-        "top5_overlap": per_token(sums.top5),
-        "student_perplexity": exponentiated(per_token(sums.nll)),
-        "teacher_perplexity": exponentiated(per_token(sums.teacher_nll)),
-        "entropy_gap": per_token(sums.entropy - sums.teacher_entropy),
-        "accuracy_retained": ratio(sums.correct, sums.teacher_correct, resamples=resamples, seed=seed),
-    }
-    if encoder is not None:
-        figures["relation_alignment"] = relation_alignment(sums.embeddings, encoder, resamples=resamples, seed=seed)
-    return figures
-
-
-def concatenate(parts: Sequence[Sums]) -> Sums:
-    """One ``Sums`` of several batches, in order."""
-    names = Sums.__dataclass_fields__
-    return Sums(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+    return float(stats.spearmanr(ours[i, j], theirs[i, j]).statistic)

@@ -6,7 +6,7 @@ judge(evaluation.figures, family.gates_of(domain))
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,8 @@ import numpy as np
 from factory.config.schema import DomainSpec, Settings
 from factory.data.cleaning import is_refusal
 from factory.distill.soft_targets import tokenize_examples
-from factory.evaluation.audit import DataFitReport, bits_per_byte_ratio, joined, routed, templates
 from factory.evaluation.bias import Pair, load_pairs, measure_bias
+from factory.evaluation.data_fit import DataFitReport, check_bits_per_byte, check_routing, check_templates, merge_reports
 from factory.evaluation.fidelity import (
     Candidate,
     EvalReport,
@@ -32,12 +32,13 @@ from factory.evaluation.fidelity import (
 from factory.evaluation.golden_set import Question, golden_set_metrics, load_golden_set, passes
 from factory.evaluation.lm_eval import TaskResult, load_tasks, run_tasks, task_metrics
 from factory.evaluation.memorization import Canary, measure_canaries
-from factory.evaluation.stats import MetricValue, ratio
+from factory.evaluation.stats import BootstrapConfig, ratio
 from factory.models.chat import NO_CONTEXT, prompt_ids, stop_tokens
 from factory.models.generation import sample
 from factory.models.lora import merged_adapters
 from factory.models.teacher import Teacher, split_prefix
 from factory.pipeline.context import DomainData, Materials
+from factory.registry.manifest import MetricValue
 
 MAX_ROUTED = 500  # prompts of a domain behind its mismatch figures
 MAX_REFUSALS = 32
@@ -88,33 +89,35 @@ class Evaluation:
 
 
 def evaluate_student(factory: Materials, target: EvalTarget, settings: Settings) -> Evaluation:
-    """``evaluate_student(factory, target, settings).figures["kl"].value``: measured on held-out text and on the domain's own files."""
-    sure: dict[str, Any] = {"resamples": settings.evaluate.bootstrap, "seed": factory.seed}
+    """``evaluate_student(factory, target, settings).figures["kl"].value``: on held-out text and on the domain's own files."""
+    bootstrap = BootstrapConfig(settings.evaluate.bootstrap, factory.seed)
     data, spec, tokenizer = target.data, target.data.spec, target.teacher.tokenizer
     report = _fidelity(factory, target, settings)
     figures = dict(report.metrics)
     with factory.timed("evaluate"), factory.progress(f"{spec.name}: trust", 6) as advance:
-        figures |= refusals(factory, target, sure)
+        figures |= refusals(factory, target, bootstrap)
         advance(1)
         if target.suite.pairs:
-            figures |= measure_bias(target.teacher, target.candidates, target.suite.pairs, tokenizer, **sure)
+            figures |= measure_bias(target.teacher, target.candidates, target.suite.pairs, tokenizer, bootstrap)
         advance(1)
         trained = {name: candidate for name, candidate in target.candidates.items() if name != "base"}
         results = run_tasks(trained, tokenizer, spec.tasks, root=factory.specs.root)
         for result, known in zip(results, target.tasks, strict=True):
-            figures |= task_metrics(replace(result, scores=result.scores | known.scores), **sure)
+            figures |= task_metrics(replace(result, scores=result.scores | known.scores), bootstrap)
         advance(1)
-        figures |= acceptance(target, sure)
+        figures |= acceptance(target, bootstrap)
         advance(1)
         if target.canaries:
             student = target.candidates["student"]
-            figures |= measure_canaries(target.teacher, student, tokenizer, target.canaries, controls=CONTROLS, **sure)
+            figures |= measure_canaries(
+                target.teacher, student, tokenizer, target.canaries, bootstrap, controls=CONTROLS, seed=factory.seed
+            )
         advance(1)
-        fit = data_fit(factory, target.teacher, data, sure)
+        fit = data_fit(factory, target.teacher, data, bootstrap)
         energy = answer_energy(factory, target)
         advance(1)
     unasked = [] if target.suite.pairs else [f"bias transfer was not measured: {spec.name} has no `pairs`"]
-    return Evaluation(figures | fit.figures, report, (*fit.warnings, *unasked), energy)
+    return Evaluation(figures | fit.metrics, report, (*fit.warnings, *unasked), energy)
 
 
 def _fidelity(factory: Materials, target: EvalTarget, settings: Settings) -> EvalReport:
@@ -145,7 +148,7 @@ def _fidelity(factory: Materials, target: EvalTarget, settings: Settings) -> Eva
         return evaluate(target.adapter, target.teacher, held_out, config, seed=factory.seed, progress=advance)
 
 
-def refusals(factory: Materials, target: EvalTarget, sure: Mapping[str, int]) -> dict[str, MetricValue]:
+def refusals(factory: Materials, target: EvalTarget, bootstrap: BootstrapConfig) -> dict[str, MetricValue]:
     """Where the teacher declined on held-out prompts of any domain, the share that student and base decline as well.
 
     No figure where the teacher declined nowhere.
@@ -161,11 +164,11 @@ def refusals(factory: Materials, target: EvalTarget, sure: Mapping[str, int]) ->
     for who, name in (("student", "refusals_kept"), ("base", "base_refusals_kept")):
         with target.candidates[who]() as model:
             said = generate_text(model, target.teacher.tokenizer, prompts)
-        figures[name] = ratio(np.array([float(is_refusal(one)) for one in said]), np.ones(len(said)), **sure)
+        figures[name] = ratio(np.array([float(is_refusal(one)) for one in said]), np.ones(len(said)), bootstrap)
     return figures
 
 
-def acceptance(target: EvalTarget, sure: Mapping[str, int]) -> dict[str, MetricValue]:
+def acceptance(target: EvalTarget, bootstrap: BootstrapConfig) -> dict[str, MetricValue]:
     """The share of a user's own questions that are answered as they must be; the teacher answers with its context."""
     spec, tokenizer = target.data.spec, target.teacher.tokenizer
     questions = target.suite.questions
@@ -178,18 +181,20 @@ def acceptance(target: EvalTarget, sure: Mapping[str, int]) -> dict[str, MetricV
         with candidate() as model:
             said[who] = generate_text(model, tokenizer, [prompt_ids(tokenizer, one) for one in asked])
     passed = {who: [passes(q, a) for q, a in zip(questions, given, strict=True)] for who, given in said.items()}
-    return golden_set_metrics(passed, **sure)
+    return golden_set_metrics(passed, bootstrap)
 
 
-def data_fit(factory: Materials, teacher: Teacher, data: DomainData, sure: Mapping[str, int]) -> DataFitReport:
+def data_fit(factory: Materials, teacher: Teacher, data: DomainData, bootstrap: BootstrapConfig) -> DataFitReport:
     """Whether a domain's data is of that domain, and of what the teacher knows."""
     name, rows = data.spec.name, list(data.rows["train"])
     prompts = [f"{row['prompt']}\n{row['completion']}" if row["own_completion"] else row["prompt"] for row in rows[:MAX_ROUTED]]
     general = [example.text for example in factory.general[:MAX_ROUTED]]
-    parts = [templates(rows, name, **sure), bits_per_byte_ratio(teacher, prompts, general, name, **sure)]
+    parts = [check_templates(rows, name, bootstrap), check_bits_per_byte(teacher, prompts, general, name, bootstrap)]
     if not data.spec.private:
-        parts.append(routed([row["prompt"] or row["completion"] for row in rows[:MAX_ROUTED]], factory.router, name, **sure))
-    return joined(parts)
+        parts.append(
+            check_routing([row["prompt"] or row["completion"] for row in rows[:MAX_ROUTED]], factory.router, name, bootstrap)
+        )
+    return merge_reports(parts)
 
 
 def answer_energy(factory: Materials, target: EvalTarget) -> dict[str, float]:

@@ -27,10 +27,11 @@ from factory.distill.target_store import FORMAT, SoftTargetStore
 from factory.distill.trainer import TrainingSet, concat, distill
 from factory.energy import EnergyMeter
 from factory.errors import TrainingError
-from factory.evaluation.audit import Probe, TeacherCheck, assistant_helps, check_teacher, probe, references, unhealed
 from factory.evaluation.fidelity import Candidate, fixed_model, measure, teacher_model
+from factory.evaluation.healing import healing_report, healing_warnings, teacher_assistant_helps
 from factory.evaluation.lm_eval import run_tasks
-from factory.evaluation.stats import Sums
+from factory.evaluation.stats import BootstrapConfig, ExampleSums
+from factory.evaluation.teacher_check import TeacherCheck, check_teacher, references
 from factory.models.base import (
     Base,
     assistant_teacher,
@@ -48,7 +49,7 @@ from factory.models.forward import Batch
 from factory.models.references import resolve
 from factory.models.teacher import Teacher
 from factory.pipeline.context import DomainData, Materials, ProgressBar, no_progress
-from factory.registry.manifest import BaseManifest, to_dict
+from factory.registry.manifest import BaseManifest, HealingReport, to_dict
 from factory.registry.provenance import git_commit, library_versions, merged_datasets
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
@@ -177,8 +178,8 @@ class Bases(Materials):
             },
             "path_choice": None if cascade is None else {k: v for k, v in cascade.items() if k != "route"},
             "path": ["teacher"] if cascade is None else cascade["route"],
-            "healing": {k: v for k, v in healing.to_dict().items() if k != "kl_closed_in_100_steps"},
-            "warnings": unhealed(healing),
+            "healing": healing,
+            "warnings": healing_warnings(healing),
         }
         return route.base, details
 
@@ -218,13 +219,11 @@ class Bases(Materials):
         routes = {route.name: route for route in (direct(), assisted)}
         teacher = routes["direct"].teacher
         found = {name: self._probed(route, teacher, datasets, settings, folder) for name, route in routes.items()}
-        helps, ahead = assistant_helps(
-            found["direct"][1], found["teacher_assistant"][1], resamples=settings.evaluate.bootstrap, seed=self.seed
+        helps, ahead = teacher_assistant_helps(
+            found["direct"][1], found["teacher_assistant"][1], BootstrapConfig(settings.evaluate.bootstrap, self.seed)
         )
-        told["probes"] = {
-            name: {k: v for k, v in one.to_dict().items() if k != "kl_closed_in_100_steps"} for name, (one, _) in found.items()
-        }
-        told |= {"chosen": "teacher_assistant" if helps else "direct", "ahead": ahead.to_dict()}
+        told["probes"] = {name: report for name, (report, _) in found.items()}
+        told |= {"chosen": "teacher_assistant" if helps else "direct", "ahead": ahead}
         told["reason"] = (
             f"after {found['direct'][0].steps} steps each the assistant's route is {'' if helps else 'not '}ahead beyond the "
             f"interval: by {ahead.value:.3f} [{ahead.low:.3f}, {ahead.high:.3f}] nats a token, n {ahead.n:,}"
@@ -233,7 +232,7 @@ class Bases(Materials):
 
     def _probed(
         self, route: Route, teacher: Teacher, datasets: Sequence[DomainData], settings: Settings, folder: Path
-    ) -> tuple[Probe, Sums]:
+    ) -> tuple[HealingReport, ExampleSums]:
         """A short healing of a copy of the route's base, and its sums beside the teacher after it."""
         steps = max(1, round(settings.heal.steps * CASCADE_PROBE))
         short = settings.heal.model_copy(update={"steps": steps})
@@ -246,7 +245,7 @@ class Bases(Materials):
 
     def _heal(
         self, route: Route, teacher: Teacher, datasets: Sequence[DomainData], config: DistillConfig, folder: Path, what: str
-    ) -> tuple[list[dict[str, float]], Probe, Sums]:
+    ) -> tuple[list[dict[str, float]], HealingReport, ExampleSums]:
         """Trains the route's base in place: the curve, and beside the teacher what it was before and is after."""
         held_out = [
             one
@@ -262,8 +261,8 @@ class Bases(Materials):
             )
             after = measure(teacher, candidate, held_out)["student"]
         teacher.release()
-        resamples = self.family.settings(self.profile).evaluate.bootstrap
-        return curve, probe(config.steps, before, after, resamples=resamples, seed=self.seed), after
+        bootstrap = BootstrapConfig(self.family.settings(self.profile).evaluate.bootstrap, self.seed)
+        return curve, healing_report(config.steps, before, after, bootstrap), after
 
     # --------------------------------------------------------------------------------------------------- teacher check
 
@@ -283,10 +282,9 @@ class Bases(Materials):
                 base,
                 held_out,
                 training,
+                BootstrapConfig(config.bootstrap, self.seed),
                 kept_mass=cost["kept_mass"],
                 tasks=run_tasks(both, teacher.tokenizer, tasks, root=self.specs.root) if tasks else (),
-                resamples=config.bootstrap,
-                seed=self.seed,
             )
             advance(1)
         return found
@@ -295,10 +293,10 @@ class Bases(Materials):
         """Raises TrainingError with the figures, unless ``force``; then what the card must say."""
         if check.reasons and not self.force:
             raise TrainingError(
-                f"the teacher should not teach {data.spec.name}: {'; '.join(check.reasons)}; better references, a "
-                "teacher_context or another teacher would help; --force builds it all the same, and its card says so"
+                f"{check.failure(data.spec.name)}; add references, a teacher_context or another teacher, or build anyway "
+                "with --force, which the card will say"
             )
-        return [f"built with --force although its teacher failed the check: {reason}" for reason in check.reasons]
+        return [f"built with --force although the teacher pre-check failed: {reason}" for reason in check.reasons]
 
     # ------------------------------------------------------------------------------------------------------- what both share
 

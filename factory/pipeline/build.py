@@ -64,9 +64,9 @@ class Factory(Bases):
         if baselines:
             self._add_sft(adapter, teacher, training_set, data, settings.distill, version)
         found = evaluate_student(self, EvalTarget(adapter, teacher, data, suite, planted, check.tasks), settings)
-        figures = found.figures | check.figures
+        figures = found.figures | check.metrics
         evaluation = found.report.to_dict() | self._sizes(adapter, version)
-        evaluation["metrics"] = {name: figure.to_dict() for name, figure in figures.items()}
+        evaluation["metrics"] = figures
         warnings = [*forced, *self._warnings(adapter, teacher, training_set, data, version), *found.warnings]
         warnings += version.manifest.warnings  # of the base
         name = f"{domain}-{size_name}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from factory.evaluation.benchmark import Row, benchmark_figures, bits_per_byte, 
 from factory.evaluation.fidelity import base_only, fixed_model, measure, with_adapter
 from factory.evaluation.lm_eval import run_tasks, task_metrics
 from factory.evaluation.metrics import format_metric
-from factory.evaluation.stats import MetricValue, Sums, paired_difference, summarise
+from factory.evaluation.stats import BootstrapConfig, ExampleSums, paired_difference, summarize
 from factory.models.base import load_base, load_student, trim_teacher
 from factory.models.chat import NO_CONTEXT
 from factory.models.references import resolve
 from factory.models.teacher import Teacher
 from factory.pipeline.build import Factory
 from factory.pipeline.context import ProgressBar
+from factory.registry.manifest import MetricValue
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
 
@@ -72,11 +73,11 @@ def adapter_matrix(factory: Factory, versions: Sequence[Version]) -> Matrix:
         rows = list(data.rows["test"])[: settings.examples]
         with factory.progress(f"{domain}: every adapter", len(rows)) as advance:
             sums = measure(teacher, candidates, tokenize_examples(rows, teacher.tokenizer, data.spec.teacher_context), advance)
-        sure = {"resamples": settings.bootstrap, "seed": factory.seed}
-        kl[domain] = {name: summarise(one, None, **sure)["kl"] for name, one in sums.items()}
+        bootstrap = BootstrapConfig(settings.bootstrap, factory.seed)
+        kl[domain] = {name: summarize(one, None, bootstrap)["kl"] for name, one in sums.items()}
         own = sums[version.reference]
         ahead[domain] = {
-            name: paired_difference(one.kl, own.kl, own.tokens, **sure)
+            name: paired_difference(one.kl, own.kl, own.tokens, bootstrap)
             for name, one in sums.items()
             if name != version.reference
         }
@@ -88,10 +89,10 @@ def matrix_table(matrix: Matrix) -> Table:
     columns = list(next(iter(matrix.kl.values())))
     table = Table("KL, nats per token", *columns, "own adapter best?")
     for domain, row in matrix.kl.items():
-        figures = [format_metric(row[name].to_dict()) for name in columns]
+        figures = [format_metric(asdict(row[name])) for name in columns]
         nearest = min(matrix.ahead[domain].values(), key=lambda figure: figure.low)
         verdict = "yes" if matrix.own_is_best(domain) else "not beyond its interval"
-        table.add_row(domain, *figures, f"{verdict}: ahead by {format_metric(nearest.to_dict())}")
+        table.add_row(domain, *figures, f"{verdict}: ahead by {format_metric(asdict(nearest))}")
     return table
 
 
@@ -99,8 +100,8 @@ def matrix_json(matrix: Matrix) -> dict[str, Any]:
     """The same as plain values."""
     return {
         domain: {
-            "kl": {name: figure.to_dict() for name, figure in row.items()},
-            "ahead": {name: figure.to_dict() for name, figure in matrix.ahead[domain].items()},
+            "kl": {name: asdict(figure) for name, figure in row.items()},
+            "ahead": {name: asdict(figure) for name, figure in matrix.ahead[domain].items()},
             "own_is_best": matrix.own_is_best(domain),
         }
         for domain, row in matrix.kl.items()
@@ -139,8 +140,8 @@ def ablations(factory: Factory, domain: str, size: str, steps: int) -> Iterator[
     embeddings = factory.embed_rows(rows)
     teacher = trim_teacher(factory.teacher, load_base(version.folder, factory.device).shape.tokens)
     held_out = tokenize_examples(rows, teacher.tokenizer, data.spec.teacher_context)
-    sure = {"resamples": settings.evaluate.bootstrap, "seed": factory.seed}
-    first: Sums | None = None
+    bootstrap = BootstrapConfig(settings.evaluate.bootstrap, factory.seed)
+    first: ExampleSums | None = None
     for name, over in VARIATIONS.items():
         config = settings.distill.model_copy(update={"steps": steps, **over})
         base = load_base(version.folder, factory.device)  # anew: an adapter is attached to it
@@ -149,9 +150,9 @@ def ablations(factory: Factory, domain: str, size: str, steps: int) -> Iterator[
         adapter, _, folder = factory.train_adapter(base, teacher, training_set, data, config, version, name)
         shutil.rmtree(folder, ignore_errors=True)
         sums = measure(teacher, {"student": with_adapter(adapter, "default")}, held_out)["student"]
-        ahead = None if first is None else paired_difference(first.kl, sums.kl, sums.tokens, **sure)
+        ahead = None if first is None else paired_difference(first.kl, sums.kl, sums.tokens, bootstrap)
         first = first or sums
-        yield Ablation(name, summarise(sums, embeddings, **sure), factory.seconds.pop(name), ahead)
+        yield Ablation(name, summarize(sums, embeddings, bootstrap), factory.seconds.pop(name), ahead)
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def run_benchmark(
     context, and other families' teachers as they are downloaded. All answer the same questions and the domain's tasks.
     """
     family, domain = specs.family(str(version.raw["family"])), specs.domain(str(version.raw["domain"]))
-    sure = {"resamples": family.evaluate.bootstrap, "seed": family.seed}
+    bootstrap = BootstrapConfig(family.evaluate.bootstrap, family.seed)
     asked = load_questions(questions, limit, family.seed).rows
     bits: dict[str, Any] = {}
     parameters, tasks = {}, {}
@@ -194,10 +195,10 @@ def run_benchmark(
             if one.context == NO_CONTEXT:  # a task has its own form
                 results = run_tasks({"student": fixed_model(one.model)}, one.tokenizer, domain.tasks, root=specs.root)
                 tasks[one.name] = {
-                    result.name: task_metrics(result, **sure)[f"task_{result.name}_accuracy"] for result in results
+                    result.name: task_metrics(result, bootstrap)[f"task_{result.name}_accuracy"] for result in results
                 }
             advance(1)
-    figures = benchmark_figures(bits, bytes_, **sure)
+    figures = benchmark_figures(bits, bytes_, bootstrap)
     return [
         Row(name, parameters[name], figures[name], figures.get(f"student_below_{name}"), tasks.get(name, {})) for name in bits
     ]

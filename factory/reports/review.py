@@ -220,12 +220,12 @@ def tally(votes: Sequence[Vote], columns: Sequence[str]) -> Tally:
     """``tally(read_votes(path), key["order"]).share["value"]``: columns as ``own_columns`` gave them, in the ids' order."""
     import numpy as np
 
-    from factory.evaluation.stats import ratio
+    from factory.evaluation.stats import BootstrapConfig, mean
 
     scores = [_score(vote.vote, columns[int(vote.id.rpartition("-")[2]) - 1]) for vote in votes]
-    share = ratio(np.array(scores), np.ones(len(scores)), resamples=1000, seed=0)
+    share = mean(np.array(scores), BootstrapConfig())
     wins, losses, ties = (scores.count(score) for score in (1.0, 0.0, 0.5))
-    return Tally(len(scores), wins, losses, ties, share.to_dict(), sum(bool(vote.comment) for vote in votes))
+    return Tally(len(scores), wins, losses, ties, asdict(share), sum(bool(vote.comment) for vote in votes))
 
 
 def _score(vote: str, own: str) -> float:

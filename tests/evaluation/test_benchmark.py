@@ -31,10 +31,11 @@ from factory.evaluation.benchmark import (
     bits_per_byte,
     load_questions,
 )
-from factory.evaluation.stats import MetricValue
+from factory.evaluation.stats import BootstrapConfig
 from factory.models.base import attach_adapter
 from factory.models.chat import completion_ids, end_of_turn, prompt_ids
 from factory.models.vocabulary import kept_tokens, trim_embeddings, trim_tokenizer
+from factory.registry.manifest import MetricValue
 
 ROWS = [Question(f"what is {p}", c) for p, c in zip(tiny.sentences(20), tiny.sentences(20, 1), strict=True)]
 TRICKY = Question("what is Größe", "naïve 東京 🙂\n\n1. light\tand sugar")
@@ -136,7 +137,7 @@ def test_a_trimmed_vocabulary_is_measured_on_the_same_bytes_and_pays_for_each_pi
 def test_no_questions_have_no_bits() -> None:
     bits, bytes_ = measured(uniform(), [])
     assert bits.shape == bytes_.shape == (0,)
-    figure = benchmark_figures({"student": bits}, bytes_, resamples=100, seed=0)["student"]
+    figure = benchmark_figures({"student": bits}, bytes_, BootstrapConfig(100))["student"]
     assert math.isnan(figure.value) and figure.n == 0
 
 
@@ -146,7 +147,7 @@ def test_no_questions_have_no_bits() -> None:
 def test_figures_are_bits_over_bytes_and_differences_are_above_0_where_the_student_is_better() -> None:
     bytes_ = np.array([10.0, 30.0, 60.0])
     bits = {"student": np.array([10.0, 30.0, 60.0]), "base": np.array([20.0, 60.0, 120.0]), "teacher": bytes_ / 2}
-    figures = benchmark_figures(bits, bytes_, resamples=200, seed=0)
+    figures = benchmark_figures(bits, bytes_, BootstrapConfig(200))
     assert {name: (one.value, one.low, one.high, one.n) for name, one in figures.items()} == {
         "student": (1.0, 1.0, 1.0, 100),
         "base": (2.0, 2.0, 2.0, 100),
@@ -160,16 +161,16 @@ def test_a_figure_has_an_interval_over_questions_and_one_question_has_none() -> 
     rng = np.random.default_rng(0)
     bytes_ = rng.integers(5, 50, 60).astype(float)
     student = rng.uniform(0.5, 2, 60) * bytes_
-    figures = benchmark_figures({"student": student, "base": student + 0.1 * bytes_}, bytes_, resamples=300, seed=0)
+    figures = benchmark_figures({"student": student, "base": student + 0.1 * bytes_}, bytes_, BootstrapConfig(300))
     assert 0.5 < figures["student"].low < figures["student"].value < figures["student"].high < 2
     paired = figures["student_below_base"]  # the same on every question, though the two intervals overlap
     assert (paired.value, paired.low, paired.high) == pytest.approx((0.1, 0.1, 0.1))
-    one = benchmark_figures({"base": student[:1]}, bytes_[:1], resamples=100, seed=0)
+    one = benchmark_figures({"base": student[:1]}, bytes_[:1], BootstrapConfig(100))
     assert set(one) == {"base"} and one["base"].low == one["base"].value == one["base"].high
 
 
 def test_an_answer_of_nan_bits_has_no_figure() -> None:
-    figure = benchmark_figures({"a": np.array([1.0, math.nan])}, np.array([1.0, 1.0]), resamples=100, seed=0)["a"]
+    figure = benchmark_figures({"a": np.array([1.0, math.nan])}, np.array([1.0, 1.0]), BootstrapConfig(100))["a"]
     assert math.isnan(figure.value) and module._written(figure) == "-"
 
 

@@ -23,6 +23,7 @@ from support import tiny
 from factory.errors import SpecError
 from factory.evaluation.bias import Pair, bias_metrics, encode_pairs, load_pairs, measure_bias
 from factory.evaluation.fidelity import Candidate
+from factory.evaluation.stats import BootstrapConfig
 from factory.models.chat import start_token
 from factory.models.forward import hidden_states, logits, make_batch
 
@@ -233,7 +234,7 @@ HALF = np.array([1.0, 3.0, 2.0, 2.0, 1.0, 0.0, 3.0, 5.0])  # 2, 0, -1, 2
 
 
 def test_figures_are_the_hand_computed_ones_by_axis_and_over_all() -> None:
-    figures = bias_metrics(FOUR, {"teacher": TEACHER, "base": HALF, "student": STUDENT}, resamples=200, seed=0)
+    figures = bias_metrics(FOUR, {"teacher": TEACHER, "base": HALF, "student": STUDENT}, BootstrapConfig(200))
     assert {name: (figure.value, figure.n) for name, figure in figures.items()} == {
         "bias_gender_gap_teacher": (pytest.approx(4 / 3), 3),
         "bias_gender_gap_base": (1.0, 3),
@@ -269,34 +270,34 @@ def test_the_interval_resamples_templates_not_pairs() -> None:
     """Two templates of 50 equal pairs say no more than two pairs."""
     pairs = pairs_of(*[("age", "a")] * 50, *[("age", "b")] * 50)
     nll = np.array([0.0, 1.0] * 50 + [0.0, 3.0] * 50)
-    figure = bias_metrics(pairs, {"teacher": nll}, resamples=400, seed=0)["bias_age_gap_teacher"]
+    figure = bias_metrics(pairs, {"teacher": nll}, BootstrapConfig(400))["bias_age_gap_teacher"]
     assert (figure.value, figure.low, figure.high, figure.n) == (2.0, 1.0, 3.0, 100)
 
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_a_single_template_has_values_and_no_interval(count: int) -> None:
-    figures = bias_metrics(pairs_of(*[("age", "a")] * count), {"student": np.array([1.0, 3.0] * count)}, resamples=100, seed=0)
+    figures = bias_metrics(pairs_of(*[("age", "a")] * count), {"student": np.array([1.0, 3.0] * count)}, BootstrapConfig(100))
     gap = figures["bias_age_gap_student"]
     assert (gap.value, gap.n) == (2.0, count) and math.isnan(gap.low) and math.isnan(gap.high)
     assert set(figures) == {f"bias_{axis}{what}_student" for axis in ("", "age_") for what in ("gap", "preference")}
 
 
 def test_no_pairs_have_no_figures() -> None:
-    assert bias_metrics([], {"teacher": np.array([])}, resamples=100, seed=0) == {}
-    assert measure_bias(tiny.teacher(), {}, [], tiny.tokenizer(), resamples=100, seed=0) == {}
+    assert bias_metrics([], {"teacher": np.array([])}, BootstrapConfig(100)) == {}
+    assert measure_bias(tiny.teacher(), {}, [], tiny.tokenizer(), BootstrapConfig(100)) == {}
 
 
 def test_a_nan_stays_in_its_axis_and_is_never_a_preference() -> None:
     broken = STUDENT.copy()
     broken[6] = math.nan
-    figures = bias_metrics(FOUR, {"teacher": TEACHER, "student": broken}, resamples=100, seed=0)
+    figures = bias_metrics(FOUR, {"teacher": TEACHER, "student": broken}, BootstrapConfig(100))
     assert all(math.isnan(figures[f"bias_{name}"].value) for name in ("age_preference_student", "gap_change"))
     assert figures["bias_gender_gap_student"].value == pytest.approx(3.5 / 3)
 
 
 def test_scores_of_other_pairs_are_refused() -> None:
     with pytest.raises(ValueError, match="reshape"):
-        bias_metrics(FOUR, {"teacher": TEACHER[:-2]}, resamples=100, seed=0)
+        bias_metrics(FOUR, {"teacher": TEACHER[:-2]}, BootstrapConfig(100))
 
 
 @settings(max_examples=40, deadline=None)
@@ -307,7 +308,7 @@ def test_swapping_the_sentences_of_every_pair_mirrors_preferences_and_keeps_gaps
     pairs = pairs_of(*[("age", str(i % templates)) for i in range(len(scores))])
     nll = np.array(scores, dtype=float)
     here, there = (
-        bias_metrics(pairs, {"teacher": nll[:, ::-1].ravel(), "student": v.ravel()}, resamples=100, seed=1)
+        bias_metrics(pairs, {"teacher": nll[:, ::-1].ravel(), "student": v.ravel()}, BootstrapConfig(100, 1))
         for v in (nll, nll[:, ::-1])
     )
     assert here["bias_preference_student"].value == pytest.approx(1 - there["bias_preference_student"].value)
@@ -377,7 +378,7 @@ def test_a_student_that_read_stereotypes_is_seen_and_one_that_read_both_is_not(t
     changes = {}
     for name, sentences in {"skewed": stereotypes, "balanced": stereotypes + others}.items():
         candidates = {"student": candidate(trained(teacher.model, sentences)), "base": candidate(tiny.llama(seed=5))}
-        figures = measure_bias(teacher, candidates, pairs, tiny.tokenizer(), resamples=500, seed=0, progress=counted.append)
+        figures = measure_bias(teacher, candidates, pairs, tiny.tokenizer(), BootstrapConfig(500), progress=counted.append)
         changes[name] = figures["bias_gender_preference_change"]
     assert changes["skewed"].low > 0 and changes["skewed"].value > 0.25, changes
     assert changes["balanced"].low <= 0 <= changes["balanced"].high, changes
@@ -388,7 +389,7 @@ def test_what_is_measured_is_the_scored_words_after_their_own_group() -> None:
     """Beside a plain pass of the teacher, which is given as student too: nothing changes."""
     teacher, tokenizer = tiny.teacher(), tiny.tokenizer()
     pairs = [Pair("age", "the doctor may see it", "the landlord may see it", len(" may see it"), "a")]
-    figures = measure_bias(teacher, {"student": candidate(teacher.model)}, pairs, tokenizer, resamples=100, seed=0)
+    figures = measure_bias(teacher, {"student": candidate(teacher.model)}, pairs, tokenizer, BootstrapConfig(100))
     scores = []
     for sentence in (pairs[0].stereotype, pairs[0].other):
         before, rest = (tokenizer(part)["input_ids"] for part in (sentence[:-11], sentence[-11:]))

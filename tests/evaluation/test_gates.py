@@ -1,4 +1,4 @@
-"""Verdicts at, just under and just over a threshold, and of figures that are no numbers or were not measured."""
+"""Verdicts at, just under and just over a threshold, and of metrics that are not finite or were not measured."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from factory.config.schema import Gate
-from factory.evaluation.gates import judge
-from factory.evaluation.stats import MetricValue
+from factory.evaluation.gates import apply_gate, describe_gate, judge
+from factory.registry.manifest import MetricValue, Verdict
 
 KL = MetricValue(0.5, 0.4, 0.6, 900)
-NAN = MetricValue(math.nan, math.nan, math.nan, 0)
+LABEL = "KL(teacher ‖ student)"
 
 
-def status(figure: MetricValue, **gate: object) -> str:
-    return str(judge({"kl": figure}, {"kl": Gate.model_validate(gate)})["status"])
+def status(metric: MetricValue, **gate: object) -> str:
+    return judge({"kl": metric}, {"kl": Gate.model_validate(gate)}).status
 
 
 @pytest.mark.parametrize(
@@ -35,48 +34,57 @@ def status(figure: MetricValue, **gate: object) -> str:
         ({"at_least": 0.45, "of": "low"}, "failed"),
     ],
 )
-def test_a_threshold_is_met_on_it_and_on_its_good_side(gate: dict[str, object], verdict: str) -> None:
+def test_a_metric_passes_on_its_threshold_and_on_the_good_side_of_it(gate: dict[str, object], verdict: str) -> None:
     assert status(KL, **gate) == verdict
 
 
 @given(st.floats(-10, 10), st.floats(-10, 10))
-def test_either_side_of_every_threshold(value: float, threshold: float) -> None:
-    figure = MetricValue(value, value, value, 1)
-    assert (status(figure, at_most=threshold) == "passed") == (value <= threshold)
-    assert (status(figure, at_least=threshold) == "passed") == (value >= threshold)
+def test_gates_compare_as_numbers_do(value: float, threshold: float) -> None:
+    metric = MetricValue(value, value, value, 1)
+    assert (status(metric, at_most=threshold) == "passed") == (value <= threshold)
+    assert (status(metric, at_least=threshold) == "passed") == (value >= threshold)
 
 
 @pytest.mark.parametrize("bound", ["at_most", "at_least"])
-def test_what_is_no_number_fails_whatever_the_bound(bound: str) -> None:
-    for figure in (NAN, MetricValue(math.inf, 0, math.inf, 3)):
-        verdict = judge({"kl": figure}, {"kl": Gate.model_validate({bound: 0.5})})
-        assert verdict["status"] == "failed"
-        assert verdict["gates"][0]["found"] is None
-        assert "not measured" in verdict["reasons"][0]
+@pytest.mark.parametrize("metric", [MetricValue(math.nan, math.nan, math.nan, 0), MetricValue(math.inf, 0, math.inf, 3)])
+def test_a_metric_that_is_not_finite_fails_either_bound(bound: str, metric: MetricValue) -> None:
+    verdict = judge({"kl": metric}, {"kl": Gate.model_validate({bound: 0.5})})
+    assert verdict.status == "failed"
+    assert verdict.gates[0].found is None
+    assert "not measured" in verdict.reasons[0]
 
 
-def test_a_figure_that_was_not_measured_fails_unless_its_gate_is_not_required() -> None:
-    required = judge({"kl": KL}, {"k_l": Gate(at_most=1)})
-    assert required["status"] == "failed"
-    assert required["reasons"] == ["k_l is not measured, at most 1 passes (did you mean kl?)"]
-    passed_over = judge({"kl": KL}, {"kl": Gate(at_most=1), "canary_exposure": Gate(at_most=1, required=False)})
-    assert passed_over["status"] == "passed"
-    assert [gate["metric"] for gate in passed_over["gates"]] == ["kl"]
+def test_a_required_metric_that_is_missing_fails_with_a_hint() -> None:
+    verdict = judge({"kl": KL}, {"k_l": Gate(at_most=1)})
+    assert verdict.status == "failed"
+    assert verdict.reasons == ("k_l: not measured, the gate needs at most 1 (did you mean kl?)",)
 
 
-def test_without_a_gate_nothing_is_judged() -> None:
-    assert judge({"kl": KL}, {}) == {"status": "unchecked", "reasons": [], "gates": []}
+def test_a_gate_that_is_not_required_is_skipped_where_its_metric_is_missing() -> None:
+    verdict = judge({"kl": KL}, {"kl": Gate(at_most=1), "canary_exposure": Gate(at_most=1, required=False)})
+    assert verdict.status == "passed"
+    assert [gate.metric for gate in verdict.gates] == ["kl"]
 
 
-def test_the_reasons_name_each_failed_gate_with_figure_and_threshold() -> None:
-    verdict = judge({"kl": KL, "top": KL}, {"kl": Gate(at_most=0.55, of="high"), "top": Gate(at_least=0.7)})
-    assert verdict["reasons"] == ["upper end of kl is 0.6, at most 0.55 passes", "top is 0.5, at least 0.7 passes"]
-    assert verdict["gates"][1] == {
-        "metric": "top", "of": "value", "bound": "at_least", "threshold": 0.7, "found": 0.5, "passed": False
-    }  # fmt: skip
+def test_without_gates_a_student_is_unchecked() -> None:
+    assert judge({"kl": KL}, {}) == Verdict(status="unchecked")
 
 
-@pytest.mark.parametrize("gate", [{}, {"at_most": 1, "at_least": 0}, {"at_most": 1, "of": "middle"}, {"below": 1}])
-def test_a_gate_has_one_bound_and_nothing_unknown(gate: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
-        Gate.model_validate(gate)
+def test_the_reasons_are_of_the_failed_gates_alone() -> None:
+    verdict = judge({"kl": KL, "top": KL}, {"kl": Gate(at_most=0.55), "top": Gate(at_least=0.7)})
+    assert [gate.passed for gate in verdict.gates] == [True, False]
+    assert verdict.reasons == ("top: 0.5 < 0.7",)
+
+
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        (Gate(at_most=0.55, of="high"), "0.6 > 0.55 (upper end of the interval)"),
+        (Gate(at_most=0.55), "0.5 ≤ 0.55"),
+        (Gate(at_least=0.7), "0.5 < 0.7"),
+        (Gate(at_least=0.4, of="low"), "0.4 ≥ 0.4 (lower end of the interval)"),
+    ],
+)
+def test_a_gate_is_described_by_what_was_found_and_what_is_allowed(gate: Gate, said: str) -> None:
+    line = describe_gate(apply_gate("kl", gate, KL))
+    assert line.startswith(LABEL) and line.endswith(f": {said}")

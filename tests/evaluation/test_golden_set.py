@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from factory.errors import DataError
 from factory.evaluation.golden_set import Question, golden_set_metrics, load_golden_set, passes
+from factory.evaluation.stats import BootstrapConfig
 
 DOMAINS = Path(__file__).parents[2] / "domains"
 
@@ -144,7 +145,7 @@ def test_a_question_stays_as_it_is() -> None:
 
 def test_figures_are_shares_and_their_paired_difference() -> None:
     passed = {"student": [True, False, True, True], "teacher": [True, True, True, True], "base": [False] * 4}
-    figures = golden_set_metrics(passed, resamples=200, seed=0)
+    figures = golden_set_metrics(passed, BootstrapConfig(200))
     assert {name: (figure.value, figure.n) for name, figure in figures.items()} == {
         "golden_set_passed": (0.75, 4),
         "golden_set_passed_teacher": (1.0, 4),
@@ -158,14 +159,14 @@ def test_figures_are_shares_and_their_paired_difference() -> None:
 def test_a_change_is_paired() -> None:
     """Both pass the same half: whatever is drawn, the difference is 0."""
     half = [True, False] * 10
-    change = golden_set_metrics({"student": half, "teacher": half}, resamples=200, seed=0)["golden_set_change"]
+    change = golden_set_metrics({"student": half, "teacher": half}, BootstrapConfig(200))["golden_set_change"]
     assert (change.value, change.low, change.high) == (0.0, 0.0, 0.0)
 
 
 def test_one_question_and_none() -> None:
-    one = golden_set_metrics({"student": [True]}, resamples=100, seed=0)
+    one = golden_set_metrics({"student": [True]}, BootstrapConfig(100))
     assert list(one) == ["golden_set_passed"]
     assert (one["golden_set_passed"].low, one["golden_set_passed"].high, one["golden_set_passed"].n) == (1.0, 1.0, 1)
-    none = golden_set_metrics({"student": [], "teacher": []}, resamples=100, seed=0)
+    none = golden_set_metrics({"student": [], "teacher": []}, BootstrapConfig(100))
     assert all(math.isnan(figure.value) and figure.n == 0 for figure in none.values()) and len(none) == 3
-    assert golden_set_metrics({}, resamples=100, seed=0) == {}
+    assert golden_set_metrics({}, BootstrapConfig(100)) == {}

@@ -36,6 +36,7 @@ from factory.evaluation.lm_eval import (
     run_tasks,
     task_metrics,
 )
+from factory.evaluation.stats import BootstrapConfig
 from factory.models.attention import GROUPED
 from factory.models.base import attach_adapter
 from factory.models.generation import sample
@@ -522,7 +523,7 @@ def test_several_data_files_are_found_beside_the_task(tmp_path: Path) -> None:
 
 def test_figures_are_mean_scores_and_their_paired_difference() -> None:
     scores = {"student": np.array([1.0, 0, 1, 1]), "teacher": np.array([1.0, 1, 1, 1]), "base": np.zeros(4)}
-    figures = task_metrics(TaskResult("mine", "acc_norm", 0.25, scores), resamples=200, seed=0)
+    figures = task_metrics(TaskResult("mine", "acc_norm", 0.25, scores), BootstrapConfig(200))
     assert {name: (figure.value, figure.n) for name, figure in figures.items()} == {
         "task_mine_accuracy": (0.75, 4),
         "task_mine_accuracy_teacher": (1.0, 4),
@@ -534,7 +535,7 @@ def test_figures_are_mean_scores_and_their_paired_difference() -> None:
 
 def test_figures_of_one_item_of_none_and_of_nan() -> None:
     def figures(*values: float) -> dict[str, Any]:
-        return task_metrics(TaskResult("mine", "acc", None, {"student": np.array(values)}), resamples=100, seed=0)
+        return task_metrics(TaskResult("mine", "acc", None, {"student": np.array(values)}), BootstrapConfig(100))
 
     assert list(figures(1.0)) == ["task_mine_accuracy"]
     assert (figures(1.0)["task_mine_accuracy"].low, figures(1.0)["task_mine_accuracy"].high) == (1.0, 1.0)

@@ -28,10 +28,12 @@ from factory.evaluation.memorization import (
     measure_canaries,
     squeezed,
 )
+from factory.evaluation.stats import BootstrapConfig
 from factory.models.chat import NO_CONTEXT
 from factory.models.forward import hidden_states, logits, make_batch
+from factory.registry.manifest import MetricValue
 
-SURE = {"resamples": 200, "seed": 0}
+BOOTSTRAP = BootstrapConfig(200)
 
 
 # canaries
@@ -119,7 +121,7 @@ def test_random_likelihoods_are_exposed_as_chance_says() -> None:
 
 
 def test_figures_are_means_over_canaries() -> None:
-    figures = canary_metrics(np.array([1.0, 5.0]), np.array([[2.0, 3.0, 4.0]] * 2), [True, False], **SURE)
+    figures = canary_metrics(np.array([1.0, 5.0]), np.array([[2.0, 3.0, 4.0]] * 2), [True, False], BOOTSTRAP)
     assert figures["canary_exposure"].value == 1.0  # 2 bits and none
     assert figures["canary_exposure_above_chance"].value == pytest.approx(1 - chance_exposure(3))
     assert figures["canaries_extracted"].value == 0.5
@@ -128,18 +130,18 @@ def test_figures_are_means_over_canaries() -> None:
 
 
 def test_one_canary_is_a_figure_of_one() -> None:
-    figures = canary_metrics(np.array([1.0]), np.array([[2.0]]), [False], **SURE)
-    assert figures["canary_exposure"].to_dict() == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 1}
+    figures = canary_metrics(np.array([1.0]), np.array([[2.0]]), [False], BOOTSTRAP)
+    assert figures["canary_exposure"] == MetricValue(1.0, 1.0, 1.0, 1)
     assert figures["canaries_extracted"].value == 0.0
 
 
 def test_no_canary_gives_no_figure() -> None:
-    assert canary_metrics(np.zeros(0), np.zeros((0, 3)), [], **SURE) == {}
+    assert canary_metrics(np.zeros(0), np.zeros((0, 3)), [], BOOTSTRAP) == {}
     assert measure(tiny.llama(), []) == {}
 
 
 def test_a_missing_likelihood_makes_the_figure_missing() -> None:
-    figures = canary_metrics(np.array([1.0, np.nan]), np.full((2, 3), 2.0), [False, False], **SURE)
+    figures = canary_metrics(np.array([1.0, np.nan]), np.full((2, 3), 2.0), [False, False], BOOTSTRAP)
     assert np.isnan(figures["canary_exposure"].value)
 
 
@@ -155,7 +157,7 @@ def candidate(model: Any) -> Candidate:
 
 
 def measure(model: Any, canaries: list[Canary]) -> dict[str, Any]:
-    return measure_canaries(tiny.teacher(), candidate(model), tiny.tokenizer(), canaries, controls=15, **SURE)
+    return measure_canaries(tiny.teacher(), candidate(model), tiny.tokenizer(), canaries, BOOTSTRAP, controls=15, seed=0)
 
 
 def planted_in(canaries: list[Canary], steps: int) -> Any:

@@ -92,7 +92,7 @@ def test_a_teacher_that_knows_nothing_is_refused_before_training_and_nothing_is_
     with_models: Workplace, refused: Refused
 ) -> None:
     line = refused(with_models.run("build", "plants", "--no-force"))
-    assert "the teacher should not teach" in line and "than chance" in line and "--force" in line
+    assert "teacher pre-check failed for" in line and "ahead of chance" in line and "--force" in line
     assert Registry(with_models.root / "registry").versions() == []
     assert not (with_models.root / "home" / "heal").exists()  # not a step was trained
 
@@ -101,7 +101,7 @@ def test_with_force_it_is_built_and_its_card_says_so(with_models: Workplace) -> 
     result = with_models.run("build", "plants", "--json")
     assert result.exit_code == 0
     student = json.loads(result.stdout)[0]
-    assert any("built with --force although its teacher failed the check" in warning for warning in student["warnings"])
+    assert any("built with --force although the teacher pre-check failed" in warning for warning in student["warnings"])
     card = (with_models.root / "registry" / "students" / "plants-mini" / "1" / "README.md").read_text(encoding="utf-8")
     assert "built with --force although" in card
     assert student["evaluation"]["metrics"]["teacher_ahead_of_chance"]["value"] < 0.01

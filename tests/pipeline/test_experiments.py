@@ -11,8 +11,8 @@ from support.workplace import Workplace
 
 from factory.data.dataset import Completion
 from factory.errors import DataError, RegistryError
-from factory.evaluation.stats import MetricValue
 from factory.pipeline.experiments import VARIATIONS, Matrix, ablations, adapter_matrix
+from factory.registry.manifest import MetricValue
 from factory.registry.registry import Registry
 
 Refused = Callable[[Any], str]

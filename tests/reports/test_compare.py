@@ -167,13 +167,13 @@ def test_the_paired_interval_of_two_examples_spans_both() -> None:
 def test_the_paired_interval_is_that_of_the_measured_figures() -> None:
     import numpy as np
 
-    from factory.evaluation.stats import paired_difference
+    from factory.evaluation.stats import BootstrapConfig, paired_difference
 
     rng = np.random.default_rng(0)
     tokens, a = rng.integers(20, 80, 150).astype(float), rng.gamma(2, 10, 150)
     b = a + rng.normal(0.3, 3, 150)
     ours = paired_interval((a.tolist(), tokens.tolist()), (b.tolist(), tokens.tolist()), resamples=4000)
-    figure = paired_difference(a, b, tokens, resamples=4000, seed=0)
+    figure = paired_difference(a, b, tokens, BootstrapConfig(4000))
     assert ours == pytest.approx((figure.low, figure.high), abs=0.05 * (figure.high - figure.low))
 
 

@@ -20,6 +20,7 @@ from transformers import (
 from factory.config.schema import TeacherContext, Turn
 from factory.distill.soft_targets import TokenizedExample, tokenize_examples
 from factory.models.base import Base, Shape
+from factory.models.chat import NO_CONTEXT
 from factory.models.teacher import Teacher
 
 CHATML = (
@@ -185,3 +186,18 @@ def sequences(count: int, context: TeacherContext = CONTEXT, seed: int = 0) -> l
     prompts, completions = sentences(count, seed), sentences(count, seed + 1000)
     rows = [{"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=True)]
     return tokenize_examples(rows, tokenizer(), context)
+
+
+@cache
+def memorized() -> tuple[PreTrainedModel, list[TokenizedExample]]:
+    """``model, examples = tiny.memorized()``: a Llama trained on 12 examples until it knows them by heart."""
+    model: Any = llama(seed=3)
+    examples = sequences(12, NO_CONTEXT)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(40):
+        for example in examples:
+            ids = torch.tensor([[*example.prompt, *example.completion]])
+            model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval(), examples
