@@ -1,18 +1,24 @@
-"""A published student at work: its answer to a question, and what it expects next beside what its teacher expects."""
+"""Load a published student, ask it, and explain its next token beside its teacher's.
+
+loaded = load_version(registry.resolve("healthcare-small"), registry, device)
+ask(load_chat_model(loaded.version, registry, device), "What are early signs of asthma?").answer
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from factory.config.schema import FamilySpec, Specs
-from factory.errors import TrainingError
+from factory.errors import TrainingError, UsageError
 from factory.evaluation.fidelity import generate_text
 from factory.models.base import Base, load_base, load_student
 from factory.models.chat import prompt_ids
@@ -21,13 +27,23 @@ from factory.models.teacher import Teacher
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
 
-TOP = 10
-MAX_NEW_TOKENS = 112
+TOP = 10  # tokens in each list of an explanation
+MAX_NEW_TOKENS = 112  # of a base or a teacher; a student's own limit is in its manifest
+
+
+@dataclass(frozen=True)
+class LoadedVersion:
+    """A published student or base in memory, ready for inference."""
+
+    version: Version
+    base_version: Version  # for a base, the version itself
+    base: Base
+    model: Any  # student: peft's model; base: transformers' model
 
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A model that can be asked: a student, a base, or the teacher."""
+    """A student, a base or the teacher, with what ``ask`` needs to know about it."""
 
     reference: str
     model: Any
@@ -38,84 +54,104 @@ class ChatModel:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said, by which version."""
+    """An answer, and the version that gave it."""
 
     reference: str
     question: str
     answer: str
-    notice: str  # what an answer in this domain must say ("no medical advice")
+    notice: str  # the domain's disclaimer, for example "no medical advice"
     seconds: float
 
 
 @dataclass(frozen=True)
 class TokenProb:
-    """One possible next token."""
+    """A candidate for the next token."""
 
     token: str
-    teacher: float  # probability, teacher's vocabulary
-    student: float | None  # None: the student's vocabulary lacks this token
+    teacher: float  # probability over the teacher's vocabulary
+    student: float | None  # None: the token is not in the student's vocabulary
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Next-token distributions after one text."""
+    """Next-token distributions of teacher and student after the same text."""
 
     reference: str
     text: str
-    kl: float  # KL(teacher ‖ student), nats, both over the student's vocabulary
-    kept_mass: float  # of the teacher's distribution, on tokens that the student has
-    teacher: tuple[TokenProb, ...]  # the teacher's most likely tokens, its whole vocabulary
-    student: tuple[TokenProb, ...]  # the student's most likely tokens
-    lacking: tuple[str, ...]  # of the teacher's, those that the student's vocabulary lacks
-    text_tokens: tuple[int, int]  # tokens that the text is cut into: teacher's, student's vocabulary
+    kl: float  # KL(teacher ‖ student), nats, over the student's vocabulary
+    kept_mass: float  # the teacher's probability mass on the student's vocabulary
+    teacher: tuple[TokenProb, ...]  # the teacher's top tokens, over its whole vocabulary
+    student: tuple[TokenProb, ...]  # the student's top tokens
+    missing: tuple[str, ...]  # those of the teacher's top tokens that the student's vocabulary lacks
+    text_tokens: tuple[int, int]  # length of the text in the teacher's and the student's tokens
+
+
+# ---------------------------------------------------------------------------------------------------------------- load
+
+
+def load_version(
+    version: Version, registry: Registry, device: torch.device, dtype: torch.dtype = torch.bfloat16
+) -> LoadedVersion:
+    """``load_version(registry.resolve("healthcare-small"), registry, device).model``: in evaluation mode.
+
+    dtype: of the base's weights; adapter weights are always float32.
+    """
+    if version.base is None:
+        base = load_base(version.folder, device, dtype)
+        return LoadedVersion(version, version, base, base.model)
+    base_version = registry.resolve(version.base)
+    base = load_base(base_version.folder, device, dtype)
+    return LoadedVersion(version, base_version, base, load_student(base, version.folder))
+
+
+def load_family_teacher(family: FamilySpec, specs: Specs, device: torch.device) -> Teacher:
+    """``load_family_teacher(specs.family("default"), specs, device)``: with its whole vocabulary."""
+    resolved = resolve(family.teacher, root=specs.root, chat_template=family.teacher.chat_template)
+    return Teacher.load(resolved, device)
+
+
+def matching_family(version: Version, specs: Specs) -> FamilySpec:
+    """``matching_family(version, specs)``: the version's family, as the domains folder describes it now.
+
+    Raises: TrainingError if the family names another teacher than the one the version was distilled from.
+    """
+    family, teacher = specs.family(version.manifest.family), version.manifest.teacher.reference
+    if teacher != family.teacher.model:
+        raise TrainingError(
+            f"{version.reference} was distilled from {teacher}, but family {family.name} now names {family.teacher.model}: "
+            "pass --domains with a folder that still has the older family file"
+        )
+    return family
 
 
 # ----------------------------------------------------------------------------------------------------------------- ask
 
 
 def load_chat_model(version: Version, registry: Registry, device: torch.device) -> ChatModel:
-    """``load_chat_model(registry.resolve("healthcare-small"), registry, device)``: a student, or a base alone."""
-    base, model = _load(version, registry, device)
-    data = (version.raw.get("settings") or {}).get("data") or {}
-    return ChatModel(
-        version.reference,
-        model,
-        base.tokenizer,
-        str(version.raw.get("notice") or ""),
-        int(data.get("max_completion_tokens") or MAX_NEW_TOKENS),
-    )
+    """``load_chat_model(registry.resolve("healthcare-small"), registry, device)``: a student or a base."""
+    loaded, manifest = load_version(version, registry, device), version.manifest
+    if manifest.kind == "base":
+        return ChatModel(version.reference, loaded.model, loaded.base.tokenizer)
+    return ChatModel(version.reference, loaded.model, loaded.base.tokenizer, manifest.notice, manifest.max_completion_tokens)
 
 
 def load_teacher_chat_model(family: FamilySpec, specs: Specs, device: torch.device) -> ChatModel:
-    """``load_teacher_chat_model(specs.family("default"), specs, device)``: the whole teacher, without any domain's context."""
-    teacher = _load_teacher(family, specs, device)
+    """``load_teacher_chat_model(specs.family("default"), specs, device)``: the teacher without any domain's context."""
+    teacher = load_family_teacher(family, specs, device)
     return ChatModel(f"teacher {family.teacher.model}", teacher.model, teacher.tokenizer)
 
 
 def ask(chat_model: ChatModel, question: str) -> Answer:
-    """``ask(chat_model, "What are early signs of asthma?").answer``: greedy, so the same each time.
+    """``ask(chat_model, "What are early signs of asthma?").answer``: greedy decoding, so it is reproducible.
 
-    Raises: TrainingError for an empty question.
+    Raises: UsageError if the question is empty.
     """
     if not question.strip():
-        raise TrainingError("the question is empty: write one in quotes after the student's name")
-    begun = time.perf_counter()
+        raise UsageError("the question is empty: put it in quotes after the student's name")
+    begin = time.perf_counter()
     ids = prompt_ids(chat_model.tokenizer, question)
     text = generate_text(chat_model.model, chat_model.tokenizer, [ids], max_new_tokens=chat_model.max_new_tokens)[0]
-    return Answer(chat_model.reference, question, text, chat_model.notice, time.perf_counter() - begun)
-
-
-def _load(version: Version, registry: Registry, device: torch.device) -> tuple[Base, Any]:
-    if version.kind == "base":
-        base = load_base(version.folder, device)
-        return base, base.model
-    base = load_base(registry.resolve(version.base or "").folder, device)
-    return base, load_student(base, version.folder)
-
-
-def _load_teacher(family: FamilySpec, specs: Specs, device: torch.device) -> Teacher:
-    files = resolve(family.teacher, root=specs.root, chat_template=family.teacher.chat_template)
-    return Teacher.load(files, device)
+    return Answer(chat_model.reference, question, text, chat_model.notice, time.perf_counter() - begin)
 
 
 # ------------------------------------------------------------------------------------------------------------- explain
@@ -123,107 +159,81 @@ def _load_teacher(family: FamilySpec, specs: Specs, device: torch.device) -> Tea
 
 @torch.inference_mode()
 def explain(version: Version, text: str, registry: Registry, specs: Specs, device: torch.device) -> Explanation:
-    """``explain(version, "The movie was surprisingly", registry, specs, device).kl``: the text is continued as it is.
+    """``explain(version, "The movie was surprisingly", registry, specs, device).kl``: no chat template is applied.
 
-    KL compares both over the student's tokens, on the student's cut of the text: the teacher's probabilities of the
-    tokens that the student has, renormalised. The teacher's list is of its whole vocabulary and its own cut.
+    KL compares both models over the student's vocabulary and after the student's tokens; the teacher's distribution is
+    renormalised. The teacher's top tokens come from its whole vocabulary, after its own tokens.
 
-    Raises: TrainingError for an empty text, or where the family file names another teacher than the student's.
+    Raises: UsageError if the text is empty; TrainingError if the family names another teacher than the version's.
     """
     if not text.strip():
-        raise TrainingError("the text is empty: write its first words in quotes after the student's name")
-    teacher = _load_teacher(family_of(version, specs), specs, device)
-    base, student = _load(version, registry, device)
-    own = _ids(base.tokenizer, text)
-    kept = torch.tensor(base.shape.tokens or range(len(teacher.tokenizer)), device=device)  # (K,) the teacher's ids
-    mine = _next(student, own)[: len(kept)].log_softmax(-1)  # (K,) at student ids
-    ours = _next(teacher.model, kept[torch.tensor(own, device=device)].tolist())[kept].log_softmax(-1)  # (K,)
-    theirs_ids = _ids(teacher.tokenizer, text)
-    theirs = _next(teacher.model, theirs_ids)[: len(teacher.tokenizer)].log_softmax(-1)  # (V,)
-    new_id = {int(old): new for new, old in enumerate(kept.tolist())}
+        raise UsageError("the text is empty: put its first words in quotes after the student's name")
+    teacher = load_family_teacher(matching_family(version, specs), specs, device)
+    loaded = load_version(version, registry, device)
+    kept = torch.tensor(loaded.base.shape.tokens or range(len(teacher.tokenizer)), device=device)  # (K,) teacher ids
+    student_ids, teacher_ids = _token_ids(loaded.base.tokenizer, text), _token_ids(teacher.tokenizer, text)
 
-    def guess(old: int) -> TokenProb:
-        new = new_id.get(old)
-        return TokenProb(
-            _written(teacher.tokenizer, old),
-            float(theirs[old].exp()),
-            None if new is None else float(mine[new].exp()),
-        )
+    student = _next_logits(loaded.model, student_ids)[: len(kept)].log_softmax(-1)  # (K,)
+    renormalised = _next_logits(teacher.model, kept[student_ids].tolist())[kept].log_softmax(-1)  # (K,)
+    whole = _next_logits(teacher.model, teacher_ids)[: len(teacher.tokenizer)].log_softmax(-1)  # (V,)
+    student_id = {int(token): position for position, token in enumerate(kept.tolist())}  # by teacher id
 
-    first = tuple(guess(old) for old in theirs.topk(TOP).indices.tolist())
-    second = tuple(guess(int(kept[new])) for new in mine.topk(min(TOP, len(kept))).indices.tolist())
+    def token_prob(token: int) -> TokenProb:
+        position = student_id.get(token)
+        probability = None if position is None else float(student[position].exp())
+        return TokenProb(_token_text(teacher.tokenizer, token), float(whole[token].exp()), probability)
+
+    teacher_top = tuple(token_prob(token) for token in whole.topk(TOP).indices.tolist())
+    student_top = tuple(token_prob(token) for token in kept[student.topk(min(TOP, len(kept))).indices].tolist())
     return Explanation(
         version.reference,
         text,
-        kl=float((ours.exp() * (ours - mine)).sum()),
-        kept_mass=float(theirs[kept].exp().sum()),
-        teacher=first,
-        student=second,
-        lacking=tuple(one.token for one in first if one.student is None),
-        text_tokens=(len(theirs_ids), len(own)),
+        kl=float((renormalised.exp() * (renormalised - student)).sum()),
+        kept_mass=float(whole[kept].exp().sum()),
+        teacher=teacher_top,
+        student=student_top,
+        missing=tuple(candidate.token for candidate in teacher_top if candidate.student is None),
+        text_tokens=(len(teacher_ids), len(student_ids)),
     )
 
 
-def family_of(version: Version, specs: Specs) -> FamilySpec:
-    """The family file of a student, if it still names the teacher that the student learned from."""
-    family = specs.family(str(version.raw.get("family")))
-    known = version.raw.get("teacher") or {}
-    if known.get("reference") != family.teacher.model:
-        raise TrainingError(
-            f"{version.reference} learned from {known.get('reference')}, but family {family.name} now names "
-            f"{family.teacher.model}: give the folder with the older family file as --domains"
-        )
-    return family
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The text as it stands, after a begin-of-text token where the tokenizer itself writes one (Gemma does)."""
+def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """With a begin-of-text token where the tokenizer adds one itself, as Gemma's does."""
     return list(tokenizer(text)["input_ids"])
 
 
-def _next(model: Any, ids: Sequence[int]) -> Tensor:
-    """(V,) float32 logits of what follows."""
+def _next_logits(model: Any, ids: Sequence[int]) -> Tensor:
+    """(V,) float32 logits of the next token."""
     logits: Tensor = model(input_ids=torch.tensor([list(ids)], device=model.device), logits_to_keep=1).logits
     return logits[0, -1].float()
 
 
-def _written(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """As text, or as the vocabulary has it where it is only a part of a character."""
+def _token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """The decoded token, or its vocabulary entry if it is only part of a character."""
     text = str(tokenizer.decode([token]))
     return str(tokenizer.convert_ids_to_tokens(token)) if not text or "\N{REPLACEMENT CHARACTER}" in text else text
 
 
-# ------------------------------------------------------------------------------------------------------------- writing
-
-
-def explanation_json(explanation: Explanation) -> dict[str, Any]:
-    """``explanation_json(explain(...))``: plain lists and dicts."""
-    return asdict(explanation)
-
-
-def explanation_table(explanation: Explanation) -> Any:
-    """``print_table(explanation_table(explain(...)))``: a rank a line, teacher left, student right."""
-    from rich.table import Table
-    from rich.text import Text
-
+def explanation_table(explanation: Explanation) -> Table:
+    """``print_table(explanation_table(explain(...)))``: a row per rank, teacher left, student right."""
     table = Table(box=None, pad_edge=False)
     for heading in ("teacher", "p", "student's p", "student", "p", "teacher's p"):
         table.add_column(heading, justify="left" if heading in ("teacher", "student") else "right")
     for left, right in zip(explanation.teacher, explanation.student, strict=True):
-        first = (repr(left.token), f"{left.teacher:.3f}", _probability(left.student))
-        second = (repr(right.token), _probability(right.student), f"{right.teacher:.3f}")
-        table.add_row(*map(Text, (*first, *second)))
+        teacher_cells = (repr(left.token), f"{left.teacher:.3f}", _format_probability(left.student))
+        student_cells = (repr(right.token), _format_probability(right.student), f"{right.teacher:.3f}")
+        table.add_row(*map(Text, (*teacher_cells, *student_cells)))
     return table
 
 
-def explanation_line(explanation: Explanation) -> str:
-    """One line under the table: how far apart they are, and what the student cannot say."""
-    lacking = ", ".join(map(repr, explanation.lacking)) or "none"
+def explanation_summary(explanation: Explanation) -> str:
+    """``explanation_summary(explain(...))``: one line with the KL and what the student's vocabulary lacks."""
+    missing = ", ".join(map(repr, explanation.missing)) or "none"
     return (
-        f"KL(teacher ‖ student) {explanation.kl:.3f} nats; the student's vocabulary holds {explanation.kept_mass:.1%} "
-        f"of the teacher's distribution, and lacks of its first ten tokens: {lacking}"
+        f"KL(teacher ‖ student) {explanation.kl:.3f} nats; the student's vocabulary covers {explanation.kept_mass:.1%} of "
+        f"the teacher's probability; missing from the teacher's top {TOP} tokens: {missing}"
     )
 
 
-def _probability(value: float | None) -> str:
-    return "no such token" if value is None else f"{value:.3f}"
+def _format_probability(value: float | None) -> str:
+    return "not in vocabulary" if value is None else f"{value:.3f}"

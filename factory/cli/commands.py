@@ -5,7 +5,7 @@ Nothing heavy is imported here: torch is loaded inside the commands that need it
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -340,8 +340,8 @@ def explain(
 
     found = students.explain(version, text, here, specs, pick_device(device))
     if json:
-        return print_json(students.explanation_json(found))
-    print_table(students.explanation_table(found), students.explanation_line(found))
+        return print_json(asdict(found))
+    print_table(students.explanation_table(found), students.explanation_summary(found))
     say(f"— {found.reference}")
 
 

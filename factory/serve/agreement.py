@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from factory.config.schema import Specs, TeacherContext
 from factory.errors import ServeError
 from factory.evaluation.fidelity import generate_ids
-from factory.inference import MAX_NEW_TOKENS, family_of
+from factory.inference import MAX_NEW_TOKENS, matching_family
 from factory.models.base import load_base, load_student, trim_teacher
 from factory.models.chat import completion_ids, prompt_ids, stop_tokens
 from factory.models.forward import hidden_states, logits, make_batch
@@ -117,7 +117,7 @@ def load_pair(version: Version, registry: Registry, specs: Specs, device: torch.
 
     Raises: TrainingError where the family file names another teacher than the student's.
     """
-    family = family_of(version, specs)
+    family = matching_family(version, specs)
     base = load_base(registry.resolve(version.base or "").folder, device)
     files = resolve(family.teacher, root=specs.root, chat_template=family.teacher.chat_template)
     return Pair(

@@ -74,8 +74,9 @@ def test_ask_works_for_the_teacher_and_a_base(built: Workplace) -> None:
     assert "default-mini-base@1" in built.run("ask", "default-mini-base", "what is the age of oak ?").stderr
 
 
-def test_ask_refuses_an_empty_question(built: Workplace, refused: Refused) -> None:
-    assert "question is empty" in refused(built.run("ask", "plants-mini", " "))
+def test_an_empty_question_is_a_usage_error(built: Workplace) -> None:
+    result = built.run("ask", "plants-mini", " ")
+    assert (result.exit_code, "error: the question is empty" in result.stderr) == (2, True)
 
 
 def test_explain_prints_both_distributions(built: Workplace) -> None:
