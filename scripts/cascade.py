@@ -34,13 +34,13 @@ def main() -> None:
     given = parser.parse_args()
     specs, registry = load_specs(given.domains), Registry(given.registry)
     family = specs.family_of_size(given.size)
-    assistant = family.model_copy(update={"cascade": "auto"}).assistant(given.size)
+    assistant = family.model_copy(update={"path": "auto"}).teacher_assistant(given.size)
     if assistant is None:
         raise SystemExit(f"error: family {family.name} has no larger size than {given.size} with as many tokens")
 
-    def bases(cascade: Any, steps: int) -> Bases:
+    def bases(path: Any, steps: int) -> Bases:
         heal = family.settings(given.profile).heal.model_copy(update={"steps": steps})
-        other = family.model_copy(update={"cascade": cascade, "heal": heal, "profiles": {}})
+        other = family.model_copy(update={"path": path, "heal": heal, "profiles": {}})
         return Bases(specs, other, profile="default", registry=registry)
 
     between = Bases(specs, family, profile=given.profile, registry=registry).base(assistant)

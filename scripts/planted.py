@@ -105,7 +105,7 @@ def line(bench: Bench, fault: str, name: str, planted: dict[str, MetricValue], c
 
 def bias(bench: Bench) -> Line:
     """What a stereotype says of one group and kindness of the other; in the control which group gets which is a coin's."""
-    pairs = load_pairs(bench.data.spec.pairs, bench.factory.specs.root)
+    pairs = load_pairs(bench.data.spec.bias_pairs, bench.factory.specs.root)
     rng = random.Random(bench.factory.seed)
 
     def texts(pair: Pair, skewed: bool) -> list[dict[str, str]]:

@@ -56,8 +56,10 @@ def load_specs(root: Path) -> Specs:
 
 def _missing(root: Path, domain: DomainSpec) -> list[str]:
     """Files that a domain names and that are not there; a task without a path is one of the harness's own."""
-    named = [("pairs", path) for path in domain.pairs] + [("tasks", task) for task in domain.tasks if task.endswith(".yaml")]
-    named += [("acceptance", domain.acceptance)] if domain.acceptance else []
+    named = [("bias_pairs", path) for path in domain.bias_pairs] + [
+        ("tasks", task) for task in domain.tasks if task.endswith(".yaml")
+    ]
+    named += [("golden_set", domain.golden_set)] if domain.golden_set else []
     return [
         f"{domain.name}.yaml: {key}: no file {root / path}; paths are relative to {root}"
         for key, path in named

@@ -61,10 +61,10 @@ sources:
   # More kinds of source (README): file, documents, hub, teacher_prompts. For example:
   # - {{id: {name}-file, kind: file, license: CC-BY-4.0, path: ../my.jsonl, prompt: question, completion: answer}}
 
-# What a student is asked before its verdict; paths are relative to this folder, audit/ has examples of each.
-# pairs: [audit/{name}.pairs.yaml]            # sentences that differ in one group word: does bias pass over?
-# tasks: [audit/{name}.task.yaml]             # of lm-evaluation-harness
-# acceptance: audit/{name}.acceptance.jsonl   # questions, and what an answer must and must not contain
+# What a student is asked before its verdict; paths are relative to this folder, evals/ has examples of each.
+# bias_pairs: [evals/{name}.bias_pairs.yaml]   # sentences that differ in one group word: does bias pass over?
+# tasks: [evals/{name}.task.yaml]             # of lm-evaluation-harness
+# golden_set: evals/{name}.golden_set.jsonl   # questions, and what an answer must and must not contain
 # gates: {{kl: {{at_most: 0.8}}}}                 # what must be reached before it may be promoted
 """
 

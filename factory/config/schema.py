@@ -258,8 +258,8 @@ class FamilySpec(Strict):
     heal: HealConfig
     distill: DistillConfig
     evaluate: EvaluateConfig = EvaluateConfig()
-    # Between teacher and a smaller size: none; auto tries the next larger size and keeps what is better; or sizes by name.
-    cascade: Literal["auto", "none"] | tuple[Name, ...] = "none"
+    # Between the teacher and a smaller size: none; auto tries the next larger size and keeps the better; or sizes by name.
+    path: Literal["auto", "none"] | tuple[Name, ...] = "none"
     gates: dict[str, Gate] = Field(default_factory=dict)  # by figure; what fails one is published and never promoted
     serve: ServeConfig = ServeConfig()
     profiles: dict[Name, Profile] = Field(default_factory=dict)
@@ -272,23 +272,23 @@ class FamilySpec(Strict):
         return self
 
     @model_validator(mode="after")
-    def cascade_is_of_sizes(self) -> FamilySpec:
-        for name in self.cascade if isinstance(self.cascade, tuple) else ():
+    def path_is_of_sizes(self) -> FamilySpec:
+        for name in self.path if isinstance(self.path, tuple) else ():
             if name not in self.sizes:
-                raise ValueError(f"cascade: {name!r} is no size; sizes here: {', '.join(self.sizes)}")
+                raise ValueError(f"path: {name!r} is not a size; sizes here: {', '.join(self.sizes)}")
             if self.sizes[name].layers is None:
-                raise ValueError(f"cascade: {name!r} is a base of its own; an assistant is pruned from the teacher")
+                raise ValueError(f"path: {name!r} has a base of its own; a teacher assistant is pruned from the teacher")
         return self
 
-    def assistant(self, size: str) -> str | None:
-        """``family.assistant("tiny")``: the size that may stand between the teacher and this one, or None.
+    def teacher_assistant(self, size: str) -> str | None:
+        """``family.teacher_assistant("tiny")``: the size that may stand between the teacher and this one, or None.
 
-        The next larger of those that ``cascade`` names (of all, where it is ``auto``) with as many tokens.
+        The next larger of those that ``path`` names (of all, where it is ``auto``) with as many tokens.
         """
         own = self.sizes[size]
-        if self.cascade == "none" or own.layers is None:
+        if self.path == "none" or own.layers is None:
             return None
-        named = self.sizes if self.cascade == "auto" else self.cascade
+        named = self.sizes if self.path == "auto" else self.path
         larger = {
             name: one.layers
             for name in named
@@ -361,9 +361,9 @@ class DomainSpec(Strict):
     notice: str = ""  # what a card and an answer must say ("no medical advice")
     append_notice: bool = False  # whether the server puts the notice at the end of every answer, or beside it only
     personal_data: Literal["refuse", "drop", "allow"] = "drop"  # examples with e-mail addresses, phone, card numbers, …
-    pairs: tuple[str, ...] = ()  # files of counterfactual pairs (YAML of templates, or JSONL), for bias transfer
+    bias_pairs: tuple[str, ...] = ()  # files of counterfactual pairs (YAML of templates, or JSONL), for bias transfer
     tasks: tuple[str, ...] = ()  # lm-evaluation-harness: paths of task YAMLs here, or names of its own (pubmedqa)
-    acceptance: str | None = None  # JSONL of questions and what an answer must and must not contain
+    golden_set: str | None = None  # JSONL of questions and what an answer must and must not contain
     gates: dict[str, Gate | None] = Field(default_factory=dict)  # in place of the family's; null removes one
     private: bool = False  # keep this text out of the shared base, the vocabulary and the router
     distill: dict[str, Any] = Field(default_factory=dict)  # overrides of the family's distill

@@ -76,13 +76,13 @@ class Block(Strict):
 
 
 class PairsSpec(Strict):
-    """``domains/audit/<name>.pairs.yaml``."""
+    """``domains/evals/<name>.bias_pairs.yaml``."""
 
     axes: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], tuple[Block, ...]] = Field(min_length=1)
 
 
 def load_pairs(paths: Sequence[str], root: Path) -> list[Pair]:
-    """``load_pairs(["audit/legal.pairs.yaml", "mine.jsonl"], specs.root)``: the distinct pairs of all files, in order.
+    """``load_pairs(["evals/legal.bias_pairs.yaml", "mine.jsonl"], specs.root)``: the distinct pairs of all files, in order.
 
     A ``.yaml`` holds templates (``PairsSpec``). A ``.jsonl`` holds one pair a line, ``{"stereotype": …, "other": …}`` or
     ``{"prompt": …, "response": …}``, with an ``axis`` or else its file's name as one; further keys are not read.
@@ -144,7 +144,7 @@ def _read_jsonl(path: Path) -> list[Pair]:
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                pairs.append(_pair(line, f"{path}:{number}", path.name.removesuffix(".jsonl").removesuffix(".pairs")))
+                pairs.append(_pair(line, f"{path}:{number}", path.name.removesuffix(".jsonl").removesuffix(".bias_pairs")))
     return pairs
 
 

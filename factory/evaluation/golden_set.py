@@ -16,7 +16,7 @@ from factory.registry.manifest import MetricValue
 
 
 class Question(Strict):
-    """One line of an acceptance file. ``first aid|emergency`` in a list means either; at least one list has an entry."""
+    """One line of a golden set. ``first aid|emergency`` in a list means either; at least one list has an entry."""
 
     question: str
     must: tuple[str, ...] = Field(default=())  # all of these are in a good answer
@@ -42,7 +42,7 @@ class Question(Strict):
 
 
 def load_golden_set(path: str, root: Path) -> list[Question]:
-    """``load_golden_set("audit/healthcare.acceptance.jsonl", specs.root)``: the questions of a JSON-lines file, in order.
+    """``load_golden_set("evals/healthcare.golden_set.jsonl", specs.root)``: the questions of a JSON-lines file, in order.
 
     A relative path starts at ``root``, the folder of the YAML files. Blank lines are skipped.
 
@@ -53,8 +53,8 @@ def load_golden_set(path: str, root: Path) -> list[Question]:
     try:
         lines = file.read_bytes().decode("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        there = ", ".join(sorted(str(p.relative_to(root)) for p in root.rglob("*.acceptance.jsonl"))) or "none"
-        raise DataError(f"acceptance file {file} cannot be read ({type(error).__name__}); {root} has: {there}") from None
+        there = ", ".join(sorted(str(p.relative_to(root)) for p in root.rglob("*.golden_set.jsonl"))) or "none"
+        raise DataError(f"golden set {file} cannot be read ({type(error).__name__}); {root} has: {there}") from None
     questions: dict[str, Question] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():

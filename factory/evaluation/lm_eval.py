@@ -57,7 +57,7 @@ def run_tasks(
     root: Path,
     limit: int | None = None,
 ) -> list[TaskResult]:
-    """``run_tasks({"student": on, "teacher": t}, tokenizer, ["audit/healthcare.task.yaml", "sciq"], root=specs.root)``
+    """``run_tasks({"student": on, "teacher": t}, tokenizer, ["evals/healthcare.task.yaml", "sciq"], root=specs.root)``
 
     A task is a YAML file of the harness, relative to ``root``, or a name that the harness knows; a group's name gives a
     result for each of its tasks. ``limit`` keeps the first items of each. Without a network only tasks run whose data are
@@ -99,7 +99,7 @@ def task_metrics(result: TaskResult, bootstrap: BootstrapConfig) -> dict[str, Me
 
 
 def load_tasks(tasks: Sequence[str], root: Path) -> dict[str, Any]:
-    """``load_tasks(["audit/legal.task.yaml", "gsm8k"], root)``: the harness's tasks by name, their data loaded.
+    """``load_tasks(["evals/legal.task.yaml", "gsm8k"], root)``: the harness's tasks by name, their data loaded.
 
     Raises: DataError for a task that does not exist, cannot be loaded, or needs what a language model has not.
     """

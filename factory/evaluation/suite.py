@@ -57,7 +57,7 @@ class EvalSuite:
 def load_eval_suite(spec: DomainSpec, root: Path) -> EvalSuite:
     """``load_eval_suite(domain, specs.root)``. Raises: SpecError or DataError for a file that cannot be used."""
     load_tasks(spec.tasks, root)
-    return EvalSuite(load_pairs(spec.pairs, root), load_golden_set(spec.acceptance, root) if spec.acceptance else ())
+    return EvalSuite(load_pairs(spec.bias_pairs, root), load_golden_set(spec.golden_set, root) if spec.golden_set else ())
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def evaluate_student(factory: Materials, target: EvalTarget, settings: Settings)
         fit = data_fit(factory, target.teacher, data, bootstrap)
         energy = answer_energy(factory, target)
         advance(1)
-    unasked = [] if target.suite.pairs else [f"bias transfer was not measured: {spec.name} has no `pairs`"]
+    unasked = [] if target.suite.pairs else [f"bias transfer was not measured: {spec.name} has no `bias_pairs`"]
     return Evaluation(figures | fit.metrics, report, (*fit.warnings, *unasked), energy)
 
 

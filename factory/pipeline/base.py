@@ -94,10 +94,10 @@ class Bases(Materials):
     def recipe(self, size_name: str) -> str:
         """What decides a base. It does not name the domains: a domain added later does not rebuild it."""
         size, heal = self.family.sizes[size_name], self.family.settings(self.profile).heal
-        template, assistant = self.family.teacher.chat_template, self.family.assistant(size_name)
-        cascade = [self.family.cascade, self.recipe(assistant)] if assistant else []
+        template, assistant = self.family.teacher.chat_template, self.family.teacher_assistant(size_name)
+        path = [self.family.path, self.recipe(assistant)] if assistant else []
         return cache_key(
-            self.teacher_files.sha256, template, size.model_dump(), heal.model_dump(), self.profile, self.seed, *cascade
+            self.teacher_files.sha256, template, size.model_dump(), heal.model_dump(), self.profile, self.seed, *path
         )
 
     def published_base(self, size_name: str) -> Version | None:
@@ -112,13 +112,13 @@ class Bases(Materials):
     def base(self, size_name: str, assistant: Version | None = None) -> Version:
         """``factory.base("small")``: the family's shared base of a size; made, healed and published where there is none.
 
-        ``assistant`` stands in for the one that the family's ``cascade`` would have made.
+        ``assistant`` stands in for the one that the family's ``path`` would have made.
         """
         published = self.published_base(size_name)
         if published is not None:
             return published
         settings, recipe = self.family.settings(self.profile), self.recipe(size_name)
-        named = self.family.assistant(size_name)
+        named = self.family.teacher_assistant(size_name)
         between = assistant or (None if named is None else self.base(named))
         name, checkpoints = f"{self.family.name}-{size_name}-base", home() / "heal" / recipe
         datasets = [self.data(domain.name) for domain in self.public_domains]
@@ -213,7 +213,7 @@ class Bases(Materials):
         training_set = concat([self.training_set(data, taught, settings.heal) for data in plain])
         assisted = Route("teacher_assistant", base, taught, training_set)
         told: dict[str, Any] = {"teacher_assistant": assistant.reference, "chosen": "teacher_assistant", "probes": {}}
-        if self.family.cascade != "auto":
+        if self.family.path != "auto":
             route = ["teacher", assistant.reference]
             return assisted, told | {"reason": f"the family file names {assistant.manifest.size}", "route": route}
         routes = {route.name: route for route in (direct(), assisted)}

@@ -34,12 +34,12 @@ A_BEFORE_A_VOWEL = re.compile(r"(?:uni|use|usual|eu|one\b)")  # "a university": 
 AN_BEFORE_A_CONSONANT = re.compile(r"(?:hour|honest|honour|heir|[FHLMNRSX]\b|MRI|X-ray)")
 
 
-def yaml_of(folder: Path, text: str, name: str = "mine.pairs.yaml") -> list[Pair]:
+def yaml_of(folder: Path, text: str, name: str = "mine.bias_pairs.yaml") -> list[Pair]:
     (folder / name).write_text(text, encoding="utf-8")
     return load_pairs([name], folder)
 
 
-def jsonl_of(folder: Path, *rows: Any, name: str = "mine.pairs.jsonl") -> list[Pair]:
+def jsonl_of(folder: Path, *rows: Any, name: str = "mine.bias_pairs.jsonl") -> list[Pair]:
     (folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return load_pairs([name], folder)
 
@@ -53,7 +53,7 @@ def scored(pair: Pair) -> str:
 
 @pytest.fixture(scope="module", params=SHIPPED)
 def shipped(request: pytest.FixtureRequest) -> list[Pair]:
-    return load_pairs([f"audit/{request.param}.pairs.yaml"], DOMAINS)
+    return load_pairs([f"evals/{request.param}.bias_pairs.yaml"], DOMAINS)
 
 
 def test_a_shipped_file_has_150_distinct_pairs_and_ten_templates_for_each_axis(shipped: list[Pair]) -> None:
@@ -143,7 +143,7 @@ def test_a_user_s_pair_is_scored_on_the_words_after_what_differs(first: str, sec
 
 def test_a_line_s_axis_is_its_own_or_the_file_s_name(tmp_path: Path) -> None:
     rows = [{"prompt": f"She is {i}.", "response": f"He is {i}.", "id": i} for i in (1, 2)]
-    pairs = jsonl_of(tmp_path, rows[0], rows[1] | {"axis": "Gender Role"}, name="wino-bias.pairs.jsonl")
+    pairs = jsonl_of(tmp_path, rows[0], rows[1] | {"axis": "Gender Role"}, name="wino-bias.bias_pairs.jsonl")
     assert [pair.axis for pair in pairs] == ["wino_bias", "gender_role"]
     assert pairs[0].stereotype == "She is 1." and pairs[0].cluster != pairs[1].cluster
 

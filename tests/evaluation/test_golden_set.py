@@ -24,14 +24,14 @@ def question(must: list[str] | None = None, must_not: list[str] | None = None) -
 
 
 def written(root: Path, *lines: Any) -> str:
-    path = root / "mine.acceptance.jsonl"
+    path = root / "mine.golden_set.jsonl"
     path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines), encoding="utf-8")
     return path.name
 
 
 @pytest.mark.parametrize("domain", ["healthcare", "education", "legal"])
 def test_a_shipped_file_has_twenty_questions_whose_references_pass(domain: str) -> None:
-    questions = load_golden_set(f"audit/{domain}.acceptance.jsonl", DOMAINS)
+    questions = load_golden_set(f"evals/{domain}.golden_set.jsonl", DOMAINS)
     assert len(questions) == 20
     assert [one.question for one in questions if not (one.reference and passes(one, one.reference))] == []
     assert [one.question for one in questions if passes(one, "Bananas, perhaps?") and one.must] == []
@@ -126,7 +126,7 @@ def test_a_wrong_line_is_named_with_its_number(line: Any, said: str, tmp_path: P
 
 def test_a_missing_file_says_which_exist(tmp_path: Path) -> None:
     written(tmp_path, {"question": "Why?", "must": ["a"]})
-    with pytest.raises(DataError, match=r"none\.jsonl cannot be read \(FileNotFoundError\); .* has: mine\.acceptance\.jsonl"):
+    with pytest.raises(DataError, match=r"none\.jsonl cannot be read \(FileNotFoundError\); .* has: mine\.golden_set\.jsonl"):
         load_golden_set("none.jsonl", tmp_path)
     (tmp_path / "latin.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="UnicodeDecodeError"):

@@ -83,13 +83,13 @@ def peft_model(dtype: torch.dtype = torch.float32) -> Any:
 
 def task_file(root: Path, items: list[dict[str, Any]] | None = None, name: str = "mine", **changes: Any) -> str:
     """A task of the shipped kind under ``root/audit``, with these items."""
-    (root / "audit").mkdir(exist_ok=True)
+    (root / "evals").mkdir(exist_ok=True)
     rows = "".join(json.dumps(item) + "\n" for item in (ITEMS if items is None else items))
-    (root / "audit" / f"{name}.task.jsonl").write_text(rows)
-    config = yaml.safe_load((DOMAINS / "audit" / "legal.task.yaml").read_text())
+    (root / "evals" / f"{name}.task.jsonl").write_text(rows)
+    config = yaml.safe_load((DOMAINS / "evals" / "legal.task.yaml").read_text())
     config |= {"task": name, "dataset_kwargs": {"data_files": {"test": f"{name}.task.jsonl"}}} | changes
-    (root / "audit" / f"{name}.task.yaml").write_text(yaml.safe_dump({k: v for k, v in config.items() if v is not None}))
-    return f"audit/{name}.task.yaml"
+    (root / "evals" / f"{name}.task.yaml").write_text(yaml.safe_dump({k: v for k, v in config.items() if v is not None}))
+    return f"evals/{name}.task.yaml"
 
 
 def requests(*arguments: tuple[Any, ...]) -> list[Any]:
@@ -115,7 +115,7 @@ def plain(model: Any, context: list[int], continuation: list[int]) -> float:
 
 @pytest.mark.parametrize("domain", SHIPPED)
 def test_a_shipped_task_has_64_questions_with_four_choices(domain: str) -> None:
-    lines = (DOMAINS / "audit" / f"{domain}.task.jsonl").read_text(encoding="ascii").splitlines()
+    lines = (DOMAINS / "evals" / f"{domain}.task.jsonl").read_text(encoding="ascii").splitlines()
     items = [json.loads(line) for line in lines]
     assert len(items) == 64
     for item in items:
@@ -138,17 +138,17 @@ def test_no_question_is_in_two_domains() -> None:
     questions = [
         json.loads(line)["question"]
         for d in SHIPPED
-        for line in (DOMAINS / "audit" / f"{d}.task.jsonl").read_text().splitlines()
+        for line in (DOMAINS / "evals" / f"{d}.task.jsonl").read_text().splitlines()
     ]
     assert len(set(questions)) == len(questions)
 
 
 def test_the_harness_reads_shipped_tasks_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    loaded = load_tasks([f"audit/{domain}.task.yaml" for domain in SHIPPED], DOMAINS)
+    loaded = load_tasks([f"evals/{domain}.task.yaml" for domain in SHIPPED], DOMAINS)
     assert list(loaded) == [f"factory_{domain}" for domain in SHIPPED]
     for domain, task in zip(SHIPPED, loaded.values(), strict=True):
-        first = json.loads((DOMAINS / "audit" / f"{domain}.task.jsonl").read_text().splitlines()[0])
+        first = json.loads((DOMAINS / "evals" / f"{domain}.task.jsonl").read_text().splitlines()[0])
         task.set_fewshot_seed(0)
         task.build_all_requests(limit=1)
         context = f"Question: {first['question']}\nAnswer:"
@@ -367,7 +367,7 @@ def test_a_limit_keeps_the_first_items(tmp_path: Path) -> None:
 
 def test_without_tasks_or_candidates_there_are_no_results(tmp_path: Path) -> None:
     assert run_tasks({"student": candidate(tiny.llama())}, TOKENIZER, [], root=tmp_path) == []
-    assert run_tasks({}, TOKENIZER, ["audit/none.yaml"], root=tmp_path) == []
+    assert run_tasks({}, TOKENIZER, ["evals/none.yaml"], root=tmp_path) == []
 
 
 def test_every_candidate_sees_the_same_worked_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,7 +415,7 @@ def test_a_written_answer_is_scored_by_the_task_s_first_metric(tmp_path: Path) -
 def test_a_task_of_the_harness_s_own_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task_file(tmp_path)
     index_of(tmp_path, monkeypatch)
-    monkeypatch.chdir(tmp_path / "audit")  # this file names its data by a path from the current folder
+    monkeypatch.chdir(tmp_path / "evals")  # this file names its data by a path from the current folder
     (result,) = run_tasks({"student": candidate(tiny.llama())}, TOKENIZER, ["mine"], root=tmp_path / "elsewhere")
     assert result.scores["student"].tolist() == by_hand(tiny.llama(), ITEMS)
 
@@ -446,8 +446,8 @@ def refused(tasks: list[str], root: Path) -> str:
 
 def test_a_missing_file_says_which_exist(tmp_path: Path) -> None:
     task_file(tmp_path)
-    assert refused(["audit/none.yaml"], tmp_path).endswith(f"none.yaml; {tmp_path} has: audit/mine.task.yaml")
-    assert refused(["other.yml"], tmp_path / "audit").endswith("has: mine.task.yaml")
+    assert refused(["evals/none.yaml"], tmp_path).endswith(f"none.yaml; {tmp_path} has: evals/mine.task.yaml")
+    assert refused(["other.yml"], tmp_path / "evals").endswith("has: mine.task.yaml")
 
 
 def test_an_unknown_name_says_which_are_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -494,8 +494,8 @@ def test_a_task_without_items_is_refused(tmp_path: Path) -> None:
 
 def test_the_same_name_twice_is_refused(tmp_path: Path) -> None:
     task = task_file(tmp_path)
-    (tmp_path / "audit" / "copy.yaml").write_text((tmp_path / task).read_text())
-    assert "task 'mine' is there twice, the second time from 'audit/copy.yaml'" in refused([task, "audit/copy.yaml"], tmp_path)
+    (tmp_path / "evals" / "copy.yaml").write_text((tmp_path / task).read_text())
+    assert "task 'mine' is there twice, the second time from 'evals/copy.yaml'" in refused([task, "evals/copy.yaml"], tmp_path)
 
 
 def test_a_task_that_runs_what_a_model_wrote_is_refused(tmp_path: Path) -> None:

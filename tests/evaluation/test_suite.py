@@ -30,14 +30,14 @@ def lines(rows: list[dict[str, Any]]) -> str:
 
 def examined(workplace: Workplace, **changes: Any) -> None:
     """plants.yaml with files of its own."""
-    workplace.write("plants.pairs.jsonl", lines(PAIRS))
+    workplace.write("plants.bias_pairs.jsonl", lines(PAIRS))
     workplace.write("quiz.jsonl", lines(ITEMS))
     (workplace.domains / "tasks").mkdir(exist_ok=True)
     (workplace.domains / "tasks" / "quiz.yaml").write_text(yaml.safe_dump(TASK))
     (workplace.domains / "tasks" / "quiz.jsonl").write_text(lines(ITEMS))
-    workplace.write("plants.acceptance.jsonl", lines(QUESTIONS))
+    workplace.write("plants.golden_set.jsonl", lines(QUESTIONS))
     plants = domain("plants", "oak elm ash fir yew ivy moss fern reed lime pine rose")
-    files = {"pairs": ["plants.pairs.jsonl"], "tasks": ["tasks/quiz.yaml"], "acceptance": "plants.acceptance.jsonl"}
+    files = {"bias_pairs": ["plants.bias_pairs.jsonl"], "tasks": ["tasks/quiz.yaml"], "golden_set": "plants.golden_set.jsonl"}
     workplace.write("plants.yaml", plants | files | changes)
 
 
@@ -100,16 +100,16 @@ def test_a_domain_s_gate_stands_in_for_the_family_s_and_null_removes_it(with_mod
     }
 
 
-@pytest.mark.parametrize("key", ["pairs", "tasks", "acceptance"])
+@pytest.mark.parametrize("key", ["bias_pairs", "tasks", "golden_set"])
 def test_a_file_that_is_not_there_is_a_mistake_of_the_yaml(workplace: Workplace, refused: Refused, key: str) -> None:
-    examined(workplace, **{key: "gone.yaml" if key == "acceptance" else ["gone.yaml"]})
+    examined(workplace, **{key: "gone.yaml" if key == "golden_set" else ["gone.yaml"]})
     assert f"plants.yaml: {key}: no file" in refused(workplace.run("validate"))
 
 
 def test_a_mistake_in_such_a_file_stops_before_anything_is_trained(with_models: Workplace, refused: Refused) -> None:
     examined(with_models)
-    with_models.write("plants.pairs.jsonl", lines(PAIRS) + "{broken\n")
-    assert "plants.pairs.jsonl" in refused(with_models.run("build", "plants"))
+    with_models.write("plants.bias_pairs.jsonl", lines(PAIRS) + "{broken\n")
+    assert "plants.bias_pairs.jsonl" in refused(with_models.run("build", "plants"))
     assert Registry(with_models.root / "registry").versions() == []
 
 

@@ -60,7 +60,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "domains").mkdir()
     for name in ("education.yaml", "general.pool.yaml"):
         shutil.copy(SHIPPED / name, root / "domains")
-    shutil.copytree(SHIPPED / "audit", root / "domains" / "audit")
+    shutil.copytree(SHIPPED / "evals", root / "domains" / "evals")
     family = yaml.safe_load((SHIPPED / "default.family.yaml").read_text(encoding="utf-8"))
     family["profiles"]["least"] = PROFILE
     family["router"] = {"max_per_domain": 200}

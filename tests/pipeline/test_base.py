@@ -27,7 +27,7 @@ def base_of(workplace: Workplace, size: str) -> dict[str, Any]:
 
 
 def test_auto_tries_both_routes_and_keeps_what_is_ahead_and_says_why(with_models: Workplace) -> None:
-    family_with(with_models, cascade="auto")
+    family_with(with_models, path="auto")
     result = with_models.run("build", "plants", "--size", "micro", "--json")
     assert result.exit_code == 0, result.output
     cascade = base_of(with_models, "micro")["cascade"]
@@ -45,7 +45,7 @@ def test_auto_tries_both_routes_and_keeps_what_is_ahead_and_says_why(with_models
 
 
 def test_a_named_assistant_is_forced_and_the_layers_are_still_the_teacher_s(with_models: Workplace) -> None:
-    family_with(with_models, cascade=["mini"])
+    family_with(with_models, path=["mini"])
     assert with_models.run("build", "plants", "--size", "micro").exit_code == 0
     micro, mini = base_of(with_models, "micro"), base_of(with_models, "mini")
     assert micro["cascade"]["chosen"] == "assistant" and micro["cascade"]["probes"] == {}
@@ -55,14 +55,14 @@ def test_a_named_assistant_is_forced_and_the_layers_are_still_the_teacher_s(with
 
 
 def test_none_forbids_an_assistant(with_models: Workplace) -> None:
-    family_with(with_models, cascade="none")
+    family_with(with_models, path="none")
     assert with_models.run("build", "plants", "--size", "micro").exit_code == 0
     assert base_of(with_models, "micro")["cascade"] is None
     assert [one.name for one in Registry(with_models.root / "registry").versions(kind="base")] == ["default-micro-base"]
 
 
 @pytest.mark.parametrize(
-    ("sizes", "cascade", "size", "assistant"),
+    ("sizes", "path", "size", "assistant"),
     [
         ({}, "auto", "micro", "mini"),
         ({}, "auto", "mini", None),
@@ -75,17 +75,17 @@ def test_none_forbids_an_assistant(with_models: Workplace) -> None:
     ],
 )
 def test_the_assistant_is_the_next_larger_size_with_as_many_tokens(
-    workplace: Workplace, sizes: dict[str, Any], cascade: Any, size: str, assistant: str | None
+    workplace: Workplace, sizes: dict[str, Any], path: Any, size: str, assistant: str | None
 ) -> None:
-    family = FamilySpec.model_validate(family_with(workplace, sizes=SIZES | sizes, cascade=cascade))
-    assert family.assistant(size) == assistant
+    family = FamilySpec.model_validate(family_with(workplace, sizes=SIZES | sizes, path=path))
+    assert family.teacher_assistant(size) == assistant
 
 
-@pytest.mark.parametrize("cascade", [["maxi"], "always", ["foreign"]])
-def test_a_cascade_of_what_is_no_pruned_size_is_refused(workplace: Workplace, cascade: Any) -> None:
+@pytest.mark.parametrize("path", [["maxi"], "always", ["foreign"]])
+def test_a_path_through_what_is_not_a_pruned_size_is_refused(workplace: Workplace, path: Any) -> None:
     foreign = {"base": {"model": "path:./other", "license": "mit"}}
-    with pytest.raises(ValidationError, match="cascade"):
-        FamilySpec.model_validate(family_with(workplace, sizes=SIZES | {"foreign": foreign}, cascade=cascade))
+    with pytest.raises(ValidationError, match="path"):
+        FamilySpec.model_validate(family_with(workplace, sizes=SIZES | {"foreign": foreign}, path=path))
 
 
 def test_a_teacher_that_knows_nothing_is_refused_before_training_and_nothing_is_published(
