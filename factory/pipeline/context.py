@@ -25,7 +25,8 @@ from factory.data.sources import Example, content_hash, load_examples, sample_ev
 from factory.energy import EnergyMeter
 from factory.errors import DataError
 from factory.models.chat import NO_CONTEXT, prompt_ids
-from factory.models.references import ResolvedModel, load_encoder, pick_device, resolve
+from factory.models.device import pick_device
+from factory.models.references import ResolvedModel, load_encoder, resolve
 from factory.models.teacher import Teacher
 
 DECIDES_DATA = {"name", "sources", "teacher_context", "private", "personal_data"}  # of a domain's YAML

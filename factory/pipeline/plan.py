@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from factory.cli.doctor import is_cached
 from factory.config.schema import DEFAULT_PROFILE, FamilySpec, ModelSpec, Specs
 from factory.errors import SpecError
+from factory.models.references import is_cached
 
 if TYPE_CHECKING:
     from factory.pipeline.build import Factory

@@ -12,7 +12,7 @@ from support import tiny
 from support.workplace import Workplace
 
 from factory.cli import doctor
-from factory.cli.doctor import Finding, cached_models, examine, is_cached, is_sound
+from factory.cli.doctor import Finding, cached_models, examine, is_sound
 from factory.config.schema import ModelSpec
 from factory.models import references
 from factory.models.references import resolve
@@ -101,22 +101,6 @@ def test_a_missing_file_or_unreadable_manifest_is_a_problem(workplace: Workplace
     assert of(findings(workplace), "cached model").state == "problem"
     (folder / references.MANIFEST).write_text("{")
     assert of(findings(workplace), "cached model").state == "problem"
-
-
-def test_a_pypi_model_is_cached_when_its_checksum_is_the_pinned_one(own_home: Path) -> None:
-    spec = ModelSpec(model="pypi:thing==1.0/thing.gguf", license="mit", sha256="1" * 64)
-    assert not is_cached(spec, Path())
-    folder = own_home / "models" / "thing"
-    folder.mkdir(parents=True)
-    manifest = {"reference": spec.model, "pins": {"sha256": "1" * 64}, "files": {}}
-    (folder / references.MANIFEST).write_text(json.dumps(manifest))
-    assert is_cached(spec, Path())
-    assert not is_cached(spec.model_copy(update={"sha256": "2" * 64}), Path())
-
-
-def test_a_hub_model_is_looked_up_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert not is_cached(ModelSpec(model="hub:no-one/nothing@main", license="mit"), Path())
 
 
 def test_registry_problems_are_reported(built: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:

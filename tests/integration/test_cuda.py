@@ -16,8 +16,8 @@ from factory.config.schema import DistillConfig
 from factory.distill.target_store import SoftTargetStore
 from factory.distill.trainer import DistillTrainer, TrainingSet, distill
 from factory.models.base import Base, attach_adapter
+from factory.models.device import pick_device
 from factory.models.lora import fused_adapters
-from factory.models.references import pick_device
 from factory.models.teacher import Teacher
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -1,3 +1,5 @@
+"""The llama.cpp server beside transformers: distributions, adapters, tokens and errors."""
+
 from __future__ import annotations
 
 import random
@@ -27,7 +29,7 @@ def some_ids(count: int, seed: int) -> list[int]:
 
 IDS = some_ids(24, seed=0)
 NAMES = ("first", "second")
-CLOSE = 0.1  # of log-probabilities in weights, keys and values of 16 bits, for weights as large as these
+TOLERANCE = 0.1  # of log-probabilities, with 16-bit weights, keys and values of this magnitude
 
 
 @dataclass(frozen=True)
@@ -72,23 +74,23 @@ def server(files: Files) -> Iterator[LlamaServer]:
 
 
 @pytest.mark.parametrize("adapter", [None, 0, 1])
-def test_each_request_has_the_distributions_of_its_own_adapter(server: LlamaServer, files: Files, adapter: int | None) -> None:
+def test_each_request_uses_its_own_adapter(server: LlamaServer, files: Files, adapter: int | None) -> None:
     rows = server.log_probs([IDS], adapter)[0]
     assert rows.shape == (len(IDS), 360)
-    assert np.abs(rows - files.expected(adapter, IDS)).max() < CLOSE
+    assert np.abs(rows - files.expected(adapter, IDS)).max() < TOLERANCE
     other = files.expected(None if adapter == 0 else 0, IDS)
-    assert np.abs(rows - other).max() > 10 * CLOSE  # the bound tells them apart
+    assert np.abs(rows - other).max() > 10 * TOLERANCE  # so that the tolerance tells adapters apart
     np.testing.assert_allclose(np.exp(rows).sum(-1), 1, atol=1e-4)
 
 
-def test_rows_begin_where_they_are_wanted(server: LlamaServer) -> None:
+def test_rows_begin_at_starts(server: LlamaServer) -> None:
     whole = server.log_probs([IDS])[0]
     first, second = server.log_probs([IDS, IDS[:9]], starts=[20, 8])
     np.testing.assert_allclose(first, whole[20:], atol=1e-3)
     np.testing.assert_allclose(second, whole[8:9], atol=1e-3)
 
 
-def test_answers_of_different_adapters_at_once_are_those_of_each_alone(server: LlamaServer) -> None:
+def test_concurrent_requests_for_different_adapters_do_not_mix(server: LlamaServer) -> None:
     def answer(adapter: int | None) -> str:
         body = {"prompt": IDS, "n_predict": 24, "temperature": 0, "lora": lora_choice(2, adapter), "return_tokens": True}
         return str(httpx.post(f"{server.url}/completion", headers=server.headers, json=body, timeout=60).json()["tokens"])
@@ -99,22 +101,22 @@ def test_answers_of_different_adapters_at_once_are_those_of_each_alone(server: L
         assert list(pool.map(answer, (None, 0, 1, None, 0, 1))) == alone * 2
 
 
-def test_what_one_adapter_has_read_is_never_another_s(files: Files) -> None:
-    """llama.cpp's cache of prompts in memory does not know adapters: it would give the keys and values of another one."""
+def test_no_adapter_reads_the_prompt_cache_of_another(files: Files) -> None:
+    """llama.cpp's prompt cache in memory ignores adapters: it would reuse keys and values computed with another one."""
     one, two = some_ids(200, seed=1), some_ids(200, seed=2)
     with LlamaServer(files.base, adapters=files.adapters, context=512, threads=1) as server:
         for ids, adapter in ((one, 0), (two, 0), (two, None)):
             server.log_probs([ids], adapter, [len(ids) - 1])
         row = server.log_probs([one], None, [len(one) - 1])[0][0]
-    assert np.abs(row - files.expected(None, one)[-1]).max() < CLOSE
+    assert np.abs(row - files.expected(None, one)[-1]).max() < TOLERANCE
 
 
-def test_it_cuts_text_as_its_tokenizer_does(server: LlamaServer) -> None:
+def test_it_tokenizes_as_transformers_does(server: LlamaServer) -> None:
     texts = ["what are the early signs", "", "a  b\n", "<|im_start|>user\nhow is it<|im_end|>", "größer 😀"]
     assert server.tokenize(texts) == tiny.tokenizer()(texts, add_special_tokens=False)["input_ids"]
 
 
-def test_a_conversation_becomes_the_prompt_that_transformers_makes(server: LlamaServer) -> None:
+def test_it_applies_the_chat_template_as_transformers_does(server: LlamaServer) -> None:
     turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "what is light"}]
     body = {"messages": turns, "max_tokens": 4}
     answer = httpx.post(f"{server.url}/v1/chat/completions", headers=server.headers, json=body).json()
@@ -122,7 +124,7 @@ def test_a_conversation_becomes_the_prompt_that_transformers_makes(server: Llama
     assert answer["usage"]["prompt_tokens"] == len(tiny.tokenizer()(prompt)["input_ids"])
 
 
-def test_only_who_has_its_key_is_answered_and_only_on_this_machine(server: LlamaServer) -> None:
+def test_it_listens_on_loopback_and_requires_its_key(server: LlamaServer) -> None:
     assert server.url.startswith("http://127.0.0.1:")
     assert httpx.get(f"{server.url}/health").status_code == 200
     assert httpx.post(f"{server.url}/completion", json={"prompt": "a"}).status_code == 401
@@ -130,14 +132,14 @@ def test_only_who_has_its_key_is_answered_and_only_on_this_machine(server: Llama
     assert "llamacpp:requests_processing" in httpx.get(f"{server.url}/metrics", headers=server.headers).text
 
 
-def test_a_sequence_longer_than_the_context_is_refused_in_one_line(server: LlamaServer) -> None:
+def test_a_sequence_longer_than_the_context_is_a_one_line_error(server: LlamaServer) -> None:
     with pytest.raises(ServeError, match=r"refused /completion \(400\).*600 tokens.*512 tokens") as error:
         server.log_probs([[5] * 600], starts=[599])
     assert "\n" not in str(error.value)
 
 
-def test_close_frees_the_port_also_while_it_answers_and_a_second_time_does_nothing(tmp_path: Path) -> None:
-    long: Any = tiny.llama(layers=8, width=256)  # slow enough to be at it still
+def test_close_frees_the_port_during_a_request_and_can_be_called_twice(tmp_path: Path) -> None:
+    long: Any = tiny.llama(layers=8, width=256)  # slow enough to be still running at close()
     long.config.max_position_embeddings = 8192
     write_base_gguf(long, tiny.tokenizer(), tmp_path / "long.gguf", "f16", name="long", license="mit")
     server = LlamaServer(tmp_path / "long.gguf", context=8192, threads=1)
@@ -158,7 +160,7 @@ def test_close_frees_the_port_also_while_it_answers_and_a_second_time_does_nothi
         httpx.get(f"{server.url}/health")
 
 
-def test_it_is_silent_unless_asked(files: Files, capfd: pytest.CaptureFixture[str]) -> None:
+def test_it_logs_only_on_request(files: Files, capfd: pytest.CaptureFixture[str]) -> None:
     with LlamaServer(files.base, context=512, threads=1) as server:
         server.log_probs([IDS[:2]])
     assert "".join(capfd.readouterr()) == ""
@@ -167,11 +169,11 @@ def test_it_is_silent_unless_asked(files: Files, capfd: pytest.CaptureFixture[st
     assert "llama" in "".join(capfd.readouterr())
 
 
-def test_a_missing_file_no_gguf_and_an_adapter_of_another_base_are_one_line(files: Files, tmp_path: Path) -> None:
-    with pytest.raises(ServeError, match=r"cannot load .*nothing\.gguf: there is no such file"):
+def test_files_that_cannot_be_loaded_are_one_line_errors(files: Files, tmp_path: Path) -> None:
+    with pytest.raises(ServeError, match=r"cannot load .*nothing\.gguf: no such file"):
         LlamaServer(tmp_path / "nothing.gguf")
-    (tmp_path / "text.gguf").write_text("no GGUF")
-    with pytest.raises(ServeError, match=r"cannot load .*text\.gguf: no GGUF that it knows"):
+    (tmp_path / "text.gguf").write_text("not a GGUF file")
+    with pytest.raises(ServeError, match=r"cannot load .*text\.gguf: not a supported GGUF"):
         LlamaServer(tmp_path / "text.gguf")
     wide: Any = tiny.llama(width=64)
     write_base_gguf(wide, tiny.tokenizer(), tmp_path / "wide.gguf", "f16", name="wide", license="mit")
@@ -179,13 +181,13 @@ def test_a_missing_file_no_gguf_and_an_adapter_of_another_base_are_one_line(file
         LlamaServer(tmp_path / "wide.gguf", adapters=files.adapters)
 
 
-def test_a_missing_package_is_one_line(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_a_one_line_error(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     with pytest.raises(ServeError, match=r"pip install 'student-factory\[serve\]'"):
         LlamaServer(files.base)
 
 
-def test_every_adapter_is_named_in_a_choice() -> None:
+def test_lora_choice_lists_every_adapter() -> None:
     assert lora_choice(3, 1) == [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 1.0}, {"id": 2, "scale": 0.0}]
     assert lora_choice(2, None) == [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]
     assert lora_choice(0, None) == []

