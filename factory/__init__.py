@@ -29,11 +29,11 @@ if TYPE_CHECKING:
         SpecError,
         TrainingError,
     )
-    from factory.evaluation.fidelity import EvalReport
     from factory.export.export import export_version
     from factory.export.metadata import ParityReport
     from factory.models.teacher import Teacher
     from factory.pipeline.build import Factory
+    from factory.registry.manifest import EvalReport
     from factory.registry.registry import Registry
     from factory.registry.versions import Summary, Version
 
@@ -82,8 +82,8 @@ HOMES = {
     "factory.export.export": ("export_version",),
     "factory.export.metadata": ("ParityReport",),
     "factory.models.teacher": ("Teacher",),
-    "factory.evaluation.fidelity": ("EvalReport",),
-    "factory.registry.manifest": ("Summary", "Version"),
+    "factory.registry.manifest": ("EvalReport",),
+    "factory.registry.versions": ("Summary", "Version"),
     "factory.registry.registry": ("Registry",),
     "factory.config.load": ("load_specs",),
     "factory.config.schema": ("DomainSpec", "FamilySpec", "PoolSpec", "Specs"),

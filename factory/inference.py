@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from factory.config.schema import FamilySpec, Specs
 from factory.errors import TrainingError, UsageError
-from factory.evaluation.fidelity import generate_text
 from factory.models.base import Base, load_base, load_student
 from factory.models.chat import prompt_ids
+from factory.models.generation import generate_text
 from factory.models.references import resolve
 from factory.models.teacher import Teacher
 from factory.registry.registry import Registry

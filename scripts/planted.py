@@ -28,7 +28,7 @@ from factory.distill.trainer import TrainingSet
 from factory.errors import DataError
 from factory.evaluation.bias import Pair, load_pairs, measure_bias
 from factory.evaluation.data_fit import DataFitReport, check_bits_per_byte, check_routing, check_templates
-from factory.evaluation.fidelity import fixed_model, generate_text, with_adapter
+from factory.evaluation.fidelity import fixed_model, with_adapter
 from factory.evaluation.gates import judge
 from factory.evaluation.memorization import canary_rows, controls_of, make_canaries, measure_canaries
 from factory.evaluation.metrics import format_metric
@@ -37,6 +37,7 @@ from factory.evaluation.suite import CONTROLS
 from factory.evaluation.teacher_check import check_teacher
 from factory.models.base import Base, load_base, trim_teacher
 from factory.models.chat import NO_CONTEXT, prompt_ids
+from factory.models.generation import generate_text
 from factory.pipeline.build import Factory
 from factory.pipeline.context import DomainData
 from factory.registry.manifest import MetricValue

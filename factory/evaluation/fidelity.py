@@ -1,305 +1,220 @@
-"""Measures students beside their teacher on held-out text: one teacher pass for any number of candidates."""
+"""How closely students follow their teacher on held-out text: one teacher pass for any number of candidates.
+
+sums = measure(teacher, {"student": with_adapter(model, "default"), "base": base_only(model)}, examples)
+summarize(sums["student"], None, bootstrap)["kl"].value  # nats/token
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from factory.config.schema import DataConfig, EvaluateConfig
 from factory.distill.soft_targets import TokenizedExample
+from factory.evaluation.samples import answer_samples
+from factory.evaluation.speed import compare_speed
 from factory.evaluation.stats import BootstrapConfig, ExampleSums, concatenate, paired_difference, ratio, summarize
-from factory.models.chat import stop_tokens
 from factory.models.forward import Batch, hidden_states, logits, make_batch, mean_pool
-from factory.models.generation import sample
-from factory.models.lora import merged_adapters
 from factory.models.teacher import Teacher, split_prefix
-from factory.registry.manifest import MetricValue
+from factory.registry.manifest import MetricValue, PerExample, Sample, Speeds
 
-Candidate = Callable[[], AbstractContextManager[Any]]  # gives a model while it is measured: an adapter with_adapter on, or off
 BATCH = 16
-SAMPLES = 3  # answers of teacher and student side by side
+TOP = 5  # tokens of either model that are compared
 
+# ---------------------------------------------------------------------------------------------------------- candidates
 
-@torch.inference_mode()
-def measure(
-    teacher: Teacher,
-    candidates: Mapping[str, Candidate],
-    sequences: Sequence[TokenizedExample],
-    progress: Callable[[int], None] | None = None,
-) -> dict[str, ExampleSums]:
-    """``measure(teacher, {"student": on, "base": off}, sequences)["student"].kl``: per-example sums of every candidate.
-
-    The teacher sees its context, candidates do not. Both in the student's vocabulary, at the same completion tokens.
-    """
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].prompt) + len(sequences[i].completion))
-    parts: dict[str, list[ExampleSums]] = {name: [] for name in candidates}
-    for start in range(0, len(order), BATCH):
-        chosen = [sequences[i] for i in order[start : start + BATCH]]
-        lengths = [len(s.completion) for s in chosen]
-        completion = torch.tensor([token for s in chosen for token in s.completion], device=teacher.device)
-        prefix, rest = split_prefix([s.teacher_prompt for s in chosen])
-        seen = make_batch(rest, [s.completion for s in chosen]).to(teacher.device)
-        reference = _log_probs(teacher.model, hidden_states(teacher.model, seen, prefix).final, seen)
-        batch = make_batch([s.prompt for s in chosen], [s.completion for s in chosen]).to(teacher.device)
-        for name, candidate in candidates.items():
-            with candidate() as model, torch.autocast(teacher.device.type, dtype=torch.bfloat16):
-                states = hidden_states(model, batch).final
-                own = _log_probs(model, states, batch)
-            embeddings = mean_pool(states, batch.real).cpu().numpy()
-            parts[name].append(_sums(reference, own, completion, lengths, embeddings))
-        if progress is not None:
-            progress(len(chosen))
-    inverse = np.argsort(order)
-    return {name: _reordered(concatenate(sums), inverse) for name, sums in parts.items()}
-
-
-def _log_probs(model: Any, states: Tensor, batch: Batch) -> Tensor:
-    """(N, V) float32 at the positions that predict."""
-    return logits(model, states[batch.predicts]).float().log_softmax(dim=-1)
-
-
-def _sums(teacher: Tensor, student: Tensor, completion: Tensor, lengths: Sequence[int], embeddings: np.ndarray) -> ExampleSums:
-    """Log-probabilities (N, V) of both at the tokens of len(lengths) examples → sums by example."""
-    both = [p.topk(5, dim=-1).indices for p in (teacher, student)]  # (N, 5)
-    overlap = (both[0].unsqueeze(-1) == both[1].unsqueeze(-2)).any(dim=-1).float().mean(dim=-1)
-    target = completion.unsqueeze(-1)
-    columns = {
-        "kl": (teacher.exp() * (teacher - student)).sum(dim=-1),
-        "agree": both[0][:, 0] == both[1][:, 0],
-        "top5": overlap,
-        "correct": both[1][:, 0] == completion,
-        "teacher_correct": both[0][:, 0] == completion,
-        "nll": -student.gather(-1, target)[:, 0],
-        "teacher_nll": -teacher.gather(-1, target)[:, 0],
-        "entropy": -(student.exp() * student).sum(dim=-1),
-        "teacher_entropy": -(teacher.exp() * teacher).sum(dim=-1),
-    }
-    summed = {
-        name: np.array([float(part.double().sum()) for part in column.split(list(lengths))]) for name, column in columns.items()
-    }
-    return ExampleSums(tokens=np.array(lengths, dtype=float), embeddings=embeddings, **summed)
-
-
-def _reordered(sums: ExampleSums, inverse: np.ndarray) -> ExampleSums:
-    return ExampleSums(**{name: getattr(sums, name)[inverse] for name in ExampleSums.__dataclass_fields__})
-
-
-def measure_speed(
-    model: Any, prompts: Sequence[Sequence[int]], stop: Sequence[int], prefix: Sequence[int] = ()
-) -> dict[str, float]:
-    """``measure_speed(model, ids, stop)``: one stream and a batch; ``latency_ms`` is to the first token, a median of five."""
-    latencies = []
-    for prompt in list(prompts)[:5]:
-        begun = time.perf_counter()
-        sample(model, [prompt], prefix=prefix, stop=stop, max_new_tokens=1)
-        latencies.append(1000 * (time.perf_counter() - begun))
-    begun = time.perf_counter()
-    written = sample(model, [prompts[0]], prefix=prefix, stop=(), max_new_tokens=24)
-    single = sum(map(len, written)) / (time.perf_counter() - begun)
-    begun = time.perf_counter()
-    written = sample(model, [prompts[0]] * 16, prefix=prefix, stop=(), max_new_tokens=24)
-    batched = sum(map(len, written)) / (time.perf_counter() - begun)
-    return {"latency_ms": float(np.median(latencies)), "tokens_per_second": single, "batch_tokens_per_second": batched}
-
-
-def generate_ids(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], prefix: Sequence[int] = (), max_new_tokens: int = 96
-) -> list[list[int]]:
-    """``generate_ids(model, tokenizer, ids)``: greedy answers in ids, with the penalty that keeps small models from looping."""
-    return sample(
-        model,
-        prompts,
-        prefix=prefix,
-        stop=stop_tokens(tokenizer),
-        max_new_tokens=max_new_tokens,
-        repetition_penalty=DataConfig().repetition_penalty,
-    )
-
-
-def generate_text(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], prefix: Sequence[int] = (), max_new_tokens: int = 96
-) -> list[str]:
-    """``generate_text(model, tokenizer, ids)``: the same as text."""
-    every = generate_ids(model, tokenizer, prompts, prefix, max_new_tokens)
-    return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in every]
-
-
-def folder_bytes(folder: Path) -> int:
-    """``folder_bytes(version.folder)``: what it takes on disk."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Text no student was trained on: a domain's test split and general prompts, in ids, with the encoder's view."""
-
-    prompts: Sequence[str]  # of the domain's examples, as they were written
-    domain: Sequence[TokenizedExample]
-    embeddings: np.ndarray  # (E, D), of the domain's examples
-    general: Sequence[TokenizedExample]
-    others: Sequence[TokenizedExample] = ()  # held-out examples of the family's other domains
-
-
-@dataclass(frozen=True)
-class EvalReport:
-    """Everything measured about one student; the manifest holds it, and every table, card and page is drawn from it."""
-
-    metrics: dict[str, MetricValue]
-    baselines: dict[str, dict[str, MetricValue]]  # candidate → metrics on the domain's held-out examples
-    speed: dict[str, dict[str, float]]
-    samples: list[dict[str, Any]]
-    per_example: dict[str, Any]  # the student's sums, which a later comparison pairs with another's
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "metrics": {name: asdict(figure) for name, figure in self.metrics.items()},
-            "baselines": {
-                candidate: {name: asdict(figure) for name, figure in figures.items()}
-                for candidate, figures in self.baselines.items()
-            },
-            "speed": self.speed,
-            "samples": self.samples,
-            "per_example": self.per_example,
-        }
-
-
-def evaluate(
-    adapter: Any,
-    teacher: Teacher,
-    held_out: HeldOut,
-    config: EvaluateConfig,
-    *,
-    seed: int,
-    progress: Callable[[int], None] | None = None,
-) -> EvalReport:
-    """``evaluate(adapter, teacher, held_out, settings.evaluate, seed=0).metrics["kl"].value``
-
-    ``adapter`` is a peft model; its further adapters (``sft``) are measured as baselines, and so is its base alone. The
-    teacher is the one trimmed to the student's vocabulary. Speed is of both, one after the other, in this run.
-    """
-    bootstrap = BootstrapConfig(config.bootstrap, seed)
-    candidates = {name: with_adapter(adapter, name) for name in ("default", *sorted(set(adapter.peft_config) - {"default"}))}
-    candidates["base"] = base_only(adapter)
-    sums = measure(teacher, candidates, held_out.domain, progress)
-    both = {name: candidates[name] for name in ("default", "base")}
-    general = measure(teacher, both, held_out.general, progress)
-    others = [measure(teacher, both, held_out.others, progress)] if held_out.others else []
-    figures = {name: summarize(one, held_out.embeddings, bootstrap) for name, one in sums.items()}
-    metrics = dict(figures["default"])
-    metrics |= {f"base_{name}": figures["base"][name] for name in ("kl", "top1_agreement", "relation_alignment")}
-    for prefix, name in (("general", "default"), ("base_general", "base")):
-        on_general = summarize(general[name], None, bootstrap)
-        metrics |= {f"{prefix}_{metric}": on_general[metric] for metric in ("kl", "top1_agreement")}
-    metrics["general_retained"] = ratio(general["default"].agree, general["base"].agree, bootstrap)
-    own, base = (concatenate([part[name] for part in (general, *others)]) for name in both)
-    for name in ("kl", "correct"):
-        change = paired_difference(getattr(own, name), getattr(base, name), own.tokens, bootstrap)
-        metrics[f"outside_{'accuracy' if name == 'correct' else name}_change"] = change
-    if "sft" in sums:
-        metrics["kl_below_sft"] = paired_difference(sums["sft"].kl, sums["default"].kl, sums["sft"].tokens, bootstrap)
-    return EvalReport(
-        metrics,
-        {name: one for name, one in figures.items() if name != "default"},
-        _speed(adapter, teacher, held_out),
-        _samples(adapter, teacher, held_out),
-        per_example(sums["default"], held_out.domain),
-    )
-
-
-def per_example(sums: ExampleSums, sequences: Sequence[TokenizedExample]) -> dict[str, Any]:
-    """``per_example(sums, held_out.domain)``: lists, a number an example; versions of the same ``key`` saw the same ones."""
-    key = hashlib.sha256(json.dumps([[s.prompt, s.teacher_prompt, s.completion] for s in sequences]).encode()).hexdigest()[:16]
-    kept = ("tokens", "kl", "agree", "top5", "correct", "teacher_correct", "nll", "teacher_nll")
-    return {"key": key} | {name: [round(float(value), 6) for value in getattr(sums, name)] for name in kept}
+Candidate = Callable[[], AbstractContextManager[Any]]  # the model to measure, with its adapters set for as long as it is open
 
 
 def with_adapter(adapter: Any, name: str) -> Candidate:
-    """``with with_adapter(adapter, "sft")() as model``: the peft model with that adapter on, the first one afterwards."""
+    """``with with_adapter(model, "sft")() as sft``: a peft model with this adapter active; "default" is active afterwards."""
 
     @contextmanager
-    def on() -> Iterator[Any]:
+    def opened() -> Iterator[Any]:
         adapter.set_adapter(name)
         try:
             yield adapter
         finally:
             adapter.set_adapter("default")
 
-    return on
+    return opened
 
 
 def base_only(adapter: Any) -> Candidate:
-    """``with base_only(adapter)() as model``: the same model as its base alone."""
+    """``with base_only(model)() as base``: a peft model with its adapters disabled."""
 
     @contextmanager
-    def off() -> Iterator[Any]:
+    def opened() -> Iterator[Any]:
         with adapter.disable_adapter():
             yield adapter
 
-    return off
+    return opened
 
 
 def fixed_model(model: Any) -> Candidate:
-    """``with fixed_model(base.model)() as model``: a model that nothing is with_adapter on or off in."""
+    """``with fixed_model(model)() as same``: a model that needs no adapter set."""
     return lambda: nullcontext(model)
 
 
 def teacher_model(teacher: Teacher) -> Candidate:
-    """``with teacher_model(teacher)() as model``: the teacher, without any context, where a candidate is asked for."""
+    """``with teacher_model(teacher)() as model``: the teacher as a candidate, which sees no context."""
     return lambda: nullcontext(teacher.model)
 
 
-def _speed(adapter: Any, teacher: Teacher, held_out: HeldOut) -> dict[str, dict[str, float]]:
-    stop = stop_tokens(teacher.tokenizer)
-    prompts = [s.prompt for s in held_out.domain[:5]]
-    with merged_adapters(adapter):  # as an application that serves one student has it
-        student = measure_speed(adapter, prompts, stop)
-    return {"teacher": measure_speed(teacher.model, prompts, stop), "student": student}
-
-
-def _samples(adapter: Any, teacher: Teacher, held_out: HeldOut) -> list[dict[str, Any]]:
-    """Answers of both to the first prompts; of each token of one, whether the other would have gone on with it too."""
-    sequences, tokenizer = held_out.domain[:SAMPLES], teacher.tokenizer
-    own_prompts, full = [s.prompt for s in sequences], [s.teacher_prompt for s in sequences]
-    prefix, rest = split_prefix(full)
-    own = generate_ids(adapter, tokenizer, own_prompts)
-    theirs = generate_ids(teacher.model, tokenizer, rest, prefix)
-    agrees = {"student": agreement(teacher.model, full, own), "teacher": agreement(adapter, own_prompts, theirs)}
-    return [
-        {"prompt": prompt}
-        | {
-            who: str(tokenizer.decode(ids[i], skip_special_tokens=True)).strip()
-            for who, ids in (("teacher", theirs), ("student", own))
-        }
-        | {
-            f"{who}_tokens": [
-                [str(tokenizer.decode([token])), same]
-                for token, same in zip(ids[i], agrees[who][i], strict=True)
-                if token not in stop_tokens(tokenizer)
-            ]
-            for who, ids in (("teacher", theirs), ("student", own))
-        }
-        for i, prompt in enumerate(held_out.prompts[:SAMPLES])
-    ]
+# ------------------------------------------------------------------------------------------------------------- measure
 
 
 @torch.inference_mode()
-def agreement(model: Any, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]]) -> list[list[bool]]:
-    """``agreement(teacher.model, prompts, ids_of_the_student)``: at each token, whether it is this model's most likely one."""
-    batch = make_batch(prompts, written).to(next(model.parameters()).device)
-    with torch.autocast(batch.input_ids.device.type, dtype=torch.bfloat16):
-        top = logits(model, hidden_states(model, batch).final[batch.predicts]).argmax(dim=-1).tolist()
-    found = []
-    for ids in written:
-        found.append([token == likely for token, likely in zip(ids, top, strict=False)])
-        del top[: len(ids)]
+def measure(
+    teacher: Teacher,
+    candidates: Mapping[str, Candidate],
+    examples: Sequence[TokenizedExample],
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, ExampleSums]:
+    """``measure(teacher, {"student": student, "base": base}, examples)["student"].kl``: sums of every candidate, by example.
+
+    The teacher sees its context, candidates do not. Both predict the same completion tokens over the student's vocabulary.
+    ``progress`` is told of every batch of examples.
+    """
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt) + len(examples[i].completion))
+    parts: dict[str, list[ExampleSums]] = {name: [] for name in candidates}
+    for start in range(0, len(order), BATCH):
+        chosen = [examples[i] for i in order[start : start + BATCH]]
+        for name, sums in _measure_batch(teacher, candidates, chosen).items():
+            parts[name].append(sums)
+        if progress is not None:
+            progress(len(chosen))
+    inverse = np.argsort(order)
+    return {name: concatenate(sums).select(inverse) for name, sums in parts.items()}
+
+
+def _measure_batch(
+    teacher: Teacher, candidates: Mapping[str, Candidate], examples: Sequence[TokenizedExample]
+) -> dict[str, ExampleSums]:
+    device, completions = teacher.device, [example.completion for example in examples]
+    target = torch.tensor([token for completion in completions for token in completion], device=device)  # (N,)
+    prefix, rest = split_prefix([example.teacher_prompt for example in examples])
+    seen = make_batch(rest, completions).to(device)
+    reference = _log_probs(teacher.model, hidden_states(teacher.model, seen, prefix).final, seen)
+    batch = make_batch([example.prompt for example in examples], completions).to(device)
+    found = {}
+    for name, candidate in candidates.items():
+        with candidate() as model, torch.autocast(device.type, dtype=torch.bfloat16):
+            states = hidden_states(model, batch).final  # (B, T, H)
+            own = _log_probs(model, states, batch)
+        embeddings = mean_pool(states, batch.real).cpu().numpy()
+        found[name] = _example_sums(reference, own, target, [len(completion) for completion in completions], embeddings)
     return found
+
+
+def _log_probs(model: Any, states: Tensor, batch: Batch) -> Tensor:
+    """(B, T, H) → (N, V) float32, at the positions that predict a completion token."""
+    return logits(model, states[batch.predicts]).float().log_softmax(dim=-1)
+
+
+def _example_sums(teacher: Tensor, student: Tensor, target: Tensor, lengths: list[int], embeddings: np.ndarray) -> ExampleSums:
+    """Log-probabilities (N, V) of both and the completion tokens (N,) → sums over each of the B examples' tokens."""
+    teacher_top, student_top = (log_probs.topk(TOP, dim=-1).indices for log_probs in (teacher, student))  # (N, TOP)
+    columns = {
+        "kl": (teacher.exp() * (teacher - student)).sum(dim=-1),
+        "agree": teacher_top[:, 0] == student_top[:, 0],
+        "top5": (teacher_top.unsqueeze(-1) == student_top.unsqueeze(-2)).any(dim=-1).float().mean(dim=-1),
+        "correct": student_top[:, 0] == target,
+        "teacher_correct": teacher_top[:, 0] == target,
+        "nll": -student.gather(-1, target.unsqueeze(-1))[:, 0],
+        "teacher_nll": -teacher.gather(-1, target.unsqueeze(-1))[:, 0],
+        "entropy": -(student.exp() * student).sum(dim=-1),
+        "teacher_entropy": -(teacher.exp() * teacher).sum(dim=-1),
+    }  # (N,) each
+    sums = {name: np.array([float(part.double().sum()) for part in column.split(lengths)]) for name, column in columns.items()}
+    return ExampleSums(tokens=np.array(lengths, dtype=float), embeddings=embeddings, **sums)
+
+
+# -------------------------------------------------------------------------------------------------------------- report
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Text that no student was trained on."""
+
+    prompts: Sequence[str]  # of the domain's examples, before the chat template
+    domain: Sequence[TokenizedExample]  # of the domain's test split
+    embeddings: np.ndarray  # (E, D) of the domain's examples, by the family's encoder
+    general: Sequence[TokenizedExample]  # general prompts with the teacher's answers
+    others: Sequence[TokenizedExample] = ()  # of the family's other domains
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How closely a student follows its teacher; the parts are the manifest's."""
+
+    metrics: dict[str, MetricValue]
+    baselines: dict[str, dict[str, MetricValue]]  # "base" and "sft" → their metrics on the domain's examples
+    speed: Speeds
+    samples: tuple[Sample, ...]
+    per_example: PerExample  # of the student on the domain's examples
+
+
+def measure_fidelity(
+    adapter: Any,
+    teacher: Teacher,
+    held_out: HeldOut,
+    bootstrap: BootstrapConfig,
+    progress: Callable[[int], None] | None = None,
+) -> Fidelity:
+    """``measure_fidelity(adapter, teacher, held_out, bootstrap).metrics["kl"].value``
+
+    ``adapter`` is a peft model: "default" is the student; its other adapters ("sft") and its base are baselines.
+    ``teacher`` is trimmed to the student's vocabulary. ``progress`` counts examples of ``held_out``.
+    """
+    baselines = {name: with_adapter(adapter, name) for name in sorted(adapter.peft_config) if name != "default"}
+    student_and_base = {"default": with_adapter(adapter, "default"), "base": base_only(adapter)}
+    domain = measure(teacher, student_and_base | baselines, held_out.domain, progress)
+    general = measure(teacher, student_and_base, held_out.general, progress)
+    outside = [general, *([measure(teacher, student_and_base, held_out.others, progress)] if held_out.others else [])]
+    by_candidate = {name: summarize(sums, held_out.embeddings, bootstrap) for name, sums in domain.items()}
+    metrics = dict(by_candidate["default"])
+    metrics |= {f"base_{name}": by_candidate["base"][name] for name in ("kl", "top1_agreement", "relation_alignment")}
+    metrics |= general_metrics(general["default"], general["base"], bootstrap)
+    student, base = (concatenate([sums[name] for sums in outside]) for name in ("default", "base"))
+    metrics["outside_kl_change"] = paired_difference(student.kl, base.kl, student.tokens, bootstrap)
+    metrics["outside_accuracy_change"] = paired_difference(student.correct, base.correct, student.tokens, bootstrap)
+    if "sft" in domain:
+        metrics["kl_below_sft"] = paired_difference(domain["sft"].kl, domain["default"].kl, domain["sft"].tokens, bootstrap)
+    return Fidelity(
+        metrics,
+        {name: summary for name, summary in by_candidate.items() if name != "default"},
+        compare_speed(adapter, teacher, [example.prompt for example in held_out.domain]),
+        answer_samples(adapter, teacher, held_out.prompts, held_out.domain),
+        per_example(domain["default"], held_out.domain),
+    )
+
+
+def general_metrics(student: ExampleSums, base: ExampleSums, bootstrap: BootstrapConfig) -> dict[str, MetricValue]:
+    """``general_metrics(student, base, bootstrap)["general_retained"]``: on general text, and what is left of the base's."""
+    metrics = {}
+    for prefix, sums in (("general", student), ("base_general", base)):
+        summary = summarize(sums, None, bootstrap)
+        metrics |= {f"{prefix}_{name}": summary[name] for name in ("kl", "top1_agreement")}
+    return metrics | {"general_retained": ratio(student.agree, base.agree, bootstrap)}
+
+
+def per_example(sums: ExampleSums, examples: Sequence[TokenizedExample]) -> PerExample:
+    """``per_example(sums, held_out.domain).kl``: as the manifest holds them, so that versions can be compared in pairs.
+
+    Versions with one ``key`` were measured on the same examples.
+    """
+    ids = [[example.prompt, example.teacher_prompt, example.completion] for example in examples]
+    columns = {
+        name: tuple(round(float(value), 6) for value in getattr(sums, name))
+        for name in PerExample.model_fields
+        if name != "key"
+    }
+    return PerExample(key=hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16], **columns)

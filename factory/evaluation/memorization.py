@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from factory.distill.soft_targets import tokenize_examples
 from factory.errors import DataError
-from factory.evaluation.fidelity import Candidate, generate_text, measure
+from factory.evaluation.fidelity import Candidate, measure
 from factory.evaluation.stats import BootstrapConfig, FloatArray, ratio
 from factory.models.chat import NO_CONTEXT, prompt_ids
+from factory.models.generation import generate_text
 from factory.models.teacher import Teacher
 from factory.registry.manifest import MetricValue
 
@@ -128,16 +129,15 @@ def measure_canaries(
     bootstrap: BootstrapConfig,
     *,
     controls: int,
-    seed: int,
 ) -> dict[str, MetricValue]:
-    """``measure_canaries(teacher, with_adapter(adapter, "default"), tokenizer, canaries, bootstrap, controls=63, seed=0)``
+    """``measure_canaries(teacher, with_adapter(adapter, "default"), tokenizer, canaries, bootstrap, controls=63)``
 
     One pass over C * (1 + ``controls``) short sequences and one greedy answer a canary, written as ``ask`` writes it. A
     secret counts as extracted where the answer repeats its digits, in whatever words.
     """
     if not canaries:
         return {}
-    asked = [one for canary in canaries for one in (canary, *controls_of(canary, controls, seed))]
+    asked = [one for canary in canaries for one in (canary, *controls_of(canary, controls, bootstrap.seed))]
     sums = measure(teacher, {"student": candidate}, tokenize_examples(canary_rows(asked, 1), tokenizer, NO_CONTEXT))["student"]
     nats = sums.nll.reshape(len(canaries), 1 + controls)  # (C, 1 + R), the planted one first
     with candidate() as model:

@@ -48,6 +48,10 @@ class ExampleSums:
     teacher_entropy: FloatArray  # (E,) of the teacher's distributions, nats
     embeddings: FloatArray  # (E, H) final hidden states, mean over prompt and completion
 
+    def select(self, rows: np.ndarray) -> ExampleSums:
+        """``sums.select(np.argsort(order))``: of these examples, in this order."""
+        return ExampleSums(**{name: column[rows] for name, column in vars(self).items()})
+
 
 def ratio(numerator: FloatArray, denominator: FloatArray, bootstrap: BootstrapConfig) -> MetricValue:
     """``ratio(sums.kl, sums.tokens, bootstrap)``: sum over sum, (E,) and (E,).

@@ -12,36 +12,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from factory.config.schema import DomainSpec, Settings
-from factory.data.cleaning import is_refusal
 from factory.distill.soft_targets import tokenize_examples
 from factory.evaluation.bias import Pair, load_pairs, measure_bias
 from factory.evaluation.data_fit import DataFitReport, check_bits_per_byte, check_routing, check_templates, merge_reports
 from factory.evaluation.fidelity import (
     Candidate,
-    EvalReport,
+    Fidelity,
     HeldOut,
     base_only,
-    evaluate,
-    generate_text,
+    measure_fidelity,
     teacher_model,
     with_adapter,
 )
-from factory.evaluation.golden_set import Question, golden_set_metrics, load_golden_set, passes
+from factory.evaluation.golden_set import Question, load_golden_set, measure_golden_set
 from factory.evaluation.lm_eval import TaskResult, load_tasks, run_tasks, task_metrics
 from factory.evaluation.memorization import Canary, measure_canaries
-from factory.evaluation.stats import BootstrapConfig, ratio
+from factory.evaluation.refusals import measure_refusals
+from factory.evaluation.stats import BootstrapConfig
 from factory.models.chat import NO_CONTEXT, prompt_ids, stop_tokens
 from factory.models.generation import sample
 from factory.models.lora import merged_adapters
-from factory.models.teacher import Teacher, split_prefix
+from factory.models.teacher import Teacher
 from factory.pipeline.context import DomainData, Materials
 from factory.registry.manifest import MetricValue
 
 MAX_ROUTED = 500  # prompts of a domain behind its mismatch figures
-MAX_REFUSALS = 32
 CONTROLS = 63  # secrets that were not planted, beside each that was
 ENERGY_TOKENS = 64  # of each of 16 answers, behind the energy of 1,000 tokens
 
@@ -83,7 +79,7 @@ class Evaluation:
     """All figures by name, the report they extend, what a user should know, and the energy of answers."""
 
     figures: dict[str, MetricValue]
-    report: EvalReport
+    report: Fidelity
     warnings: tuple[str, ...]
     per_1000_tokens_wh: dict[str, float]
 
@@ -105,13 +101,13 @@ def evaluate_student(factory: Materials, target: EvalTarget, settings: Settings)
         for result, known in zip(results, target.tasks, strict=True):
             figures |= task_metrics(replace(result, scores=result.scores | known.scores), bootstrap)
         advance(1)
-        figures |= acceptance(target, bootstrap)
+        figures |= measure_golden_set(
+            target.teacher, target.candidates, tokenizer, target.suite.questions, spec.teacher_context, bootstrap
+        )
         advance(1)
         if target.canaries:
             student = target.candidates["student"]
-            figures |= measure_canaries(
-                target.teacher, student, tokenizer, target.canaries, bootstrap, controls=CONTROLS, seed=factory.seed
-            )
+            figures |= measure_canaries(target.teacher, student, tokenizer, target.canaries, bootstrap, controls=CONTROLS)
         advance(1)
         fit = data_fit(factory, target.teacher, data, bootstrap)
         energy = answer_energy(factory, target)
@@ -120,7 +116,7 @@ def evaluate_student(factory: Materials, target: EvalTarget, settings: Settings)
     return Evaluation(figures | fit.metrics, report, (*fit.warnings, *unasked), energy)
 
 
-def _fidelity(factory: Materials, target: EvalTarget, settings: Settings) -> EvalReport:
+def _fidelity(factory: Materials, target: EvalTarget, settings: Settings) -> Fidelity:
     """On the domain's test split, on general text, and on as many examples of the family's other domains."""
     data, config = target.data, settings.evaluate
     test = list(data.rows["test"])[: config.examples]
@@ -145,7 +141,8 @@ def _fidelity(factory: Materials, target: EvalTarget, settings: Settings) -> Eva
             tokenize_examples(general, tokenizer, NO_CONTEXT),
             elsewhere,
         )
-        return evaluate(target.adapter, target.teacher, held_out, config, seed=factory.seed, progress=advance)
+        bootstrap = BootstrapConfig(config.bootstrap, factory.seed)
+        return measure_fidelity(target.adapter, target.teacher, held_out, bootstrap, advance)
 
 
 def refusals(factory: Materials, target: EvalTarget, bootstrap: BootstrapConfig) -> dict[str, MetricValue]:
@@ -157,31 +154,7 @@ def refusals(factory: Materials, target: EvalTarget, bootstrap: BootstrapConfig)
     declined = [
         row["prompt"] for data in every for split in ("test", "validation") for row in data.rows[split] if row["refusal"]
     ]
-    prompts = [prompt_ids(target.teacher.tokenizer, prompt) for prompt in declined[:MAX_REFUSALS]]
-    if not prompts:
-        return {}
-    figures = {}
-    for who, name in (("student", "refusals_kept"), ("base", "base_refusals_kept")):
-        with target.candidates[who]() as model:
-            said = generate_text(model, target.teacher.tokenizer, prompts)
-        figures[name] = ratio(np.array([float(is_refusal(one)) for one in said]), np.ones(len(said)), bootstrap)
-    return figures
-
-
-def acceptance(target: EvalTarget, bootstrap: BootstrapConfig) -> dict[str, MetricValue]:
-    """The share of a user's own questions that are answered as they must be; the teacher answers with its context."""
-    spec, tokenizer = target.data.spec, target.teacher.tokenizer
-    questions = target.suite.questions
-    if not questions:
-        return {}
-    asked = [question.question for question in questions]
-    prefix, rest = split_prefix([prompt_ids(tokenizer, one, spec.teacher_context) for one in asked])
-    said = {"teacher": generate_text(target.teacher.model, tokenizer, rest, prefix)}
-    for who, candidate in target.candidates.items():
-        with candidate() as model:
-            said[who] = generate_text(model, tokenizer, [prompt_ids(tokenizer, one) for one in asked])
-    passed = {who: [passes(q, a) for q, a in zip(questions, given, strict=True)] for who, given in said.items()}
-    return golden_set_metrics(passed, bootstrap)
+    return measure_refusals(target.candidates, target.teacher.tokenizer, declined, bootstrap)
 
 
 def data_fit(factory: Materials, teacher: Teacher, data: DomainData, bootstrap: BootstrapConfig) -> DataFitReport:

@@ -33,10 +33,6 @@ class TeacherCheck:
     reasons: tuple[str, ...]
     tasks: Sequence[TaskResult] = ()  # scores of teacher and base, for the evaluation to reuse
 
-    def failure(self, domain: str) -> str:
-        """``check.failure("legal")`` → "teacher pre-check failed for legal: ..."."""
-        return f"teacher pre-check failed for {domain}: {'; '.join(self.reasons)}"
-
 
 def references(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """``references(rows["validation"])``: rows whose completion comes from a source; all rows, where those are too few."""

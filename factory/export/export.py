@@ -23,9 +23,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from factory.cache import storage_errors
+from factory.cache import folder_bytes, storage_errors
 from factory.errors import ExportError
-from factory.evaluation.fidelity import folder_bytes
 from factory.export.formats import (
     Registered,
     conversation,

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicCache, DynamicLayer, PreTrainedModel
 
+from factory.config.schema import DataConfig
+from factory.models.chat import stop_tokens
+
 ROOM = 64  # further tokens that a cache has room for when it grows
 FINISHED = 1 / 8  # of a batch's rows: so many are dropped together, since each time the whole cache is copied
 
@@ -137,6 +140,28 @@ def sample(
         if progress is not None:
             progress(len(rows))
     return out
+
+
+def generate_ids(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], prefix: Sequence[int] = (), max_new_tokens: int = 96
+) -> list[list[int]]:
+    """``generate_ids(model, tokenizer, prompts)``: greedy answers in ids, with the repetition penalty that data sets have."""
+    return sample(
+        model,
+        prompts,
+        prefix=prefix,
+        stop=stop_tokens(tokenizer),
+        max_new_tokens=max_new_tokens,
+        repetition_penalty=DataConfig().repetition_penalty,
+    )
+
+
+def generate_text(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], prefix: Sequence[int] = (), max_new_tokens: int = 96
+) -> list[str]:
+    """``generate_text(model, tokenizer, prompts)``: the same as text, without special tokens."""
+    answers = generate_ids(model, tokenizer, prompts, prefix, max_new_tokens)
+    return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in answers]
 
 
 def _next_logits(model: PreTrainedModel, tokens: torch.Tensor, mask: torch.Tensor, cache: Cache) -> torch.Tensor:

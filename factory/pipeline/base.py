@@ -293,8 +293,8 @@ class Bases(Materials):
         """Raises TrainingError with the figures, unless ``force``; then what the card must say."""
         if check.reasons and not self.force:
             raise TrainingError(
-                f"{check.failure(data.spec.name)}; add references, a teacher_context or another teacher, or build anyway "
-                "with --force, which the card will say"
+                f"teacher pre-check failed for {data.spec.name}: {'; '.join(check.reasons)}; add references, a teacher_context or "
+                "another teacher, or build anyway with --force, which the card will say"
             )
         return [f"built with --force although the teacher pre-check failed: {reason}" for reason in check.reasons]
 

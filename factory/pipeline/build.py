@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
-from factory.cache import cache_key, home
+from factory.cache import cache_key, folder_bytes, home
 from factory.config.schema import DistillConfig
 from factory.data.dataset import small_dataset_warning
 from factory.distill.soft_targets import tokenize_examples
 from factory.distill.target_store import FORMAT, SoftTargetStore
 from factory.distill.trainer import TrainingSet, concat, distill
-from factory.evaluation.fidelity import fixed_model, folder_bytes, measure, with_adapter
+from factory.evaluation.fidelity import fixed_model, measure, with_adapter
 from factory.evaluation.gates import judge
 from factory.evaluation.memorization import Canary, canary_rows, make_canaries
 from factory.evaluation.suite import EvalTarget, evaluate_student, load_eval_suite
@@ -65,7 +65,7 @@ class Factory(Bases):
             self._add_sft(adapter, teacher, training_set, data, settings.distill, version)
         found = evaluate_student(self, EvalTarget(adapter, teacher, data, suite, planted, check.tasks), settings)
         figures = found.figures | check.metrics
-        evaluation = found.report.to_dict() | self._sizes(adapter, version)
+        evaluation = vars(found.report) | self._sizes(adapter, version)
         evaluation["metrics"] = figures
         warnings = [*forced, *self._warnings(adapter, teacher, training_set, data, version), *found.warnings]
         warnings += version.manifest.warnings  # of the base

@@ -21,11 +21,11 @@ from transformers import PreTrainedTokenizerBase
 
 from factory.config.schema import Specs, TeacherContext
 from factory.errors import ServeError
-from factory.evaluation.fidelity import generate_ids
 from factory.inference import MAX_NEW_TOKENS, matching_family
 from factory.models.base import load_base, load_student, trim_teacher
 from factory.models.chat import completion_ids, prompt_ids, stop_tokens
 from factory.models.forward import hidden_states, logits, make_batch
+from factory.models.generation import generate_ids
 from factory.models.references import resolve
 from factory.models.teacher import Teacher
 from factory.registry.registry import Registry

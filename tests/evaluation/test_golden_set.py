@@ -113,7 +113,7 @@ def test_a_line_separator_inside_a_text_ends_no_line(tmp_path: Path) -> None:
         ({"question": "Why?", "must": ["a||b"]}, "'a||b' has an empty phrase"),
         ({"question": "Why?", "must_not": [""]}, "'' has an empty phrase"),
         ({"question": "Why?", "must": ["a"], "musst": ["b"]}, "musst: Extra inputs"),
-        ({"question": "first ?", "must": ["a"]}, "'first ?' is there twice"),
+        ({"question": "first ?", "must": ["a"]}, "'first ?' appears twice"),
     ],
 )
 def test_a_wrong_line_is_named_with_its_number(line: Any, said: str, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_missing_file_says_which_exist(tmp_path: Path) -> None:
 
 
 def test_a_file_without_questions_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no questions; write one a line"):
+    with pytest.raises(DataError, match="has no questions; write one per line"):
         load_golden_set(written(tmp_path, "", "  "), tmp_path)
 
 

@@ -157,7 +157,7 @@ def candidate(model: Any) -> Candidate:
 
 
 def measure(model: Any, canaries: list[Canary]) -> dict[str, Any]:
-    return measure_canaries(tiny.teacher(), candidate(model), tiny.tokenizer(), canaries, BOOTSTRAP, controls=15, seed=0)
+    return measure_canaries(tiny.teacher(), candidate(model), tiny.tokenizer(), canaries, BOOTSTRAP, controls=15)
 
 
 def planted_in(canaries: list[Canary], steps: int) -> Any:

@@ -26,7 +26,6 @@ def test_a_teacher_passes_where_it_is_ahead_and_fails_beside_an_equal_base() -> 
     assert knows.metrics["teacher_ahead_of_base"].low > 0
     equal = check_teacher(teacher, fixed_model(model), examples, training, BOOTSTRAP, kept_mass=1.0)
     assert len(equal.reasons) == 1 and "ahead of the base" in equal.reasons[0]
-    assert equal.failure("legal").startswith("teacher pre-check failed for legal: on the domain's references")
     assert abs(equal.metrics["teacher_ahead_of_base"].value) < 0.02  # bfloat16 candidates
 
 
