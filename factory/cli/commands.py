@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from factory.cli.terminal import OneLineErrors, load_libraries, print_json, print_table, progress_bars, say
+from factory.config import default_domains
 from factory.errors import ExportError, FactoryError, RegistryError, ServeError
 from factory.registry.registry import CHAMPION, Registry
 from factory.reports.compare import compare_json, compare_table
@@ -34,7 +35,14 @@ app = typer.Typer(
 
 TEACHER = "teacher"
 
-Domains = Annotated[Path, typer.Option("--domains", help="Folder of the YAML files.")]
+Domains = Annotated[
+    Path,
+    typer.Option(
+        "--domains",
+        callback=lambda given: default_domains() if given == DOMAINS else given,
+        help="Folder of the YAML files; the shipped ones if there is no ./domains.",
+    ),
+]
 RegistryFolder = Annotated[Path, typer.Option("--registry", help="Folder of the published students and bases.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and no progress.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where models run.")]
@@ -70,7 +78,7 @@ def main(
 @app.command(rich_help_panel="Domains")
 def new(
     name: Annotated[str, typer.Argument(help="Lower-case letters, digits and hyphens: veterinary.")],
-    domains: Domains = DOMAINS,
+    domains: Annotated[Path, typer.Option("--domains", help="Folder to write to.")] = DOMAINS,
     json: Json = False,
 ) -> None:
     """Write domains/NAME.yaml: commented, valid, ready to build and to be filled with prompts."""
@@ -83,10 +91,17 @@ def new(
 
 
 @app.command(rich_help_panel="Domains")
-def validate(domains: Domains = DOMAINS, json: Json = False) -> None:
-    """Check every YAML file and say what each mistake is and where."""
+def validate(
+    domains: Domains = DOMAINS,
+    fix: Annotated[bool, typer.Option("--fix", help="Rename old keys and paths in the files first.")] = False,
+    json: Json = False,
+) -> None:
+    """Check every YAML file and report each mistake with its line."""
+    from factory.config.fix import fix_folder
     from factory.config.load import load_specs
 
+    for change in fix_folder(domains) if fix else ():
+        say(change)
     counts = _counted(load_specs(domains))
     if json:
         return print_json({"valid": True, **counts})

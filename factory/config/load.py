@@ -1,207 +1,162 @@
-"""Reads ``domains/*.yaml`` and says every mistake of every file with its line. No torch here."""
+"""Reads ``domains/*.yaml`` and reports every mistake of every file with its line. No torch here."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from factory.config.schema import (
-    DEFAULT_PROFILE,
-    SECTIONS,
-    SOURCE_KINDS,
-    DomainSpec,
-    FamilySpec,
-    PoolSpec,
-    Profile,
-    Specs,
-    Strict,
-)
+from factory.config.mistakes import line_of, mistakes_of
+from factory.config.schema import DEFAULT_PROFILE, SECTIONS, DomainSpec, FamilySpec, PoolSpec, Specs, Strict
 from factory.errors import SpecError
 
 
-def load_specs(root: Path) -> Specs:
-    """``load_specs(Path("domains"))``: families, domains and pools of a folder.
+@dataclass(frozen=True)
+class SpecFile:
+    """A YAML file that fits its schema, with the node that knows its lines."""
 
-    Raises: SpecError with the mistakes of all files, one a line: file:line, field, what is wrong, what exists.
+    path: Path
+    node: yaml.Node
+    spec: Any  # of the type that the file's name stands for
+
+    def mistake(self, location: Sequence[str | int], message: str) -> str:
+        """``file.mistake(["sizes", "mini"], "…")``: ``domains/x.family.yaml:12: sizes.mini: …``"""
+        return f"{self.path}:{line_of(self.node, location)}: {'.'.join(map(str, location))}: {message}"
+
+
+def load_specs(root: Path) -> Specs:
+    """``load_specs(Path("domains"))``: the families, domains and pools of a folder.
+
+    Raises: SpecError with the mistakes of all files, one a line: file:line, field, what is wrong, what is allowed.
     """
     paths = sorted(root.glob("*.yaml"))
     if not paths:
-        raise SpecError(
-            f"no *.yaml in {root.resolve()}; name the folder with --domains, or run from a folder that has domains/"
-        )
-    mistakes: list[str] = []
-    found: dict[type[Strict], dict[str, Any]] = {FamilySpec: {}, DomainSpec: {}, PoolSpec: {}}
-    files: dict[str, tuple[Path, yaml.Node]] = {}
+        raise SpecError(f"no *.yaml in {root.resolve()}; name another folder with --domains, or run from one that has domains/")
+    files, mistakes = [], []
     for path in paths:
-        kind = _kind(path)
-        spec, node, wrong = _read(path, kind)
+        file, wrong = _read(path)
         mistakes += wrong
-        if spec is not None:
-            found[kind][spec.name] = spec
-        if kind is DomainSpec and spec is not None and node is not None:
-            files[spec.name] = path, node
-    families, domains, pools = found[FamilySpec], found[DomainSpec], found[PoolSpec]
-    mistakes += _across(families, domains, pools, sound=not mistakes)
-    mistakes += [one for domain in domains.values() for one in _missing(root, domain)]
-    mistakes += [one for family in families.values() for name in files for one in _misfits(family, domains[name], *files[name])]
+        files += [file] if file else []
+    if not mistakes:  # of a folder that was read completely
+        mistakes += _missing_pools(files)
+    mistakes += [*_shared_sizes(files), *_shared_ids(files), *_missing_files(root, files), *_misfits(files)]
     if mistakes:
         raise SpecError("\n".join(mistakes))
+    families, domains, pools = (
+        {file.spec.name: file.spec for file in _of(files, kind)} for kind in (FamilySpec, DomainSpec, PoolSpec)
+    )
     return Specs(root=root, families=families, domains=domains, pools=pools)
 
 
-def _missing(root: Path, domain: DomainSpec) -> list[str]:
-    """Files that a domain names and that are not there; a task without a path is one of the harness's own."""
-    named = [("bias_pairs", path) for path in domain.bias_pairs] + [
-        ("tasks", task) for task in domain.tasks if task.endswith(".yaml")
-    ]
-    named += [("golden_set", domain.golden_set)] if domain.golden_set else []
-    return [
-        f"{domain.name}.yaml: {key}: no file {root / path}; paths are relative to {root}"
-        for key, path in named
-        if not (root / path).is_file()
-    ]
-
-
-def _kind(path: Path) -> type[Strict]:
-    kinds: dict[str, type[Strict]] = {".family": FamilySpec, ".pool": PoolSpec}
-    return kinds.get(Path(path.stem).suffix, DomainSpec)
-
-
-def _read(path: Path, kind: type[Strict]) -> tuple[Any, yaml.Node | None, list[str]]:
-    """The spec of one file and its YAML node, or its mistakes."""
+def _read(path: Path) -> tuple[SpecFile | None, list[str]]:
+    """One file, or its mistakes."""
     try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
+        node, content = _parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        return None, None, [f"{path}: cannot be read: {error}"]
+        return None, [f"{path}: cannot be read: {error}"]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
-        return None, None, [f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}"]
-    if not isinstance(content, dict):
-        return None, None, [f"{path}:1: expected keys and values, found {type(content).__name__}"]
+        return None, [f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}"]
+    if node is None or not isinstance(content, dict):
+        return None, [f"{path}:1: must be keys and values (found {'nothing' if content is None else type(content).__name__})"]
+    kind, stem = _kind_and_stem(path)
     try:
-        spec: Any = kind.model_validate(content)
+        file = SpecFile(path, node, kind.model_validate(content))
     except ValidationError as error:
-        return None, root, _mistakes(path, root, kind, error)
-    stem = path.name.removesuffix(".yaml").removesuffix(".family").removesuffix(".pool")
-    if spec.name != stem:
-        return None, root, [f"{path}:1: name: {spec.name!r} should be {stem!r}, as the file is called"]
-    wrong: list[str] = []
-    for profile in spec.profiles if isinstance(spec, FamilySpec) else ():
-        for section in SECTIONS:
-            try:
-                spec.section(section, profile)
-            except ValidationError as error:
-                wrong += _mistakes(path, root, kind, error, ("profiles", profile, section))
-    return (None if wrong else spec), root, wrong
+        return None, mistakes_of(error, path, node, kind)
+    if file.spec.name != stem:
+        return None, [file.mistake(["name"], f"must be {stem!r}, as the file is called (found {file.spec.name!r})")]
+    wrong = _wrong_profiles(file) if kind is FamilySpec else []
+    return (None if wrong else file), wrong
 
 
-def _misfits(family: FamilySpec, domain: DomainSpec, path: Path, node: yaml.Node) -> list[str]:
-    """A domain's overrides that do not fit a family, or one of its profiles."""
-    found: dict[str, str] = {}  # mistake -> where it first shows
-    for profile in (DEFAULT_PROFILE, *family.profiles):
-        for section in SECTIONS:
-            try:
-                family.section(section, profile, domain)
-            except ValidationError as error:
-                for mistake in _mistakes(path, node, DomainSpec, error, (section,)):
-                    found.setdefault(mistake, "" if profile == DEFAULT_PROFILE else f", profile {profile}")
-    return [f"{mistake} (with family {family.name}{where})" for mistake, where in found.items()]
+def _parse(text: str) -> tuple[yaml.Node | None, Any]:
+    """The YAML's node, which knows the lines, and its content."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        return node, None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
-def _mistakes(
-    path: Path, root: yaml.Node | None, kind: type[Strict], error: ValidationError, inside: tuple[str, ...] = ()
-) -> list[str]:
-    """One line a mistake; that a list is too short is none where its items are wrong, which pydantic leaves out of it."""
-    details: list[Any] = [{**detail, "loc": (*inside, *detail["loc"])} for detail in error.errors()]
-    return [
-        _mistake(path, root, kind, detail)
-        for detail in details
-        if detail["type"] != "too_short"
-        or not any(other["loc"][: len(detail["loc"])] == detail["loc"] for other in details if other is not detail)
-    ]
+def _kind_and_stem(path: Path) -> tuple[type[Strict], str]:
+    kinds: dict[str, type[Strict]] = {".family": FamilySpec, ".pool": PoolSpec}
+    kind = kinds.get(Path(path.stem).suffix)
+    return (kind, Path(path.stem).stem) if kind else (DomainSpec, path.stem)
 
 
-def _mistake(path: Path, root: yaml.Node | None, kind: type[Strict], detail: Any) -> str:
-    """``domains/x.yaml:12: distill.lambda: unknown key; did you mean lmbda?``"""
-    loc = detail["loc"]  # after a source's number comes its kind, which is no key
-    location = [part for i, part in enumerate(loc) if not (i and isinstance(loc[i - 1], int) and part in SOURCE_KINDS)]
-    line = _line(root, location)
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "extra_forbidden":
-        known = sorted(_fields_beside(kind, detail["loc"]))
-        close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        message = f"unknown key; did you mean {close[0]}?" if close else f"unknown key; keys here: {', '.join(known)}"
-    elif detail["type"] != "missing":
-        value = repr(detail["input"])
-        message += f" (found {value if len(value) < 60 else value[:57] + '...'})"
-    return f"{path}:{line}: {'.'.join(map(str, location)) or kind.__name__}: {message}"
+def _of(files: Iterable[SpecFile], kind: type[Strict]) -> list[SpecFile]:
+    return [file for file in files if isinstance(file.spec, kind)]
 
 
-def _line(node: yaml.Node | None, location: list[Any]) -> int:
-    """The line of the deepest part of a location that is in the file."""
-    line = 1
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if key.value == str(part):
-                    line, node = key.start_mark.line + 1, value
-                    break
-            else:
-                return line
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            return line
-    return line
-
-
-def _fields_beside(kind: type[Strict], location: tuple[Any, ...]) -> set[str]:
-    """The keys that the model around an unknown key does have."""
-    model: Any = kind
-    for part in location[:-1]:
-        if isinstance(part, int):
-            continue
-        if part in SOURCE_KINDS:
-            model = SOURCE_KINDS[part]
-        elif part in SECTIONS and model in (Profile, DomainSpec):
-            model = SECTIONS[part]
-        elif isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
-            model = next(iter(_models_in(model.model_fields[part].annotation)), model)
-    return set(model.model_fields)
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models_in(inner)
-
-
-def _across(
-    families: Mapping[str, FamilySpec], domains: Mapping[str, DomainSpec], pools: Mapping[str, PoolSpec], *, sound: bool
-) -> list[str]:
-    """Mistakes that no file shows alone."""
+def _wrong_profiles(file: SpecFile) -> list[str]:
+    """A family's profiles whose overrides do not fit."""
     mistakes: list[str] = []
-    sizes: dict[str, str] = {}
-    for family in families.values():
-        for size in family.sizes:
-            if size in sizes:
-                mistakes.append(f"{family.name}.family.yaml: sizes.{size}: family {sizes[size]} has this size; rename one")
-            sizes.setdefault(size, family.name)
-        if sound and family.general not in pools:
-            known = ", ".join(pools) or "none"
-            mistakes.append(f"{family.name}.family.yaml: general: no {family.general}.pool.yaml; pools here: {known}")
-    for domain in domains.values():
-        ids = [source.id for source in domain.sources]
-        for double in sorted({one for one in ids if ids.count(one) > 1}):
-            mistakes.append(f"{domain.name}.yaml: sources: the id {double!r} is used twice; every source has its own")
-    return list(dict.fromkeys(mistakes))
+    for profile in file.spec.profiles:
+        for section in SECTIONS:
+            try:
+                file.spec.section(section, profile)
+            except ValidationError as error:
+                mistakes += mistakes_of(error, file.path, file.node, FamilySpec, ("profiles", profile, section))
+    return mistakes
+
+
+def _misfits(files: Sequence[SpecFile]) -> Iterator[str]:
+    """Domains whose overrides do not fit a family, or one of its profiles."""
+    for family in (file.spec for file in _of(files, FamilySpec)):
+        for domain in _of(files, DomainSpec):
+            first: dict[str, str] = {}  # mistake -> the first profile that shows it
+            for profile in (DEFAULT_PROFILE, *family.profiles):
+                for mistake in _misfits_of(family, profile, domain):
+                    first.setdefault(mistake, "" if profile == DEFAULT_PROFILE else f", profile {profile}")
+            yield from (f"{mistake} (with family {family.name}{where})" for mistake, where in first.items())
+
+
+def _misfits_of(family: FamilySpec, profile: str, domain: SpecFile) -> Iterator[str]:
+    for section in SECTIONS:
+        try:
+            family.section(section, profile, domain.spec)
+        except ValidationError as error:
+            yield from mistakes_of(error, domain.path, domain.node, DomainSpec, (section,))
+
+
+def _missing_files(root: Path, files: Iterable[SpecFile]) -> Iterator[str]:
+    """Files that a domain names and that do not exist. A task without ``.yaml`` is one of the harness's own."""
+    for file in _of(files, DomainSpec):
+        spec = file.spec
+        named = [("bias_pairs", path) for path in spec.bias_pairs]
+        named += [("tasks", task) for task in spec.tasks if task.endswith(".yaml")]
+        named += [("golden_set", spec.golden_set)] if spec.golden_set else []
+        for key, path in named:
+            if not (root / path).is_file():
+                yield file.mistake([key], f"no file {root / path}; paths are relative to {root}")
+
+
+def _missing_pools(files: Sequence[SpecFile]) -> Iterator[str]:
+    pools = [file.spec.name for file in _of(files, PoolSpec)]
+    for file in _of(files, FamilySpec):
+        if file.spec.general not in pools:
+            yield file.mistake(["general"], f"no {file.spec.general}.pool.yaml; pools here: {', '.join(pools) or 'none'}")
+
+
+def _shared_sizes(files: Sequence[SpecFile]) -> Iterator[str]:
+    """A size names its family, so no two families have the same."""
+    owners: dict[str, str] = {}
+    for file in _of(files, FamilySpec):
+        for size in file.spec.sizes:
+            if size in owners:
+                yield file.mistake(["sizes", size], f"family {owners[size]} has this size, too; rename one")
+            owners.setdefault(size, file.spec.name)
+
+
+def _shared_ids(files: Sequence[SpecFile]) -> Iterator[str]:
+    for file in _of(files, DomainSpec):
+        ids = [source.id for source in file.spec.sources]
+        for id in sorted({id for id in ids if ids.count(id) > 1}):
+            yield file.mistake(["sources"], f"two sources have the id {id!r}; rename one")

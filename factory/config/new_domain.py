@@ -1,31 +1,33 @@
-"""``factory new NAME``: a domain YAML that builds as it is, to be filled with the domain's own prompts."""
+"""``factory new NAME``: a domain YAML that builds as it is, to be filled with your own prompts."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+from factory.config import SHIPPED
 from factory.errors import SpecError
 from factory.registry.registry import check_name
 
-MAX_NAME = 30  # a source is named after it, and spec.Name allows 40
+MAX_NAME = 30  # source ids are made from it, and a name may have 40 characters
 
-# Train and test share no template and no value, so both lists need some length: at least ten of each is a good start.
+# Train and test share neither templates nor values, so both lists need at least ten entries.
 DOMAIN = """\
-# The domain "{topic}": which prompts it has, and how the teacher answers them.
-# It builds as it is; the better the prompts, the better the student: replace what is marked.
+# The domain "{topic}": its prompts, and how the teacher answers them. Every key: docs/domains.md
+# It builds as it is. Better prompts make a better student: replace what is marked.
 name: "{name}"
-description: Questions about {topic}.      # replace: one line on what belongs here, and what does not
-notice: ""                     # what a card and an answer must say, e.g. "This is no professional advice."
-personal_data: drop            # examples with e-mail addresses, telephone or card numbers; or refuse, or allow
-private: false                 # true keeps this text out of the shared base, the vocabulary and the router
+description: Questions about {topic}.      # replace: one line that says what belongs here
+notice: ""                     # shown with every card and answer, e.g. "This is not professional advice."
+personal_data: drop            # examples with e-mail addresses, phone or card numbers: drop, refuse or allow
+private: false                 # true keeps these texts out of the shared base, the vocabulary and the router
 
-# Shown to the teacher alone; the student learns to answer as if it had read this.
+# Only the teacher is shown this; the student learns to answer as if it had read it.
 teacher_context:
   system: You answer questions about {topic} in two or three short plain sentences, without lists.
 
 sources:
-  # Every template is filled with every value of its slots. Replace both with what people really ask about {topic}:
-  # 20 templates and 40 values or more are worth the time. Every value must fit every template.
+  # Every template is filled with every value of its slots, so every value must fit every template. Replace both with
+  # what people really ask about {topic}; 20 templates and 40 values or more are worth the time.
   - id: {name}-questions
     kind: templates
     license: Apache-2.0
@@ -58,30 +60,33 @@ sources:
         - dealing with problems
         - measuring progress
         - keeping records
-  # More kinds of source (README): file, documents, hub, teacher_prompts. For example:
+  # Other kinds of source: file, documents, hub, teacher_prompts. For example:
   # - {{id: {name}-file, kind: file, license: CC-BY-4.0, path: ../my.jsonl, prompt: question, completion: answer}}
 
-# What a student is asked before its verdict; paths are relative to this folder, evals/ has examples of each.
-# bias_pairs: [evals/{name}.bias_pairs.yaml]   # sentences that differ in one group word: does bias pass over?
-# tasks: [evals/{name}.task.yaml]             # of lm-evaluation-harness
-# golden_set: evals/{name}.golden_set.jsonl   # questions, and what an answer must and must not contain
-# gates: {{kl: {{at_most: 0.8}}}}                 # what must be reached before it may be promoted
+# How students are evaluated. Paths start at this folder; evals/ has an example of each.
+# bias_pairs: [evals/{name}.bias_pairs.yaml]   # sentences that differ in one group: is the student more biased?
+# tasks: [evals/{name}.task.yaml]              # tasks of lm-evaluation-harness
+# golden_set: evals/{name}.golden_set.jsonl    # questions, and what an answer must and must not contain
+# gates: {{kl: {{at_most: 0.8}}}}                  # bounds that a student must meet to be promoted
 """
 
 
 def new_domain(name: str, folder: Path) -> Path:
     """``new_domain("veterinary", Path("domains"))`` writes ``domains/veterinary.yaml``.
 
-    Raises: RegistryError for a name that is no plain folder name; SpecError where the file exists or the name is long.
+    A folder that does not exist is first filled with the shipped families and domains.
+
+    Raises: RegistryError for a name that cannot be a folder; SpecError if the file exists or the name is too long.
     """
     check_name(name, "domain name")
     if len(name) > MAX_NAME:
-        raise SpecError(f"the domain name {name!r} has {len(name)} letters, at most {MAX_NAME} are allowed")
+        raise SpecError(f"the domain name {name!r} has {len(name)} characters; at most {MAX_NAME} are allowed")
     path = folder / f"{name}.yaml"
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        shutil.copytree(SHIPPED, folder)
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(DOMAIN.format(name=name, topic=name.replace("-", " ")))
     except FileExistsError:
-        raise SpecError(f"{path} exists and is not overwritten; choose another name, or edit it") from None
+        raise SpecError(f"{path} exists; edit it, or choose another name") from None
     return path

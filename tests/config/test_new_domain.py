@@ -1,4 +1,4 @@
-"""``factory new``: the YAML it writes is valid for any name, and big enough to split, train and test on."""
+"""``factory new``: the YAML is valid for any name, and large enough to split, train and test on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from factory.config.load import load_specs
 from factory.config.new_domain import MAX_NAME, new_domain
 from factory.config.schema import DataConfig, DomainSpec, TemplateSource
 from factory.data.sources import load_examples
@@ -41,9 +42,15 @@ def test_its_prompts_can_be_split(tmp_path: Path) -> None:
     assert len(split.test) >= 4
 
 
+def test_a_folder_that_does_not_exist_is_filled_with_the_shipped_families(tmp_path: Path) -> None:
+    new_domain("veterinary", tmp_path / "domains")
+    specs = load_specs(tmp_path / "domains")
+    assert {"default", "gemma"} <= set(specs.families) and {"healthcare", "veterinary"} <= set(specs.domains)
+
+
 def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "legal.yaml").write_text("mine")
-    with pytest.raises(SpecError, match="exists and is not overwritten"):
+    with pytest.raises(SpecError, match="exists; edit it"):
         new_domain("legal", tmp_path)
     assert (tmp_path / "legal.yaml").read_text() == "mine"
 

@@ -96,11 +96,11 @@ def said(folder: Path, mistake: str) -> str:
         ),
     ],
 )
-def test_an_unknown_key_says_where_and_what_was_meant(tmp_path: Path, files: dict[str, Any], expected: str) -> None:
+def test_an_unknown_key_suggests_the_closest(tmp_path: Path, files: dict[str, Any], expected: str) -> None:
     assert [said(tmp_path, mistake) for mistake in mistakes(tmp_path, **files)] == [expected]
 
 
-def test_an_unknown_key_like_no_other_names_the_keys_there_are(tmp_path: Path) -> None:
+def test_an_unknown_key_without_a_close_match_lists_the_keys(tmp_path: Path) -> None:
     [mistake] = mistakes(tmp_path, law=domain(teacher_context={"zzzzz": 1}))
     assert said(tmp_path, mistake) == "law.yaml: teacher_context.zzzzz: unknown key; keys here: examples, system"
 
@@ -108,10 +108,10 @@ def test_an_unknown_key_like_no_other_names_the_keys_there_are(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ({"templates": []}, "law.yaml: sources.0.templates: Tuple should have at least 1 item"),
-        ({"id": "No Name"}, "law.yaml: sources.0.id: String should match pattern"),
-        ({"limit": 0}, "law.yaml: sources.0.limit: Input should be greater than or equal to 1 (found 0)"),
-        ({"kind": "magic"}, "law.yaml: sources.0: Input tag 'magic' found using 'kind' does not match any of"),
+        ({"templates": []}, "law.yaml: sources.0.templates: must have at least 1 entry"),
+        ({"id": "No Name"}, "law.yaml: sources.0.id: must be lower-case letters"),
+        ({"limit": 0}, "law.yaml: sources.0.limit: must be at least 1 (found 0)"),
+        ({"kind": "magic"}, "law.yaml: sources.0: unknown kind; use one of templates, file, documents"),
         ({"templates": ["is {thing} red"]}, "law.yaml: sources.0: template 'is {thing} red' needs slot 'thing'"),
     ],
 )  # fmt: skip
@@ -123,12 +123,12 @@ def test_a_value_that_does_not_fit_says_where_and_why(tmp_path: Path, source: di
 def test_a_missing_key_is_named_even_where_a_kind_has_its_name(tmp_path: Path) -> None:
     without = {key: value for key, value in SOURCE.items() if key != "templates"}
     [mistake] = mistakes(tmp_path, law=domain(sources=[without]))
-    assert said(tmp_path, mistake) == "law.yaml: sources.0.templates: Field required"
+    assert said(tmp_path, mistake) == "law.yaml: sources.0.templates: missing; this key is required"
 
 
 def test_a_missing_section_is_named(tmp_path: Path) -> None:
     without = {key: value for key, value in FAMILY.items() if key != "heal"}
-    assert mistakes(tmp_path, small_family=without) == ["small.family.yaml:1: heal: Field required"]
+    assert mistakes(tmp_path, small_family=without) == ["small.family.yaml:1: heal: missing; this key is required"]
 
 
 @pytest.mark.parametrize(
@@ -136,30 +136,30 @@ def test_a_missing_section_is_named(tmp_path: Path) -> None:
     [
         ("name: [law", "law.yaml:1: not valid YAML"),
         ("name: law\n\tdescription: x", "law.yaml:2: not valid YAML"),
-        ("- a\n- b\n", "law.yaml:1: expected keys and values, found list"),
-        ("", "law.yaml:1: expected keys and values, found NoneType"),
+        ("- a\n- b\n", "law.yaml:1: must be keys and values (found list)"),
+        ("", "law.yaml:1: must be keys and values (found nothing)"),
     ],
 )
-def test_a_file_that_is_no_mapping_says_so(tmp_path: Path, content: str, expected: str) -> None:
+def test_a_file_without_keys_is_refused(tmp_path: Path, content: str, expected: str) -> None:
     found = mistakes(tmp_path, law=content)
     assert len(found) == 1 and found[0].startswith(expected)
 
 
-def test_a_file_that_is_no_text_says_so(tmp_path: Path) -> None:
+def test_a_binary_file_is_refused(tmp_path: Path) -> None:
     load(tmp_path)
     (tmp_path / "law.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SpecError, match=r"law\.yaml: cannot be read"):
         load_specs(tmp_path)
 
 
-def test_a_name_is_that_of_its_file(tmp_path: Path) -> None:
+def test_a_name_must_be_the_files(tmp_path: Path) -> None:
     found = mistakes(tmp_path, law=domain(name="legal"), small_family=family(name="large"))
-    assert "law.yaml:1: name: 'legal' should be 'law', as the file is called" in found
-    assert "small.family.yaml:1: name: 'large' should be 'small', as the file is called" in found
+    assert "law.yaml:1: name: must be 'law', as the file is called (found 'legal')" in found
+    assert "small.family.yaml:1: name: must be 'small', as the file is called (found 'large')" in found
 
 
 @pytest.mark.parametrize("name", ["../x", "a.b", "A", "a_b", "-a", "a" * 41, ""])
-def test_a_name_that_is_no_folder_name_is_refused(name: str) -> None:
+def test_a_name_that_cannot_be_a_folder_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="String should"):
         DomainSpec.model_validate(domain(name=name))
 
@@ -173,13 +173,13 @@ def test_a_relation_needs_pairs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.09, 0.95, 1.1])
-def test_neither_base_nor_adapters_are_left_without_examples(share: float) -> None:
-    with pytest.raises(ValueError, match=r"share is 0\.1 to 0\.9, or 1 where"):
+def test_base_and_adapters_both_get_examples(share: float) -> None:
+    with pytest.raises(ValueError, match=r"share must be 0\.1 to 0\.9, or 1 to train"):
         HealConfig(steps=1, learning_rate=1.0, share=share)
     assert [HealConfig(steps=1, learning_rate=1.0, share=fine).share for fine in (0.1, 0.9, 1)] == [0.1, 0.9, 1.0]
 
 
-def test_an_objective_of_nothing_is_refused() -> None:
+def test_an_objective_without_weights_is_refused() -> None:
     with pytest.raises(ValueError, match="response, feature and relation are all 0"):
         DistillConfig(steps=1, learning_rate=1.0, response=0.0)
 
@@ -202,15 +202,15 @@ def test_a_model_is_pinned(tmp_path: Path, model: str) -> None:
     assert mistake.startswith("small.family.yaml:") and "teacher" in mistake
 
 
-def test_a_default_size_that_is_none_names_the_sizes(tmp_path: Path) -> None:
+def test_an_unknown_default_size_lists_the_sizes(tmp_path: Path) -> None:
     [mistake] = mistakes(tmp_path, small_family=family(default_size="huge"))
-    assert "default_size 'huge' is no size; sizes here: mini" in mistake
+    assert "default_size 'huge' is not one of the sizes: mini" in mistake
 
 
 # ------------------------------------------------------------------------------------------------------ many together
 
 
-def test_all_mistakes_of_all_files_come_together_one_a_line(tmp_path: Path) -> None:
+def test_all_mistakes_of_all_files_are_reported_one_a_line(tmp_path: Path) -> None:
     found = mistakes(
         tmp_path,
         law=domain(descripton="x", private="perhaps"),
@@ -226,23 +226,23 @@ def test_all_mistakes_of_all_files_come_together_one_a_line(tmp_path: Path) -> N
         assert [line for line in found if line.startswith(file) and field in line], (file, field)
 
 
-def test_an_override_of_a_profile_that_does_not_fit_is_one_line_with_its_field(tmp_path: Path) -> None:
+def test_a_profile_override_that_does_not_fit_is_reported_with_its_field(tmp_path: Path) -> None:
     found = mistakes(tmp_path, small_family=family(profiles={"demo": {"distill": {"step": 3, "beta": 2}}}))
     assert sorted(said(tmp_path, mistake) for mistake in found) == [
-        "small.family.yaml: profiles.demo.distill.beta: Input should be less than or equal to 1 (found 2)",
+        "small.family.yaml: profiles.demo.distill.beta: must be at most 1 (found 2)",
         "small.family.yaml: profiles.demo.distill.step: unknown key; did you mean steps?",
     ]
 
 
-def test_an_override_of_a_domain_that_does_not_fit_names_domain_family_and_field(tmp_path: Path) -> None:
+def test_a_domain_override_that_does_not_fit_is_reported_with_its_family(tmp_path: Path) -> None:
     found = mistakes(tmp_path, law=domain(distill={"lambda": 0.1}, data={"test": 0.9}))
     assert sorted(said(tmp_path, mistake) for mistake in found) == [  # not once more for every profile
-        "law.yaml: data.test: Input should be less than 0.5 (found 0.9) (with family small)",
+        "law.yaml: data.test: must be less than 0.5 (found 0.9) (with family small)",
         "law.yaml: distill.lambda: unknown key; did you mean lmbda? (with family small)",
     ]
 
 
-def test_an_override_of_a_domain_that_fits_but_for_one_profile_names_the_profile(tmp_path: Path) -> None:
+def test_a_domain_override_that_fits_all_but_one_profile_names_the_profile(tmp_path: Path) -> None:
     few = family(profiles={"demo": {"distill": {"batch": 8}}})
     [mistake] = mistakes(tmp_path, small_family=few, law=domain(distill={"relation": 1.0}))
     assert said(tmp_path, mistake).startswith("law.yaml: distill: relation > 0 needs batch >= 32")
@@ -251,28 +251,28 @@ def test_an_override_of_a_domain_that_fits_but_for_one_profile_names_the_profile
 
 def test_a_size_of_two_families_is_refused(tmp_path: Path) -> None:
     [mistake] = mistakes(tmp_path, other_family=family(name="other"))
-    assert mistake == "small.family.yaml: sizes.mini: family other has this size; rename one"
+    assert said(tmp_path, mistake) == "small.family.yaml: sizes.mini: family other has this size, too; rename one"
 
 
-def test_a_general_pool_that_is_not_there_names_the_pools(tmp_path: Path) -> None:
+def test_a_missing_general_pool_lists_the_pools(tmp_path: Path) -> None:
     [mistake] = mistakes(tmp_path, small_family=family(general="generel"))
-    assert mistake == "small.family.yaml: general: no generel.pool.yaml; pools here: general"
+    assert said(tmp_path, mistake) == "small.family.yaml: general: no generel.pool.yaml; pools here: general"
 
 
 def test_a_source_id_used_twice_is_refused(tmp_path: Path) -> None:
     [mistake] = mistakes(tmp_path, law=domain(sources=[SOURCE, SOURCE]))
-    assert mistake == "law.yaml: sources: the id 'prompts' is used twice; every source has its own"
+    assert said(tmp_path, mistake) == "law.yaml: sources: two sources have the id 'prompts'; rename one"
 
 
 def test_an_empty_folder_says_how_to_name_another(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"no \*\.yaml in .*; name the folder with --domains"):
+    with pytest.raises(SpecError, match=r"no \*\.yaml in .*; name another folder with --domains"):
         load_specs(tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------- settings
 
 
-def test_settings_are_the_family_s_then_the_domain_s_then_the_profile_s(tmp_path: Path) -> None:
+def test_profiles_override_domains_and_domains_override_families(tmp_path: Path) -> None:
     specs = load(tmp_path, law=domain(distill={"beta": 0.9, "steps": 99}, data={"max_examples": 70, "test": 0.2}))
     small, law = specs.family("small"), specs.domain("law")
     plain = small.settings("default")
@@ -285,17 +285,17 @@ def test_settings_are_the_family_s_then_the_domain_s_then_the_profile_s(tmp_path
 
 
 def test_an_unknown_profile_names_the_profiles(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"unknown profile 'dmo' of family small; it has: default, demo"):
+    with pytest.raises(SpecError, match=r"unknown profile 'dmo': family small has default, demo"):
         load(tmp_path).family("small").settings("dmo")
 
 
-def test_an_unknown_family_domain_or_size_says_what_there_is(tmp_path: Path) -> None:
+def test_an_unknown_family_domain_or_size_lists_what_exists(tmp_path: Path) -> None:
     specs = load(tmp_path)
     with pytest.raises(SpecError, match=r"unknown domain 'lw': did you mean law\? .* has law"):
         specs.domain("lw")
     with pytest.raises(SpecError, match=r"unknown family 'zzz': .* has small"):
         specs.family("zzz")
-    with pytest.raises(SpecError, match=r"unknown size 'maxi'; sizes in .*: mini \(small\)"):
+    with pytest.raises(SpecError, match=r"unknown size 'maxi': .* has mini \(small\)"):
         specs.family_of_size("maxi")
     assert specs.family_of_size("mini").name == "small"
 
@@ -304,6 +304,29 @@ def test_specs_are_frozen(tmp_path: Path) -> None:
     specs = load(tmp_path)
     with pytest.raises(ValueError, match="frozen"):
         specs.domain("law").name = "x"
+
+
+# ------------------------------------------------------------------------------------------------------------ renamed
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"law": domain(acceptance="law.jsonl")}, "law.yaml: acceptance: `acceptance` is now `golden_set`"),
+        ({"law": domain(pairs=["law.yaml"])}, "law.yaml: pairs: `pairs` is now `bias_pairs`"),
+        ({"small_family": family(cascade="auto")}, "small.family.yaml: cascade: `cascade` is now `path`"),
+    ],
+)
+def test_an_old_key_names_the_new_one_and_the_command_that_renames_it(tmp_path: Path, files: Any, expected: str) -> None:
+    [mistake] = mistakes(tmp_path, **files)
+    assert said(tmp_path, mistake) == f"{expected}; `factory validate --fix` renames it"
+
+
+def test_a_key_of_several_types_has_one_message(tmp_path: Path) -> None:
+    [path] = mistakes(tmp_path, small_family=family(path="always"))
+    assert said(tmp_path, path) == "small.family.yaml: path: must be auto, none or a list of sizes (found 'always')"
+    [fallback] = mistakes(tmp_path, small_family=family(serve={"fallback": "No One"}))
+    assert "serve.fallback: must be teacher, refuse or the name of a student" in fallback
 
 
 # ------------------------------------------------------------------------------------------------------------ shipped
@@ -322,7 +345,7 @@ def test_the_shipped_specs_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED_DOMAINS)
-def test_a_shipped_domain_has_enough_distinct_prompts_and_says_what_it_is(name: str) -> None:
+def test_a_shipped_domain_has_enough_distinct_prompts_and_a_description(name: str) -> None:
     from factory.data.sources import load_examples
 
     spec = SHIPPED.domain(name)
@@ -346,6 +369,6 @@ def test_the_shipped_general_pool_has_prompts_of_its_own() -> None:
 
 
 def test_reading_specs_loads_no_torch() -> None:
-    code = "import sys, factory.config.schema, factory.registry.provenance; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    code = "import sys, factory.config.load; print('torch' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=DOMAINS.parent, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -1,0 +1,146 @@
+"""Turns pydantic's errors into one line each: file:line: field: what is wrong, what was found, what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from factory.config.fix import renamed_keys
+from factory.config.schema import MODEL, NAME, SECTIONS, SHA256, SOURCE_KINDS, DomainSpec, Profile, Strict
+
+PATTERNS = {
+    NAME: "must be lower-case letters, digits and single hyphens, starting with a letter",
+    MODEL: "must be hub:org/name@revision, pypi:package==version/file or path:folder",
+    SHA256: "must be 64 hexadecimal digits",
+}
+MESSAGES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "missing": lambda _: "missing; this key is required",
+    "union_tag_not_found": lambda _: f"needs kind: one of {', '.join(SOURCE_KINDS)}",
+    "union_tag_invalid": lambda _: f"unknown kind; use one of {', '.join(SOURCE_KINDS)}",
+    "string_pattern_mismatch": lambda context: PATTERNS[context["pattern"]],
+    "string_too_long": lambda context: f"must have at most {context['max_length']} characters",
+    "string_type": lambda _: "must be text; put it in quotes",
+    "too_short": lambda context: f"must have at least {context['min_length']} entry",
+    "greater_than": lambda context: f"must be more than {context['gt']:g}",
+    "greater_than_equal": lambda context: f"must be at least {context['ge']:g}",
+    "less_than": lambda context: f"must be less than {context['lt']:g}",
+    "less_than_equal": lambda context: f"must be at most {context['le']:g}",
+    "int_type": lambda _: "must be a whole number",
+    "int_parsing": lambda _: "must be a whole number",
+    "int_from_float": lambda _: "must be a whole number",
+    "float_type": lambda _: "must be a number",
+    "float_parsing": lambda _: "must be a number",
+    "bool_type": lambda _: "must be true or false",
+    "bool_parsing": lambda _: "must be true or false",
+    "tuple_type": lambda _: "must be a list",
+    "dict_type": lambda _: "must be keys and values",
+    "model_type": lambda _: "must be keys and values",
+    "model_attributes_type": lambda _: "must be keys and values",
+    "literal_error": lambda context: f"must be {context['expected']}",
+}
+
+
+def mistakes_of(
+    error: ValidationError, path: Path, root: yaml.Node | None, kind: type[Strict], inside: Sequence[str] = ()
+) -> list[str]:
+    """``mistakes_of(error, path, node, DomainSpec)``: a line per mistake. ``inside``: where in the file the model stands.
+
+    pydantic leaves wrong items out of a list, so "too short" is dropped where an item of the list is wrong.
+    """
+    details = [{**detail, "loc": (*inside, *detail["loc"])} for detail in error.errors()]
+    lines = [
+        _line(path, root, kind, detail)
+        for detail in details
+        if detail["type"] != "too_short"
+        or not any(other["loc"][: len(detail["loc"])] == detail["loc"] for other in details if other is not detail)
+    ]
+    return list(dict.fromkeys(lines))  # a union has an error for each of its types
+
+
+def _line(path: Path, root: yaml.Node | None, kind: type[Strict], detail: Mapping[str, Any]) -> str:
+    """``domains/x.yaml:12: distill.lambda: unknown key; did you mean lmbda?``"""
+    location, model, expects = _locate(kind, detail["loc"])
+    message = expects or _message(detail)
+    if detail["type"] == "extra_forbidden":
+        message = _unknown_key(str(location[-1]), model, path if len(location) == 1 else None)
+    elif detail["type"] != "missing":
+        value = repr(detail["input"])
+        message += f" (found {value if len(value) < 60 else value[:57] + '...'})"
+    return f"{path}:{line_of(root, location)}: {'.'.join(map(str, location)) or kind.__name__}: {message}"
+
+
+def _message(detail: Mapping[str, Any]) -> str:
+    known = MESSAGES.get(detail["type"])
+    return known(detail.get("ctx", {})) if known else str(detail["msg"]).removeprefix("Value error, ")
+
+
+def _unknown_key(key: str, model: type[BaseModel], path: Path | None) -> str:
+    """``path``: of the file, for a key at its top level, which may be an old one."""
+    new = renamed_keys(path).get(key) if path else None
+    if new:
+        return f"`{key}` is now `{new}`; `factory validate --fix` renames it"
+    close = difflib.get_close_matches(key, model.model_fields, n=1)
+    return (
+        f"unknown key; did you mean {close[0]}?"
+        if close
+        else f"unknown key; keys here: {', '.join(sorted(model.model_fields))}"
+    )
+
+
+def _locate(kind: type[Strict], loc: Sequence[str | int]) -> tuple[list[str | int], type[BaseModel], str | None]:
+    """The keys of pydantic's location without its tags, the model around the last one, and what its field expects.
+
+    pydantic puts tags among the keys: a source's kind after its number, and a type of a union after the field's name.
+    """
+    location: list[str | int] = []
+    model: type[BaseModel] = kind
+    inner: type[BaseModel] = kind  # of the value at the location so far
+    for before, part in zip((None, *loc), loc, strict=False):
+        if isinstance(before, int) and part in SOURCE_KINDS:
+            inner = SOURCE_KINDS[str(part)]
+            continue
+        if part == "[key]":  # the error is about the key itself
+            continue
+        location.append(part)
+        if isinstance(part, int):
+            continue
+        model = inner
+        if part in SECTIONS and model in (Profile, DomainSpec):
+            inner = SECTIONS[part]
+        elif field := model.model_fields.get(part):
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and "expects" in extra:
+                return location, model, f"must be {extra['expects']}"
+            inner = next(_models_in(field.annotation), inner)
+    return location, model, None
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
+
+
+def line_of(node: yaml.Node | None, location: Sequence[str | int]) -> int:
+    """``line_of(node, ["sizes", "mini"])``: the line of the deepest part of a location that is in the file."""
+    line = 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(part):
+                    line, node = key.start_mark.line + 1, value
+                    break
+            else:
+                return line
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line

@@ -1,0 +1,150 @@
+"""Settings of a build: data, healing, distillation, evaluation, gates. Families give them; domains and profiles override."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from factory.config.sources import Name, Strict
+
+DEFAULT_PROFILE = "default"
+Weight = Annotated[float, Field(ge=0.0)]
+
+
+class TrainConfig(Strict):
+    """One optimiser's settings."""
+
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    batch: int = Field(default=32, ge=1, description="Examples per step.")
+    learning_rate: float = Field(gt=0, description="Peak learning rate.")
+
+
+class DistillConfig(TrainConfig):
+    """The objective: response, feature and relation terms, and the LoRA adapter it trains.
+
+    ``lmbda``, ``beta``, ``temperature`` and ``seq_kd`` are those of GKD (Agarwal et al. 2023, arXiv 2306.13649).
+    """
+
+    lmbda: float = Field(default=0.0, ge=0, le=1, description="Share of steps on the student's own samples (on-policy).")
+    beta: float = Field(default=0.0, ge=0, le=1, description="0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher).")
+    temperature: float = Field(default=1.0, gt=0, description="Of both distributions in the loss, and of sampling.")
+    seq_kd: bool = Field(default=False, description="Off-policy steps use fresh teacher samples, not the stored answers.")
+    max_new_tokens: int = Field(default=96, ge=1, description="Maximum length of a sampled answer, in tokens.")
+    response: Weight = Field(default=1.0, description="Weight of the response term (next-token distributions).")
+    feature: Weight = Field(default=0.0, description="Weight of the feature term (hidden states).")
+    relation: Weight = Field(default=0.0, description="Weight of the relation term (distances and angles). Needs `batch` ≥ 32.")
+    top_k: int = Field(
+        default=36, ge=1, description="Teacher log-probabilities stored per position, besides the remaining mass."
+    )
+    rank: int = Field(default=16, ge=1, description="LoRA rank.")
+    alpha: int = Field(default=32, ge=1, description="LoRA alpha; the update is scaled by alpha / rank.")
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
+        default="none", description="Where to log the training."
+    )
+
+    @model_validator(mode="after")
+    def has_an_objective(self) -> DistillConfig:
+        if self.response == self.feature == self.relation == 0:
+            raise ValueError("response, feature and relation are all 0; give at least one of them a weight")
+        return self
+
+    @model_validator(mode="after")
+    def relation_has_enough_pairs(self) -> DistillConfig:
+        if self.relation > 0 and self.batch < 32:
+            raise ValueError(f"relation > 0 needs batch >= 32 (a batch of {self.batch} has too few pairs)")
+        return self
+
+
+class HealConfig(DistillConfig):
+    """How the shared base is trained after pruning: the same objective on all weights, with all public domains."""
+
+    share: float = Field(
+        default=1.0,
+        description="Share of a domain's examples for the base, 0.1 to 0.9; the adapter takes the rest. At 1 both take all.",
+    )
+
+    @model_validator(mode="after")
+    def base_and_adapter_have_examples(self) -> HealConfig:
+        if not (0.1 <= self.share <= 0.9 or self.share == 1):
+            raise ValueError("share must be 0.1 to 0.9, or 1 to train base and adapters on the same examples")
+        return self
+
+
+class DataConfig(Strict):
+    """How prompts become a data set."""
+
+    max_prompt_tokens: int = Field(default=192, ge=8, description="Longer prompts are dropped.")
+    max_completion_tokens: int = Field(default=128, ge=8, description="Longer answers are dropped.")
+    max_examples: int = Field(default=2000, ge=20, description="Prompts per domain, after routing and cleaning.")
+    repetition_penalty: float = Field(
+        default=1.1, ge=1, description="For the teacher's answers; at 1 a small teacher may loop."
+    )
+    near_duplicate: float = Field(
+        default=0.95, gt=0, le=1, description="Cosine from which a training prompt is too close to a test prompt."
+    )
+    validation: float = Field(default=0.05, gt=0, lt=0.5, description="Share of the examples for validation.")
+    test: float = Field(default=0.1, gt=0, lt=0.5, description="Share of the examples for the test split.")
+
+
+class RouterConfig(Strict):
+    """How the domain router is trained."""
+
+    max_false_rejection: float = Field(
+        default=0.05, gt=0, lt=1, description="At most this share of a domain's own texts may be routed to no domain."
+    )
+    max_per_domain: int = Field(default=2000, ge=20, description="Texts per domain to train on.")
+
+
+class EvaluateConfig(Strict):
+    """How much held-out text is evaluated."""
+
+    examples: int = Field(default=150, ge=2, description="Held-out examples per domain.")
+    general: int = Field(default=60, ge=2, description="Examples of the general pool.")
+    bootstrap: int = Field(default=1000, ge=100, description="Bootstrap resamples behind every interval.")
+
+
+class Gate(Strict):
+    """A bound on a metric: `kl: {at_most: 0.8}`."""
+
+    at_most: float | None = Field(default=None, description="Upper bound. A gate has either this or `at_least`.")
+    at_least: float | None = Field(default=None, description="Lower bound.")
+    of: Literal["value", "low", "high"] = Field(
+        default="value", description="What is judged: the value, or an end of its interval."
+    )
+    required: bool = Field(default=True, description="A metric that was not measured fails the gate; `false` skips it.")
+
+    @model_validator(mode="after")
+    def has_one_bound(self) -> Gate:
+        if (self.at_most is None) == (self.at_least is None):
+            raise ValueError("a gate needs either at_most or at_least")
+        return self
+
+
+class ServeConfig(Strict):
+    """What `factory serve` does with a request for the model `auto`."""
+
+    fallback: Literal["teacher", "refuse"] | Name = Field(
+        default="teacher",
+        description="Who answers a prompt of no domain: the teacher, a student by name, or nobody (`refuse`).",
+        json_schema_extra={"expects": "teacher, refuse or the name of a student"},
+    )
+
+
+class Settings(Strict):
+    """The settings of one build, with all overrides applied."""
+
+    profile: str
+    data: DataConfig
+    heal: HealConfig
+    distill: DistillConfig
+    evaluate: EvaluateConfig
+
+
+# What a profile may override; a domain may override `data` and `distill`.
+SECTIONS: dict[str, type[Strict]] = {
+    "data": DataConfig,
+    "heal": HealConfig,
+    "distill": DistillConfig,
+    "evaluate": EvaluateConfig,
+}
