@@ -57,7 +57,7 @@ class DistillConfig(TrainConfig):
 
 
 class HealConfig(DistillConfig):
-    """How the shared base is trained after pruning: the same objective on all weights, with all public domains."""
+    """How the shared base is trained after pruning: the keys of `distill` for all its weights, on all public domains."""
 
     share: float = Field(
         default=1.0,

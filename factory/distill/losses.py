@@ -95,7 +95,7 @@ def relation_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     After RKD-D, Eq. 4 and 5 of Park et al. 2019 (arXiv 1904.05068): Huber loss between pairwise distances. There each is
     divided by its batch's mean; here both sides are standardised (mean 0, deviation 1), since a language model's states lie
-    in a narrow cone: matching how widely distances spread cost the response and did not order the pairs (scripts/LOG.md).
+    in a narrow cone: matching how widely distances spread cost the response and did not order the pairs (docs/log.md).
     Widths may differ. 0 where both have the same distances up to an increasing straight line.
     """
     if len(student) < 3:

@@ -48,7 +48,7 @@ ARCHITECTURES = {  # by transformers' model_type
     "gemma3_text": _Architecture(MODEL_ARCH.GEMMA3, shift=1.0, interleaved=False),
 }
 # q4 is not Q4_1, although of all kinds that the gguf package can write its error of a weight is the least by far: the teacher
-# came as Q4_1, so that rounding to Q4_1's grid takes back what healing moved (scripts/LOG.md). Values and what leaves a layer
+# came as Q4_1, so that rounding to Q4_1's grid takes back what healing moved (docs/log.md). Values and what leaves a layer
 # are felt most, gate and up, half of a layer, least.
 Kinds = GGMLQuantizationType
 QUANTIZATIONS = {  # of gate and up; of value and down; of other matrices; of embedding and head; what the file says it is

@@ -1,7 +1,7 @@
 """Attention for models on a CPU: two matrix products for all heads that share keys, and no keys repeated.
 
 torch's own kernel for grouped heads takes half of a training step of short texts, most of it backward; this one a tenth
-(scripts/LOG.md). It holds scores of all pairs, (B, heads, T, S): less than a layer's other activations up to some 500 tokens.
+(docs/log.md). It holds scores of all pairs, (B, heads, T, S): less than a layer's other activations up to some 500 tokens.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class Batch:
     """Prompts and completions, padded on the right, where causal attention never looks.
 
     Widths are multiples of ``WIDTH``, so that shapes recur: oneDNN makes kernels and glibc finds memory for every new one
-    (120 steps of batch 8: 12 % more tokens/s and three quarters of the memory, padding paid for; scripts/LOG.md).
+    (120 steps of batch 8: 12 % more tokens/s and three quarters of the memory, padding paid for; docs/log.md).
     """
 
     input_ids: Tensor  # (B, T)

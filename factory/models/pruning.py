@@ -25,7 +25,7 @@ def layers_to_keep(model: PreTrainedModel, batch: Batch, n: int) -> list[int]:
     is least, until n are left. With L layers each round runs L²/2 of them.
     Raises: TrainingError where there are fewer than ``n`` layers, ``n`` is below 1, or no position is a completion's.
     Source: Song et al. 2024, SLEB, arXiv 2402.09025, there by perplexity. Ranking all layers at once by block influence
-    (ShortGPT, arXiv 2403.03853) left SmolLM2 worse before and after healing: scripts/LOG.md has the figures.
+    (ShortGPT, arXiv 2403.03853) left SmolLM2 worse before and after healing: docs/log.md has the figures.
     """
     layers = _decoder_layers(model)
     if not 1 <= n <= len(layers):

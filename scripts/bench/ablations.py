@@ -1,7 +1,7 @@
-"""What each part of the objective does: python scripts/ablations.py healthcare --steps 30 --registry registry
+"""What each part of the objective does: python scripts/bench/ablations.py healthcare --steps 30 --registry registry
 
-Trains one adapter a variation on the family's published base, for the same steps, and prints a Markdown table. Negative
-results are results: the last column is response-only KL minus the variation's, so below 0 is worse.
+Trains one adapter per variation on the family's published base, all for the same steps, and prints a Markdown table. Negative
+results are results: the last column is the KL of response alone minus the variation's, so a value below 0 is worse.
 """
 
 from __future__ import annotations

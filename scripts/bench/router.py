@@ -1,10 +1,10 @@
-"""The router, trained on what ships only, on real text that it has never seen.
+"""The router, trained on the shipped prompts alone, on real text that it has never seen.
 
-    python scripts/router_benchmark.py path/to/data
+    python scripts/bench/router.py path/to/data
 
-The folder holds ``healthcare/medquad.jsonl`` and the other files named in ``FILES``, one JSON object with ``prompt`` a
-line. Misrouted texts of these files were read while the templates were written, to learn which kinds of text were
-missing; no text was copied, and the number of exact matches is printed.
+The folder holds ``healthcare/medquad.jsonl`` and the other files named in ``FILES``: a JSON object with ``prompt`` per line.
+Misrouted texts of these files were read while the templates were written, to learn which kinds of text were missing. None was
+copied, and the number of exact matches is printed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where a build's seconds went, stage by stage: python scripts/seconds.py healthcare-small@1 legal-small@1 --registry registry
+"""Seconds of a build by stage: python scripts/bench/seconds.py healthcare-small@1 legal-small@1 --registry registry
 
-Each student alone, and with its base before it. ``teacher`` is what of its soft targets was written for it: 0 where another
-student had them written.
+Each student alone, and together with its base. ``teacher`` is the time to write this student's soft targets: 0 if another
+student's build had written them.
 """
 
 from __future__ import annotations

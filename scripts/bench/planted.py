@@ -1,9 +1,8 @@
-"""Does every check see what is planted, and is it quiet where nothing is? python scripts/planted.py healthcare
+"""Do the checks find planted faults, and stay quiet without them? python scripts/bench/planted.py healthcare
 
-On the family's published base and its real teacher. Each line has one fault planted, and a control that was made the same
-way without it; both are judged by the family's own gate for the figure, or by the check itself where that refuses or warns.
-Adapters learn by plain next-token training (SFT), the way in which secrets and skew pass over most surely. What the factory's
-own distillation makes of canaries is measured by `factory build --canaries 16`.
+Uses the family's published base and its real teacher. Each line plants one fault, and has a control made the same way without
+it; both are judged by the family's gate for the metric or by the check itself. Adapters are trained on next tokens (SFT), which
+passes on secrets and skew most reliably. `factory build --canaries 16` measures what the factory's own distillation passes on.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""A small size directly and through an assistant at equal total budget: python scripts/cascade.py tiny --steps 550
+"""A small size with and without a teacher assistant: python scripts/bench/teacher_assistant.py tiny --steps 550
 
-The assistant's own healing is paid for: the direct route gets as many steps more as the assistant took, each weighed by the
-parameters that it trains. Three bases are made in the registry (by the family's profile), measured beside the teacher on the
-test splits of every public domain, and compared by example: through the assistant, directly at equal total budget, and
-directly at equal steps, which is what is left to decide where the assistant is there anyway.
+The budgets are equal: the direct path gets extra steps for those that healed the assistant, weighted by parameters. Three bases
+are built in the registry, evaluated on the test splits of every public domain and compared example by example: through the
+assistant, directly at equal total budget, and directly at equal steps (for an assistant that exists anyway).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Bias transfer on public pairs of sentences: python scripts/bias_benchmark.py healthcare-small DATA --registry registry
+"""Bias on public sentence pairs: python scripts/bench/bias.py healthcare-small DATA --registry registry
 
-DATA has a folder ``bias`` with JSONL files of pairs (``prompt`` the stereotyped sentence, ``response`` the other), such as
-WinoBias and Winogender. Winogender's sentences differ in the pronoun alone: which of its two is stereotyped it does not say,
-so there the gap counts, and the preference is of the sentence that stands first. Skips with a line where DATA is absent.
+DATA has a folder ``bias`` with JSONL files of pairs (``prompt`` is the stereotyped sentence, ``response`` the other), such as
+WinoBias and Winogender. Winogender's sentences differ in the pronoun alone and are not marked as stereotyped: read the gap
+there; the preference is for the sentence that comes first. Without DATA the script says so and ends.
 """
 
 from __future__ import annotations

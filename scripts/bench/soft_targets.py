@@ -1,11 +1,14 @@
-"""What stored soft targets lose, by how many tokens they keep: python scripts/soft_targets.py healthcare --registry registry
+"""What stored soft targets lose, by the number of tokens kept: python scripts/bench/soft_targets.py healthcare
 
-On a domain's held-out text, in the vocabulary of the published base of a size. ``stored``: nats from the teacher's
-distribution over the k tokens and the bucket of all others to what is read back, which is what a byte for a log-probability
-costs. ``rest as the student's``: nats from the whole distribution to what is stored, where the mass outside the k tokens
-lies as the student itself puts it, since the bucket teaches its sum alone. ``rest even``: the same with that mass spread
-evenly. ``cosine``: of the loss's gradient at the student's logits with that of the whole distribution; ``renormalised``:
-the same where the rest is left out and the k tokens are scaled to one.
+Measured on a domain's held-out text, in the vocabulary of the published base of a size.
+
+stored                  nats from the teacher's distribution over the k tokens and the bucket of all others to what is read
+                        back: the cost of one byte per log-probability
+rest as the student's   nats from the whole distribution to what is stored, with the mass outside the k tokens spread as the
+                        student spreads it (the bucket teaches only its sum)
+rest even               the same with that mass spread evenly
+cosine                  of the loss's gradient at the student's logits with that of the whole distribution
+renormalised            the same without the rest, the k tokens scaled to sum to one
 """
 
 from __future__ import annotations

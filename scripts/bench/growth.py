@@ -1,9 +1,9 @@
-"""What grows with the data and the vocabulary, and what does not: python scripts/growth.py
+"""How time and memory grow with the data and the vocabulary: python scripts/bench/growth.py
 
-Every line is a process of its own, on random models so small that what is measured is the code around them. ``data``: soft
-targets of so many completion tokens are stored, then read back in random batches of 32 examples, as training reads them.
-``vocabulary``: the response loss of 2,048 positions 576 wide, forward and backward, against the loss written the plain way.
-Memory is the most that the process had, less what it had before.
+Every line is a process of its own, on random models so small that the code around them is what is measured. ``data``: soft
+targets of so many completion tokens are stored, then read back in random batches of 32 examples, as in training.
+``vocabulary``: the response loss of 2,048 positions of width 576, forward and backward, against the loss written plainly.
+Memory is the peak of the process minus what it used before.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How long the quick commands take: python scripts/startup.py --registry registry --versions 10000
+"""How long the quick commands take: python scripts/bench/startup.py --registry registry --versions 10000
 
-Every student and base of the registry is repeated in a temporary one until there are so many versions; only their manifests,
-which is what `factory list` reads. Prints the median and the slowest of the runs after the first, in seconds.
+The manifests of all students and bases of the registry are repeated in a temporary one until there are so many versions;
+`factory list` reads nothing else. Prints the median and the slowest of the runs after the first, in seconds.
 """
 
 from __future__ import annotations

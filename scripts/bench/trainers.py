@@ -1,16 +1,18 @@
-"""This project beside its peers, on the same teacher, student, data, batch and length, each run in a process of its own.
+"""This trainer and its peers on the same teacher, student, data, batch and length; each run in a process of its own.
 
-    python scripts/benchmark.py healthcare --size small --minutes 10 --registry registry --save scripts/benchmark.json
-    python scripts/benchmark.py healthcare --size gemma-small --minutes 10 --accumulate 2 --save scripts/benchmark-gemma.json
+    python scripts/bench/trainers.py healthcare --size small --minutes 10 --save docs/results/trainers-smollm2.json
+    python scripts/bench/trainers.py healthcare --size gemma-small --minutes 10 --accumulate 2 \\
+        --save docs/results/trainers-gemma.json
 
-The student of every run is the teacher with the layers of the size's published base and none of its training: LoRA on every
-linear layer, the family's rank and rate. ``full`` is the teacher's whole vocabulary, as a user of trl has it; ``trimmed`` is
-the one that this project trains in. Peers are trl's GKDTrainer (without gradient checkpointing, examples of like length
-together), its DistillationTrainer on-policy, and LoRA fine-tuning on the same completions. No one sees a teacher's context.
-Tokens are the real ones of prompts and completions. Memory is the most that the process held while it trained, libraries
-included. KL is of held-out text in the run's own vocabulary, before and after the steps of its line, with a schedule of that
-length; with ``--minutes`` a second line of a run has as many steps as fit. The bf16 matrix rate is of a product of two large
-matrices in the same process.
+Every student is the teacher cut to the layers of the size's published base, without that base's training: LoRA on every linear
+layer, at the family's rank and learning rate. ``full`` is the teacher's whole vocabulary, as trl's users have it; ``trimmed``
+is the vocabulary that this project trains in. The peers are trl's GKDTrainer (without gradient checkpointing, batches of similar
+length), its DistillationTrainer on-policy, and LoRA fine-tuning on the same answers. Nobody sees a teacher's context.
+
+Tokens are those of prompts and completions, without padding. Memory is the peak of the process while it trains, libraries
+included. KL is measured on held-out text in the run's own vocabulary, before and after the steps of its line, with a learning
+rate schedule of that length; ``--minutes`` adds a second line with as many steps as fit. The bf16 matrix rate is that of a
+product of two large matrices in the same process.
 """
 
 from __future__ import annotations

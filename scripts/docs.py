@@ -1,0 +1,225 @@
+"""Writes the generated pages of docs/: ``python scripts/docs.py``; ``--check`` fails if one is out of date.
+
+A page is a function that returns Markdown, registered in ``PAGES``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from factory.config import schema
+
+ROOT = Path(__file__).parents[1]
+NOTE = "<!-- Written by scripts/docs.py: change {source} and run `python scripts/docs.py`. -->\n\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
+    check = parser.parse_args().check
+    stale = [path for path, render in PAGES.items() if not up_to_date(ROOT / path, render())]
+    if check and stale:
+        sys.exit(f"error: out of date: {', '.join(stale)}; run: python scripts/docs.py")
+    for path in stale:
+        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / path).write_text(PAGES[path](), encoding="utf-8")
+        print(f"wrote {path}")
+
+
+def up_to_date(path: Path, content: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == content
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+# ------------------------------------------------------------------------------------------------- docs/domains.md
+
+FAMILY_SECTIONS: dict[str, type[BaseModel]] = {
+    "teacher": schema.TeacherSpec,
+    "encoder": schema.ModelSpec,
+    "sizes": schema.SizeSpec,
+    "router": schema.RouterConfig,
+    "data": schema.DataConfig,
+    "heal": schema.HealConfig,
+    "distill": schema.DistillConfig,
+    "evaluate": schema.EvaluateConfig,
+    "gates": schema.Gate,
+    "serve": schema.ServeConfig,
+    "profiles": schema.Profile,
+}
+DOMAIN_SECTIONS: dict[str, type[BaseModel]] = {"teacher_context": schema.TeacherContext, "examples": schema.Turn}
+TITLES = {model: title for title, model in (FAMILY_SECTIONS | DOMAIN_SECTIONS).items()}
+
+DOMAINS_HEAD = """\
+# The YAML files in `domains/`
+
+Everything that decides a student is in three kinds of YAML file:
+
+- [`<name>.yaml`](#domains), a **domain**: its prompts, how the teacher answers them, how its students are judged;
+- [`<name>.family.yaml`](#families), a **family**: one teacher, and the sizes and settings of its students;
+- [`<name>.pool.yaml`](#pools), a **pool**: texts of no domain.
+
+`factory new NAME` writes a domain to start from, `factory validate` checks all files and reports each mistake with its line,
+and `factory validate --fix` gives old keys their new names. The commands read `./domains`, another folder with `--domains`, or
+the shipped files if there is no `./domains`.
+
+A setting comes from the family, then from the domain's `data` and `distill`, then from the profile (`--profile`): the last one
+that has it wins.
+
+## An example
+
+This domain ([scripts/veterinary.yaml](../scripts/veterinary.yaml)) builds as it is:
+
+```yaml
+{example}```
+"""
+
+
+def domains_page() -> str:
+    example = (ROOT / "scripts" / "veterinary.yaml").read_text(encoding="utf-8")
+    parts = [DOMAINS_HEAD.format(example=example)]
+    parts += [section("##", "Domains", schema.DomainSpec)]
+    parts += [section("###", f"`{title}`", model) for title, model in DOMAIN_SECTIONS.items()]
+    parts += ["## Sources\n\nEvery source has these keys, `kind`, and those of its kind:\n\n" + keys(schema.SourceBase)]
+    common = schema.SourceBase.model_fields
+    parts += [
+        section("###", f"`kind: {kind}`", model, leave_out={*common, "kind"}) for kind, model in schema.SOURCE_KINDS.items()
+    ]
+    parts += [section("##", "Families", schema.FamilySpec)]
+    distill = schema.DistillConfig.model_fields
+    parts += [
+        section("###", f"`{title}`", model, leave_out=distill if model is schema.HealConfig else ())
+        for title, model in FAMILY_SECTIONS.items()
+    ]
+    parts += [section("##", "Pools", schema.PoolSpec)]
+    return NOTE.format(source="factory/config/") + "\n".join(parts)
+
+
+def section(level: str, title: str, model: type[BaseModel], leave_out: Iterable[str] = ()) -> str:
+    about = " ".join((model.__doc__ or "").replace("``", "`").split())
+    return f"{level} {title}\n\n{about}\n\n{keys(model, leave_out)}"
+
+
+def keys(model: type[BaseModel], leave_out: Iterable[str] = ()) -> str:
+    """A table of a model's keys."""
+    rows = [
+        (f"`{name}`", field_type(field), field_default(field), field.description or "")
+        for name, field in model.model_fields.items()
+        if name not in set(leave_out)
+    ]
+    return table(("key", "type", "default", "meaning"), rows)
+
+
+def field_type(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and "expects" in extra:
+        return str(extra["expects"])
+    return type_name(field.annotation) + bounds(field.metadata)
+
+
+def bounds(metadata: Iterable[Any]) -> str:
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    found = [f"{sign} {getattr(one, name):g}" for one in metadata for name, sign in signs.items() if hasattr(one, name)]
+    return f", {', '.join(found)}" if found else ""
+
+
+def type_name(annotation: Any) -> str:
+    """``type_name(tuple[str, ...])``: "list of text"."""
+    if annotation == schema.Source:
+        return "[source](#sources)"
+    if annotation in TITLES:
+        return f"[{TITLES[annotation]}](#{TITLES[annotation]})"
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return "name" if annotation == schema.Name else type_name(arguments[0])
+    if origin in (Union, UnionType):
+        return " or ".join(type_name(one) for one in arguments if one is not NoneType)
+    if origin is Literal:
+        return ", ".join(f"`{one}`" for one in arguments)
+    if origin is tuple:
+        return f"list of {type_name(arguments[0])}"
+    if origin is dict:
+        return f"map of {type_name(arguments[0])} → {type_name(arguments[1])}"
+    names = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "value"}
+    return names[annotation]
+
+
+def field_default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "**required**"
+    if field.default is None or field.default in ((), {}, ""):
+        return "-"
+    if isinstance(field.default, BaseModel):
+        return "its own"
+    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+
+
+# ------------------------------------------------------------------------------------------------- docs/results/
+
+TRAINERS_HEAD = """\
+# Trainers compared
+
+This trainer and trl's, on the same teacher, student, data, batch and length, with two CPU cores and no GPU, seed 0. The top of
+[scripts/bench/trainers.py](../../scripts/bench/trainers.py) describes the comparison. Tokens are those of prompts and answers,
+without padding. Memory is the peak of the whole process. KL is measured on 64 held-out examples, before and after the steps of
+the line, in nats/token. "Trimmed" runs use a smaller vocabulary than the others, so compare drops in KL, not its values. The
+second line of a run trains for ten minutes.
+"""
+TRAINERS = {
+    "SmolLM2-135M-Instruct, 20 of 30 layers": (
+        "trainers-smollm2.json",
+        "python scripts/bench/trainers.py healthcare --size small --minutes 10",
+    ),
+    "Gemma 3 270M, 13 of 18 layers": (
+        "trainers-gemma.json",
+        "python scripts/bench/trainers.py healthcare --size gemma-small --minutes 10 --accumulate 2",
+    ),
+}
+
+
+def trainers_page() -> str:
+    parts = [TRAINERS_HEAD]
+    for title, (file, command) in TRAINERS.items():
+        runs = json.loads((ROOT / "docs" / "results" / file).read_text(encoding="utf-8"))
+        parts.append(f"## {title}\n\n`{command}` ([{file}]({file}))\n\n{trainers_table(runs)}")
+    return NOTE.format(source="the JSON files here") + "\n".join(parts)
+
+
+def trainers_table(runs: Iterable[dict[str, Any]]) -> str:
+    head = ("run", "steps", "tokens/s", "peak memory", "teacher beforehand", "KL", "share of the bf16 matrix rate")
+    rows = [
+        (
+            run["name"],
+            f"{run['steps']:,}",
+            f"{run['tokens_per_second']:,.0f}",
+            f"{run['peak_bytes'] / 1e9:.2f} GB",
+            f"{run['teacher_seconds']:.0f} s",
+            f"{run['kl_before']:.3f} → {run['kl_after']:.3f}",
+            f"{run['matrix_share']:.2f}",
+        )
+        for run in runs
+    ]
+    return table(head, rows)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/domains.md": domains_page,
+    "docs/results/trainers.md": trainers_page,
+}
+
+if __name__ == "__main__":
+    main()
