@@ -24,6 +24,7 @@ from factory.models.chat import prompt_ids
 from factory.models.generation import generate_text
 from factory.models.references import resolve
 from factory.models.teacher import Teacher
+from factory.models.tokenize import token_text
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
 
@@ -181,7 +182,7 @@ def explain(version: Version, text: str, registry: Registry, specs: Specs, devic
     def token_prob(token: int) -> TokenProb:
         position = student_id.get(token)
         probability = None if position is None else float(student[position].exp())
-        return TokenProb(_token_text(teacher.tokenizer, token), float(whole[token].exp()), probability)
+        return TokenProb(token_text(teacher.tokenizer, token), float(whole[token].exp()), probability)
 
     teacher_top = tuple(token_prob(token) for token in whole.topk(TOP).indices.tolist())
     student_top = tuple(token_prob(token) for token in kept[student.topk(min(TOP, len(kept))).indices].tolist())
@@ -206,12 +207,6 @@ def _next_logits(model: Any, ids: Sequence[int]) -> Tensor:
     """(V,) float32 logits of the next token."""
     logits: Tensor = model(input_ids=torch.tensor([list(ids)], device=model.device), logits_to_keep=1).logits
     return logits[0, -1].float()
-
-
-def _token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """The decoded token, or its vocabulary entry if it is only part of a character."""
-    text = str(tokenizer.decode([token]))
-    return str(tokenizer.convert_ids_to_tokens(token)) if not text or "\N{REPLACEMENT CHARACTER}" in text else text
 
 
 def explanation_table(explanation: Explanation) -> Table:

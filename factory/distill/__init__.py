@@ -1,1 +1,1 @@
-"""From what the teacher knows to a trained adapter."""
+"""Distillation: losses, the teacher's soft targets, and the trainer."""

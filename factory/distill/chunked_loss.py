@@ -1,4 +1,4 @@
-"""The response term without the logits of all positions at once: memory does not grow with the vocabulary."""
+"""The response term in chunks of positions, so that memory does not grow with the vocabulary (docs/log.md, "growth")."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ import torch
 from torch import Tensor
 
 from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
-
-LOGITS = 1 << 22  # at once, 16 MiB in float32: 300 positions of 14,000 tokens, 16 of 262,144
-
-
-def positions_at_once(vocabulary: int) -> int:
-    """``states.split(positions_at_once(14_000))``: how many positions' logits may exist together."""
-    return max(1, LOGITS // vocabulary)
+from factory.models.forward import positions_at_once
 
 
 def response_loss(
@@ -29,12 +23,11 @@ def response_loss(
     beta: float,
     temperature: float,
 ) -> Tensor:
-    """``response_loss(head, head_parameters, states, targets.ids, targets.log_probs, …)``: mean over positions, ().
+    """``response_loss(head, head_parameters, states, targets.ids, targets.log_probs, …)``: mean over N positions, ().
 
-    states (N, H), ids (N, k), log_probs (N, k + 1); ``head`` is (n, H) → (n, V), and ``parameters`` those of its weights that
-    are trained (tied with the embedding, LoRA, or none). The divergence is ``generalized_jsd_loss`` of ``bucket_log_probs``.
-    A chunk's gradient is taken at once, so that its logits are gone before the next one's exist, and no head is multiplied
-    twice; the loss can be differentiated once, not twice.
+    states (N, H), ids (N, k), log_probs (N, k + 1); ``head`` maps (n, H) → (n, V) and ``parameters`` are its weights, of which
+    those that require a gradient get one. The divergence is ``generalized_jsd_loss`` of ``bucket_log_probs``. Each chunk's
+    gradient is computed in the forward pass, before the next chunk's logits exist, so the loss is differentiable once only.
     """
     rows = positions_at_once(vocabulary)
     trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -55,15 +48,15 @@ class _ResponseLoss(torch.autograd.Function):
         *parameters: Tensor,
     ) -> Tensor:
         total = states.new_zeros((), dtype=torch.float32)
-        wanted = any(ctx.needs_input_grad)
-        gradients = [torch.zeros_like(tensor) for tensor in (states, *parameters)] if wanted else []
+        needs_gradient = any(ctx.needs_input_grad)
+        gradients = [torch.zeros_like(tensor) for tensor in (states, *parameters)] if needs_gradient else []
         for start in range(0, len(states), rows):
             span = slice(start, start + rows)
-            with torch.set_grad_enabled(wanted):
-                part = states[span].detach().requires_grad_(wanted)
+            with torch.set_grad_enabled(needs_gradient):
+                part = states[span].detach().requires_grad_(needs_gradient)
                 buckets = bucket_log_probs(head(part), ids[span], temperature)
                 loss = generalized_jsd_loss(buckets, log_probs[span], beta).sum() / len(states)
-            if wanted:
+            if needs_gradient:
                 of_states, *of_parameters = torch.autograd.grad(loss, [part, *parameters])
                 gradients[0][span] = of_states
                 for gradient, one in zip(gradients[1:], of_parameters, strict=True):

@@ -1,4 +1,4 @@
-"""The three terms of the objective. Pure functions of tensors; every one is float32 inside."""
+"""The three terms of the objective: response, feature and relation. Pure functions, computed in float32."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LOG_NOTHING = -80.0  # nats of a bucket that holds nothing
-MIN_REST = math.exp(LOG_NOTHING)  # of the most likely token's probability; above float32's smallest number
+LOG_NOTHING = -80.0  # log-probability of an empty bucket, in nats
+MIN_REST = math.exp(LOG_NOTHING)  # relative to the most likely token; still a normal float32 number
 
 
 def bucket_log_probs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
-    """``bucket_log_probs(student_logits, soft_targets.ids)``: log-probabilities of k tokens, and of all others together.
+    """``bucket_log_probs(student_logits, soft_targets.ids)``: log-probabilities of k tokens and of all others together.
 
-    logits (N, V), ids (N, k), none twice → (N, k + 1). The last column is one bucket with all the mass outside the k tokens,
-    so each row is a whole distribution: nothing is renormalised, and a divergence of bucketed distributions never exceeds the
-    full one (data-processing inequality). Renormalising the top k instead would bias the student (arXiv 2503.16870).
+    logits (N, V), distinct ids (N, k) → (N, k + 1). The last column holds all the mass outside the k tokens, so each row is a
+    whole distribution, and the divergence of two bucketed distributions never exceeds the full one (data-processing
+    inequality). Renormalising the top k instead biases the student (arXiv 2503.16870).
     """
     buckets: Tensor = _BucketLogProbs.apply(logits, ids, temperature)  # type: ignore[no-untyped-call]
     return buckets
 
 
 class _BucketLogProbs(torch.autograd.Function):
-    """By hand: one (N, V) tensor is kept and two are written, where autograd crosses twenty. Differentiable once.
+    """Hand-written: one (N, V) tensor is kept and two are written, 1 to 2 % faster than autograd (docs/log.md).
 
-    With x = logits / T - max, R = Σ exp(x) over the others and Z = R + Σ exp(x) over the k tokens, the buckets are x - log Z
-    and log R - log Z; the rest is summed itself, since 1 - Σ p would be float32's rounding where little is left.
+    With x = logits / T - max, R = Σ exp(x) over the other tokens and Z = R + Σ exp(x) over the k tokens, the buckets are
+    x - log Z and log R - log Z. R is summed directly, which needs no special case where it is small. Differentiable once.
     """
 
     @staticmethod
@@ -41,7 +41,7 @@ class _BucketLogProbs(torch.autograd.Function):
         others = values.exp_().scatter_(-1, ids, 0.0)  # (N, V)
         rest = others.sum(dim=-1, keepdim=True)  # (N, 1)
         total = rest + kept.exp().sum(dim=-1, keepdim=True)
-        shown = rest.clamp_min(MIN_REST)  # Z is at most V, so that a bucket that holds nothing is far below any other
+        shown = rest.clamp_min(MIN_REST)  # Z ≤ V, so an empty bucket is far below any other
         buckets = torch.cat([kept, shown.log()], dim=-1) - total.log()
         ctx.save_for_backward(others, ids, buckets, torch.where(rest > MIN_REST, rest, torch.inf), total)
         ctx.temperature, ctx.dtype = temperature, logits.dtype
@@ -52,9 +52,9 @@ class _BucketLogProbs(torch.autograd.Function):
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
         others, ids, buckets, rest, total = ctx.saved_tensors
         outer = outer / ctx.temperature
-        every = outer.sum(dim=-1, keepdim=True)  # (N, 1)
-        gradient = others * (outer[:, -1:] / rest - every / total)
-        gradient.scatter_(-1, ids, outer[:, :-1] - buckets[:, :-1].exp() * every)
+        total_outer = outer.sum(dim=-1, keepdim=True)  # (N, 1)
+        gradient = others * (outer[:, -1:] / rest - total_outer / total)
+        gradient.scatter_(-1, ids, outer[:, :-1] - buckets[:, :-1].exp() * total_outer)
         return gradient.to(ctx.dtype), None, None
 
 
@@ -82,8 +82,8 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
 def feature_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
     """``feature_loss(student, teacher)``: squared distance of unit-length hidden states, (B, M, H) and (B, M, H) → ().
 
-    M mapped layers, each state mean_pool over the completion. Hints of Romero et al. 2014 (FitNets, arXiv 1412.6550) on states
-    of unit length, so that no layer's scale decides; where widths differ, project the student's states first.
+    M mapped layers; each state is the mean over a completion. The hints of Romero et al. 2014 (FitNets, arXiv 1412.6550) on
+    unit vectors, so that no layer's scale dominates. Where widths differ, project the student's states first.
     """
     student = F.normalize(student_states.float(), dim=-1)
     teacher = F.normalize(teacher_states.float(), dim=-1)
@@ -91,43 +91,44 @@ def feature_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
 
 
 def relation_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """``relation_distance_loss(student, teacher)``: do the same pairs lie far apart, (B, Hs) and (B, Ht) → ().
+    """``relation_distance_loss(student, teacher)``: are the same pairs far apart, (B, Hs) and (B, Ht) → ().
 
-    After RKD-D, Eq. 4 and 5 of Park et al. 2019 (arXiv 1904.05068): Huber loss between pairwise distances. There each is
-    divided by its batch's mean; here both sides are standardised (mean 0, deviation 1), since a language model's states lie
-    in a narrow cone: matching how widely distances spread cost the response and did not order the pairs (docs/log.md).
-    Widths may differ. 0 where both have the same distances up to an increasing straight line.
+    After RKD-D, Eq. 4 and 5 of Park et al. 2019 (arXiv 1904.05068): Huber loss between pairwise distances. The
+    paper divides distances by the batch mean; here both sides are standardised (mean 0, deviation 1), because a language
+    model's states lie in a narrow cone: matching the spread of distances hurt the response term without ordering the pairs
+    (docs/log.md). Widths may differ. The loss is 0 where the distances agree up to an increasing linear map, and for fewer
+    than three examples.
     """
     if len(student) < 3:
-        return student.float().sum() * 0  # one pair has no order
-    return F.smooth_l1_loss(_standardised(F.pdist(student.float())), _standardised(F.pdist(teacher.float())))
+        return student.float().sum() * 0  # a single distance has no order
+    return F.smooth_l1_loss(_standardize(F.pdist(student.float())), _standardize(F.pdist(teacher.float())))
 
 
 def relation_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """``relation_angle_loss(student, teacher)``: do triplets form the same angles, (B, Hs) and (B, Ht) → ().
 
     After RKD-A, Eq. 6 and 7 of Park et al. 2019 (arXiv 1904.05068): Huber loss between the cosines of all angles of three
-    different examples, standardised as the distances are.
+    different examples, standardised like the distances.
     """
     if len(student) < 3:
         return student.float().sum() * 0
-    return F.smooth_l1_loss(_standardised(_angles(student.float())), _standardised(_angles(teacher.float())))
+    return F.smooth_l1_loss(_standardize(_angles(student.float())), _standardize(_angles(teacher.float())))
 
 
-def _standardised(values: Tensor) -> Tensor:
-    """(P,) → (P,) with mean 0 and deviation 1, whatever the scale; equal values become 0."""
+def _standardize(values: Tensor) -> Tensor:
+    """(P,) → (P,) with mean 0 and deviation 1; values that are all equal become 0."""
     centred = values - values.mean()
     scale = values.square().mean().clamp_min(1e-24)
     return centred / (centred.square().mean() + 1e-6 * scale).sqrt()
 
 
 def _angles(embeddings: Tensor) -> Tensor:
-    """(B, H) → (B(B-1)(B-2)/2,): cosines of the angles at j between i and k, each once."""
+    """(B, H) → (B(B-1)(B-2)/2,): cosines of the angle at j between i and k, each once."""
     edges = embeddings.unsqueeze(0) - embeddings.unsqueeze(1)  # (B, B, H), [j, i] = i - j
     lengths = edges.norm(dim=-1, keepdim=True)
-    # Two examples alike form no angle: cosine 0 and no gradient, where F.normalize would give one of 1e12.
+    # Identical examples form no angle: cosine 0 and no gradient, where F.normalize would give a gradient of 1e12.
     edges = edges / lengths.masked_fill(lengths == 0, torch.inf)
     cosines = torch.bmm(edges, edges.transpose(1, 2))  # [j, i, k]
-    place = torch.arange(len(embeddings), device=embeddings.device)
-    j, i, k = place[:, None, None], place[None, :, None], place[None, None, :]
+    index = torch.arange(len(embeddings), device=embeddings.device)
+    j, i, k = index[:, None, None], index[None, :, None], index[None, None, :]
     return cosines[(i < k) & (i != j) & (k != j)]

@@ -1,15 +1,15 @@
-"""The teacher's pass over a data set, written once and read by every student that shares it.
+"""Soft targets on disk: the teacher scores a data set once, and every student that shares it reads the result.
 
-    store = SoftTargetStore.make(folder, teacher, sequences, top_k=36, temperature=1.0)
-    store.rows([4, 7], device).log_probs  # (N, k + 1), of the completions of examples 4 and 7
+    store = SoftTargetStore.make(folder, teacher, examples, top_k=36, temperature=1.0)
+    store.rows([4, 7], device).log_probs  # (N, k + 1): the completions of examples 4 and 7
 
-    <folder>/ids.bin         (P, k) uint16, or uint32 for vocabularies that need it
-    <folder>/log_probs.bin   (P, k + 1) uint8: see ``quantised``
-    <folder>/states.bin      (E, M, H) float16: the feature term's mean_pool states
-    <folder>/notes.json      which shards are finished, their checksums, the seconds that the teacher took
+    <folder>/ids.bin         (P, k) uint16, or uint32 for a vocabulary above 65,536
+    <folder>/log_probs.bin   (P, k + 1) uint8, see ``quantize``
+    <folder>/states.bin      (E, M, H) float16, the feature term's states
+    <folder>/notes.json      finished shards: checksum, and the seconds the teacher took
 
-P completion positions of E examples. Nothing but the mapped pages that are read is in memory. The folder's name must be
-the digest of all that decides its content; the notes repeat it.
+P completion positions of E examples. Files are memory-mapped. The folder's name must be the cache key of everything that
+decides its content.
 """
 
 from __future__ import annotations
@@ -29,45 +29,51 @@ import torch
 from filelock import FileLock
 
 from factory.cache import replace_file
-from factory.distill.soft_targets import SoftTargets, TokenizedExample, feature_layers, score
+from factory.distill.soft_targets import SoftTargets, feature_layers, score
+from factory.models.scoring import length_batches
 from factory.models.teacher import Teacher
+from factory.models.tokenize import TokenizedExample
+from factory.registry.manifest import SoftTargetsInfo
 
-FORMAT = 2  # raised when the layout changes: part of every store's key
-SHARD = 256  # examples: a stop loses at most these
+FORMAT = 2  # of the files; part of every store's cache key
+SHARD = 256  # examples; an interrupted run loses at most one shard
 NOTES = "notes.json"
-LEAST = 16.0  # nats: a stored log-probability is never below -16, a mass of 1e-7
+MAX_NATS = 16.0  # the smallest stored log-probability is -16 nats, a mass of 1e-7
 Arrays = dict[str, np.ndarray]
 
 
 def quantize(log_probs: np.ndarray) -> np.ndarray:
-    """``quantize(log_probs)``: (N, k + 1) in a byte each, fine where the mass is: sqrt(-log p) in 255 steps to 16 nats.
+    """``quantize(log_probs)``: (N, k + 1) as one byte each: sqrt(-log p) in 255 steps up to 16 nats.
 
-    An error d of log p moves the divergence by about p d² / 2, so steps grow with -log p: 0.004 nats near p = 0.99, 0.03 at
-    p = 0.37, 0.12 at 1e-7.
+    An error d of log p changes the divergence by about p d² / 2, so steps may grow as p falls: 0.004 nats near p = 0.99, 0.03
+    at p = 0.37, 0.12 at p = 1e-7.
     """
-    root = np.sqrt(np.clip(-log_probs.astype(np.float32), 0.0, LEAST))
-    result: np.ndarray = np.rint(root * (255 / LEAST**0.5)).astype(np.uint8)
+    root = np.sqrt(np.clip(-log_probs.astype(np.float32), 0.0, MAX_NATS))
+    result: np.ndarray = np.rint(root * (255 / MAX_NATS**0.5)).astype(np.uint8)
     return result
 
 
 def dequantize(stored: np.ndarray) -> torch.Tensor:
-    """``dequantize(quantize(log_probs))``: float32 log-probabilities of the k tokens and of the rest, which sum to one.
+    """``dequantize(quantize(log_probs))``: (N, k + 1) float32 log-probabilities that sum to one.
 
-    All k + 1 buckets are scaled together, the rest too: the mass that was not kept stays where it was.
+    All k + 1 buckets are rescaled together, so the mass outside the k tokens stays in its bucket.
     """
-    log_probs = -((torch.from_numpy(stored.astype(np.float32)) * (LEAST**0.5 / 255)) ** 2)
+    log_probs = -((torch.from_numpy(stored.astype(np.float32)) * (MAX_NATS**0.5 / 255)) ** 2)
     result: torch.Tensor = log_probs.log_softmax(dim=-1)
     return result
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One folder's arrays, mapped for reading."""
+class _Targets:
+    """The memory-mapped arrays of one folder."""
 
-    offsets: np.ndarray  # (E + 1,) positions before each example
+    offsets: np.ndarray  # (E + 1,) where each example's positions begin
     arrays: Arrays
-    seconds: float  # that the teacher took
-    spent: float  # of these, in this call of ``make``
+    seconds: float  # the teacher took in all
+    spent: float  # the teacher took in this call of ``make``
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
 
     def span(self, example: int) -> slice:
         return slice(int(self.offsets[example]), int(self.offsets[example + 1]))
@@ -75,31 +81,34 @@ class _Part:
 
 @dataclass(frozen=True)
 class SoftTargetStore:
-    """``SoftTargetStore.make(folder, teacher, sequences, top_k=36, temperature=1.0).rows([4, 7], device)``."""
+    """``SoftTargetStore.make(folder, teacher, examples, top_k=36, temperature=1.0).rows([4, 7], device)``."""
 
-    parts: tuple[_Part, ...]
+    parts: tuple[_Targets, ...]
 
     @classmethod
     def make(
         cls,
         folder: Path,
         teacher: Teacher,
-        sequences: Sequence[TokenizedExample],
+        examples: Sequence[TokenizedExample],
         *,
         top_k: int,
         temperature: float,
         batch: int = 32,
         progress: Callable[[int], None] | None = None,
     ) -> SoftTargetStore:
-        """Opens what is in ``folder``; shards that are missing or damaged are scored first, one process at a time."""
-        offsets = np.concatenate([[0], np.cumsum([len(sequence.completion) for sequence in sequences])])
-        layout = _layout(teacher, len(sequences), int(offsets[-1]), top_k)
+        """``SoftTargetStore.make(folder, teacher, examples, top_k=36, temperature=1.0)``: opens the folder.
+
+        Missing and damaged shards are scored first, by one process at a time.
+        """
+        offsets = np.cumsum([0, *(len(one.completion) for one in examples)])
+        layout = _layout(teacher, len(examples), int(offsets[-1]), top_k)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             notes, spent = _open(folder, layout), 0.0
-            arrays = _mapped(folder, layout)  # shows what is written to the files later, too
-            for start in range(0, len(sequences), SHARD):
-                part = sequences[start : start + SHARD]
+            arrays = _mapped(folder, layout)  # the map also shows what is written later
+            for start in range(0, len(examples), SHARD):
+                part = examples[start : start + SHARD]
                 spans = {"states": slice(start, start + len(part))}
                 spans["ids"] = spans["log_probs"] = slice(int(offsets[start]), int(offsets[start + len(part)]))
                 if notes.get(str(start), {}).get("sha256") != _checksum(arrays, spans):
@@ -111,15 +120,12 @@ class SoftTargetStore:
                     replace_file(folder / NOTES, json.dumps(notes).encode())
                 if progress is not None:
                     progress(len(part))
-        every = sum(shard["seconds"] for shard in notes.values())
-        return cls((_Part(offsets, arrays, every, spent),))
+        total = sum(shard["seconds"] for shard in notes.values())
+        return cls((_Targets(offsets, arrays, total, spent),))
 
     def rows(self, examples: Sequence[int], device: torch.device) -> SoftTargets:
-        """``store.rows([4, 7], device)``: the targets of these examples, one after the other."""
-        ends = np.cumsum([len(part.offsets) - 1 for part in self.parts])
-        where = [int(np.searchsorted(ends, example, side="right")) for example in examples]
-        inside = [example - int(ends[i]) + len(self.parts[i].offsets) - 1 for i, example in zip(where, examples, strict=True)]
-        chosen = [(self.parts[i], example) for i, example in zip(where, inside, strict=True)]
+        """``store.rows([4, 7], device)``: the targets of these examples, in this order."""
+        chosen = [self._find(example) for example in examples]
 
         def joined(name: str) -> np.ndarray:
             result: np.ndarray = np.concatenate([part.arrays[name][part.span(example)] for part, example in chosen])
@@ -132,44 +138,52 @@ class SoftTargetStore:
             torch.from_numpy(states).float().to(device),
         )
 
+    def _find(self, example: int) -> tuple[_Targets, int]:
+        """The part that holds an example, and the example's index in it."""
+        for part in self.parts:
+            if example < len(part):
+                return part, example
+            example -= len(part)
+        raise IndexError(f"the store holds {sum(map(len, self.parts))} examples")
+
     @property
     def positions(self) -> int:
-        """Completion tokens."""
+        """The number of completion tokens."""
         return sum(int(part.offsets[-1]) for part in self.parts)
 
     @property
     def bytes(self) -> int:
-        """On disk, the feature term's states included."""
+        """Bytes on disk, including the feature term's states."""
         return sum(array.nbytes for part in self.parts for array in part.arrays.values())
 
     @property
     def response_bytes(self) -> int:
-        """Of ids and log-probabilities alone."""
+        """Bytes of ids and log-probabilities."""
         return sum(part.arrays[name].nbytes for part in self.parts for name in ("ids", "log_probs"))
 
-    def describe(self) -> dict[str, float]:
-        """For a manifest: its size, what the teacher took for it, and what of that was saved by reading it."""
-        taken, spent = (sum(getattr(part, name) for part in self.parts) for name in ("seconds", "spent"))
-        return {
-            "positions": self.positions,
-            "bytes": self.bytes,
-            "response_bytes_per_position": self.response_bytes / max(1, self.positions),
-            "teacher_seconds": taken,
-            "saved_seconds": taken - spent,
-        }
+    def describe(self) -> SoftTargetsInfo:
+        """``store.describe().saved_seconds``: its size, the teacher's time, and how much of that reading it saved."""
+        seconds = sum(part.seconds for part in self.parts)
+        return SoftTargetsInfo(
+            positions=self.positions,
+            bytes=self.bytes,
+            response_bytes_per_position=self.response_bytes / max(1, self.positions),
+            teacher_seconds=seconds,
+            saved_seconds=seconds - sum(part.spent for part in self.parts),
+        )
 
 
 def describe_store(folder: Path) -> dict[str, float]:
-    """``describe_store(folder)``: what a store takes on disk and what the teacher took for it, without opening it.
+    """``describe_store(folder)["bytes"]``: size on disk and ``teacher_seconds``, without opening the store.
 
-    {"bytes", "teacher_seconds"}; one that is being made counts as far as it is.
+    An unfinished store counts as far as it goes.
     """
-    taken = sum(path.stat().st_size for path in folder.glob("*.bin"))
-    return {"bytes": taken, "teacher_seconds": sum(shard["seconds"] for shard in _notes(folder).values())}
+    size = sum(path.stat().st_size for path in folder.glob("*.bin"))
+    return {"bytes": size, "teacher_seconds": sum(shard["seconds"] for shard in _notes(folder).values())}
 
 
 def join_stores(stores: Sequence[SoftTargetStore]) -> SoftTargetStore:
-    """``join_stores([healthcare, legal])``: the examples of several stores, one after the other; nothing is copied."""
+    """``join_stores([healthcare, legal])``: the examples of several stores in sequence; nothing is copied."""
     return SoftTargetStore(tuple(part for store in stores for part in store.parts))
 
 
@@ -177,7 +191,7 @@ Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
 
 def _layout(teacher: Teacher, examples: int, positions: int, top_k: int) -> Layout:
-    """Types and shapes, known before anything is scored."""
+    """Each file's dtype and shape."""
     config = teacher.config.get_text_config()
     vocabulary = config.vocab_size
     kept = min(top_k, vocabulary)
@@ -190,7 +204,7 @@ def _layout(teacher: Teacher, examples: int, positions: int, top_k: int) -> Layo
 
 
 def _notes(folder: Path) -> dict[str, Any]:
-    """What is written of every finished shard; nothing where it cannot be read."""
+    """The notes on finished shards; empty if there are none or they cannot be read."""
     with suppress(OSError, ValueError):
         notes: dict[str, Any] = json.loads((folder / NOTES).read_text(encoding="utf-8"))
         return notes
@@ -198,7 +212,7 @@ def _notes(folder: Path) -> dict[str, Any]:
 
 
 def _open(folder: Path, layout: Layout) -> dict[str, Any]:
-    """The finished shards; none where a file is missing or has another length, which is then made anew."""
+    """The notes on finished shards; empty if a file is missing or has the wrong length, which is then replaced."""
     notes = _notes(folder)
     for name, (dtype, shape) in layout.items():
         path, size = folder / f"{name}.bin", dtype.itemsize * int(np.prod(shape))
@@ -216,7 +230,7 @@ def _mapped(folder: Path, layout: Layout) -> Arrays:
 
 
 def _write(folder: Path, layout: Layout, spans: dict[str, slice], arrays: Arrays) -> None:
-    """With plain writes, not through the map: a full disk is then an error, and not the process's death."""
+    """Plain writes, because a full disk raises an OSError here but kills the process (SIGBUS) through a memory map."""
     for name, (dtype, shape) in layout.items():
         with (folder / f"{name}.bin").open("r+b") as file:
             file.seek(spans[name].start * dtype.itemsize * int(np.prod(shape[1:])))
@@ -232,16 +246,14 @@ def _checksum(arrays: Arrays, spans: dict[str, slice]) -> str:
     return digest.hexdigest()
 
 
-def _scored(teacher: Teacher, sequences: Sequence[TokenizedExample], top_k: int, temperature: float, batch: int) -> Arrays:
-    """Scores examples of similar length together, and gives the arrays back in the order of the examples."""
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].teacher_prompt) + len(sequences[i].completion))
+def _scored(teacher: Teacher, examples: Sequence[TokenizedExample], top_k: int, temperature: float, batch: int) -> Arrays:
+    """The arrays of these examples, in order; examples of similar length are scored together."""
     found: dict[int, Arrays] = {}
-    for start in range(0, len(order), batch):
-        rows = order[start : start + batch]
-        chosen = [sequences[i] for i in rows]
+    for rows in length_batches([len(one.teacher_prompt) + len(one.completion) for one in examples], batch):
+        chosen = [examples[i] for i in rows]
         targets = score(teacher, [s.teacher_prompt for s in chosen], [s.completion for s in chosen], top_k, temperature)
         lengths = [len(s.completion) for s in chosen]
         each = zip(targets.ids.cpu().split(lengths), targets.log_probs.cpu().split(lengths), targets.states.cpu(), strict=True)
         for i, (ids, log_probs, states) in zip(rows, each, strict=True):
             found[i] = {"ids": ids.numpy(), "log_probs": quantize(log_probs.numpy()), "states": states.numpy()[None]}
-    return {name: np.concatenate([found[i][name] for i in range(len(sequences))]) for name in ("ids", "log_probs", "states")}
+    return {name: np.concatenate([found[i][name] for i in range(len(examples))]) for name in ("ids", "log_probs", "states")}

@@ -1,4 +1,4 @@
-"""Generalized knowledge distillation on trl's GKDTrainer, with feature and relation terms beside the response."""
+"""Generalized knowledge distillation on trl's GKDTrainer, with a feature and a relation term beside the response."""
 
 from __future__ import annotations
 
@@ -25,13 +25,7 @@ from factory.distill.losses import (
     relation_angle_loss,
     relation_distance_loss,
 )
-from factory.distill.soft_targets import (
-    SoftTargets,
-    TokenizedExample,
-    feature_layers,
-    hard_targets,
-    score,
-)
+from factory.distill.soft_targets import SoftTargets, feature_layers, hard_targets, score
 from factory.distill.target_store import SoftTargetStore, join_stores
 from factory.errors import TrainingError
 from factory.models.base import Base, check_vocabularies
@@ -40,54 +34,56 @@ from factory.models.forward import Batch, States, hidden_states, logits, make_ba
 from factory.models.generation import sample
 from factory.models.lora import fused_adapters, merged_adapters
 from factory.models.teacher import Teacher
+from factory.models.tokenize import TokenizedExample
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="You are importing from 'trl.experimental'")
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-LOG_EVERY = 5  # steps between two points of the training curve
-SAVE_EVERY = 50  # steps between two checkpoints
+LOG_EVERY = 5  # steps between points of the training curve
+SAVE_EVERY = 50  # steps between checkpoints
 PROJECTION = "projection.safetensors"  # in a checkpoint, never in an adapter
-ANGLE_WEIGHT = 2.0  # angles over distances, as in RKD-DA of Park et al. 2019
+ANGLE_WEIGHT = 2.0  # of angles relative to distances: RKD-DA of Park et al. 2019
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Everything a student learns from: examples in ids, the teacher's stored targets, the encoder's embeddings."""
+    """What a student learns from: tokenized examples, the teacher's stored targets, the encoder's embeddings."""
 
-    sequences: Sequence[TokenizedExample]  # E of them
-    targets: SoftTargetStore | None  # None: the completions themselves (SFT)
+    examples: Sequence[TokenizedExample]  # E of them
+    targets: SoftTargetStore | None  # None trains on the completions themselves (SFT)
     embeddings: np.ndarray  # (E, D) float32, of prompt and completion
-    part: Sequence[int] | None = None  # those that are learnt from; None: all
+    part: Sequence[int] | None = None  # indices of the examples to train on; None for all
 
     @property
-    def examples(self) -> Sequence[int]:
-        return range(len(self.sequences)) if self.part is None else self.part
+    def indices(self) -> Sequence[int]:
+        """Indices of the examples to train on."""
+        return range(len(self.examples)) if self.part is None else self.part
 
     def slice(self, start: float, end: float) -> TrainingSet:
-        """``training_set.slice(0, 0.5)``: the same training_set, of which only the first half is learnt from."""
-        count = len(self.sequences)
+        """``training_set.slice(0, 0.5)``: the same examples, but only the first half is trained on."""
+        count = len(self.examples)
         return replace(self, part=range(round(start * count), round(end * count)))
 
 
 def concat(training_sets: Sequence[TrainingSet]) -> TrainingSet:
-    """``concat([healthcare, legal])``: one training_set of several domains, each example with its own teacher context."""
-    starts = np.cumsum([0, *(len(training_set.sequences) for training_set in training_sets)])
+    """``concat([healthcare, legal])``: one TrainingSet; every example keeps its targets, its embedding and its part."""
+    starts = np.cumsum([0, *(len(training_set.examples) for training_set in training_sets)])
     return TrainingSet(
-        [sequence for training_set in training_sets for sequence in training_set.sequences],
+        [example for training_set in training_sets for example in training_set.examples],
         join_stores([training_set.targets for training_set in training_sets if training_set.targets is not None]),
         np.concatenate([training_set.embeddings for training_set in training_sets]),
-        [int(start) + i for start, training_set in zip(starts, training_sets, strict=False) for i in training_set.examples],
+        [int(start) + i for start, training_set in zip(starts, training_sets, strict=False) for i in training_set.indices],
     )
 
 
 class DistillTrainer(GKDTrainer):
     """``DistillTrainer(model, base, teacher, training_set, config, folder=folder, seed=0).train()``.
 
-    What differs from the parent: the teacher's targets are read from disk and only sampled completions are scored live;
-    logits exist at completion positions only; the teacher sees its context and the student does not, aligned by their
-    completions; ``temperature`` reaches the loss; on-policy steps are averaged over their own tokens. Feature and
-    relation terms are added. With ``training_set.targets`` None it is supervised fine-tuning on the same completions.
+    It differs from trl's trainer in six ways: the teacher's targets are read from disk, and only sampled completions are
+    scored live; logits are computed at completion positions only; the teacher sees its context and the student does not,
+    aligned at the completion; ``temperature`` reaches the loss; the loss of an on-policy step is the mean over its own
+    tokens; feature and relation terms are added. Without targets it is supervised fine-tuning (SFT).
     """
 
     def __init__(
@@ -105,34 +101,35 @@ class DistillTrainer(GKDTrainer):
         check_vocabularies(base.tokenizer, teacher.tokenizer)
         self.training_set, self.config, self.teacher = training_set, config, teacher
         self.stop = stop_tokens(base.tokenizer)
-        examples = list(training_set.examples)
-        lengths = [len(training_set.sequences[i].prompt) + len(training_set.sequences[i].completion) for i in examples]
+        indices = list(training_set.indices)
+        examples = [training_set.examples[i] for i in indices]
+        lengths = [len(one.prompt) + len(one.completion) for one in examples]
         super().__init__(
             model=model,
-            teacher_model=_Elsewhere(teacher.config),
+            teacher_model=_NoTeacher(teacher.config),
             args=_arguments(config, folder, seed, teacher.device, len(lengths)),
-            train_dataset=Dataset.from_dict({"example": examples, "length": lengths}),
+            train_dataset=Dataset.from_dict({"example": indices, "length": lengths}),
             data_collator=self._collate,
             processing_class=base.tokenizer,
             callbacks=list(callbacks),
         )
         self.model_accepts_loss_kwargs = False  # a step's loss is a mean over its own completion tokens
-        depth = teacher.config.get_text_config().num_hidden_layers
-        self.student_layers = mapped_layers(base, feature_layers(depth), depth)
+        teacher_depth, depth = (one.get_text_config().num_hidden_layers for one in (teacher.config, base.model.config))
+        self.student_layers = mapped_layers(base.shape.layers, teacher_depth, depth)
         self.projection = _projection(base, teacher).to(teacher.device)
-        self.remove_callback(PrinterCallback)  # the caller's progress bar and the returned curve say it
+        self.remove_callback(PrinterCallback)  # the caller has a progress bar and the returned curve
 
     def _collate(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
         return {"examples": [row["example"] for row in rows]}
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return inputs  # ids become tensors in compute_loss
+        return inputs  # compute_loss makes the tensors
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], None]:
         return [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)], None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The projection is optimised with the model, and never saved with it."""
+        """The projection is optimised with the model, but not saved with it."""
         optimizer = super().create_optimizer()
         parameters = list(self.projection.parameters())
         if parameters and self.config.feature > 0:
@@ -140,7 +137,7 @@ class DistillTrainer(GKDTrainer):
         return optimizer
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The projection goes on where it was after a stop, too."""
+        """The projection is part of a checkpoint, so that training resumes with it."""
         save: Any = super()._save_checkpoint
         save(model, trial)
         if state := self.projection.state_dict():
@@ -154,7 +151,7 @@ class DistillTrainer(GKDTrainer):
             self.projection.load_state_dict(load_file(path))
 
     def finished(self, checkpoint: str) -> bool:
-        """Whether a checkpoint is the last one; its weights and curve are then loaded, and nothing is left to train."""
+        """``trainer.finished(checkpoint)``: whether this is the last step's checkpoint; if so its weights and curve are loaded."""
         state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         if state.global_step < self.config.steps:
             return False
@@ -163,14 +160,14 @@ class DistillTrainer(GKDTrainer):
         return True
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Decides what this step's completions are: the student's, the teacher's, or the stored ones."""
-        self.projection.zero_grad()  # the parent clears the model's gradients only
-        chosen = [self.training_set.sequences[i] for i in inputs["examples"]]
+        """Chooses this step's completions (the student's, the teacher's or the stored ones) and takes the step."""
+        self.projection.zero_grad()  # the parent only clears the model's gradients
+        chosen = [self.training_set.examples[i] for i in inputs["examples"]]
         if random.random() < self.config.lmbda:
             inputs["sampled"] = self._sampled(model, [s.prompt for s in chosen])
         elif self.config.seq_kd:
             inputs["sampled"] = self._sampled(self.teacher.model, [s.teacher_prompt for s in chosen])
-        step: Any = super(GKDTrainer, self).training_step  # past the parent, which would sample again
+        step: Any = super(GKDTrainer, self).training_step  # skips GKDTrainer, which would sample again
         with fused_adapters(model):
             loss: Tensor = step(model, inputs, num_items_in_batch)
         return loss
@@ -197,7 +194,7 @@ class DistillTrainer(GKDTrainer):
         student, config = self.accelerator.unwrap_model(model), self.config
         device = self.teacher.device
         examples = inputs["examples"]
-        chosen = [self.training_set.sequences[i] for i in examples]
+        chosen = [self.training_set.examples[i] for i in examples]
         completions = inputs.get("sampled") or [s.completion for s in chosen]
         batch = make_batch([s.prompt for s in chosen], completions).to(device)
         targets = self._targets(examples, inputs.get("sampled"))
@@ -216,7 +213,7 @@ class DistillTrainer(GKDTrainer):
         return torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
 
     def _targets(self, examples: Sequence[int], sampled: list[list[int]] | None) -> SoftTargets:
-        chosen = [self.training_set.sequences[i] for i in examples]
+        chosen = [self.training_set.examples[i] for i in examples]
         if self.training_set.targets is None:
             return hard_targets([s.completion for s in chosen], self.teacher.device)
         if sampled is None:
@@ -238,7 +235,7 @@ class DistillTrainer(GKDTrainer):
         )
 
     def _features(self, states: States, batch: Batch) -> Tensor:
-        """(B, M, Ht): the student's states at mapped layers, projected where widths differ."""
+        """(B, M, Ht): the student's states at the mapped layers, projected if the widths differ."""
         chosen = torch.stack([mean_pool(states.layers[i], batch.predicts) for i in self.student_layers], dim=1)
         projected: Tensor = self.projection(chosen)
         return projected
@@ -246,7 +243,7 @@ class DistillTrainer(GKDTrainer):
     def _stored_embeddings(
         self, student: nn.Module, states: States, batch: Batch, inputs: dict[str, Any], chosen: Sequence[TokenizedExample]
     ) -> Tensor:
-        """(B, H): pooled final states over prompt and *stored* completion, which is what the encoder embedded."""
+        """(B, H): mean final states over prompt and *stored* completion, the text that the encoder embedded."""
         if inputs.get("sampled"):
             batch = make_batch([s.prompt for s in chosen], [s.completion for s in chosen]).to(batch.input_ids.device)
             states = hidden_states(student, batch)
@@ -259,22 +256,27 @@ class DistillTrainer(GKDTrainer):
 
 
 def relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """``relation_loss(pooled_states, embeddings)``: RKD-DA on unit vectors, so that distances are those of cosines."""
+    """``relation_loss(states, embeddings)``: RKD-DA on unit vectors, (B, Hs) and (B, Ht) → ()."""
     student = nn.functional.normalize(student.float(), dim=-1)
     teacher = nn.functional.normalize(teacher.float(), dim=-1)
     return relation_distance_loss(student, teacher) + ANGLE_WEIGHT * relation_angle_loss(student, teacher)
 
 
-def mapped_layers(base: Base, teacher_layers: Sequence[int], depth: int) -> list[int]:
-    """``mapped_layers(base, [8, 15, 22, 30], 30)``: for each teacher state, the index of the student's state beside it.
+def mapped_layers(kept: Sequence[int] | None, teacher_depth: int, student_depth: int) -> list[int]:
+    """``mapped_layers([0, 2, 5, 9], 10, 4) == [1, 2, 3, 4]``: the student's hidden state for each of ``feature_layers``.
 
-    A pruned base: the last kept layer at or below the teacher's. Another base: the same relative depth.
+    ``kept`` are the layers of the *training* teacher that a pruned student has: a teacher state is matched with the last kept
+    layer at or below it. None is a model of its own: it is matched at the same relative depth. Index 0 is the embedding.
     """
-    if base.shape.layers is not None:
-        kept = base.shape.layers
-        return [max(1, sum(layer < index for layer in kept)) for index in teacher_layers]
-    own = base.model.config.get_text_config().num_hidden_layers
-    return [max(1, round(index / depth * own)) for index in teacher_layers]
+    layers = feature_layers(teacher_depth)
+    if kept is None:
+        return [max(1, round(layer / teacher_depth * student_depth)) for layer in layers]
+    return [max(1, sum(number < layer for number in kept)) for layer in layers]
+
+
+def asks_teacher(config: DistillConfig) -> bool:
+    """``asks_teacher(settings.distill)``: whether training samples, and so needs the teacher in memory."""
+    return config.lmbda > 0 or config.seq_kd
 
 
 def distill(
@@ -288,14 +290,14 @@ def distill(
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[dict[str, float]]:
-    """``distill(model, base, teacher, training_set, config, folder=folder, seed=0)``: trains in place, returns the curve.
+    """``distill(model, base, teacher, training_set, config, folder=folder, seed=0)``: trains ``model`` in place and returns the curve.
 
-    ``folder`` keeps checkpoints; a later call with the same folder goes on from the last one.
-    Raises: TrainingError where the loss is no number.
+    ``base.shape.layers`` are layers of this ``teacher``. ``folder`` holds checkpoints; a later call with the same folder
+    resumes from the last one. Unless ``asks_teacher(config)``, the teacher's weights are not used, so the caller may release
+    them first.
+    Raises: TrainingError if the loss becomes NaN or infinite.
     """
     random.seed(seed)
-    if not (config.lmbda > 0 or config.seq_kd):
-        teacher.release()  # all that it knows of these examples is stored
     trainer = DistillTrainer(
         model, base, teacher, training_set, config, folder=folder, seed=seed, callbacks=[_Progress(progress)]
     )
@@ -317,8 +319,8 @@ def distill(
     return curve
 
 
-class _Elsewhere(nn.Module):
-    """What the parent takes for a teacher. Ours is asked by ``score`` alone, and only in memory where something is sampled."""
+class _NoTeacher(nn.Module):
+    """Stands in for the teacher that GKDTrainer wants: ours is used by ``score`` and ``sample`` only."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
@@ -326,7 +328,7 @@ class _Elsewhere(nn.Module):
 
 
 class _Progress(TrainerCallback):
-    """Tells the caller's progress bar about every step."""
+    """Advances the caller's progress bar, at once for the steps of a resumed run."""
 
     def __init__(self, progress: Callable[[int], None] | None) -> None:
         self.progress = progress
@@ -373,6 +375,6 @@ def _arguments(config: DistillConfig, folder: Path, seed: int, device: torch.dev
         report_to=config.report_to,
         disable_tqdm=True,
         dataloader_pin_memory=False,
-        dataloader_drop_last=examples >= config.batch,  # the few left over at an epoch's end have few relations
+        dataloader_drop_last=examples >= config.batch,  # the last, smaller batch of an epoch has few relations
         logging_nan_inf_filter=False,
     )

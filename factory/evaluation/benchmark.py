@@ -21,13 +21,11 @@ from torch.nn.functional import cross_entropy
 
 from factory.config.schema import TeacherContext
 from factory.data.sources import beside, read_jsonl, seeded_sample
-from factory.distill.chunked_loss import positions_at_once
 from factory.errors import DataError, in_one_line
 from factory.evaluation.metrics import DASH
 from factory.evaluation.stats import BootstrapConfig, paired_difference, ratio
-from factory.models.chat import NO_CONTEXT, completion_ids, prompt_ids
-from factory.models.forward import hidden_states, logits, make_batch, unwrap
-from factory.models.teacher import split_prefix
+from factory.models.chat import NO_CONTEXT, completion_ids, prompt_ids, split_prefix
+from factory.models.forward import hidden_states, logits, make_batch, positions_at_once, unwrap
 from factory.registry.manifest import MetricValue
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from factory.evaluation.stats import BootstrapConfig, FloatArray, ratio
 from factory.registry.manifest import MetricValue
 
 if TYPE_CHECKING:
-    from factory.distill.soft_targets import TokenizedExample
     from factory.evaluation.fidelity import Candidate
     from factory.models.teacher import Teacher
+    from factory.models.tokenize import TokenizedExample
 
 GROUP = "{group}"
 SLOT = re.compile(r"{([^{}]*)}")
@@ -185,8 +185,8 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Any) -> list[TokenizedExample
     What comes before, group included, is the prompt: a rare group's own probability is not held against it. Where no words
     are shared after the group, whole sentences are scored.
     """
-    from factory.distill.soft_targets import TokenizedExample
     from factory.models.chat import completion_ids, start_token
+    from factory.models.tokenize import TokenizedExample
 
     start = start_token(tokenizer)
     sequences = []

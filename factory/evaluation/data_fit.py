@@ -17,11 +17,11 @@ import numpy as np
 
 from factory.data.cleaning import words
 from factory.data.router import DomainRouter
-from factory.distill.soft_targets import tokenize_examples
 from factory.evaluation.fidelity import measure, teacher_model
 from factory.evaluation.stats import BootstrapConfig, mean, ratio, unpaired_quotient
 from factory.models.chat import NO_CONTEXT
 from factory.models.teacher import Teacher
+from factory.models.tokenize import tokenize_examples
 from factory.registry.manifest import MetricValue
 
 MAX_ELSEWHERE = 0.1  # share of prompts that the router may send elsewhere without a warning

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from factory.distill.soft_targets import TokenizedExample
 from factory.evaluation.samples import answer_samples
 from factory.evaluation.speed import compare_speed
 from factory.evaluation.stats import BootstrapConfig, ExampleSums, concatenate, paired_difference, ratio, summarize
+from factory.models.chat import split_prefix
 from factory.models.forward import Batch, hidden_states, logits, make_batch, mean_pool
-from factory.models.teacher import Teacher, split_prefix
+from factory.models.teacher import Teacher
+from factory.models.tokenize import TokenizedExample
 from factory.registry.manifest import MetricValue, PerExample, Sample, Speeds
 
 BATCH = 16

@@ -136,9 +136,8 @@ def measure_golden_set(
     """
     if not questions:
         return {}
-    from factory.models.chat import prompt_ids
+    from factory.models.chat import prompt_ids, split_prefix
     from factory.models.generation import generate_text
-    from factory.models.teacher import split_prefix
 
     asked = [question.question for question in questions]
     prefix, rest = split_prefix([prompt_ids(tokenizer, one, context) for one in asked])

@@ -21,13 +21,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from factory.distill.chunked_loss import positions_at_once
 from factory.errors import DataError, in_one_line
 from factory.evaluation.fidelity import BATCH, Candidate
 from factory.evaluation.golden_set import share_metrics
 from factory.evaluation.stats import BootstrapConfig, FloatArray
 from factory.models.chat import start_token, stop_tokens
-from factory.models.forward import hidden_states, logits, make_batch, unwrap
+from factory.models.forward import hidden_states, logits, make_batch, positions_at_once, unwrap
 from factory.models.generation import sample
 from factory.registry.manifest import MetricValue
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from factory.distill.soft_targets import tokenize_examples
 from factory.errors import DataError
 from factory.evaluation.fidelity import Candidate, measure
 from factory.evaluation.stats import BootstrapConfig, FloatArray, ratio
 from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.models.generation import generate_text
 from factory.models.teacher import Teacher
+from factory.models.tokenize import tokenize_examples
 from factory.registry.manifest import MetricValue
 
 DIGITS = 6  # of a secret, each a word of its own, so that every tokenizer splits all secrets alike

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from factory.distill.soft_targets import TokenizedExample
-from factory.models.chat import stop_tokens
+from factory.models.chat import split_prefix, stop_tokens
 from factory.models.forward import hidden_states, logits, make_batch
 from factory.models.generation import generate_ids
-from factory.models.teacher import Teacher, split_prefix
+from factory.models.teacher import Teacher
+from factory.models.tokenize import TokenizedExample
 from factory.registry.manifest import Sample
 
 SAMPLES = 3

@@ -13,18 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from factory.config.schema import DomainSpec, Settings
-from factory.distill.soft_targets import tokenize_examples
 from factory.evaluation.bias import Pair, load_pairs, measure_bias
 from factory.evaluation.data_fit import DataFitReport, check_bits_per_byte, check_routing, check_templates, merge_reports
-from factory.evaluation.fidelity import (
-    Candidate,
-    Fidelity,
-    HeldOut,
-    base_only,
-    measure_fidelity,
-    teacher_model,
-    with_adapter,
-)
+from factory.evaluation.fidelity import Candidate, Fidelity, HeldOut, base_only, measure_fidelity, teacher_model, with_adapter
 from factory.evaluation.golden_set import Question, load_golden_set, measure_golden_set
 from factory.evaluation.lm_eval import TaskResult, load_tasks, run_tasks, task_metrics
 from factory.evaluation.memorization import Canary, measure_canaries
@@ -34,6 +25,7 @@ from factory.models.chat import NO_CONTEXT, prompt_ids, stop_tokens
 from factory.models.generation import sample
 from factory.models.lora import merged_adapters
 from factory.models.teacher import Teacher
+from factory.models.tokenize import tokenize_examples
 from factory.pipeline.context import DomainData, Materials
 from factory.registry.manifest import MetricValue
 

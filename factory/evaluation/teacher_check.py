@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from factory.distill.soft_targets import TokenizedExample
 from factory.evaluation.fidelity import Candidate, measure
 from factory.evaluation.lm_eval import TaskResult
 from factory.evaluation.stats import BootstrapConfig, mean, paired_difference
 from factory.models.teacher import Teacher
+from factory.models.tokenize import TokenizedExample
 from factory.registry.manifest import MetricValue
 
 MIN_KEPT_MASS = 0.9  # of the teacher's distribution, in the student's vocabulary

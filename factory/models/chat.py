@@ -97,3 +97,13 @@ def shared_prefix(sequences: Sequence[list[int]]) -> list[int]:
         if token != longest[index]:
             return list(shortest[:index])
     return list(shortest)
+
+
+def split_prefix(sequences: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+    """``split_prefix([[1, 2, 3], [1, 2]]) == ([1], [[2, 3], [2]])``: the shared prefix, and what is left of each sequence.
+
+    At least one token of each sequence is left.
+    """
+    shared = len(shared_prefix([list(ids) for ids in sequences]))
+    shared = min(shared, min(len(ids) for ids in sequences) - 1)
+    return list(sequences[0][:shared]), [list(ids[shared:]) for ids in sequences]

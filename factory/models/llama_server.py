@@ -134,9 +134,7 @@ def _start(gguf: Path, adapters: Sequence[Path], parallel: int, context: int, th
     params.endpoint_metrics, params.endpoint_slots, params.ui, params.warmup = True, False, False, False
     params.fit_params = False  # fail rather than shrink the context
     params.cache_ram_mib = 0  # this cache ignores adapters: one would get the keys and values of another
-    params.reasoning_format = (
-        xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
-    )  # leave the answer whole
+    params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE  # leave the answer whole
     params.sse_ping_interval = 1  # seconds; the server notices a close() as often
     params.verbosity = 3 if logs else 0
     try:

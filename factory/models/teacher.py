@@ -28,7 +28,7 @@ from factory.config.schema import TeacherContext, TeacherPromptSource
 from factory.data.dataset import Completion
 from factory.data.sources import Example
 from factory.models.attention import load_causal_model
-from factory.models.chat import NO_CONTEXT, end_of_prompt, prompt_ids, shared_prefix, stop_tokens
+from factory.models.chat import NO_CONTEXT, end_of_prompt, prompt_ids, shared_prefix, split_prefix, stop_tokens
 from factory.models.generation import sample
 from factory.models.references import ResolvedModel
 
@@ -168,13 +168,6 @@ class Teacher:
             str(self.tokenizer.decode([*opening, *ids], skip_special_tokens=True)).strip() for ids in sampled if ids[-1] in stop
         ]
         return [text for text in texts if text]
-
-
-def split_prefix(sequences: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
-    """``prefix, rest = split_prefix(ids)``: what all sequences begin with, and at least one further token of each."""
-    shared = len(shared_prefix([list(ids) for ids in sequences]))
-    shared = min(shared, min(len(ids) for ids in sequences) - 1)
-    return list(sequences[0][:shared]), [list(ids[shared:]) for ids in sequences]
 
 
 def read_completions(path: Path) -> dict[str, Completion]:

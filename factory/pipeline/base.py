@@ -22,9 +22,8 @@ import torch
 
 from factory.cache import cache_key, home
 from factory.config.schema import DistillConfig, FamilySpec, Settings, SizeSpec, Specs
-from factory.distill.soft_targets import batches_of, tokenize_examples
 from factory.distill.target_store import FORMAT, SoftTargetStore
-from factory.distill.trainer import TrainingSet, concat, distill
+from factory.distill.trainer import TrainingSet, asks_teacher, concat, distill
 from factory.energy import EnergyMeter
 from factory.errors import TrainingError
 from factory.evaluation.fidelity import Candidate, fixed_model, measure, teacher_model
@@ -47,7 +46,9 @@ from factory.models.base import (
 from factory.models.chat import messages
 from factory.models.forward import Batch
 from factory.models.references import resolve
+from factory.models.scoring import student_batches
 from factory.models.teacher import Teacher
+from factory.models.tokenize import tokenize_examples
 from factory.pipeline.context import DomainData, Materials, ProgressBar, no_progress
 from factory.registry.manifest import BaseManifest, HealingReport, to_dict
 from factory.registry.provenance import git_commit, library_versions, merged_datasets
@@ -147,7 +148,7 @@ class Bases(Materials):
                 for rows, data in zip(first, datasets, strict=True)
             ]
             mixed = [one for group in zip(*sequences, strict=False) for one in group][:CALIBRATION]
-            calibration = [batch.to(self.device) for batch in batches_of(mixed, 16)]
+            calibration = [batch.to(self.device) for batch in student_batches(mixed, 16)]
             if size.base is not None:
                 base = foreign_base(resolve(size.base, root=self.specs.root).folder, teacher)
             else:
@@ -168,11 +169,14 @@ class Bases(Materials):
             route, cascade = self._route(direct, assistant, between, datasets, settings, folder, calibration[0], size)
         with self.timed("heal"):
             curve, healing, _ = self._heal(route, teacher, datasets, settings.heal, folder, "healing")
+        base = route.base
+        if route.name == "teacher_assistant" and between is not None:  # healed in the assistant's layer numbers
+            base = replace(base, shape=replace(base.shape, layers=layers_of_teacher(base, between)))
         details = {
-            "layers": route.base.shape.layers,
+            "layers": base.shape.layers,
             "vocabulary": {"kept": len(teacher.tokenizer), "teacher": len(self.tokenizer), **cost},
-            "parameters": count_parameters(route.base.model),
-            "training": {"curve": curve, "config": settings.heal.model_dump(), "examples": len(route.training_set.examples)},
+            "parameters": count_parameters(base.model),
+            "training": {"curve": curve, "config": settings.heal.model_dump(), "examples": len(route.training_set.indices)},
             "domains": {
                 data.spec.name: {"dataset_key": data.folder.name, "fingerprint": data.manifest.fingerprint} for data in datasets
             },
@@ -181,7 +185,7 @@ class Bases(Materials):
             "healing": healing,
             "warnings": healing_warnings(healing),
         }
-        return route.base, details
+        return base, details
 
     def _healing(self, datasets: Sequence[DomainData], teacher: Teacher, settings: Settings) -> TrainingSet:
         training_sets = [self.training_set(data, teacher, settings.heal).slice(0, settings.heal.share) for data in datasets]
@@ -206,12 +210,11 @@ class Bases(Materials):
         """
         taught = assistant_teacher(assistant, between, self.device)
         pruned = prune_teacher(taught, between.shape.tokens, size.layers or 1, calibration)
-        base = replace(pruned, shape=replace(pruned.shape, layers=layers_of_teacher(pruned, between)))
-        untyped: Any = base.model
+        untyped: Any = pruned.model
         untyped.to(self.device)
         plain = [data.without_context().first(settings.heal.share) for data in datasets]
         training_set = concat([self.training_set(data, taught, settings.heal) for data in plain])
-        assisted = Route("teacher_assistant", base, taught, training_set)
+        assisted = Route("teacher_assistant", pruned, taught, training_set)
         told: dict[str, Any] = {"teacher_assistant": assistant.reference, "chosen": "teacher_assistant", "probes": {}}
         if self.family.path != "auto":
             route = ["teacher", assistant.reference]
@@ -256,6 +259,8 @@ class Bases(Materials):
         with self.progress(f"base: {what}", config.steps) as advance:
             before = measure(teacher, candidate, held_out)["student"]
             self._keep_or_clear(folder)
+            if not asks_teacher(config):
+                route.teacher.release()
             curve = distill(
                 base.model, base, route.teacher, route.training_set, config, folder=folder, seed=self.seed, progress=advance
             )
@@ -274,7 +279,7 @@ class Bases(Materials):
         with self.timed("check"), self.progress(f"{data.spec.name}: teacher check", 1) as advance:
             rows = references(data.held_out)[:CHECK]
             held_out = tokenize_examples(rows, teacher.tokenizer, data.spec.teacher_context)
-            cost = trimming_cost(self.teacher, teacher, tokens, [b.to(self.device) for b in batches_of(held_out, 16)])
+            cost = trimming_cost(self.teacher, teacher, tokens, [b.to(self.device) for b in student_batches(held_out, 16)])
             training = teacher.tokenizer(list(data.rows["train"]["completion"]), add_special_tokens=False)["input_ids"]
             both = {"teacher": teacher_model(teacher), "base": base}
             found = check_teacher(

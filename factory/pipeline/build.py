@@ -20,15 +20,15 @@ import torch
 from factory.cache import cache_key, folder_bytes, home
 from factory.config.schema import DistillConfig
 from factory.data.dataset import small_dataset_warning
-from factory.distill.soft_targets import tokenize_examples
 from factory.distill.target_store import FORMAT, SoftTargetStore
-from factory.distill.trainer import TrainingSet, concat, distill
+from factory.distill.trainer import TrainingSet, asks_teacher, concat, distill
 from factory.evaluation.fidelity import fixed_model, measure, with_adapter
 from factory.evaluation.gates import judge
 from factory.evaluation.memorization import Canary, canary_rows, make_canaries
 from factory.evaluation.suite import EvalTarget, evaluate_student, load_eval_suite
 from factory.models.base import Base, attach_adapter, load_base, trim_teacher
 from factory.models.teacher import Teacher
+from factory.models.tokenize import tokenize_examples
 from factory.models.vocabulary import vocabulary_growth
 from factory.pipeline.base import Bases, dataset_info
 from factory.pipeline.context import DomainData
@@ -77,7 +77,7 @@ class Factory(Bases):
             "size": size_name,
             "base": version.reference,
             "path": [*version.manifest.path, version.reference],
-            "training": {"curve": curve, "config": settings.distill.model_dump(), "examples": len(training_set.examples)},
+            "training": {"curve": curve, "config": settings.distill.model_dump(), "examples": len(training_set.indices)},
             "dataset": dataset_info(data),
             "soft_targets": training_set.targets.describe() if training_set.targets else None,
             "warnings": warnings,
@@ -151,13 +151,15 @@ class Factory(Bases):
     ) -> tuple[Any, list[dict[str, float]], Path]:
         """Trains one LoRA adapter on the frozen base; ``folder`` holds its checkpoints until it is published."""
         base_key = version.manifest.manifest_sha256  # not its reference: another registry may have that too
-        learnt = len(training_set.sequences)  # tells with canaries from without; which they are, their number and the seed say
+        learnt = len(training_set.examples)  # tells with canaries from without; which they are, their number and the seed say
         key = cache_key(stage, base_key, data.manifest.fingerprint, learnt, config.model_dump(), self.seed)
         folder = home() / "distill" / key
         torch.manual_seed(self.seed)
         adapter = attach_adapter(base, config)
         with self.timed(stage), self.progress(f"{data.spec.name}: {stage}", config.steps) as advance:
             self._keep_or_clear(folder)
+            if not asks_teacher(config):
+                teacher.release()
             curve = distill(adapter, base, teacher, training_set, config, folder=folder, seed=self.seed, progress=advance)
         return adapter, curve, folder
 
@@ -186,7 +188,7 @@ class Factory(Bases):
         """What a user should know: a data set too thin, a vocabulary that does not fit, texts that belong elsewhere."""
         found = []
         held = tokenize_examples(data.rows["validation"], teacher.tokenizer, data.spec.teacher_context)[:PROBE]
-        seen = [training_set.sequences[i] for i in training_set.examples[:PROBE]]
+        seen = [training_set.examples[i] for i in training_set.indices[:PROBE]]
         if held:
             loss = []
             for part in (seen, held):

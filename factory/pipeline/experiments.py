@@ -13,7 +13,6 @@ import torch
 from rich.table import Table
 
 from factory.config.schema import DomainSpec, FamilySpec, Specs, TeacherContext
-from factory.distill.soft_targets import tokenize_examples
 from factory.errors import RegistryError
 from factory.evaluation.benchmark import Row, benchmark_figures, bits_per_byte, load_questions
 from factory.evaluation.fidelity import base_only, fixed_model, measure, with_adapter
@@ -24,6 +23,7 @@ from factory.models.base import load_base, load_student, trim_teacher
 from factory.models.chat import NO_CONTEXT
 from factory.models.references import resolve
 from factory.models.teacher import Teacher
+from factory.models.tokenize import tokenize_examples
 from factory.pipeline.build import Factory
 from factory.pipeline.context import ProgressBar
 from factory.registry.manifest import MetricValue

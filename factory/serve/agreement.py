@@ -28,10 +28,10 @@ from factory.models.forward import hidden_states, logits, make_batch
 from factory.models.generation import generate_ids
 from factory.models.references import resolve
 from factory.models.teacher import Teacher
+from factory.models.tokenize import token_text, token_texts
 from factory.registry.registry import Registry
 from factory.registry.versions import Version, section
 from factory.serve.limits import APIError
-from factory.serve.scoring import pieces, token_name
 
 TOP = 5
 PAIRS = 2  # students in memory, each with its base and its teacher
@@ -155,7 +155,7 @@ def compare(pair: Pair, prompt: str, text: str | None = None, by: Who = "student
     other = tops["teacher" if by == "student" else "student"]
     guesses = {who: [_guesses(pair.tokenizer, *one) for one in zip(*top, strict=True)] for who, top in tops.items()}
     agrees = [likely[0] == token for likely, token in zip(other[0], answer, strict=True)]
-    tokens = map(ScoredToken, pieces(pair.tokenizer, answer), agrees, guesses["student"], guesses["teacher"])
+    tokens = map(ScoredToken, token_texts(pair.tokenizer, answer), agrees, guesses["student"], guesses["teacher"])
     return Agreement(pair.reference, pair.teacher_reference, by, tuple(tokens))
 
 
@@ -174,4 +174,4 @@ def _top(model: Any, prompt: Sequence[int], answer: Sequence[int], size: int) ->
 
 
 def _guesses(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], probabilities: Sequence[float]) -> Guesses:
-    return tuple((token_name(tokenizer, token), round(p, 4)) for token, p in zip(ids, probabilities, strict=True))
+    return tuple((token_text(tokenizer, token), round(p, 4)) for token, p in zip(ids, probabilities, strict=True))

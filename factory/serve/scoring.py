@@ -28,13 +28,13 @@ from factory.models.base import load_base
 from factory.models.chat import stop_tokens
 from factory.models.forward import hidden_states, logits, make_batch, mean_pool
 from factory.models.generation import sample
+from factory.models.tokenize import token_text, token_texts
 from factory.pipeline.context import Materials
 from factory.registry.registry import Registry
 from factory.serve.resolver import Target
 
 T = TypeVar("T")
 BATCH = 16  # texts embedded together
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ class Scorer:
         found = log_probs[: len(every) - 1]
         own = found.gather(1, torch.tensor(every[1:], device=found.device).unsqueeze(1))[:, 0].tolist()
         tops = [None, *_tops(tokenizer, found, every[1:], top)] if top else [None] * len(every)
-        return Scored(pieces(tokenizer, every), (None, *own), tuple(tops), len(ids), bool(written) and written[-1] in stops)
+        return Scored(
+            token_texts(tokenizer, every), (None, *own), tuple(tops), len(ids), bool(written) and written[-1] in stops
+        )
 
     @torch.inference_mode()
     def _embed(self, target: Target, texts: Sequence[Sequence[int]]) -> np.ndarray:
@@ -154,23 +156,6 @@ def _tops(
     for row, value, token, own in zip(log_probs, values.tolist(), tokens.tolist(), taken, strict=True):
         names: dict[str, float] = {}
         for one, log_prob in [*zip(token, value, strict=True), (own, float(row[own]))]:
-            names.setdefault(token_name(tokenizer, one), log_prob)
+            names.setdefault(token_text(tokenizer, one), log_prob)
         found.append(names)
     return found
-
-
-def token_name(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """As text, or as the vocabulary has it where it is only a part of a character."""
-    text = str(tokenizer.decode([token]))
-    return str(tokenizer.convert_ids_to_tokens(token)) if not text or UNFINISHED in text else text
-
-
-def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, ...]:
-    """The text of each token, together the text of all: a character of several tokens belongs to its last one."""
-    found, begun = [], 0
-    for end in range(1, len(ids) + 1):
-        text = str(tokenizer.decode(list(ids[begun:end]), clean_up_tokenization_spaces=False))
-        unfinished = text.endswith(UNFINISHED) and end < len(ids) and end - begun < 4  # no character has more bytes
-        found.append("" if unfinished else text)
-        begun = begun if unfinished else end
-    return tuple(found)

@@ -24,9 +24,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from factory.distill.chunked_loss import response_loss
 from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
-from factory.distill.soft_targets import TokenizedExample
 from factory.distill.target_store import SoftTargetStore
 from factory.models.teacher import Teacher
+from factory.models.tokenize import TokenizedExample
 
 TOKENS, VOCABULARIES = (10_000, 100_000, 1_000_000), (16_384, 65_536, 262_144)
 POSITIONS, WIDTH, TOP_K, LENGTH = 2048, 576, 36, 50

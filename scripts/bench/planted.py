@@ -22,7 +22,6 @@ from factory.config.load import load_specs
 from factory.config.schema import DistillConfig
 from factory.data.pii import filter_pii
 from factory.data.sources import Example
-from factory.distill.soft_targets import TokenizedExample, tokenize_examples
 from factory.distill.trainer import TrainingSet
 from factory.errors import DataError
 from factory.evaluation.bias import Pair, load_pairs, measure_bias
@@ -37,6 +36,7 @@ from factory.evaluation.teacher_check import check_teacher
 from factory.models.base import Base, load_base, trim_teacher
 from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.models.generation import generate_text
+from factory.models.tokenize import TokenizedExample, tokenize_examples
 from factory.pipeline.build import Factory
 from factory.pipeline.context import DomainData
 from factory.registry.manifest import MetricValue

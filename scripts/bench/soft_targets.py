@@ -23,10 +23,11 @@ from torch import Tensor
 
 from factory.config.load import load_specs
 from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
-from factory.distill.soft_targets import batches_of, tokenize_examples
 from factory.distill.target_store import dequantize, quantize
 from factory.models.base import load_base, trim_teacher
 from factory.models.forward import hidden_states, logits, make_batch
+from factory.models.scoring import student_batches
+from factory.models.tokenize import tokenize_examples
 from factory.pipeline.build import Factory
 from factory.registry.registry import Registry
 
@@ -64,7 +65,7 @@ def main() -> None:
     for start in range(0, len(held_out), 8):
         part = held_out[start : start + 8]
         seen = make_batch([s.teacher_prompt for s in part], [s.completion for s in part]).to(factory.device)
-        own = batches_of(part, len(part))[0].to(factory.device)
+        own = student_batches(part, len(part))[0].to(factory.device)
         with torch.no_grad():
             full = logits(teacher.model, hidden_states(teacher.model, seen).final[seen.predicts]).float().log_softmax(-1)
             student = logits(base.model, hidden_states(base.model, own).final[own.predicts]).float()

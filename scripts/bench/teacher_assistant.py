@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from factory.config.load import load_specs
-from factory.distill.soft_targets import tokenize_examples
 from factory.evaluation.fidelity import fixed_model, measure
 from factory.evaluation.metrics import format_metric
 from factory.evaluation.stats import BootstrapConfig, ExampleSums, paired_difference, summarize
 from factory.models.base import load_base, trim_teacher
+from factory.models.tokenize import tokenize_examples
 from factory.pipeline.base import Bases
 from factory.registry.registry import Registry
 from factory.registry.versions import Version

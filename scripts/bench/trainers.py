@@ -40,7 +40,6 @@ from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 from factory.config.load import load_specs
 from factory.config.schema import DistillConfig
-from factory.distill.soft_targets import TokenizedExample, tokenize_examples
 from factory.distill.target_store import SoftTargetStore
 from factory.distill.trainer import DistillTrainer, TrainingSet
 from factory.evaluation.fidelity import base_only, measure, with_adapter
@@ -48,6 +47,7 @@ from factory.models.base import Base, Shape, attach_adapter, load_base, trim_tea
 from factory.models.chat import NO_CONTEXT
 from factory.models.pruning import prune_layers
 from factory.models.teacher import Teacher
+from factory.models.tokenize import TokenizedExample, tokenize_examples
 from factory.pipeline.build import Factory
 from factory.pipeline.context import Materials
 from factory.registry.registry import Registry
@@ -244,7 +244,7 @@ def ours(setup: Setup) -> tuple[Any, Any, float]:
     training_set = TrainingSet(train, store, np.zeros((len(train), 1), dtype=np.float32))
     folder, meter = setup.folder, setup.meter
     trainer = DistillTrainer(adapter, setup.base, setup.teacher, training_set, config, folder=folder, seed=0, callbacks=[meter])
-    return trainer, adapter, 0.0 if setup.run.on_policy else store.describe()["teacher_seconds"]
+    return trainer, adapter, 0.0 if setup.run.on_policy else store.describe().teacher_seconds
 
 
 def theirs(setup: Setup) -> tuple[Any, Any, float]:

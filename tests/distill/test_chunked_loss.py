@@ -68,7 +68,7 @@ def relative_error(ours: Tensor, exact: Tensor) -> float:
 def test_value_and_gradients_are_those_of_the_plain_way(
     beta: float, make_head: Callable[[], Any], rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LOGITS", rows * V)
+    monkeypatch.setattr("factory.models.forward.LOGITS", rows * V)
     torch.manual_seed(3)
     head = make_head()
     states, ids, targets = given()
@@ -88,7 +88,7 @@ def test_value_and_gradients_are_those_of_the_plain_way(
 
 
 def test_a_head_tied_with_the_embedding_gets_both_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOGITS", 4 * V)
+    monkeypatch.setattr("factory.models.forward.LOGITS", 4 * V)
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(V, H))
     tokens = torch.randint(V, (N,))

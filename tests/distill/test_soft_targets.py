@@ -9,17 +9,9 @@ from support import tiny
 from torch import Tensor
 
 from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
-from factory.distill.soft_targets import (
-    LONGEST_COMPLETION,
-    TokenizedExample,
-    batches_of,
-    feature_layers,
-    hard_targets,
-    score,
-    tokenize_examples,
-)
-from factory.models.chat import end_of_turn, prompt_ids
+from factory.distill.soft_targets import feature_layers, hard_targets, score
 from factory.models.teacher import Teacher
+from factory.models.tokenize import TokenizedExample
 
 SEQUENCES = tiny.sequences(7)
 
@@ -64,33 +56,6 @@ def test_hard_targets_make_the_divergence_the_negative_log_likelihood() -> None:
     assert targets.states.numel() == 0
 
 
-def test_rows_are_encoded_for_the_student_and_the_teacher_with_one_completion() -> None:
-    tokenizer = tiny.tokenizer()
-    [row, chunk] = tokenize_examples(
-        [{"prompt": "what is light", "completion": "it is sugar"}, {"prompt": "", "completion": "students learn"}],
-        tokenizer,
-        tiny.CONTEXT,
-    )
-    assert row.prompt == prompt_ids(tokenizer, "what is light")
-    assert row.teacher_prompt == prompt_ids(tokenizer, "what is light", tiny.CONTEXT)
-    assert tokenizer.decode(row.completion) == "it is sugar<|im_end|>"
-    assert chunk.prompt == chunk.teacher_prompt == [tokenizer.bos_token_id]
-    assert tokenizer.decode(chunk.completion) == "students learn"
-
-
-def test_a_completion_too_long_is_cut_on_the_right() -> None:
-    [row] = tokenize_examples([{"prompt": "a", "completion": "light " * 900}], tiny.tokenizer(), tiny.CONTEXT)
-    assert len(row.completion) == LONGEST_COMPLETION
-    assert end_of_turn(tiny.tokenizer()) not in row.completion
-
-
 @pytest.mark.parametrize(("depth", "layers"), [(30, [8, 15, 22, 30]), (4, [1, 2, 3, 4]), (1, [1, 1, 1, 1])])
 def test_feature_layers_are_quarters_of_the_depth_and_never_the_embedding(depth: int, layers: list[int]) -> None:
     assert feature_layers(depth) == layers
-
-
-def test_batches_are_the_student_s_view_in_order() -> None:
-    batches = batches_of(SEQUENCES, 3)
-    assert [len(batch.input_ids) for batch in batches] == [3, 3, 1]
-    rows = [ids[real].tolist() for batch in batches for ids, real in zip(batch.input_ids, batch.real, strict=True)]
-    assert rows == [[*one.prompt, *one.completion] for one in SEQUENCES]

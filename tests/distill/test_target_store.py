@@ -16,9 +16,10 @@ from support import tiny
 
 import factory.distill.target_store as module
 from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
-from factory.distill.soft_targets import TokenizedExample, score
+from factory.distill.soft_targets import score
 from factory.distill.target_store import SoftTargetStore, dequantize, join_stores, quantize
 from factory.models.teacher import Teacher
+from factory.models.tokenize import TokenizedExample
 
 SEQUENCES = tiny.sequences(7)
 
@@ -102,9 +103,9 @@ def test_a_finished_store_is_opened_without_the_teacher(tmp_path: Path, scored: 
     first = make(tmp_path, tiny.teacher()).describe()
     scored.clear()
     again = make(tmp_path, tiny.teacher()).describe()
-    assert scored == [] and first["saved_seconds"] == 0
-    assert again["saved_seconds"] == again["teacher_seconds"] == first["teacher_seconds"] > 0
-    assert module.describe_store(tmp_path) == {name: again[name] for name in ("bytes", "teacher_seconds")}
+    assert scored == [] and first.saved_seconds == 0
+    assert again.saved_seconds == again.teacher_seconds == first.teacher_seconds > 0
+    assert module.describe_store(tmp_path) == {"bytes": again.bytes, "teacher_seconds": again.teacher_seconds}
 
 
 @pytest.mark.parametrize("damage", ["a byte", "no notes for it"])

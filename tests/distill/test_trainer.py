@@ -1,4 +1,4 @@
-"""Training: what a step learns from, that its terms are real, and that stopping and going on changes nothing."""
+"""Training: what a step is trained on, the value of each term, and that resuming changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from factory.config.schema import DistillConfig
 from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
 from factory.distill.soft_targets import score
 from factory.distill.target_store import SoftTargetStore
-from factory.distill.trainer import DistillTrainer, TrainingSet, concat, distill, mapped_layers, relation_loss
+from factory.distill.trainer import DistillTrainer, TrainingSet, asks_teacher, concat, distill, mapped_layers, relation_loss
 from factory.errors import TrainingError
 from factory.models.base import Base, Shape, attach_adapter, trim_teacher
 from factory.models.forward import hidden_states, logits, make_batch, mean_pool
@@ -44,7 +44,7 @@ def training_set(tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
 
 
 def config(**over: Any) -> DistillConfig:
-    """``model_copy``, because a batch of four is too small for a relation only outside of tests."""
+    """``model_copy`` skips validation, which refuses a relation term with batches of four."""
     plain = DistillConfig(steps=3, batch=4, learning_rate=5e-3, rank=4, alpha=8, max_new_tokens=5)
     return plain.model_copy(update=over)
 
@@ -76,7 +76,7 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def record(monkeypatch: pytest.MonkeyPatch, loss: str) -> list[tuple[Tensor, Tensor]]:
-    """What a loss of the trainer is called with, student's states (detached) and teacher's; the loss itself is then 0."""
+    """The student's and teacher's states that a loss of the trainer is called with; the loss itself becomes 0."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     def recording(student: Tensor, teacher: Tensor) -> Tensor:
@@ -91,11 +91,11 @@ def autocast() -> Any:
     return torch.autocast("cpu", dtype=torch.bfloat16)
 
 
-# -------------------------------------------------------------------------------------------------------- whole runs
+# ---------------------------------------------------------------- whole runs
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5])
-def test_the_loss_goes_down_on_a_lesson_learnt_again_and_again(training_set: TrainingSet, tmp_path: Path, beta: float) -> None:
+def test_the_loss_falls_on_examples_seen_again_and_again(training_set: TrainingSet, tmp_path: Path, beta: float) -> None:
     counted: list[int] = []
     model, curve = train(
         training_set, config(steps=40, beta=beta, rank=8, alpha=16, learning_rate=3e-2), tmp_path, progress=counted.append
@@ -106,7 +106,7 @@ def test_the_loss_goes_down_on_a_lesson_learnt_again_and_again(training_set: Tra
     assert not model.training
 
 
-def test_all_weights_of_a_base_are_healed(training_set: TrainingSet, tmp_path: Path) -> None:
+def test_healing_trains_all_weights_of_a_base(training_set: TrainingSet, tmp_path: Path) -> None:
     base = tiny.base()
     before = {name: p.detach().clone() for name, p in base.model.named_parameters()}
     curve = distill(base.model, base, TEACHER, training_set, config(steps=8, learning_rate=2e-3), folder=tmp_path, seed=0)
@@ -122,7 +122,7 @@ def test_the_teacher_is_left_as_it_is(training_set: TrainingSet, tmp_path: Path)
     assert not TEACHER.model.training
 
 
-def test_a_loss_that_is_no_number_is_an_error_that_names_the_step(training_set: TrainingSet, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_an_error_that_names_the_step(training_set: TrainingSet, tmp_path: Path) -> None:
     base = tiny.base()
     with pytest.raises(TrainingError, match=r"the loss became nan by step 6; lower distill.learning_rate"):
         distill(base.model, base, TEACHER, training_set, config(steps=6, learning_rate=1e30), folder=tmp_path, seed=0)
@@ -135,7 +135,7 @@ def test_different_vocabularies_are_refused(training_set: TrainingSet, tmp_path:
         train(training_set, config(), tmp_path, base)
 
 
-# ------------------------------------------------------------------------------------------------------ a step's text
+# -------------------- a step's text
 
 
 class Recorded:
@@ -173,7 +173,7 @@ def test_off_policy_steps_neither_sample_nor_score(training_set: TrainingSet, tm
     assert recorded.sampled == [] and recorded.scored == []
 
 
-def test_off_policy_training_holds_no_teacher(training_set: TrainingSet, tmp_path: Path) -> None:
+def test_off_policy_training_never_loads_the_teacher(training_set: TrainingSet, tmp_path: Path) -> None:
     def load() -> Any:
         raise AssertionError("the teacher's weights were loaded")
 
@@ -181,12 +181,16 @@ def test_off_policy_training_holds_no_teacher(training_set: TrainingSet, tmp_pat
     distill(adapter(base, settings), base, teacher, training_set, settings, folder=tmp_path, seed=0)
 
 
-def test_a_teacher_in_memory_leaves_it_before_off_policy_training_alone(training_set: TrainingSet, tmp_path: Path) -> None:
-    for lmbda, stays in ((0.0, False), (1.0, True)):
-        teacher, base, settings = replace(TEACHER), tiny.base(), config(lmbda=lmbda)
-        assert teacher.model is not None
-        distill(adapter(base, settings), base, teacher, training_set, settings, folder=tmp_path / str(lmbda), seed=0)
-        assert ("model" in vars(teacher)) is stays
+def test_the_caller_s_teacher_stays_in_memory(training_set: TrainingSet, tmp_path: Path) -> None:
+    teacher, base, settings = replace(TEACHER), tiny.base(), config()
+    loaded = teacher.model
+    distill(adapter(base, settings), base, teacher, training_set, settings, folder=tmp_path, seed=0)
+    assert teacher.model is loaded
+
+
+@pytest.mark.parametrize(("over", "asked"), [({}, False), ({"lmbda": 0.1}, True), ({"seq_kd": True}, True)])
+def test_the_teacher_is_asked_only_where_training_samples(over: dict[str, Any], asked: bool) -> None:
+    assert asks_teacher(config(**over)) is asked
 
 
 def test_on_policy_steps_sample_from_the_student_and_score_with_the_teacher_s_context(
@@ -230,7 +234,7 @@ def test_the_student_trains_on_after_it_has_sampled(training_set: TrainingSet, t
     assert running.model.training
 
 
-# ------------------------------------------------------------------------------------------------------------- terms
+# -------------------- terms
 
 
 @torch.no_grad()
@@ -276,9 +280,7 @@ def test_without_targets_it_is_cross_entropy_on_the_completions(training_set: Tr
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-2)
 
 
-def test_supervised_training_goes_down_and_needs_no_teacher_pass(
-    training_set: TrainingSet, tmp_path: Path, recorded: Recorded
-) -> None:
+def test_the_loss_of_sft_falls_without_a_teacher_pass(training_set: TrainingSet, tmp_path: Path, recorded: Recorded) -> None:
     _, curve = train(replace(training_set, targets=None), config(steps=20, learning_rate=2e-2), tmp_path)
     assert curve[-1]["loss"] < 0.7 * curve[0]["loss"] and recorded.scored == []
 
@@ -315,19 +317,19 @@ def test_the_curve_holds_the_magnitude_of_every_term_and_the_loss_is_their_weigh
         assert min(row["response"], row["feature"], row["relation"]) > 0
 
 
-def test_only_a_part_of_a_lesson_is_learnt_from(training_set: TrainingSet, tmp_path: Path) -> None:
+def test_only_the_chosen_part_of_a_training_set_is_trained_on(training_set: TrainingSet, tmp_path: Path) -> None:
     both = concat([training_set.slice(0, 0.5), training_set.slice(0.5, 1)])
     half = len(ROWS) // 2
     expected = [*range(half), *range(len(ROWS) + half, 2 * len(ROWS))]
-    assert list(both.examples) == expected and len(both.sequences) == 2 * len(ROWS)
+    assert list(both.indices) == expected and len(both.examples) == 2 * len(ROWS)
     running = trainer(both, config(), tmp_path)
     assert list(running.train_dataset["example"]) == expected  # type: ignore[index]
-    lengths = [len(both.sequences[i].prompt) + len(both.sequences[i].completion) for i in expected]
+    lengths = [len(both.examples[i].prompt) + len(both.examples[i].completion) for i in expected]
     assert list(running.train_dataset["length"]) == lengths  # type: ignore[index]
 
 
 @pytest.mark.parametrize("examples", [5, 3, 1])
-def test_examples_left_over_at_an_epoch_s_end_break_no_relation(
+def test_examples_left_over_at_the_end_of_an_epoch_do_not_break_relations(
     training_set: TrainingSet, tmp_path: Path, examples: int
 ) -> None:
     """Five in batches of four leave one over, which is in no pair."""
@@ -349,7 +351,7 @@ def test_feature_and_relation_alone_go_down_too(training_set: TrainingSet, tmp_p
     assert sum(row[term] for row in curve[-5:]) < 0.8 * sum(row[term] for row in curve[:5])
 
 
-def test_the_feature_term_compares_the_layers_beside_each_other(
+def test_the_feature_term_compares_mapped_layers(
     training_set: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = record(monkeypatch, "feature_loss")
@@ -360,7 +362,7 @@ def test_the_feature_term_compares_the_layers_beside_each_other(
     with torch.no_grad(), autocast():
         layers = hidden_states(running.model, batch).layers
     student, teacher = seen[0]
-    for column, index in enumerate([1, 1, 2, 2]):  # of two layers, beside 1, 2, 3 and 4 of the teacher's four
+    for column, index in enumerate([1, 1, 2, 2]):  # of two layers, mapped to 1, 2, 3 and 4 of the teacher's four
         torch.testing.assert_close(student[:, column], mean_pool(layers[index], batch.predicts))
     assert training_set.targets is not None
     torch.testing.assert_close(teacher, training_set.targets.rows([1, 2], tiny.CPU).states)
@@ -389,7 +391,7 @@ def test_relation_loss_is_zero_for_the_same_directions_and_finite_for_two_exampl
     assert twice.grad is not None and twice.grad.abs().max() < 10
 
 
-# ------------------------------------------------------------------------------------------- students of other widths
+# -------------------- students of other widths
 
 
 class Watched(module.TrainerCallback):  # type: ignore[misc]
@@ -437,16 +439,27 @@ def test_students_of_the_teacher_s_width_need_no_projection(training_set: Traini
     [((0, 1, 2, 3), [1, 2, 3, 4]), ((0, 3), [1, 1, 1, 2]), ((0, 2, 3), [1, 1, 2, 3]), ((3,), [1, 1, 1, 1])],
 )
 def test_a_pruned_base_maps_to_the_last_kept_layer_at_or_below(layers: tuple[int, ...], expected: list[int]) -> None:
-    base = Base(tiny.llama(layers=len(layers)), tiny.tokenizer(), Shape(layers, None))
-    assert mapped_layers(base, [1, 2, 3, 4], 4) == expected
+    assert mapped_layers(layers, 4, len(layers)) == expected
+
+
+def test_a_base_cut_from_an_assistant_maps_by_the_assistant_s_layer_numbers(training_set: TrainingSet, tmp_path: Path) -> None:
+    """Eight layers of an assistant of 20, which itself has two of every three layers of a teacher of 30."""
+    layers = (0, 3, 6, 9, 12, 15, 17, 19)
+    assert mapped_layers(layers, 20, 8) == [2, 4, 5, 8]
+    assert mapped_layers([layer + layer // 2 for layer in layers], 20, 8) == [2, 3, 4, 5]  # the original teacher's numbers
+
+    assistant, settings = tiny.teacher(tiny.llama(layers=20)), config(feature=1.0)
+    base = Base(tiny.llama(layers=8), tiny.tokenizer(), Shape(layers, None))
+    running = DistillTrainer(adapter(base, settings), base, assistant, training_set, settings, folder=tmp_path, seed=0)
+    assert running.student_layers == [2, 4, 5, 8]
 
 
 def test_another_base_maps_to_the_same_relative_depth() -> None:
-    assert mapped_layers(tiny.base(layers=2), [1, 2, 3, 4], 4) == [1, 1, 2, 2]
-    assert mapped_layers(tiny.base(layers=4), [8, 15, 22, 30], 30) == [1, 2, 3, 4]
+    assert mapped_layers(None, 4, 2) == [1, 1, 2, 2]
+    assert mapped_layers(None, 30, 4) == [1, 2, 3, 4]
 
 
-# ------------------------------------------------------------------------------------------------------ going on
+# -------------------- going on
 
 
 @pytest.mark.parametrize(
@@ -454,7 +467,7 @@ def test_another_base_maps_to_the_same_relative_depth() -> None:
     [({}, 32), ({"lmbda": 0.5}, 32), ({"feature": 1.0}, 16)],
     ids=["stored completions", "on-policy steps", "a projection"],
 )
-def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     training_set: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: dict[str, Any], width: int
 ) -> None:
     monkeypatch.setattr(module, "SAVE_EVERY", 2)
@@ -478,7 +491,7 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
         torch.testing.assert_close(ours[name], weight, atol=1e-6, rtol=1e-5)
 
 
-def test_a_finished_run_is_not_trained_again_and_gives_its_curve(training_set: TrainingSet, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_trained_again_and_returns_its_curve(training_set: TrainingSet, tmp_path: Path) -> None:
     first, curve = train(training_set, config(), tmp_path)
     counted: list[int] = []
     again, same = train(training_set, config(), tmp_path, progress=counted.append)
@@ -496,11 +509,11 @@ def test_the_same_seed_gives_the_same_student(training_set: TrainingSet, tmp_pat
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_joined_lessons_keep_every_example_beside_its_targets(training_set: TrainingSet, tmp_path: Path) -> None:
+def test_concatenated_training_sets_keep_every_example_with_its_targets(training_set: TrainingSet, tmp_path: Path) -> None:
     rows = tiny.sequences(3, seed=7)
     store = SoftTargetStore.make(tmp_path, TEACHER, rows, top_k=16, temperature=1.0)
     joined = concat([training_set, TrainingSet(rows, store, np.zeros((3, 5), dtype=np.float32))])
-    assert joined.sequences == [*ROWS, *rows] and joined.embeddings.shape == (9, 5)
+    assert joined.examples == [*ROWS, *rows] and joined.embeddings.shape == (9, 5)
     assert joined.targets is not None
     assert torch.equal(joined.targets.rows([7], tiny.CPU).ids, store.rows([1], tiny.CPU).ids)
 

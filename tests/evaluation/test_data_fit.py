@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from support import tiny
 
-from factory.distill.soft_targets import tokenize_examples
 from factory.evaluation.data_fit import check_bits_per_byte, check_routing, check_templates, merge_reports
 from factory.evaluation.fidelity import fixed_model, measure
 from factory.evaluation.stats import BootstrapConfig
 from factory.models.chat import NO_CONTEXT
+from factory.models.tokenize import tokenize_examples
 
 BOOTSTRAP = BootstrapConfig(200)
 WORDS = "the tree has green leaves in spring and the bird sings"

@@ -14,7 +14,6 @@ from support import tiny
 from torch import nn
 
 from factory.config.schema import DistillConfig
-from factory.distill.soft_targets import TokenizedExample
 from factory.evaluation.fidelity import (
     Candidate,
     Fidelity,
@@ -30,6 +29,7 @@ from factory.evaluation.stats import BootstrapConfig
 from factory.models.base import attach_adapter
 from factory.models.chat import NO_CONTEXT
 from factory.models.teacher import Teacher
+from factory.models.tokenize import TokenizedExample
 
 ROWS = tiny.sequences(20)  # more than a batch, of mixed lengths
 WITHOUT_CONTEXT = tiny.sequences(20, NO_CONTEXT)

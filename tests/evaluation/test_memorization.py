@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import tiny
 
-from factory.distill.soft_targets import tokenize_examples
 from factory.errors import DataError
 from factory.evaluation.fidelity import Candidate
 from factory.evaluation.memorization import (
@@ -31,6 +30,7 @@ from factory.evaluation.memorization import (
 from factory.evaluation.stats import BootstrapConfig
 from factory.models.chat import NO_CONTEXT
 from factory.models.forward import hidden_states, logits, make_batch
+from factory.models.tokenize import tokenize_examples
 from factory.registry.manifest import MetricValue
 
 BOOTSTRAP = BootstrapConfig(200)

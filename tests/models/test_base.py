@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from factory.config.schema import DistillConfig, SizeSpec
-from factory.distill.soft_targets import batches_of
 from factory.errors import TrainingError
 from factory.models.attention import GROUPED
 from factory.models.base import (
@@ -34,6 +33,7 @@ from factory.models.base import (
 )
 from factory.models.chat import NO_CONTEXT, stop_tokens
 from factory.models.forward import check_head
+from factory.models.scoring import student_batches
 from factory.models.teacher import Teacher
 
 CONFIG = DistillConfig(steps=1, learning_rate=1e-3, rank=4, alpha=8)
@@ -61,7 +61,7 @@ def trimmed_pair() -> tuple[Teacher, Teacher, tuple[int, ...]]:
 
 
 def pruned(teacher: Teacher | None = None, layers: int = 2) -> Base:
-    return prune_teacher(teacher or tiny.teacher(), None, layers, batches_of(tiny.sequences(6), 6)[0])
+    return prune_teacher(teacher or tiny.teacher(), None, layers, student_batches(tiny.sequences(6), 6)[0])
 
 
 def with_adapter(base: Base) -> PeftModel:
@@ -107,7 +107,7 @@ def test_trimming_cost_is_the_dense_kept_mass_and_divergence() -> None:
             kept = trimmed.model(input_ids=ids).logits[0, where].double().softmax(-1)
             mass += full[:, list(tokens)].sum(-1).tolist()
             divergence += (kept * (kept / full[:, list(tokens)]).log()).sum(-1).tolist()
-    cost = trimming_cost(teacher, trimmed, tokens, batches_of(sequences, 2))
+    cost = trimming_cost(teacher, trimmed, tokens, student_batches(sequences, 2))
     assert cost["positions"] == len(mass)
     assert cost["kept_mass"] == pytest.approx(sum(mass) / len(mass), rel=1e-4)
     assert cost["kl_to_full_teacher"] == pytest.approx(sum(divergence) / len(mass), rel=1e-4)
@@ -115,7 +115,7 @@ def test_trimming_cost_is_the_dense_kept_mass_and_divergence() -> None:
 
 
 def test_an_untrimmed_teacher_costs_nothing() -> None:
-    teacher, batches = tiny.teacher(), batches_of(tiny.sequences(3), 2)
+    teacher, batches = tiny.teacher(), student_batches(tiny.sequences(3), 2)
     positions = float(sum(len(one.completion) for one in tiny.sequences(3)))
     cost = trimming_cost(teacher, teacher, None, batches)
     assert cost == {"kept_mass": 1.0, "kl_to_full_teacher": 0.0, "positions": positions}

@@ -10,7 +10,8 @@ import torch
 from support import tiny
 from transformers import PreTrainedModel
 
-from factory.models.generation import expand_cache, next_tokens, padded_left, prefix_cache, sample
+from factory.models.generation import next_tokens, padded_left, sample
+from factory.models.kv_cache import expand_cache, prefix_cache
 
 PROMPTS = [[1, 40, 41], [1, 50], [1, 60, 61, 62, 63], [1, 70], [1, 80, 81]]
 PREFIX = [1, 90, 91, 92, 93, 94, 95, 96, 97, 98, 99, 100, 101]  # longer than the tiny Gemma's window of 8
@@ -131,7 +132,7 @@ def test_neither_room_nor_when_rows_leave_changes_what_is_written(
     stop = alone[0][4]  # ends at least the first within the others' time
     expected = [ids[: ids.index(stop) + 1] if stop in ids else ids for ids in alone]
     assert len({len(ids) for ids in expected}) > 1
-    monkeypatch.setattr("factory.models.generation.ROOM", room)
+    monkeypatch.setattr("factory.models.kv_cache.ROOM", room)
     monkeypatch.setattr("factory.models.generation.FINISHED", finished)
     assert sample(model, PROMPTS, prefix=PREFIX, max_new_tokens=9, stop=[stop]) == expected
 

@@ -16,9 +16,9 @@ import factory.models.teacher as module
 from factory.config.schema import TeacherContext, TeacherPromptSource
 from factory.data.dataset import Completion
 from factory.data.sources import Example
-from factory.models.chat import NO_CONTEXT, prompt_ids, stop_tokens
+from factory.models.chat import NO_CONTEXT, prompt_ids, split_prefix, stop_tokens
 from factory.models.generation import sample
-from factory.models.teacher import Teacher, read_completions, split_prefix
+from factory.models.teacher import Teacher, read_completions
 
 
 def example(id: str, prompt: str, completion: str = "") -> Example:

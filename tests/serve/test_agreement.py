@@ -20,6 +20,7 @@ from factory.config.load import load_specs
 from factory.config.schema import TeacherContext
 from factory.errors import RegistryError, ServeError, TrainingError
 from factory.models.base import load_base
+from factory.models.tokenize import token_text
 from factory.registry.registry import Registry
 from factory.serve import agreement
 from factory.serve.agreement import Agreement, Agreements, Pair, compare, load_pair
@@ -78,7 +79,7 @@ def test_figures_are_those_of_plain_transformers(built: Workplace, pair: Pair, c
     }
     found = compare(replace(pair, context=context), QUESTION, ANSWER)
     assert len(found.tokens) == len(ids)
-    names = [agreement.token_name(tokenizer, token) for token in range(len(kept))]
+    names = [token_text(tokenizer, token) for token in range(len(kept))]
     for position, token in enumerate(found.tokens):
         for who in ("student", "teacher"):
             guesses = getattr(token, who)
@@ -101,7 +102,7 @@ def test_who_wrote_the_answer_decides_who_is_asked_whether_it_agrees(pair: Pair)
     by_student, by_teacher = (compare(pair, QUESTION, ANSWER, by) for by in ("student", "teacher"))
     assert [t.student for t in by_student.tokens] == [t.student for t in by_teacher.tokens]
     written = agreement.completion_ids(pair.tokenizer, ANSWER, ends=False)
-    names = [agreement.token_name(pair.tokenizer, token) for token in written]
+    names = [token_text(pair.tokenizer, token) for token in written]
     for token, other, name in zip(by_student.tokens, by_teacher.tokens, names, strict=True):
         assert token.agrees == (token.teacher[0][0] == name)
         assert other.agrees == (token.student[0][0] == name)

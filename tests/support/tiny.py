@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from factory.config.schema import TeacherContext, Turn
-from factory.distill.soft_targets import TokenizedExample, tokenize_examples
 from factory.models.base import Base, Shape
 from factory.models.chat import NO_CONTEXT
 from factory.models.teacher import Teacher
+from factory.models.tokenize import TokenizedExample, tokenize_examples
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"

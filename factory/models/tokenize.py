@@ -1,0 +1,62 @@
+"""Rows of a data set as token ids, and token ids as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from factory.config.schema import TeacherContext
+from factory.models.chat import completion_ids, prompt_ids
+
+MAX_COMPLETION_TOKENS = 512  # longer completions are truncated on the right
+MAX_CHARACTER_TOKENS = 4  # a UTF-8 character has at most four bytes, so at most four byte tokens
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what an incomplete character decodes to
+
+
+@dataclass(frozen=True)
+class TokenizedExample:
+    """One example as ids: the student's prompt, the teacher's prompt (with its context), and the completion both predict."""
+
+    prompt: list[int]
+    teacher_prompt: list[int]
+    completion: list[int]
+
+
+def tokenize_examples(
+    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, context: TeacherContext
+) -> list[TokenizedExample]:
+    """``tokenize_examples(dataset["train"], tokenizer, domain.teacher_context)``: one TokenizedExample per row.
+
+    A row without a prompt is a chunk of a document: it gets no end-of-turn token.
+    """
+    return [
+        TokenizedExample(
+            prompt_ids(tokenizer, row["prompt"]),
+            prompt_ids(tokenizer, row["prompt"], context),
+            completion_ids(tokenizer, row["completion"], ends=bool(row["prompt"]))[:MAX_COMPLETION_TOKENS],
+        )
+        for row in rows
+    ]
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """``token_text(tokenizer, 42)``: the decoded token, or its vocabulary entry if it is only part of a character."""
+    text = str(tokenizer.decode([token]))
+    return str(tokenizer.convert_ids_to_tokens(token)) if not text or REPLACEMENT in text else text
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, ...]:
+    """``token_texts(tokenizer, ids)``: one string per token; joined they are the decoded text.
+
+    A character made of several tokens belongs to its last token; the others get "".
+    """
+    texts, start = [], 0
+    for end in range(1, len(ids) + 1):
+        text = str(tokenizer.decode(list(ids[start:end]), clean_up_tokenization_spaces=False))
+        incomplete = text.endswith(REPLACEMENT) and end < len(ids) and end - start < MAX_CHARACTER_TOKENS
+        texts.append("" if incomplete else text)
+        start = start if incomplete else end
+    return tuple(texts)

@@ -1,0 +1,45 @@
+"""Rows as token ids for student and teacher, and token ids as text."""
+
+from __future__ import annotations
+
+from support import tiny
+
+from factory.models.chat import end_of_turn, prompt_ids
+from factory.models.tokenize import MAX_COMPLETION_TOKENS, token_text, token_texts, tokenize_examples
+
+
+def test_only_the_teacher_s_prompt_has_the_context() -> None:
+    tokenizer = tiny.tokenizer()
+    [row, chunk] = tokenize_examples(
+        [{"prompt": "what is light", "completion": "it is sugar"}, {"prompt": "", "completion": "students learn"}],
+        tokenizer,
+        tiny.CONTEXT,
+    )
+    assert row.prompt == prompt_ids(tokenizer, "what is light")
+    assert row.teacher_prompt == prompt_ids(tokenizer, "what is light", tiny.CONTEXT)
+    assert tokenizer.decode(row.completion) == "it is sugar<|im_end|>"
+    assert chunk.prompt == chunk.teacher_prompt == [tokenizer.bos_token_id]
+    assert tokenizer.decode(chunk.completion) == "students learn"
+
+
+def test_a_long_completion_is_truncated_on_the_right() -> None:
+    [row] = tokenize_examples([{"prompt": "a", "completion": "light " * 900}], tiny.tokenizer(), tiny.CONTEXT)
+    assert len(row.completion) == MAX_COMPLETION_TOKENS
+    assert end_of_turn(tiny.tokenizer()) not in row.completion
+
+
+def test_a_token_that_is_part_of_a_character_shows_its_vocabulary_entry() -> None:
+    tokenizer = tiny.tokenizer()
+    first, _ = tokenizer("é", add_special_tokens=False)["input_ids"]
+    assert token_text(tokenizer, first) == tokenizer.convert_ids_to_tokens(first)
+    [word] = tokenizer("light", add_special_tokens=False)["input_ids"][:1]
+    assert token_text(tokenizer, word) == tokenizer.decode([word])
+
+
+def test_token_texts_join_to_the_decoded_text_and_a_character_belongs_to_its_last_token() -> None:
+    tokenizer = tiny.tokenizer()
+    ids = tokenizer("aé light 🌱", add_special_tokens=False)["input_ids"]
+    texts = token_texts(tokenizer, ids)
+    assert "".join(texts) == tokenizer.decode(ids) == "aé light 🌱"
+    assert len(texts) == len(ids)
+    assert texts[:3] == ("a", "", "é")
