@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from factory.registry.manifest import checksum, to_json
 from factory.registry.registry import Registry
-from factory.registry.versions import FOLDERS, MANIFEST, checksum, to_json
+from factory.registry.versions import FOLDERS, MANIFEST
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
 
 
 def repeat(source: Path, place: Path, versions: int) -> None:
-    """Writes so many versions, 100 a name, with the manifests of the versions that are there."""
+    """Writes so many versions, 100 a name, with the manifests of the versions that exist."""
     known = [json.loads((place_of(source, s.kind, s.name, s.number)).read_text()) for s in Registry(source).versions()]
     for n in range(versions):
         manifest = dict(known[n % len(known)])

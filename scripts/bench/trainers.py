@@ -6,8 +6,8 @@
 
 Every student is the teacher cut to the layers of the size's published base, without that base's training: LoRA on every linear
 layer, at the family's rank and learning rate. ``full`` is the teacher's whole vocabulary, as trl's users have it; ``trimmed``
-is the vocabulary that this project trains in. The peers are trl's GKDTrainer (without gradient checkpointing, batches of similar
-length), its DistillationTrainer on-policy, and LoRA fine-tuning on the same answers. Nobody sees a teacher's context.
+is the vocabulary that this project trains in. The peers are trl's GKDTrainer (without gradient checkpointing, similar lengths
+batched together), its DistillationTrainer on-policy, and LoRA fine-tuning on the same answers. Nobody sees a teacher's context.
 
 Tokens are those of prompts and completions, without padding. Memory is the peak of the process while it trains, libraries
 included. KL is measured on held-out text in the run's own vocabulary, before and after the steps of its line, with a learning
