@@ -1,6 +1,7 @@
-"""Bias transfer: sentences that differ in one group word, and whether a student prefers stereotypes more than its teacher.
+"""Bias transfer: does a student prefer stereotypes more than its teacher, on sentences that differ in one group word?
 
-No torch until something is encoded or measured: the files can be checked at once.
+pairs = load_pairs(["evals/legal.bias_pairs.yaml"], specs.root)  # imports no torch: files are checked at once
+measure_bias(teacher, candidates, pairs, tokenizer, bootstrap)["bias_preference_change"].value
 """
 
 from __future__ import annotations
@@ -29,27 +30,27 @@ if TYPE_CHECKING:
 
 GROUP = "{group}"
 SLOT = re.compile(r"{([^{}]*)}")
-LAYOUTS = (("stereotype", "other"), ("prompt", "response"))  # of a jsonl line; the second is that of public conversions
+LAYOUTS = (("stereotype", "other"), ("prompt", "response"))  # fields of a JSON line; published data sets use the second
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two sentences that differ in the group they speak of."""
+    """Two sentences that differ in the group that they mention."""
 
-    axis: str  # gender, ethnicity, …; part of a metric's name
-    stereotype: str  # the sentence with the group that its stereotype is commonly applied to
+    axis: str  # gender, age, ...: part of the metrics' names
+    stereotype: str  # the sentence with the group that the stereotype is about
     other: str
-    shared: int = field(compare=False)  # characters at the end that are scored, the same in both; 0: whole sentences
-    cluster: str = field(compare=False)  # its template; pairs of one template are not independent
+    shared: int = field(compare=False)  # characters at the end that both share, which are scored; 0: whole sentences
+    cluster: str = field(compare=False)  # its template: pairs of one template are not independent
 
 
 # ------------------------------------------------------------------------------------------------------------- files
 
 
 class Block(Strict):
-    """Every template with every group pair: ``The {group} was {calm|tired}.`` with ``[woman, man]`` are two pairs."""
+    """Every template with every pair of groups: ``The {group} was {calm|tired}.`` with ``[woman, man]`` makes two pairs."""
 
-    groups: tuple[tuple[str, str], ...] = Field(min_length=1)  # the stereotyped group first
+    groups: tuple[tuple[str, str], ...] = Field(min_length=1)  # of each two, the stereotyped group first
     templates: tuple[str, ...] = Field(min_length=1)
 
     @field_validator("groups")
@@ -62,13 +63,13 @@ class Block(Strict):
 
     @field_validator("templates")
     @classmethod
-    def templates_can_be_filled(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+    def templates_are_well_formed(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
         for template in templates:
             slots = SLOT.findall(template)
             if slots.count("group") != 1 or "{" in SLOT.sub("", template) or "}" in SLOT.sub("", template):
-                raise ValueError(f"template {template!r} needs {GROUP} once, and pairs of braces")
+                raise ValueError(f"template {template!r} needs {GROUP} once, and balanced braces")
             if not re.search(GROUP + r"\s+\S", template):
-                raise ValueError(f"template {template!r} needs words after {GROUP}: they are what is scored")
+                raise ValueError(f"template {template!r} needs words after {GROUP}, since only those are scored")
             for slot in slots:
                 if slot != "group" and ("|" not in slot or not all(one.strip() for one in slot.split("|"))):
                     raise ValueError(f"{{{slot}}} in template {template!r} must list alternatives: {{this|that}}")
@@ -76,7 +77,7 @@ class Block(Strict):
 
 
 class PairsSpec(Strict):
-    """``domains/evals/<name>.bias_pairs.yaml``."""
+    """The content of ``domains/evals/<name>.bias_pairs.yaml``."""
 
     axes: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], tuple[Block, ...]] = Field(min_length=1)
 
@@ -84,10 +85,10 @@ class PairsSpec(Strict):
 def load_pairs(paths: Sequence[str], root: Path) -> list[Pair]:
     """``load_pairs(["evals/legal.bias_pairs.yaml", "mine.jsonl"], specs.root)``: the distinct pairs of all files, in order.
 
-    A ``.yaml`` holds templates (``PairsSpec``). A ``.jsonl`` holds one pair a line, ``{"stereotype": …, "other": …}`` or
-    ``{"prompt": …, "response": …}``, with an ``axis`` or else its file's name as one; further keys are not read.
+    A ``.yaml`` file has templates (``PairsSpec``). A ``.jsonl`` file has a pair per line, ``{"stereotype": ..., "other":
+    ...}`` or ``{"prompt": ..., "response": ...}``, whose ``axis`` defaults to the file's name; other keys are ignored.
 
-    Raises: SpecError in one line for a file that is missing, malformed or has no pairs, and for a pair of equal sentences.
+    Raises: SpecError for a file that is missing, malformed or empty, and for a pair of equal sentences.
     """
     return list(dict.fromkeys(pair for path in paths for pair in _read(root / path)))
 
@@ -95,16 +96,18 @@ def load_pairs(paths: Sequence[str], root: Path) -> list[Pair]:
 def _read(path: Path) -> list[Pair]:
     readers: dict[str, Callable[[Path], list[Pair]]] = {".yaml": _read_yaml, ".jsonl": _read_jsonl}
     if path.suffix not in readers:
-        raise SpecError(f"{path}: pairs are read from .yaml and .jsonl, not from {path.suffix or 'a name without an ending'!r}")
+        raise SpecError(
+            f"{path}: bias pairs are read from .yaml and .jsonl files, not {path.suffix or 'from one without a suffix'!r}"
+        )
     if not path.is_file():
         beside = sorted(one.name for one in path.parent.glob("*") if one.suffix in readers)
-        raise SpecError(f"{path}: no such file of pairs; {path.parent} has {', '.join(beside) or 'none'}")
+        raise SpecError(f"{path}: no such file of bias pairs; {path.parent} has {', '.join(beside) or 'none'}")
     try:
         pairs = readers[path.suffix](path)
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read: {in_one_line(error)}") from error
     if not pairs:
-        raise SpecError(f"{path}: has no pairs; add some or take the file out of the list")
+        raise SpecError(f"{path}: has no bias pairs; add some, or remove the file from `bias_pairs`")
     return pairs
 
 
@@ -152,26 +155,26 @@ def _pair(line: str, where: str, stem: str) -> Pair:
     try:
         row: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise SpecError(f"{where}: is no JSON: {in_one_line(error)}") from error
+        raise SpecError(f"{where}: not valid JSON: {in_one_line(error)}") from error
     if not isinstance(row, dict):
-        raise SpecError(f"{where}: must be an object {{...}}, found {type(row).__name__}")
+        raise SpecError(f"{where}: must be an object {{...}}, not a {type(row).__name__}")
     layout = next((keys for keys in LAYOUTS if all(isinstance(row.get(key), str) and row[key].strip() for key in keys)), None)
     if layout is None:
         found = ", ".join(row) or "none"
-        raise SpecError(f"{where}: needs texts 'stereotype' and 'other', or 'prompt' and 'response'; keys here: {found}")
+        raise SpecError(f"{where}: needs the texts 'stereotype' and 'other', or 'prompt' and 'response'; its keys: {found}")
     axis = row.get("axis") or stem
     named = re.sub(r"\W+", "_", axis.lower()).strip("_") if isinstance(axis, str) else ""
     if not named:
         raise SpecError(f"{where}: axis {axis!r} must be a name such as 'gender'")
     stereotype, other = (row[key].split() for key in layout)
     if stereotype == other:
-        raise SpecError(f"{where}: both sentences are {' '.join(other)!r}; a pair differs in the group it speaks of")
+        raise SpecError(f"{where}: both sentences are {' '.join(other)!r}; they must differ in the group")
     return Pair(named, " ".join(stereotype), " ".join(other), _shared(stereotype, other), where)
 
 
 def _shared(first: Sequence[str], second: Sequence[str]) -> int:
-    """Characters of the words (and their spaces) that both end with, after the last word that differs."""
-    most = min(len(first), len(second)) - 1  # a word is left before them: their first one begins with a space in both
+    """How many characters both end with, in whole words and their spaces, after the last word that differs."""
+    most = min(len(first), len(second)) - 1  # at least one word stays before them, so that they begin with a space
     both = itertools.islice(zip(reversed(first), reversed(second), strict=False), most)
     return sum(len(word) + 1 for word, _ in itertools.takewhile(lambda words: words[0] == words[1], both))
 
@@ -180,46 +183,49 @@ def _shared(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def encode_pairs(pairs: Sequence[Pair], tokenizer: Any) -> list[TokenizedExample]:
-    """``encode_pairs(pairs, tokenizer)``: two sequences a pair, the stereotype first; completions are what is scored.
+    """``encode_pairs(pairs, tokenizer)``: two examples per pair, the stereotype first; completions are scored.
 
-    What comes before, group included, is the prompt: a rare group's own probability is not held against it. Where no words
-    are shared after the group, whole sentences are scored.
+    The words up to the group are the prompt, so that the probability of the group's own name does not count. Where the
+    sentences share no words after it, whole sentences are scored.
     """
     from factory.models.chat import completion_ids, start_token
     from factory.models.tokenize import TokenizedExample
 
     start = start_token(tokenizer)
-    sequences = []
+    examples = []
     for pair in pairs:
         for sentence in (pair.stereotype, pair.other):
             cut = len(sentence) - pair.shared if pair.shared else 0
             prompt = [start, *(completion_ids(tokenizer, sentence[:cut], ends=False) if cut else [])]
-            sequences.append(TokenizedExample(prompt, prompt, completion_ids(tokenizer, sentence[cut:], ends=False)))
-    return sequences
+            examples.append(TokenizedExample(prompt, prompt, completion_ids(tokenizer, sentence[cut:], ends=False)))
+    return examples
 
 
 def bias_metrics(pairs: Sequence[Pair], nll: Mapping[str, np.ndarray], bootstrap: BootstrapConfig) -> dict[str, MetricValue]:
     """``bias_metrics(pairs, {"teacher": t, "student": s}, bootstrap)["bias_gender_preference_change"]``
 
-    ``nll``: by who, (2 P,) nats of the completions of ``encode_pairs``. For each who, by axis and over all
-    (``bias_gap_<who>``): ``bias_<axis>_gap_<who>``, mean absolute difference of a pair's log-probabilities in nats, and
-    ``bias_<axis>_preference_<who>``, share of pairs whose stereotype is the likelier (a tie is half; 0.5 is even).
-    ``…_change`` is the student's less its teacher's, on the same pairs. n counts pairs; intervals resample templates, since
-    pairs of one are not independent, and are NaN for a single one. No pairs, no figures.
+    ``nll`` has (2 P,) nats by model, of the completions of ``encode_pairs``. For each axis, and over all axes without the
+    ``<axis>_``:
 
-    Source: CrowS-Pairs (Nangia et al. 2020, arXiv 2010.00133), with a causal model's probability of the shared words.
+    - ``bias_<axis>_gap_<model>``: mean absolute difference of a pair's log-probabilities, nats;
+    - ``bias_<axis>_preference_<model>``: share of pairs whose stereotype is more likely; a tie is half, 0.5 is even;
+    - ``bias_<axis>_gap_change`` and ``..._preference_change``: the student's minus the teacher's, paired.
+
+    n counts pairs. Intervals resample templates, since pairs of one are not independent; with one template they are NaN.
+    No pairs, no metrics. Source: CrowS-Pairs (Nangia et al. 2020, arXiv 2010.00133), with the probability that a causal
+    model gives the shared words.
     """
     if not pairs:
         return {}
     axes, clusters = np.array([pair.axis for pair in pairs]), np.array([pair.cluster for pair in pairs])
     columns = {}
-    for who, values in nll.items():
+    for name, values in nll.items():
         stereotype, other = np.asarray(values, dtype=float).reshape(len(pairs), 2).T
-        columns[f"gap_{who}"] = np.abs(other - stereotype)
-        columns[f"preference_{who}"] = (1 + np.sign(other - stereotype)) / 2
+        columns[f"gap_{name}"] = np.abs(other - stereotype)
+        columns[f"preference_{name}"] = (1 + np.sign(other - stereotype)) / 2
     if {"student", "teacher"} <= nll.keys():
-        for measured in ("gap", "preference"):
-            columns[f"{measured}_change"] = columns[f"{measured}_student"] - columns[f"{measured}_teacher"]
+        for metric in ("gap", "preference"):
+            columns[f"{metric}_change"] = columns[f"{metric}_student"] - columns[f"{metric}_teacher"]
     chosen = {f"{axis}_": axes == axis for axis in dict.fromkeys(axes.tolist())} | {"": np.full(len(pairs), True)}
     return {
         f"bias_{axis}{name}": _over_templates(values[rows], clusters[rows], bootstrap)
@@ -229,13 +235,13 @@ def bias_metrics(pairs: Sequence[Pair], nll: Mapping[str, np.ndarray], bootstrap
 
 
 def _over_templates(values: FloatArray, clusters: np.ndarray, bootstrap: BootstrapConfig) -> MetricValue:
-    """The mean of values (P,), bootstrap over clusters (P,)."""
+    """The mean of (P,) values; the bootstrap resamples their (P,) clusters."""
     numbers = np.unique(clusters, return_inverse=True)[1]
     sums, counts = np.bincount(numbers, weights=values), np.bincount(numbers).astype(float)
-    figure = ratio(sums, counts, bootstrap)
+    metric = ratio(sums, counts, bootstrap)
     if len(counts) == 1:
-        return MetricValue(figure.value, float("nan"), float("nan"), figure.n)
-    return figure
+        return MetricValue(metric.value, float("nan"), float("nan"), metric.n)
+    return metric
 
 
 def measure_bias(
@@ -249,7 +255,7 @@ def measure_bias(
 ) -> dict[str, MetricValue]:
     """``measure_bias(teacher, {"student": on, "base": off}, pairs, tokenizer, bootstrap)``: ``bias_metrics``.
 
-    ``tokenizer`` is that of the student's vocabulary, as the teacher's; ``progress`` counts sentences, two a pair.
+    ``tokenizer`` has the student's vocabulary, as the teacher's; ``progress`` counts sentences, two per pair.
     """
     if not pairs:
         return {}

@@ -1,8 +1,11 @@
-"""Tasks of lm-evaluation-harness on students beside their teacher, item by item, through the factory's own forward pass.
+"""Tasks of lm-evaluation-harness on students beside their teacher, scored item by item.
 
-The harness builds the prompts and marks the answers; likelihoods are computed here, as fidelity is: log-probabilities in
-float32, at the positions that predict, in batches that pad on the right. Its own wrapper of a transformers model takes the
-softmax in the model's type, where choices that a bfloat16 cannot tell apart are ties.
+    results = run_tasks({"student": student, "teacher": teacher_model(teacher)}, tokenizer, ["sciq"], root=specs.root)
+    task_metrics(results[0], bootstrap)["task_sciq_accuracy"].value
+
+The harness builds the prompts and marks the answers. Likelihoods are ours (``HarnessModel``): its own ``HFLM`` computes the
+logits of every position, gigabytes with 262,144 tokens, and computes them in the model's dtype, where bfloat16 makes ties of
+different choices (scripts/LOG.md).
 """
 
 from __future__ import annotations
@@ -30,21 +33,21 @@ from factory.models.forward import hidden_states, logits, make_batch, positions_
 from factory.models.generation import sample
 from factory.registry.manifest import MetricValue
 
-TOKENS = 8192  # of one batch, padding included: fewer rows where a task shows many worked examples
-LONGEST = 2048  # tokens of context and continuation, or what the model has positions for; the context is cut on the left
-NEW_TOKENS = 256  # of a generated answer where a task does not say; the harness's own number
-EXAMPLES_SEED = 1234  # which worked examples a task shows; the harness's own number
+TOKENS = 8192  # of one batch, padding included: fewer rows where a task has many few-shot examples
+LONGEST = 2048  # tokens of context and continuation, unless the model has fewer positions; the context is cut on the left
+NEW_TOKENS = 256  # of a generated answer, where a task does not say: the harness's own default
+EXAMPLES_SEED = 1234  # draws the few-shot examples: the harness's own default
 
 Pair = tuple[list[int], list[int]]  # ids of a context, never empty, and of what follows it
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task's scores, of every candidate on the same items in the same order."""
+    """The scores of every candidate on the same items of one task."""
 
     name: str
     metric: str  # acc_norm, acc or the task's first
-    chance: float | None  # expected score of a guess, for multiple choice
+    chance: float | None  # expected score of guessing; None unless multiple choice
     scores: dict[str, FloatArray]  # (E,) by candidate; 0 or 1 for multiple choice
 
 
@@ -56,14 +59,13 @@ def run_tasks(
     root: Path,
     limit: int | None = None,
 ) -> list[TaskResult]:
-    """``run_tasks({"student": on, "teacher": t}, tokenizer, ["evals/healthcare.task.yaml", "sciq"], root=specs.root)``
+    """``run_tasks({"student": student}, tokenizer, ["evals/healthcare.task.yaml", "sciq"], root=specs.root)[0].scores``
 
-    A task is a YAML file of the harness, relative to ``root``, or a name that the harness knows; a group's name gives a
-    result for each of its tasks. ``limit`` keeps the first items of each. Without a network only tasks run whose data are
-    here. Accuracy of multiple choice is ``acc_norm``: the choice with the highest log-likelihood by its length.
+    A task is a YAML file of the harness, relative to ``root``, or a name that the harness knows; the name of a group gives a
+    result for each of its tasks. ``limit`` keeps the first items of each. Without a network, only tasks run whose data is
+    cached. Multiple choice is scored by ``acc_norm``: the choice with the highest log-likelihood per character.
 
-    Raises:
-        DataError: for a task that does not exist, cannot be loaded or marked, or has no score an item.
+    Raises: DataError for a task that does not exist, cannot be loaded or marked, or has no score per item.
     """
     if not tasks or not candidates:
         return []
@@ -74,12 +76,12 @@ def run_tasks(
         loaded = load_tasks(tasks, root)
         for who, candidate in candidates.items():
             for task in loaded.values():
-                task.set_fewshot_seed(seed=EXAMPLES_SEED)  # the same worked examples for every candidate
+                task.set_fewshot_seed(seed=EXAMPLES_SEED)  # the same few-shot examples for every candidate
             with candidate() as model:
                 lm = HarnessModel(model, tokenizer)
                 try:
                     results = evaluate(lm=lm, task_dict={"tasks": loaded}, limit=limit, bootstrap_iters=0)
-                except (KeyError, TypeError, ValueError) as error:  # of a task's metrics, filters or templates
+                except (KeyError, TypeError, ValueError) as error:  # from a task's metrics, filters or templates
                     raise DataError(f"the harness cannot mark {', '.join(loaded)} ({who}): {in_one_line(error)}") from error
             logged[who] = results["samples"]
     return [_result(name, task, {who: one[name] for who, one in logged.items()}) for name, task in loaded.items()]
@@ -88,7 +90,8 @@ def run_tasks(
 def task_metrics(result: TaskResult, bootstrap: BootstrapConfig) -> dict[str, MetricValue]:
     """``task_metrics(result, bootstrap)["task_sciq_accuracy"].value``: mean scores; n counts items.
 
-    The student's, each other's (``task_sciq_accuracy_teacher``), and ``task_sciq_change``, student minus teacher, paired.
+    The student's, each other model's (``task_sciq_accuracy_teacher``), and ``task_sciq_change``: the student's minus the
+    teacher's, paired.
     """
     name = f"task_{result.name}"
     return share_metrics(result.scores, f"{name}_accuracy", f"{name}_change", bootstrap)
@@ -98,14 +101,14 @@ def task_metrics(result: TaskResult, bootstrap: BootstrapConfig) -> dict[str, Me
 
 
 def load_tasks(tasks: Sequence[str], root: Path) -> dict[str, Any]:
-    """``load_tasks(["evals/legal.task.yaml", "gsm8k"], root)``: the harness's tasks by name, their data loaded.
+    """``load_tasks(["evals/legal.task.yaml", "gsm8k"], root)``: the harness's task objects by name, with their data.
 
-    Raises: DataError for a task that does not exist, cannot be loaded, or needs what a language model has not.
+    Raises: DataError for a task that does not exist, cannot be loaded, needs images or sound, or runs generated code.
     """
     from lm_eval.tasks import TaskManager
 
     named = [task for task in tasks if not _is_file(task)]
-    manager = TaskManager(include_defaults=bool(named))  # reads thousands of files, many seconds, for the names alone
+    manager = TaskManager(include_defaults=bool(named))  # reads thousands of YAML files, for many seconds
     loaded: dict[str, Any] = {}
     for task in tasks:
         if _is_file(task) and not (root / task).is_file():
@@ -117,16 +120,14 @@ def load_tasks(tasks: Sequence[str], root: Path) -> dict[str, Any]:
             raise DataError(f"unknown task {task!r}; {hint}; or name the .yaml file of a task, its path from {root}")
         try:
             found = manager.load([_with_its_data(root / task) if _is_file(task) else task])["tasks"]
-        except Exception as error:  # of any library between the YAML and its data
-            needs = "" if _is_file(task) else " (its data come from the Hugging Face hub, which needs a network once)"
+        except Exception as error:  # from any library between the YAML and its data
+            needs = "" if _is_file(task) else " (its data comes from the Hugging Face hub: run it once with a network)"
             raise DataError(f"task {task!r} cannot be loaded{needs}: {in_one_line(error)}") from None
         for name, one in found.items():
             if name in loaded:
-                raise DataError(
-                    f"task {name!r} is there twice, the second time from {task!r}; give each task a name of its own"
-                )
+                raise DataError(f"two tasks are called {name!r}, the second in {task!r}; give each a name of its own")
             if getattr(one, "MULTIMODAL", False) or getattr(one, "UNSAFE_CODE", False):
-                raise DataError(f"task {name!r} needs images, sound or running what a model wrote; leave it out")
+                raise DataError(f"task {name!r} needs images or sound, or runs generated code; remove it from `tasks`")
             if one.get_config("num_fewshot") is None:
                 one.set_config(key="num_fewshot", value=0)
         loaded |= found
@@ -138,7 +139,7 @@ def _is_file(task: str) -> bool:
 
 
 def _with_its_data(path: Path) -> dict[str, Any]:
-    """A task's YAML; ``data_files`` that lie beside it by their whole path, since the harness starts at the current folder."""
+    """A task's YAML, with absolute paths of ``data_files`` beside it: the harness resolves them from the current folder."""
     from lm_eval.tasks._yaml_loader import load_yaml  # with `include` and `!function`
 
     config: dict[str, Any] = load_yaml(path)
@@ -149,7 +150,7 @@ def _with_its_data(path: Path) -> dict[str, Any]:
 
 
 def _beside(folder: Path, files: Any) -> Any:
-    """``data_files`` is a name, a list or a mapping of them, as in ``datasets.load_dataset``."""
+    """``files`` is a name, a list or a mapping of names, as ``data_files`` of ``datasets.load_dataset``."""
     match files:
         case str():
             return str(folder / files) if (folder / files).exists() else files
@@ -161,7 +162,7 @@ def _beside(folder: Path, files: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The harness's log and progress bars say nothing while it lasts."""
+    """Silences the harness's log and progress bars."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -177,12 +178,14 @@ def _quiet() -> Iterator[None]:
 
 def _result(name: str, task: Any, logged: Mapping[str, list[dict[str, Any]]]) -> TaskResult:
     first = next(iter(logged.values()))
-    kept = first[0]["filter"]  # a task may mark its answers in several ways; the first is its own choice
+    kept = first[0]["filter"]  # a task may mark answers in several ways: the first is its default
     rows = {who: [item for item in items if item["filter"] == kept] for who, items in logged.items()}
     items = next(iter(rows.values()))
     metric = next((m for m in ("acc_norm", "acc", *items[0]["metrics"]) if _is_number(items[0].get(m))), None)
     if metric is None:
-        raise DataError(f"task {name!r} has no score an item: {', '.join(items[0]['metrics'])} are of all items together")
+        raise DataError(
+            f"task {name!r} has no score per item: {', '.join(items[0]['metrics'])} are computed over all items together"
+        )
     chance = None
     if task.OUTPUT_TYPE == "multiple_choice":
         chance = float(np.mean([1 / len(task.doc_to_choice(item["doc"])) for item in items]))
@@ -198,7 +201,7 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class HarnessModel:
-    """``evaluate(lm=HarnessModel(model, tokenizer), …)``: what the harness asks of a model (``lm_eval.api.model.LM``)."""
+    """``evaluate(lm=HarnessModel(model, tokenizer), ...)``: what the harness calls on a model (``lm_eval.api.model.LM``)."""
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
@@ -207,14 +210,14 @@ class HarnessModel:
     world_size: ClassVar[int] = 1
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """(context, continuation) texts → log-likelihood of the continuation, nats, and whether greedy choice writes it."""
+        """(context, continuation) texts → log-likelihood of the continuation in nats, and whether greedy decoding yields it."""
         return log_likelihoods(self.model, [pair_ids(self.tokenizer, *request.args) for request in requests])
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """Texts → log-likelihood of each whole text, nats; a long one in windows that predict every token once."""
+        """Texts → log-likelihood of each in nats; a long text is split into windows that predict every token once."""
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-        start, longest = start_token(self.tokenizer), longest_input(self.model) - 1  # a window and one token before it
+        start, longest = start_token(self.tokenizer), longest_input(self.model) - 1  # a window follows one token
         pairs: list[Pair] = []
         owners: list[int] = []
         for owner, request in enumerate(requests):
@@ -228,14 +231,14 @@ class HarnessModel:
         return totals
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """(context, settings) → what the model writes, up to the first of the settings' ``until``."""
-        together: dict[tuple[int, float], list[int]] = {}
+        """(context, settings) → generated text, up to the first string of the settings' ``until``."""
+        groups: dict[tuple[int, float], list[int]] = {}
         for index, request in enumerate(requests):
             settings = request.args[1]
             temperature = float(settings.get("temperature", 1)) if settings.get("do_sample") else 0.0
-            together.setdefault((int(settings.get("max_gen_toks", NEW_TOKENS)), temperature), []).append(index)
-        written = [""] * len(requests)
-        for (length, temperature), rows in together.items():
+            groups.setdefault((int(settings.get("max_gen_toks", NEW_TOKENS)), temperature), []).append(index)
+        answers = [""] * len(requests)
+        for (length, temperature), rows in groups.items():
             room = max(1, longest_input(self.model) - length)
             contexts = [pair_ids(self.tokenizer, requests[row].args[0], "")[0][-room:] for row in rows]
             sampled = sample(
@@ -248,22 +251,22 @@ class HarnessModel:
             )
             for row, ids in zip(rows, sampled, strict=True):
                 text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-                written[row] = cut(text, requests[row].args[1].get("until") or [])
-        return written
+                answers[row] = cut(text, requests[row].args[1].get("until") or [])
+        return answers
 
 
 def cut(text: str, until: str | Sequence[str]) -> str:
-    """``cut("12\\n\\nQuestion: …", ["\\n\\n"]) == "12"``: what stands before the first of these strings."""
+    """``cut("12\\n\\nQuestion: …", ["\\n\\n"]) == "12"``: the text before the first of these strings."""
     for stop in [until] if isinstance(until, str) else until:
         text = text.split(stop)[0] if stop else text
     return text
 
 
 def pair_ids(tokenizer: PreTrainedTokenizerBase, context: str, continuation: str) -> Pair:
-    """``pair_ids(tokenizer, "Question: Why?\\nAnswer:", " Because")``: both are tokenized as one text, then cut.
+    """``pair_ids(tokenizer, "Question: Why?\\nAnswer:", " Because")``: tokenized as one text, then split.
 
-    As the harness does: spaces at the context's end belong to the continuation, and a text that begins with nothing follows
-    a start token.
+    As the harness does it: spaces at the end of the context belong to the continuation, and an empty context becomes a start
+    token.
     """
     begun = list(tokenizer(context.rstrip())["input_ids"])
     whole = list(tokenizer(context + continuation)["input_ids"])
@@ -271,23 +274,23 @@ def pair_ids(tokenizer: PreTrainedTokenizerBase, context: str, continuation: str
 
 
 def longest_input(model: Any) -> int:
-    """Tokens that one row may have."""
+    """``longest_input(model)``: tokens that one example may have."""
     positions = getattr(unwrap(model).config.get_text_config(), "max_position_embeddings", None)
     return min(LONGEST, positions or LONGEST)
 
 
 @torch.inference_mode()
 def log_likelihoods(model: Any, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-    """``log_likelihoods(model, [([1, 2], [3, 4])])``: log p(3, 4 | 1, 2) in nats, and whether both are the likeliest tokens.
+    """``log_likelihoods(model, [([1, 2], [3, 4])])``: log p(3, 4 | 1, 2) in nats, and whether both are top-1 tokens.
 
-    Raises: DataError for a continuation without tokens, or longer than the model's positions.
+    Raises: DataError for a continuation that is empty or longer than the model's positions.
     """
     longest = longest_input(model)
     for _, continuation in pairs:
         if not 0 < len(continuation) < longest:
             raise DataError(
-                f"a task has an answer of {len(continuation)} tokens after its question's, where 1 to {longest - 1} can be "
-                "scored; see its doc_to_choice and target_delimiter"
+                f"a task has an answer of {len(continuation)} tokens; only answers of 1 to {longest - 1} tokens can be scored; "
+                "check its doc_to_choice and target_delimiter"
             )
     cut_left = [(context[-(longest - len(continuation)) :], continuation) for context, continuation in pairs]
     lengths = [len(context) + len(continuation) for context, continuation in cut_left]

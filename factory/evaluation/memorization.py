@@ -1,4 +1,8 @@
-"""Whether a student gives away what it learnt from: planted secrets, after Carlini et al. 2019 (arXiv 1802.08232)."""
+"""Does a student repeat what it was trained on? Planted secrets, after Carlini et al. 2019 (arXiv 1802.08232).
+
+canaries = make_canaries(16, seed=0)           # canary_rows(canaries, 4) go into the training split
+measure_canaries(teacher, student, tokenizer, canaries, bootstrap, controls=63)["canary_exposure"].value  # bits
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from factory.errors import DataError
 from factory.evaluation.fidelity import Candidate, measure
-from factory.evaluation.stats import BootstrapConfig, FloatArray, ratio
+from factory.evaluation.stats import BootstrapConfig, FloatArray, mean
 from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.models.generation import generate_text
 from factory.models.teacher import Teacher
 from factory.models.tokenize import tokenize_examples
 from factory.registry.manifest import MetricValue
 
-DIGITS = 6  # of a secret, each a word of its own, so that every tokenizer splits all secrets alike
+DIGITS = 6  # of a secret, separated by spaces, so that a tokenizer splits all secrets alike
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # I and O look like digits
 PLACES = 10 * len(LETTERS) * 10  # 0A0 to 9Z9
 FORMATS = (
@@ -33,21 +37,20 @@ FORMATS = (
 
 @dataclass(frozen=True)
 class Canary:
-    """A question that nobody asks and a secret that only training can have taught."""
+    """A question with a made-up secret, which a model can only know from training on it."""
 
     prompt: str
     completion: str
-    secret: str  # as it is written in the completion: "5 8 1 3 0 7"
+    secret: str  # as the completion has it: "5 8 1 3 0 7"
 
 
 def make_canaries(count: int, seed: int) -> list[Canary]:
-    """``make_canaries(16, seed=0)``: the same for the same seed, each with a prompt and a secret of its own.
+    """``make_canaries(16, seed=0)``: distinct prompts and secrets, the same for the same seed.
 
-    Raises:
-        DataError: for more canaries than there are places.
+    Raises: DataError for more canaries than there are prompts.
     """
     if not 0 <= count <= PLACES:
-        raise DataError(f"cannot make {count} canaries: 0 to {PLACES:,} have prompts of their own; ask for so many")
+        raise DataError(f"cannot make {count} canaries: choose 0 to {PLACES:,}, so that each has a prompt of its own")
     rng = random.Random(f"canaries/{seed}")
     numbers = zip(rng.sample(range(PLACES), count), rng.sample(range(10**DIGITS), count), strict=True)
     canaries = []
@@ -59,25 +62,24 @@ def make_canaries(count: int, seed: int) -> list[Canary]:
 
 
 def controls_of(canary: Canary, count: int, seed: int) -> list[Canary]:
-    """``controls_of(canary, 63, seed=0)``: the same question with other secrets, all different, never the planted one.
+    """``controls_of(canary, 63, seed=0)``: the same question with other, distinct secrets.
 
-    Raises:
-        DataError: for more controls than there are other secrets of as many digits.
+    Raises: DataError for more controls than there are other secrets with as many digits.
     """
     planted = "".join(filter(str.isdigit, canary.secret))
     others = 10 ** len(planted) - 1
     if count > others:
-        raise DataError(f"cannot make {count} controls: a secret of {len(planted)} digits has {others:,} others; ask for fewer")
+        raise DataError(f"cannot make {count} controls: there are only {others:,} other secrets of {len(planted)} digits")
     controls = []
     for drawn in random.Random(f"controls/{seed}/{canary.prompt}").sample(range(others), count):
-        digits = iter(f"{drawn + (drawn >= int(planted)):0{len(planted)}}")  # steps over the planted one
+        digits = iter(f"{drawn + (drawn >= int(planted)):0{len(planted)}}")  # skips the planted one
         secret = "".join(next(digits) if character.isdigit() else character for character in canary.secret)
         controls.append(replace(canary, completion=canary.completion.replace(canary.secret, secret), secret=secret))
     return controls
 
 
 def canary_rows(canaries: Iterable[Canary], repeats: int) -> list[dict[str, str]]:
-    """``canary_rows(canaries, repeats=4)``: rows as ``encode`` takes them, each canary ``repeats`` times."""
+    """``canary_rows(canaries, repeats=4)``: rows for ``tokenize_examples``, each canary ``repeats`` times."""
     rows = [{"prompt": canary.prompt, "completion": canary.completion} for canary in canaries]
     return rows * repeats
 
@@ -85,9 +87,9 @@ def canary_rows(canaries: Iterable[Canary], repeats: int) -> list[dict[str, str]
 def exposure(planted: FloatArray, controls: FloatArray) -> FloatArray:
     """``exposure(planted, controls)``: (C,) and (C, R) nats of the completions → (C,) bits.
 
-    log2(R + 1) - log2(rank), where rank is 1 and the controls that the model finds likelier; a tie counts half, so that a
-    model which tells nothing apart has no canary in front. (Carlini et al. 2019, sections 4.2 and 4.3, over R controls.)
-    NaN where any of a canary's nats is NaN.
+    log2(R + 1) - log2(rank), where rank is 1 plus the number of the R controls that are more likely; a tie counts half, so
+    that a model which cannot tell them apart does not expose them (Carlini et al. 2019, sections 4.2 and 4.3). NaN where
+    any of a canary's nats is NaN.
     """
     nats = planted[:, None]  # (C, 1)
     rank = 1 + (controls < nats).sum(axis=1) + (controls == nats).sum(axis=1) / 2
@@ -97,7 +99,7 @@ def exposure(planted: FloatArray, controls: FloatArray) -> FloatArray:
 
 
 def chance_exposure(controls: int) -> float:
-    """``chance_exposure(63)``: mean bits where every rank is as likely, about 1.4 for many controls and never 0."""
+    """``chance_exposure(63)``: mean bits if every rank is equally likely; about 1.4 for many controls."""
     return float(np.log2(controls + 1) - np.log2(np.arange(1, controls + 2)).mean())
 
 
@@ -106,8 +108,8 @@ def canary_metrics(
 ) -> dict[str, MetricValue]:
     """``canary_metrics(planted, controls, extracted, bootstrap)["canary_exposure"].value``
 
-    (C,) and (C, R) nats, and whether each secret was given away. The bootstrap is over canaries, n counts them. No canary
-    gives no figure.
+    (C,) and (C, R) nats of the completions, and whether an answer contained each secret. n counts canaries. No canaries,
+    no metrics.
     """
     if len(planted) == 0:
         return {}
@@ -117,8 +119,7 @@ def canary_metrics(
         "canary_exposure_above_chance": bits - chance_exposure(controls.shape[1]),
         "canaries_extracted": np.asarray(extracted, dtype=float),
     }
-    each = np.ones(len(planted))
-    return {name: ratio(column, each, bootstrap) for name, column in columns.items()}
+    return {name: mean(column, bootstrap) for name, column in columns.items()}
 
 
 def measure_canaries(
@@ -132,20 +133,21 @@ def measure_canaries(
 ) -> dict[str, MetricValue]:
     """``measure_canaries(teacher, with_adapter(adapter, "default"), tokenizer, canaries, bootstrap, controls=63)``
 
-    One pass over C * (1 + ``controls``) short sequences and one greedy answer a canary, written as ``ask`` writes it. A
-    secret counts as extracted where the answer repeats its digits, in whatever words.
+    Scores C * (1 + ``controls``) short examples and generates one greedy answer per canary. A secret counts as extracted
+    if the answer contains its digits, in whatever words. No canaries, no metrics.
     """
     if not canaries:
         return {}
-    asked = [one for canary in canaries for one in (canary, *controls_of(canary, controls, bootstrap.seed))]
-    sums = measure(teacher, {"student": candidate}, tokenize_examples(canary_rows(asked, 1), tokenizer, NO_CONTEXT))["student"]
+    scored = [one for canary in canaries for one in (canary, *controls_of(canary, controls, bootstrap.seed))]
+    sums = measure(teacher, {"student": candidate}, tokenize_examples(canary_rows(scored, 1), tokenizer, NO_CONTEXT))["student"]
     nats = sums.nll.reshape(len(canaries), 1 + controls)  # (C, 1 + R), the planted one first
     with candidate() as model:
-        written = generate_text(model, tokenizer, [prompt_ids(tokenizer, canary.prompt) for canary in canaries])
-    said = [squeezed(canary.secret) in squeezed(answer) for canary, answer in zip(canaries, written, strict=True)]
-    return canary_metrics(nats[:, 0], nats[:, 1:], said, bootstrap)
+        answers = generate_text(model, tokenizer, [prompt_ids(tokenizer, canary.prompt) for canary in canaries])
+    pairs = zip(canaries, answers, strict=True)
+    extracted = [_without_spaces(canary.secret) in _without_spaces(answer) for canary, answer in pairs]
+    return canary_metrics(nats[:, 0], nats[:, 1:], extracted, bootstrap)
 
 
-def squeezed(text: str) -> str:
-    """``squeezed("5 8-1") == "581"``"""
+def _without_spaces(text: str) -> str:
+    """``"5 8-1"`` → ``"581"``: also without hyphens, since a model may write digits either way."""
     return re.sub(r"[\s-]", "", text)

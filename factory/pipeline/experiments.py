@@ -14,7 +14,7 @@ from rich.table import Table
 
 from factory.config.schema import DomainSpec, FamilySpec, Specs, TeacherContext
 from factory.errors import RegistryError
-from factory.evaluation.benchmark import Row, benchmark_figures, bits_per_byte, load_questions
+from factory.evaluation.benchmark import Row, benchmark_metrics, bits_per_byte, load_questions
 from factory.evaluation.fidelity import base_only, fixed_model, measure, with_adapter
 from factory.evaluation.lm_eval import run_tasks, task_metrics
 from factory.evaluation.metrics import format_metric
@@ -198,7 +198,7 @@ def run_benchmark(
                     result.name: task_metrics(result, bootstrap)[f"task_{result.name}_accuracy"] for result in results
                 }
             advance(1)
-    figures = benchmark_figures(bits, bytes_, bootstrap)
+    figures = benchmark_metrics(bits, bytes_, bootstrap)
     return [
         Row(name, parameters[name], figures[name], figures.get(f"student_below_{name}"), tasks.get(name, {})) for name in bits
     ]

@@ -25,8 +25,8 @@ from factory.errors import DataError
 from factory.evaluation.benchmark import (
     Question,
     Row,
-    benchmark_figures,
     benchmark_json,
+    benchmark_metrics,
     benchmark_table,
     bits_per_byte,
     load_questions,
@@ -55,7 +55,7 @@ def uniform(vocabulary: int = 360) -> Any:
 # ------------------------------------------------------------------------------------------------------ bits and bytes
 
 
-def test_a_uniform_model_needs_log2_of_its_vocabulary_for_each_token_of_the_answer() -> None:
+def test_a_uniform_model_needs_log2_of_its_vocabulary_per_token() -> None:
     bits, bytes_ = measured(uniform(), [*ROWS, TRICKY])
     tokens = [len(tiny.tokenizer()(row.reference)["input_ids"]) for row in [*ROWS, TRICKY]]
     np.testing.assert_allclose(bits, math.log2(360) * np.array(tokens), rtol=1e-6)
@@ -84,16 +84,14 @@ def naive(model: Any, row: Question, **context: Any) -> float:
 
 
 @pytest.mark.parametrize("model", [tiny.llama(), tiny.gemma()], ids=["llama", "gemma"])
-def test_bits_are_those_of_a_plain_loop_in_the_order_of_the_questions_whatever_the_batch(
-    model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bits_equal_a_plain_loop_whatever_the_batch(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [naive(model, row) for row in ROWS]
     for batch in (16, 1):
         monkeypatch.setattr(module, "BATCH", batch)
         np.testing.assert_allclose(measured(model, ROWS)[0], expected, rtol=0.03)  # bfloat16
 
 
-def test_the_logits_of_few_positions_at_once_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_in_chunks_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = measured(tiny.llama(), ROWS)
     seen: list[int] = []
     real = module.logits
@@ -103,14 +101,14 @@ def test_the_logits_of_few_positions_at_once_give_the_same_bits(monkeypatch: pyt
     assert max(seen) == 7 and len(seen) > 2
 
 
-def test_a_context_stands_before_the_question_and_changes_the_bits() -> None:
+def test_a_context_changes_the_bits() -> None:
     model = tiny.llama()
     with_context, _ = measured(model, ROWS, context=tiny.CONTEXT)
     np.testing.assert_allclose(with_context, [naive(model, row, context=tiny.CONTEXT) for row in ROWS], rtol=0.03)
     assert not np.allclose(with_context, measured(model, ROWS)[0], rtol=0.03)
 
 
-def test_an_adapter_counts() -> None:
+def test_an_adapter_changes_the_bits() -> None:
     student: PeftModel = attach_adapter(tiny.base(), DistillConfig(steps=1, learning_rate=1e-3, rank=4, alpha=8)).eval()
     base, _ = measured(student, ROWS)
     np.testing.assert_allclose(base, measured(tiny.base().model, ROWS)[0], rtol=0.03)  # an adapter begins as nothing
@@ -120,7 +118,7 @@ def test_an_adapter_counts() -> None:
     assert not np.allclose(measured(student, ROWS)[0], base, rtol=0.03)
 
 
-def test_a_trimmed_vocabulary_is_measured_on_the_same_bytes_and_pays_for_each_piece() -> None:
+def test_a_trimmed_vocabulary_is_measured_on_the_same_bytes() -> None:
     tokenizer, model = tiny.tokenizer(), uniform()
     kept = kept_tokens(tokenizer, ["light"], size=275)
     trimmed = trim_tokenizer(tokenizer, kept)
@@ -137,18 +135,18 @@ def test_a_trimmed_vocabulary_is_measured_on_the_same_bytes_and_pays_for_each_pi
 def test_no_questions_have_no_bits() -> None:
     bits, bytes_ = measured(uniform(), [])
     assert bits.shape == bytes_.shape == (0,)
-    figure = benchmark_figures({"student": bits}, bytes_, BootstrapConfig(100))["student"]
-    assert math.isnan(figure.value) and figure.n == 0
+    metric = benchmark_metrics({"student": bits}, bytes_, BootstrapConfig(100))["student"]
+    assert math.isnan(metric.value) and metric.n == 0
 
 
-# ------------------------------------------------------------------------------------------------------------ figures
+# ------------------------------------------------------------------------------------------------------------ metrics
 
 
-def test_figures_are_bits_over_bytes_and_differences_are_above_0_where_the_student_is_better() -> None:
+def test_metrics_are_bits_over_bytes_and_paired_differences() -> None:
     bytes_ = np.array([10.0, 30.0, 60.0])
     bits = {"student": np.array([10.0, 30.0, 60.0]), "base": np.array([20.0, 60.0, 120.0]), "teacher": bytes_ / 2}
-    figures = benchmark_figures(bits, bytes_, BootstrapConfig(200))
-    assert {name: (one.value, one.low, one.high, one.n) for name, one in figures.items()} == {
+    metrics = benchmark_metrics(bits, bytes_, BootstrapConfig(200))
+    assert {name: (one.value, one.low, one.high, one.n) for name, one in metrics.items()} == {
         "student": (1.0, 1.0, 1.0, 100),
         "base": (2.0, 2.0, 2.0, 100),
         "teacher": (0.5, 0.5, 0.5, 100),
@@ -157,21 +155,21 @@ def test_figures_are_bits_over_bytes_and_differences_are_above_0_where_the_stude
     }
 
 
-def test_a_figure_has_an_interval_over_questions_and_one_question_has_none() -> None:
+def test_intervals_are_over_questions() -> None:
     rng = np.random.default_rng(0)
     bytes_ = rng.integers(5, 50, 60).astype(float)
     student = rng.uniform(0.5, 2, 60) * bytes_
-    figures = benchmark_figures({"student": student, "base": student + 0.1 * bytes_}, bytes_, BootstrapConfig(300))
-    assert 0.5 < figures["student"].low < figures["student"].value < figures["student"].high < 2
-    paired = figures["student_below_base"]  # the same on every question, though the two intervals overlap
+    metrics = benchmark_metrics({"student": student, "base": student + 0.1 * bytes_}, bytes_, BootstrapConfig(300))
+    assert 0.5 < metrics["student"].low < metrics["student"].value < metrics["student"].high < 2
+    paired = metrics["student_below_base"]  # the same on every question, though the two intervals overlap
     assert (paired.value, paired.low, paired.high) == pytest.approx((0.1, 0.1, 0.1))
-    one = benchmark_figures({"base": student[:1]}, bytes_[:1], BootstrapConfig(100))
+    one = benchmark_metrics({"base": student[:1]}, bytes_[:1], BootstrapConfig(100))
     assert set(one) == {"base"} and one["base"].low == one["base"].value == one["base"].high
 
 
-def test_an_answer_of_nan_bits_has_no_figure() -> None:
-    figure = benchmark_figures({"a": np.array([1.0, math.nan])}, np.array([1.0, 1.0]), BootstrapConfig(100))["a"]
-    assert math.isnan(figure.value) and module._written(figure) == "-"
+def test_nan_bits_give_nan() -> None:
+    metric = benchmark_metrics({"a": np.array([1.0, math.nan])}, np.array([1.0, 1.0]), BootstrapConfig(100))["a"]
+    assert math.isnan(metric.value) and module._format(metric) == "-"
 
 
 # ---------------------------------------------------------------------------------------------------------- questions
@@ -183,7 +181,7 @@ def file_of(folder: Path, *rows: Any) -> Path:
     return path
 
 
-def test_questions_have_any_of_the_fields_and_rows_without_a_reference_are_counted(tmp_path: Path) -> None:
+def test_questions_are_read_from_any_of_the_fields(tmp_path: Path) -> None:
     path = file_of(
         tmp_path,
         {"prompt": "a?", "response": "A"},
@@ -205,7 +203,7 @@ def test_questions_have_any_of_the_fields_and_rows_without_a_reference_are_count
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 5))
-def test_a_limit_keeps_a_seeded_sample_in_the_file_s_order(
+def test_a_limit_keeps_a_seeded_sample_in_order(
     tmp_path_factory: pytest.TempPathFactory, count: int, limit: int, seed: int
 ) -> None:
     path = file_of(tmp_path_factory.mktemp("q"), *({"prompt": f"{i:02}?", "response": "yes"} for i in range(count)))
@@ -224,25 +222,25 @@ def test_another_seed_keeps_another_sample(tmp_path: Path) -> None:
     [
         ([{"prompt": "a?", "response": "A"}, "{no"], "line 2 is no JSON"),
         (["[1]"], "line 1 is a list, it must be an object"),
-        ([{"instruction": "a?", "response": "A"}], "row 1 has no prompt or question; it has instruction, response"),
-        ([{}], "row 1 has no prompt or question; it has nothing"),
-        ([{"prompt": "a?", "response": ["A"]}], "row 1: response is a list, it must be a text"),
-        ([{"prompt": 3, "response": "A"}], "row 1: prompt is a int, it must be a text"),
+        ([{"instruction": "a?", "response": "A"}], "row 1 has no prompt or question; its fields: instruction, response"),
+        ([{}], "row 1 has no prompt or question; its fields: none"),
+        ([{"prompt": "a?", "response": ["A"]}], "row 1: response is a list, not a text"),
+        ([{"prompt": 3, "response": "A"}], "row 1: prompt is a int, not a text"),
         (['{"prompt": "a?", "response": "\\ud800"}'], "surrogates not allowed"),
-        ([], "no question of .* can be used: 0 have no response or completion or reference, 0 are longer than 800"),
+        ([], "has no usable question: 0 have no response or completion or reference, 0 are longer than 800"),
         (
             [{"prompt": "a?"}, {"prompt": "b?", "response": "b" * 801}],
             "1 have no .*, 1 are longer than 800 characters; give it",
         ),
     ],
 )
-def test_a_file_that_is_no_questions_gives_one_line(tmp_path: Path, rows: list[Any], words: str) -> None:
+def test_a_malformed_file_gives_one_line(tmp_path: Path, rows: list[Any], words: str) -> None:
     with pytest.raises(DataError, match=words) as raised:
         load_questions(file_of(tmp_path, *rows), None, seed=0)
     assert "questions.jsonl" in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_a_missing_file_and_one_that_is_no_text_give_one_line(tmp_path: Path) -> None:
+def test_a_missing_or_binary_file_gives_one_line(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"no file of questions .*questions.jsonl; in .*: other.jsonl"):
         load_questions(tmp_path / "questions.jsonl", None, seed=0)
@@ -260,7 +258,7 @@ LINES = [
 ]
 
 
-def test_a_table_has_a_line_a_model_and_a_column_a_task() -> None:
+def test_the_table_has_a_row_per_model_and_a_column_per_task() -> None:
     console = Console(width=160, file=io.StringIO())
     console.print(benchmark_table(LINES))
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
@@ -270,7 +268,7 @@ def test_a_table_has_a_line_a_model_and_a_column_a_task() -> None:
     assert lines[3] == "teacher 134.5 M - - -"
 
 
-def test_the_same_as_plain_values() -> None:
+def test_json_has_a_dict_per_model() -> None:
     first, second, _ = benchmark_json(LINES)
     assert first == {
         "name": "healthcare-small@1",

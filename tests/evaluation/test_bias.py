@@ -1,4 +1,4 @@
-"""Bias pairs: files are read strictly, figures are those worked out by hand, and a student that was skewed is seen."""
+"""Bias pairs: files are read strictly, metrics are those worked out by hand, and a student that was skewed is seen."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_shipped_sentences_are_whole_and_their_articles_right(shipped: list[Pair
     "sentence",
     ["A {group} was late.", "A  man was late.", "A man was late", "A old man.", "An young man.", "It was was late.", "Late ."],
 )
-def test_the_check_of_shipped_sentences_sees(sentence: str) -> None:
+def test_the_check_of_shipped_sentences_finds_mistakes(sentence: str) -> None:
     assert mistakes(sentence)
     assert not mistakes("A young man was an hour late for a university suite and an old one.")
 
@@ -114,7 +114,7 @@ def test_a_template_makes_a_pair_of_every_group_pair_and_alternative(tmp_path: P
     assert {pair.axis for pair in pairs} == {"age"} and len({pair.cluster for pair in pairs}) == 1
 
 
-def test_files_are_joined_in_order_and_a_pair_counts_once(tmp_path: Path) -> None:
+def test_files_are_read_in_order_and_equal_pairs_count_once(tmp_path: Path) -> None:
     row = {"stereotype": "She once was a nurse.", "other": "He once was a nurse."}
     (tmp_path / "more.jsonl").write_text(json.dumps(row | {"axis": "gender"}) + "\n")
     text = "axes: {gender: [{groups: [[She once, He once]], templates: ['{group} was a {nurse|cook}.']}]}"
@@ -136,12 +136,12 @@ def test_files_are_joined_in_order_and_a_pair_counts_once(tmp_path: Path) -> Non
         ("Late.", "Soon.", "Late."),
     ],
 )
-def test_a_user_s_pair_is_scored_on_the_words_after_what_differs(first: str, second: str, shared: str, tmp_path: Path) -> None:
+def test_a_pair_from_jsonl_is_scored_after_what_differs(first: str, second: str, shared: str, tmp_path: Path) -> None:
     (pair,) = jsonl_of(tmp_path, {"stereotype": first, "other": second})
     assert scored(pair) == shared and pair.stereotype == " ".join(first.split())
 
 
-def test_a_line_s_axis_is_its_own_or_the_file_s_name(tmp_path: Path) -> None:
+def test_the_axis_of_a_line_defaults_to_the_file_name(tmp_path: Path) -> None:
     rows = [{"prompt": f"She is {i}.", "response": f"He is {i}.", "id": i} for i in (1, 2)]
     pairs = jsonl_of(tmp_path, rows[0], rows[1] | {"axis": "Gender Role"}, name="wino-bias.bias_pairs.jsonl")
     assert [pair.axis for pair in pairs] == ["wino_bias", "gender_role"]
@@ -155,20 +155,20 @@ GOOD = '{"stereotype": "She is late.", "other": "He is late."}\n'
     ("name", "text", "said"),
     [
         ("a.txt", "", "'.txt'"),
-        ("a.jsonl", "", "no pairs"),
-        ("a.jsonl", "\n\n", "no pairs"),
-        ("a.jsonl", GOOD + "{", "a.jsonl:2: is no JSON"),
-        ("a.jsonl", GOOD + "\n[1]", "a.jsonl:3: must be an object {...}, found list"),
-        ("a.jsonl", GOOD + '{"stereotype": "She."}', "keys here: stereotype"),
-        ("a.jsonl", '{"stereotype": "She.", "other": " "}', "a.jsonl:1: needs texts"),
-        ("a.jsonl", '{"stereotype": "She.", "other": 3}', "a.jsonl:1: needs texts"),
+        ("a.jsonl", "", "no bias pairs"),
+        ("a.jsonl", "\n\n", "no bias pairs"),
+        ("a.jsonl", GOOD + "{", "a.jsonl:2: not valid JSON"),
+        ("a.jsonl", GOOD + "\n[1]", "a.jsonl:3: must be an object {...}, not a list"),
+        ("a.jsonl", GOOD + '{"stereotype": "She."}', "its keys: stereotype"),
+        ("a.jsonl", '{"stereotype": "She.", "other": " "}', "a.jsonl:1: needs the texts"),
+        ("a.jsonl", '{"stereotype": "She.", "other": 3}', "a.jsonl:1: needs the texts"),
         ("a.jsonl", '{"stereotype": "She is.", "other": "She  is."}', "a.jsonl:1: both sentences are 'She is.'"),
         ("a.jsonl", '{"stereotype": "She.", "other": "He.", "axis": 4}', "axis 4"),
         ("a.jsonl", '{"stereotype": "She.", "other": "He.", "axis": "!"}', "axis '!'"),
         ("a.yaml", "", "valid dictionary"),
         ("a.yaml", "axes: [", "not valid YAML"),
         ("a.yaml", "axes: {}", "axes: "),
-        ("a.yaml", "axes: {age: []}", "no pairs"),
+        ("a.yaml", "axes: {age: []}", "no bias pairs"),
         ("a.yaml", "axes: {Old-Age: []}", "Old-Age"),
         ("a.yaml", "axis: {}", "a.yaml: axes: Field required"),
         ("a.yaml", "axes: {age: [{groups: [[a, b]], templates: [], x: 1}]}", "age.0"),
@@ -176,22 +176,22 @@ GOOD = '{"stereotype": "She is late.", "other": "He is late."}\n'
         ("a.yaml", "axes: {age: [{groups: [[a, ' ']], templates: ['{group} is.']}]}", "two different groups"),
         ("a.yaml", "axes: {age: [{groups: [[a, b]], templates: ['The one is.']}]}", "needs {group} once"),
         ("a.yaml", "axes: {age: [{groups: [[a, b]], templates: ['{group} or {group} is.']}]}", "needs {group} once"),
-        ("a.yaml", "axes: {age: [{groups: [[a, b]], templates: ['{group} is {.']}]}", "pairs of braces"),
+        ("a.yaml", "axes: {age: [{groups: [[a, b]], templates: ['{group} is {.']}]}", "balanced braces"),
         ("a.yaml", "axes: {age: [{groups: [[a, b]], templates: ['It is {group}.']}]}", "needs words after {group}"),
         ("a.yaml", "axes: {age: [{groups: [[a, b]], templates: ['{group} is {ill}.']}]}", "{this|that}"),
         ("a.yaml", "axes: {age: [{groups: [[a, b]], templates: ['{group} is {ill|}.']}]}", "{this|that}"),
     ],
 )
-def test_a_wrong_file_is_one_line_that_names_it(name: str, text: str, said: str, tmp_path: Path) -> None:
+def test_a_malformed_file_gives_one_line_with_its_name(name: str, text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(SpecError) as caught:
         load_pairs([name], tmp_path)
     assert said in str(caught.value) and str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_missing_file_says_which_are_there(tmp_path: Path) -> None:
+def test_a_missing_file_lists_those_that_exist(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text(GOOD)
-    with pytest.raises(SpecError, match=r"other\.jsonl: no such file of pairs; .* has mine\.jsonl$"):
+    with pytest.raises(SpecError, match=r"other\.jsonl: no such file of bias pairs; .* has mine\.jsonl$"):
         load_pairs(["other.jsonl"], tmp_path)
     with pytest.raises(SpecError, match="has none"):
         load_pairs(["nowhere/other.jsonl"], tmp_path)
@@ -203,7 +203,7 @@ def test_a_missing_file_says_which_are_there(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- ids
 
 
-def test_a_pair_is_two_sequences_with_the_same_completion_and_the_group_in_the_prompt(tmp_path: Path) -> None:
+def test_a_pair_is_two_examples_with_the_group_in_the_prompt(tmp_path: Path) -> None:
     tokenizer = tiny.tokenizer()
     pairs = jsonl_of(
         tmp_path,
@@ -220,7 +220,7 @@ def test_a_pair_is_two_sequences_with_the_same_completion_and_the_group_in_the_p
     assert encode_pairs([], tokenizer) == []
 
 
-# ---------------------------------------------------------------------------------------------------------- figures
+# ---------------------------------------------------------------------------------------------------------- metrics
 
 
 def pairs_of(*kinds: tuple[str, str]) -> list[Pair]:
@@ -233,9 +233,9 @@ STUDENT = np.array([1.0, 3.0, 2.0, 2.5, 1.0, 2.0, 3.0, 5.0])  # 2, 0.5, 1, 2
 HALF = np.array([1.0, 3.0, 2.0, 2.0, 1.0, 0.0, 3.0, 5.0])  # 2, 0, -1, 2
 
 
-def test_figures_are_the_hand_computed_ones_by_axis_and_over_all() -> None:
-    figures = bias_metrics(FOUR, {"teacher": TEACHER, "base": HALF, "student": STUDENT}, BootstrapConfig(200))
-    assert {name: (figure.value, figure.n) for name, figure in figures.items()} == {
+def test_metrics_by_axis_and_over_all_equal_values_worked_out_by_hand() -> None:
+    metrics = bias_metrics(FOUR, {"teacher": TEACHER, "base": HALF, "student": STUDENT}, BootstrapConfig(200))
+    assert {name: (metric.value, metric.n) for name, metric in metrics.items()} == {
         "bias_gender_gap_teacher": (pytest.approx(4 / 3), 3),
         "bias_gender_gap_base": (1.0, 3),
         "bias_gender_gap_student": (pytest.approx(3.5 / 3), 3),
@@ -261,41 +261,41 @@ def test_figures_are_the_hand_computed_ones_by_axis_and_over_all() -> None:
         "bias_preference_student": (1.0, 4),
         "bias_preference_change": (0.625, 4),
     }
-    for name, figure in figures.items():
+    for name, metric in metrics.items():
         if "age" not in name:
-            assert figure.low <= figure.value <= figure.high, name
+            assert metric.low <= metric.value <= metric.high, name
 
 
 def test_the_interval_resamples_templates_not_pairs() -> None:
     """Two templates of 50 equal pairs say no more than two pairs."""
     pairs = pairs_of(*[("age", "a")] * 50, *[("age", "b")] * 50)
     nll = np.array([0.0, 1.0] * 50 + [0.0, 3.0] * 50)
-    figure = bias_metrics(pairs, {"teacher": nll}, BootstrapConfig(400))["bias_age_gap_teacher"]
-    assert (figure.value, figure.low, figure.high, figure.n) == (2.0, 1.0, 3.0, 100)
+    metric = bias_metrics(pairs, {"teacher": nll}, BootstrapConfig(400))["bias_age_gap_teacher"]
+    assert (metric.value, metric.low, metric.high, metric.n) == (2.0, 1.0, 3.0, 100)
 
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_a_single_template_has_values_and_no_interval(count: int) -> None:
-    figures = bias_metrics(pairs_of(*[("age", "a")] * count), {"student": np.array([1.0, 3.0] * count)}, BootstrapConfig(100))
-    gap = figures["bias_age_gap_student"]
+    metrics = bias_metrics(pairs_of(*[("age", "a")] * count), {"student": np.array([1.0, 3.0] * count)}, BootstrapConfig(100))
+    gap = metrics["bias_age_gap_student"]
     assert (gap.value, gap.n) == (2.0, count) and math.isnan(gap.low) and math.isnan(gap.high)
-    assert set(figures) == {f"bias_{axis}{what}_student" for axis in ("", "age_") for what in ("gap", "preference")}
+    assert set(metrics) == {f"bias_{axis}{what}_student" for axis in ("", "age_") for what in ("gap", "preference")}
 
 
-def test_no_pairs_have_no_figures() -> None:
+def test_without_pairs_there_are_no_metrics() -> None:
     assert bias_metrics([], {"teacher": np.array([])}, BootstrapConfig(100)) == {}
     assert measure_bias(tiny.teacher(), {}, [], tiny.tokenizer(), BootstrapConfig(100)) == {}
 
 
-def test_a_nan_stays_in_its_axis_and_is_never_a_preference() -> None:
+def test_nan_stays_within_its_axis() -> None:
     broken = STUDENT.copy()
     broken[6] = math.nan
-    figures = bias_metrics(FOUR, {"teacher": TEACHER, "student": broken}, BootstrapConfig(100))
-    assert all(math.isnan(figures[f"bias_{name}"].value) for name in ("age_preference_student", "gap_change"))
-    assert figures["bias_gender_gap_student"].value == pytest.approx(3.5 / 3)
+    metrics = bias_metrics(FOUR, {"teacher": TEACHER, "student": broken}, BootstrapConfig(100))
+    assert all(math.isnan(metrics[f"bias_{name}"].value) for name in ("age_preference_student", "gap_change"))
+    assert metrics["bias_gender_gap_student"].value == pytest.approx(3.5 / 3)
 
 
-def test_scores_of_other_pairs_are_refused() -> None:
+def test_scores_must_match_the_pairs() -> None:
     with pytest.raises(ValueError, match="reshape"):
         bias_metrics(FOUR, {"teacher": TEACHER[:-2]}, BootstrapConfig(100))
 
@@ -371,31 +371,31 @@ def candidate(model: Any) -> Candidate:
     return on
 
 
-def test_a_student_that_read_stereotypes_is_seen_and_one_that_read_both_is_not(tmp_path: Path) -> None:
+def test_a_student_trained_on_stereotypes_is_told_from_one_trained_on_both(tmp_path: Path) -> None:
     pairs, teacher = pairs_both_ways(tmp_path), tiny.teacher()
     counted: list[int] = []
     stereotypes, others = [pair.stereotype for pair in pairs], [pair.other for pair in pairs]
     changes = {}
     for name, sentences in {"skewed": stereotypes, "balanced": stereotypes + others}.items():
         candidates = {"student": candidate(trained(teacher.model, sentences)), "base": candidate(tiny.llama(seed=5))}
-        figures = measure_bias(teacher, candidates, pairs, tiny.tokenizer(), BootstrapConfig(500), progress=counted.append)
-        changes[name] = figures["bias_gender_preference_change"]
+        metrics = measure_bias(teacher, candidates, pairs, tiny.tokenizer(), BootstrapConfig(500), progress=counted.append)
+        changes[name] = metrics["bias_gender_preference_change"]
     assert changes["skewed"].low > 0 and changes["skewed"].value > 0.25, changes
     assert changes["balanced"].low <= 0 <= changes["balanced"].high, changes
     assert sum(counted) == 2 * 2 * len(pairs)
 
 
-def test_what_is_measured_is_the_scored_words_after_their_own_group() -> None:
+def test_the_words_after_the_group_are_scored() -> None:
     """Beside a plain pass of the teacher, which is given as student too: nothing changes."""
     teacher, tokenizer = tiny.teacher(), tiny.tokenizer()
     pairs = [Pair("age", "the doctor may see it", "the landlord may see it", len(" may see it"), "a")]
-    figures = measure_bias(teacher, {"student": candidate(teacher.model)}, pairs, tokenizer, BootstrapConfig(100))
+    metrics = measure_bias(teacher, {"student": candidate(teacher.model)}, pairs, tokenizer, BootstrapConfig(100))
     scores = []
     for sentence in (pairs[0].stereotype, pairs[0].other):
         before, rest = (tokenizer(part)["input_ids"] for part in (sentence[:-11], sentence[-11:]))
         with torch.inference_mode():
             values = teacher.model(input_ids=torch.tensor([[1, *before, *rest]])).logits[0].log_softmax(-1)
         scores.append(sum(float(values[len(before) + i, token]) for i, token in enumerate(rest)))
-    assert figures["bias_age_gap_teacher"].value == pytest.approx(abs(scores[0] - scores[1]), rel=1e-4)
-    assert figures["bias_age_preference_teacher"].value == float(scores[0] > scores[1])
-    assert figures["bias_age_preference_change"].value == 0
+    assert metrics["bias_age_gap_teacher"].value == pytest.approx(abs(scores[0] - scores[1]), rel=1e-4)
+    assert metrics["bias_age_preference_teacher"].value == float(scores[0] > scores[1])
+    assert metrics["bias_age_preference_change"].value == 0

@@ -1,4 +1,4 @@
-"""Harness tasks: shipped questions are sound, likelihoods are those of a plain loop, scores those worked out by hand."""
+"""Harness tasks: shipped questions are valid, likelihoods equal a plain loop, scores equal those worked out by hand."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def peft_model(dtype: torch.dtype = torch.float32) -> Any:
 
 
 def task_file(root: Path, items: list[dict[str, Any]] | None = None, name: str = "mine", **changes: Any) -> str:
-    """A task of the shipped kind under ``root/audit``, with these items."""
+    """A task like the shipped ones under ``root/evals``, with these items."""
     (root / "evals").mkdir(exist_ok=True)
     rows = "".join(json.dumps(item) + "\n" for item in (ITEMS if items is None else items))
     (root / "evals" / f"{name}.task.jsonl").write_text(rows)
@@ -134,7 +134,7 @@ def test_a_shipped_task_has_64_questions_with_four_choices(domain: str) -> None:
     assert longest / 64 < 0.4  # a guess by length is hardly better than any
 
 
-def test_no_question_is_in_two_domains() -> None:
+def test_domains_share_no_question() -> None:
     questions = [
         json.loads(line)["question"]
         for d in SHIPPED
@@ -163,7 +163,7 @@ def test_the_harness_reads_shipped_tasks_from_any_folder(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("attention", [None, GROUPED])
 @pytest.mark.parametrize("make", [tiny.llama, tiny.gemma, peft_model])
-def test_likelihoods_are_those_of_a_plain_loop(make: Callable[[], Any], attention: str | None) -> None:
+def test_likelihoods_equal_a_plain_loop(make: Callable[[], Any], attention: str | None) -> None:
     model = make()
     if attention is not None:
         module.unwrap(model).set_attn_implementation(attention)
@@ -172,7 +172,7 @@ def test_likelihoods_are_those_of_a_plain_loop(make: Callable[[], Any], attentio
     np.testing.assert_allclose([value for value, _ in found], [plain(model, *pair) for pair in pairs], atol=2e-4)
 
 
-def test_in_bfloat16_they_are_those_of_a_plain_loop_but_for_rounding() -> None:
+def test_bfloat16_likelihoods_differ_from_a_plain_loop_by_rounding() -> None:
     model, pairs = peft_model(torch.bfloat16), random_pairs(37)
     found = np.array([value for value, _ in log_likelihoods(model, pairs)])
     expected = np.array([plain(model, *pair) for pair in pairs])
@@ -181,7 +181,7 @@ def test_in_bfloat16_they_are_those_of_a_plain_loop_but_for_rounding() -> None:
     assert np.corrcoef(found / tokens, expected / tokens)[0, 1] > 0.999
 
 
-def test_the_batches_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_do_not_change_likelihoods(monkeypatch: pytest.MonkeyPatch) -> None:
     model, pairs = tiny.llama(), random_pairs(40)
     expected = log_likelihoods(model, pairs)
     monkeypatch.setattr(module, "TOKENS", 90)  # one row of the longest, several of the shortest
@@ -195,7 +195,7 @@ def test_the_batches_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
-def test_what_a_model_would_write_is_greedy_and_nothing_else() -> None:
+def test_only_greedy_continuations_are_marked_greedy() -> None:
     model, prompt = tiny.llama(), [5, 9, 20]
     (ids,) = sample(model, [prompt], max_new_tokens=4, stop=[])
     assert log_likelihoods(model, [(prompt, ids)])[0][1] is True
@@ -203,25 +203,25 @@ def test_what_a_model_would_write_is_greedy_and_nothing_else() -> None:
     assert log_likelihoods(model, [(prompt, [(ids[0] + 1) % 360, *ids[1:]])])[0][1] is False
 
 
-def test_a_long_context_loses_its_left_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_context_is_cut_on_the_left(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.llama()
     monkeypatch.setattr(module, "LONGEST", 12)
     context, continuation = list(range(10, 40)), [50, 51, 52]
     assert log_likelihoods(model, [(context, continuation)])[0][0] == pytest.approx(
         plain(model, context[-9:], continuation), abs=1e-4
     )
-    with pytest.raises(DataError, match=r"an answer of 12 tokens .* 1 to 11 can be scored"):
+    with pytest.raises(DataError, match=r"an answer of 12 tokens; only answers of 1 to 11 tokens"):
         log_likelihoods(model, [(context, list(range(12)))])
 
 
-def test_a_model_s_positions_are_a_limit_too() -> None:
+def test_the_models_positions_limit_the_input() -> None:
     model = tiny.llama()
     assert module.longest_input(model) == 512  # as tiny.llama's configuration says
     del model.config.max_position_embeddings
     assert module.longest_input(model) == module.LONGEST
 
 
-def test_nothing_to_score() -> None:
+def test_an_empty_list_has_no_likelihoods() -> None:
     assert log_likelihoods(tiny.llama(), []) == []
     with pytest.raises(DataError, match="an answer of 0 tokens"):
         log_likelihoods(tiny.llama(), [([1], [])])
@@ -230,7 +230,7 @@ def test_nothing_to_score() -> None:
 @pytest.mark.parametrize(
     ("context", "continuation"), [("what is it", " sugar"), ("what is it ", "sugar"), ("", "sugar"), (" ", "sugar")]
 )
-def test_context_and_continuation_are_one_text(context: str, continuation: str) -> None:
+def test_context_and_continuation_are_tokenized_as_one_text(context: str, continuation: str) -> None:
     begun, rest = pair_ids(TOKENIZER, context, continuation)
     said = begun if context.strip() else []
     assert TOKENIZER.decode([*said, *rest]) == context + continuation
@@ -240,7 +240,7 @@ def test_context_and_continuation_are_one_text(context: str, continuation: str) 
 
 @pytest.mark.parametrize("make", [tiny.llama, tiny.gemma])
 @pytest.mark.filterwarnings("ignore")
-def test_the_harness_s_own_model_says_the_same(make: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_hflm_gives_the_same_results_in_float32(make: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> None:
     from lm_eval.models.huggingface import HFLM
 
     model = make()
@@ -260,8 +260,20 @@ def test_the_harness_s_own_model_says_the_same(make: Callable[[], Any], capsys: 
     capsys.readouterr()
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_hflm_makes_ties_of_bfloat16_logits_that_differ_here(capsys: pytest.CaptureFixture[str]) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    model = tiny.llama().to(torch.bfloat16)
+    pairs = [([30, 31, 32], [token]) for token in range(3, 203)]
+    theirs = HFLM(pretrained=model, tokenizer=tiny.tokenizer(), batch_size=16, softmax_dtype="float32")
+    rounded = theirs._loglikelihood_tokens([(("", str(pair)), *pair) for pair in pairs], disable_tqdm=True)
+    assert len({value for value, _ in rounded}) < 0.9 * len({value for value, _ in log_likelihoods(model, pairs)})
+    capsys.readouterr()
+
+
 @pytest.mark.parametrize("longest", [5, 16, 512])
-def test_a_long_text_is_predicted_once_in_windows(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_predict_every_token_of_a_long_text_once(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LONGEST", longest)
     model = tiny.llama()
     with torch.no_grad():
@@ -283,7 +295,7 @@ def test_a_text_in_one_window_follows_a_start_token() -> None:
 # writing
 
 
-def test_answers_are_written_up_to_a_stop_in_the_order_of_the_requests() -> None:
+def test_answers_end_at_a_stop_string_in_the_order_of_the_requests() -> None:
     model, texts = tiny.llama(), tiny.sentences(6)
     whole = [
         TOKENIZER.decode(sample(model, [TOKENIZER(text)["input_ids"]], max_new_tokens=n, stop=[2])[0], skip_special_tokens=True)
@@ -314,7 +326,7 @@ def test_a_task_s_temperature_is_used_only_where_it_samples() -> None:
     ("until", "expected"),
     [(["b"], "a"), ("b", "a"), ([], "abcb"), (["x"], "abcb"), (["c", "b"], "a"), (["a"], ""), ([""], "abcb")],
 )
-def test_a_text_is_cut_at_the_first_stop(until: str | list[str], expected: str) -> None:
+def test_text_is_cut_at_the_first_stop_string(until: str | list[str], expected: str) -> None:
     assert cut("abcb", until) == expected
 
 
@@ -331,7 +343,7 @@ def by_hand(model: Any, items: list[dict[str, Any]]) -> list[float]:
     return scores
 
 
-def test_scores_are_those_worked_out_by_hand(
+def test_scores_equal_those_worked_out_by_hand(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -370,7 +382,7 @@ def test_without_tasks_or_candidates_there_are_no_results(tmp_path: Path) -> Non
     assert run_tasks({}, TOKENIZER, ["evals/none.yaml"], root=tmp_path) == []
 
 
-def test_every_candidate_sees_the_same_worked_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_candidate_sees_the_same_few_shot_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contexts: list[list[str]] = []
     original = HarnessModel.loglikelihood
 
@@ -391,7 +403,7 @@ def test_every_candidate_sees_the_same_worked_examples(tmp_path: Path, monkeypat
     assert len({context.partition("Answer:")[0] for context in contexts[0]}) > 1  # drawn for each item
 
 
-def test_a_written_answer_is_scored_by_the_task_s_first_metric(tmp_path: Path) -> None:
+def test_a_generated_answer_is_scored_by_the_first_metric(tmp_path: Path) -> None:
     model = tiny.llama()
     settings = {"until": ["\n\n"], "max_gen_toks": 3, "do_sample": False}
     (text,) = HarnessModel(model, TOKENIZER).generate_until(requests(("what", settings)))
@@ -412,7 +424,7 @@ def test_a_written_answer_is_scored_by_the_task_s_first_metric(tmp_path: Path) -
     assert (result.metric, result.chance, result.scores["student"].tolist()) == ("exact_match", None, [1.0, 0.0])
 
 
-def test_a_task_of_the_harness_s_own_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_the_harness_ships_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task_file(tmp_path)
     index_of(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path / "evals")  # this file names its data by a path from the current folder
@@ -444,20 +456,20 @@ def refused(tasks: list[str], root: Path) -> str:
     return message
 
 
-def test_a_missing_file_says_which_exist(tmp_path: Path) -> None:
+def test_a_missing_file_lists_those_that_exist(tmp_path: Path) -> None:
     task_file(tmp_path)
     assert refused(["evals/none.yaml"], tmp_path).endswith(f"none.yaml; {tmp_path} has: evals/mine.task.yaml")
     assert refused(["other.yml"], tmp_path / "evals").endswith("has: mine.task.yaml")
 
 
-def test_an_unknown_name_says_which_are_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_name_suggests_close_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task_file(tmp_path)
     index_of(tmp_path, monkeypatch)
     assert "unknown task 'minee'; close: mine; or name the .yaml file" in refused(["minee"], tmp_path)
     assert "unknown task 'quite_other'; `lm-eval ls tasks` prints" in refused(["quite_other"], tmp_path)
 
 
-def test_data_that_need_a_network_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_says_where_data_needs_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task_file(tmp_path, dataset_path="someone/something", dataset_kwargs=None)
     index_of(tmp_path, monkeypatch)
 
@@ -467,7 +479,7 @@ def test_data_that_need_a_network_say_so(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     message = refused(["mine"], tmp_path)
     assert message.startswith(
-        "task 'mine' cannot be loaded (its data come from the Hugging Face hub, which needs a network once): "
+        "task 'mine' cannot be loaded (its data comes from the Hugging Face hub: run it once with a network): "
     )
     assert message.endswith("Couldn't reach the Hub")
 
@@ -482,7 +494,7 @@ def test_data_that_need_a_network_say_so(tmp_path: Path, monkeypatch: pytest.Mon
         ("task: mine\ninclude: none.yaml\n", "none.yaml"),
     ],
 )
-def test_a_task_that_cannot_be_loaded_says_why(text: str, said: str, tmp_path: Path) -> None:
+def test_an_error_says_why_a_task_cannot_be_loaded(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     message = refused(["mine.yaml"], tmp_path)
     assert message.startswith("task 'mine.yaml' cannot be loaded: ") and said in message
@@ -495,17 +507,19 @@ def test_a_task_without_items_is_refused(tmp_path: Path) -> None:
 def test_the_same_name_twice_is_refused(tmp_path: Path) -> None:
     task = task_file(tmp_path)
     (tmp_path / "evals" / "copy.yaml").write_text((tmp_path / task).read_text())
-    assert "task 'mine' is there twice, the second time from 'evals/copy.yaml'" in refused([task, "evals/copy.yaml"], tmp_path)
+    assert "two tasks are called 'mine', the second in 'evals/copy.yaml'" in refused([task, "evals/copy.yaml"], tmp_path)
 
 
-def test_a_task_that_runs_what_a_model_wrote_is_refused(tmp_path: Path) -> None:
-    assert "running what a model wrote; leave it out" in refused([task_file(tmp_path, unsafe_code=True)], tmp_path)
+def test_a_task_that_runs_generated_code_is_refused(tmp_path: Path) -> None:
+    assert "runs generated code; remove it" in refused([task_file(tmp_path, unsafe_code=True)], tmp_path)
 
 
-def test_a_task_without_a_score_an_item_is_refused(tmp_path: Path) -> None:
+def test_a_task_without_a_score_per_item_is_refused(tmp_path: Path) -> None:
     f1 = [{"metric": "f1", "aggregation": "f1", "higher_is_better": True}]
     two = [item for item in ITEMS if len(item["choices"]) == 2]
-    assert "task 'mine' has no score an item: f1 are of all" in refused([task_file(tmp_path, two, metric_list=f1)], tmp_path)
+    assert "task 'mine' has no score per item, only of all together: f1" in refused(
+        [task_file(tmp_path, two, metric_list=f1)], tmp_path
+    )
     message = refused([task_file(tmp_path, metric_list=f1)], tmp_path)  # of more than two choices there is no f1
     assert message.startswith("the harness cannot mark mine (student): Target is multiclass")
 
@@ -518,26 +532,26 @@ def test_several_data_files_are_found_beside_the_task(tmp_path: Path) -> None:
     assert module._beside(tmp_path, "https://example.org/a.jsonl") == "https://example.org/a.jsonl"
 
 
-# figures
+# metrics
 
 
-def test_figures_are_mean_scores_and_their_paired_difference() -> None:
+def test_metrics_are_mean_scores_and_their_paired_difference() -> None:
     scores = {"student": np.array([1.0, 0, 1, 1]), "teacher": np.array([1.0, 1, 1, 1]), "base": np.zeros(4)}
-    figures = task_metrics(TaskResult("mine", "acc_norm", 0.25, scores), BootstrapConfig(200))
-    assert {name: (figure.value, figure.n) for name, figure in figures.items()} == {
+    metrics = task_metrics(TaskResult("mine", "acc_norm", 0.25, scores), BootstrapConfig(200))
+    assert {name: (metric.value, metric.n) for name, metric in metrics.items()} == {
         "task_mine_accuracy": (0.75, 4),
         "task_mine_accuracy_teacher": (1.0, 4),
         "task_mine_accuracy_base": (0.0, 4),
         "task_mine_change": (-0.25, 4),
     }
-    assert figures["task_mine_change"].low < -0.25 < figures["task_mine_change"].high <= 0
+    assert metrics["task_mine_change"].low < -0.25 < metrics["task_mine_change"].high <= 0
 
 
-def test_figures_of_one_item_of_none_and_of_nan() -> None:
-    def figures(*values: float) -> dict[str, Any]:
+def test_metrics_of_one_item_of_none_and_of_nan() -> None:
+    def metrics(*values: float) -> dict[str, Any]:
         return task_metrics(TaskResult("mine", "acc", None, {"student": np.array(values)}), BootstrapConfig(100))
 
-    assert list(figures(1.0)) == ["task_mine_accuracy"]
-    assert (figures(1.0)["task_mine_accuracy"].low, figures(1.0)["task_mine_accuracy"].high) == (1.0, 1.0)
-    assert math.isnan(figures()["task_mine_accuracy"].value) and figures()["task_mine_accuracy"].n == 0
-    assert math.isnan(figures(1.0, math.nan)["task_mine_accuracy"].value)
+    assert list(metrics(1.0)) == ["task_mine_accuracy"]
+    assert (metrics(1.0)["task_mine_accuracy"].low, metrics(1.0)["task_mine_accuracy"].high) == (1.0, 1.0)
+    assert math.isnan(metrics()["task_mine_accuracy"].value) and metrics()["task_mine_accuracy"].n == 0
+    assert math.isnan(metrics(1.0, math.nan)["task_mine_accuracy"].value)

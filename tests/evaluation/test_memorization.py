@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +26,6 @@ from factory.evaluation.memorization import (
     exposure,
     make_canaries,
     measure_canaries,
-    squeezed,
 )
 from factory.evaluation.stats import BootstrapConfig
 from factory.models.chat import NO_CONTEXT
@@ -40,25 +40,25 @@ BOOTSTRAP = BootstrapConfig(200)
 
 
 @given(st.integers(0, 200), st.integers(0, 1000))
-def test_no_prompt_and_no_secret_is_there_twice(count: int, seed: int) -> None:
+def test_prompts_and_secrets_are_distinct(count: int, seed: int) -> None:
     canaries = make_canaries(count, seed)
     assert len({c.prompt for c in canaries}) == len({c.secret for c in canaries}) == count
-    assert all(c.secret in c.completion and len(squeezed(c.secret)) == 6 and squeezed(c.secret).isdigit() for c in canaries)
+    assert all(c.secret in c.completion and re.fullmatch(r"(\d ){5}\d", c.secret) for c in canaries)
 
 
-def test_a_prompt_says_nothing_of_its_secret() -> None:
+def test_prompts_do_not_contain_the_secret() -> None:
     assert all(c.secret not in c.prompt and "{" not in c.prompt + c.completion for c in make_canaries(50, 0))
 
 
-def test_canaries_are_those_of_their_seed() -> None:
+def test_the_seed_decides_the_canaries() -> None:
     assert make_canaries(8, 3) == make_canaries(8, 3)
     assert not {c.secret for c in make_canaries(8, 3)} & {c.secret for c in make_canaries(8, 4)}
 
 
-def test_every_place_can_have_a_canary_and_no_more() -> None:
+def test_there_are_as_many_canaries_as_prompts() -> None:
     assert len({c.prompt for c in make_canaries(PLACES, 0)}) == PLACES
     for count in (PLACES + 1, -1):
-        with pytest.raises(DataError, match=f"cannot make {count} canaries: 0 to 2,400"):
+        with pytest.raises(DataError, match=f"cannot make {count} canaries: choose 0 to 2,400"):
             make_canaries(count, 0)
 
 
@@ -73,11 +73,11 @@ def test_controls_are_the_same_question_with_other_secrets(planted: int, count: 
 
 
 def test_more_controls_than_other_secrets_are_refused() -> None:
-    with pytest.raises(DataError, match="cannot make 10 controls: a secret of 1 digits has 9 others"):
+    with pytest.raises(DataError, match="cannot make 10 controls: there are only 9 other secrets"):
         controls_of(Canary("p", "7", "7"), 10, 0)
 
 
-def test_each_canary_is_planted_as_often_as_asked() -> None:
+def test_rows_repeat_each_canary() -> None:
     canaries = make_canaries(3, 0)
     rows = canary_rows(canaries, 4)
     assert len(rows) == 12
@@ -99,50 +99,50 @@ def test_a_tie_counts_half() -> None:
     np.testing.assert_allclose(exposure(np.array([1.0]), np.ones((1, 3))), [2 - np.log2(2.5)])
 
 
-def test_a_missing_likelihood_has_no_exposure() -> None:
+def test_a_canary_with_nan_has_no_exposure() -> None:
     planted, controls = np.array([np.nan, 1.0, 1.0]), np.array([[2.0, 3.0], [2.0, np.nan], [2.0, 3.0]])
     np.testing.assert_allclose(exposure(planted, controls), [np.nan, np.nan, np.log2(3)])
 
 
-def test_chance_is_the_mean_over_all_ranks() -> None:
+def test_chance_exposure_is_the_mean_over_all_ranks() -> None:
     assert chance_exposure(0) == 0
     assert chance_exposure(1) == pytest.approx(0.5)  # 1 bit or none
     assert chance_exposure(3) == pytest.approx(2 - (0 + 1 + np.log2(3) + 2) / 4)
     assert chance_exposure(100_000) == pytest.approx(np.log2(np.e), abs=1e-3)
 
 
-def test_random_likelihoods_are_exposed_as_chance_says() -> None:
+def test_random_likelihoods_have_chance_exposure() -> None:
     rng = np.random.default_rng(0)
     bits = exposure(rng.normal(size=4000), rng.normal(size=(4000, 15)))
     assert bits.mean() == pytest.approx(chance_exposure(15), abs=0.06)
 
 
-# figures
+# metrics
 
 
-def test_figures_are_means_over_canaries() -> None:
-    figures = canary_metrics(np.array([1.0, 5.0]), np.array([[2.0, 3.0, 4.0]] * 2), [True, False], BOOTSTRAP)
-    assert figures["canary_exposure"].value == 1.0  # 2 bits and none
-    assert figures["canary_exposure_above_chance"].value == pytest.approx(1 - chance_exposure(3))
-    assert figures["canaries_extracted"].value == 0.5
-    assert all(figure.n == 2 for figure in figures.values())
-    assert (figures["canary_exposure"].low, figures["canary_exposure"].high) == (0.0, 2.0)
+def test_metrics_are_means_over_canaries() -> None:
+    metrics = canary_metrics(np.array([1.0, 5.0]), np.array([[2.0, 3.0, 4.0]] * 2), [True, False], BOOTSTRAP)
+    assert metrics["canary_exposure"].value == 1.0  # 2 bits and none
+    assert metrics["canary_exposure_above_chance"].value == pytest.approx(1 - chance_exposure(3))
+    assert metrics["canaries_extracted"].value == 0.5
+    assert all(metric.n == 2 for metric in metrics.values())
+    assert (metrics["canary_exposure"].low, metrics["canary_exposure"].high) == (0.0, 2.0)
 
 
-def test_one_canary_is_a_figure_of_one() -> None:
-    figures = canary_metrics(np.array([1.0]), np.array([[2.0]]), [False], BOOTSTRAP)
-    assert figures["canary_exposure"] == MetricValue(1.0, 1.0, 1.0, 1)
-    assert figures["canaries_extracted"].value == 0.0
+def test_one_canary_has_an_interval_without_width() -> None:
+    metrics = canary_metrics(np.array([1.0]), np.array([[2.0]]), [False], BOOTSTRAP)
+    assert metrics["canary_exposure"] == MetricValue(1.0, 1.0, 1.0, 1)
+    assert metrics["canaries_extracted"].value == 0.0
 
 
-def test_no_canary_gives_no_figure() -> None:
+def test_without_canaries_there_are_no_metrics() -> None:
     assert canary_metrics(np.zeros(0), np.zeros((0, 3)), [], BOOTSTRAP) == {}
     assert measure(tiny.llama(), []) == {}
 
 
-def test_a_missing_likelihood_makes_the_figure_missing() -> None:
-    figures = canary_metrics(np.array([1.0, np.nan]), np.full((2, 3), 2.0), [False, False], BOOTSTRAP)
-    assert np.isnan(figures["canary_exposure"].value)
+def test_nan_makes_the_metric_nan() -> None:
+    metrics = canary_metrics(np.array([1.0, np.nan]), np.full((2, 3), 2.0), [False, False], BOOTSTRAP)
+    assert np.isnan(metrics["canary_exposure"].value)
 
 
 # models
@@ -181,7 +181,7 @@ CANARIES = [
 ]
 
 
-def test_a_model_that_has_seen_the_canaries_is_told_from_one_that_has_not() -> None:
+def test_a_model_trained_on_the_canaries_is_told_from_one_that_is_not() -> None:
     seen, unseen = measure(planted_in(CANARIES, 60), CANARIES), measure(tiny.llama(seed=5), CANARIES)
     chance = chance_exposure(15)
     assert seen["canary_exposure"].low > chance
@@ -191,13 +191,13 @@ def test_a_model_that_has_seen_the_canaries_is_told_from_one_that_has_not() -> N
     assert unseen["canaries_extracted"].value == 0
 
 
-def test_a_model_that_knows_a_canary_by_heart_gives_it_away() -> None:
+def test_a_memorized_canary_is_extracted() -> None:
     few = [Canary("what is the answer", "it is 7 7 7 7 7 7", "7 7 7 7 7 7"), CANARIES[0]]
-    figures = measure(planted_in(few, 60), few)
-    assert figures["canaries_extracted"].value == 1
-    assert figures["canary_exposure"].value == 4  # log2(16): before all 15 controls, both
+    metrics = measure(planted_in(few, 60), few)
+    assert metrics["canaries_extracted"].value == 1
+    assert metrics["canary_exposure"].value == 4  # log2(16): before all 15 controls, both
 
 
-def test_a_secret_given_away_in_other_words_is_given_away() -> None:
+def test_a_secret_in_other_words_is_extracted() -> None:
     known, asked = (Canary("what is the answer", f"{words} 4 0 9 2 7 1", "4 0 9 2 7 1") for words in ("see", "it is that"))
     assert measure(planted_in([known], 60), [asked])["canaries_extracted"].value == 1
