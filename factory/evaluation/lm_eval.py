@@ -183,9 +183,7 @@ def _result(name: str, task: Any, logged: Mapping[str, list[dict[str, Any]]]) ->
     items = next(iter(rows.values()))
     metric = next((m for m in ("acc_norm", "acc", *items[0]["metrics"]) if _is_number(items[0].get(m))), None)
     if metric is None:
-        raise DataError(
-            f"task {name!r} has no score per item: {', '.join(items[0]['metrics'])} are computed over all items together"
-        )
+        raise DataError(f"task {name!r} has no score per item, only over all of them: {', '.join(items[0]['metrics'])}")
     chance = None
     if task.OUTPUT_TYPE == "multiple_choice":
         chance = float(np.mean([1 / len(task.doc_to_choice(item["doc"])) for item in items]))

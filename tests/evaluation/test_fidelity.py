@@ -14,7 +14,17 @@ from support import tiny
 from torch import nn
 
 from factory.config.schema import DistillConfig
-from factory.evaluation.fidelity import Candidate, Fidelity, HeldOut, base_only, fixed_model, measure, measure_fidelity, per_example, with_adapter
+from factory.evaluation.fidelity import (
+    Candidate,
+    Fidelity,
+    HeldOut,
+    base_only,
+    fixed_model,
+    measure,
+    measure_fidelity,
+    per_example,
+    with_adapter,
+)
 from factory.evaluation.stats import BootstrapConfig
 from factory.models.base import attach_adapter
 from factory.models.chat import NO_CONTEXT

@@ -260,18 +260,6 @@ def test_hflm_gives_the_same_results_in_float32(make: Callable[[], Any], capsys:
     capsys.readouterr()
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_hflm_makes_ties_of_bfloat16_logits_that_differ_here(capsys: pytest.CaptureFixture[str]) -> None:
-    from lm_eval.models.huggingface import HFLM
-
-    model = tiny.llama().to(torch.bfloat16)
-    pairs = [([30, 31, 32], [token]) for token in range(3, 203)]
-    theirs = HFLM(pretrained=model, tokenizer=tiny.tokenizer(), batch_size=16, softmax_dtype="float32")
-    rounded = theirs._loglikelihood_tokens([(("", str(pair)), *pair) for pair in pairs], disable_tqdm=True)
-    assert len({value for value, _ in rounded}) < 0.9 * len({value for value, _ in log_likelihoods(model, pairs)})
-    capsys.readouterr()
-
-
 @pytest.mark.parametrize("longest", [5, 16, 512])
 def test_windows_predict_every_token_of_a_long_text_once(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LONGEST", longest)
@@ -517,7 +505,7 @@ def test_a_task_that_runs_generated_code_is_refused(tmp_path: Path) -> None:
 def test_a_task_without_a_score_per_item_is_refused(tmp_path: Path) -> None:
     f1 = [{"metric": "f1", "aggregation": "f1", "higher_is_better": True}]
     two = [item for item in ITEMS if len(item["choices"]) == 2]
-    assert "task 'mine' has no score per item, only of all together: f1" in refused(
+    assert "task 'mine' has no score per item, only over all of them: f1" in refused(
         [task_file(tmp_path, two, metric_list=f1)], tmp_path
     )
     message = refused([task_file(tmp_path, metric_list=f1)], tmp_path)  # of more than two choices there is no f1
