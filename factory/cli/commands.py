@@ -455,10 +455,10 @@ def export(
     version = _exportable(ref, here)
     load_libraries(shown=not json)
     from factory.export.export import export_version
-    from factory.export.metadata import described
+    from factory.export.metadata import format_report
 
     found = export_version(version, here, format, to, quantization=quantization, part=part, device=device)
-    print_json(vars(found)) if json else typer.echo(f"wrote {to}: {described(found)}")
+    print_json(vars(found)) if json else typer.echo(f"wrote {to}: {format_report(found)}")
 
 
 # ------------------------------------------------------------------------------------------------------------- machine

@@ -1,1 +1,1 @@
-"""A registered student as files that others run, each with a report of how near it is to the registered one."""
+"""Export a published version to formats that other programs load, each with a parity report."""

@@ -1,19 +1,15 @@
-"""A version in a format that applications load, and a report of how near it is to what is registered.
+"""Exports a published version to a format that other programs load, and checks that it still predicts the same.
 
     report = export_version(version, registry, "gguf", Path("out"), quantization="q8_0")
-    report.kl, report.bound    # nats per token
+    report.kl, report.bound    # nats/token
 
-What is not within its format's bound is not written: a folder appears whole and proven, by one rename.
+An export that fails its parity check is not written; the target folder appears complete, by one rename.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,37 +19,36 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from factory.cache import folder_bytes, storage_errors
+from factory.cache import atomic_folder, folder_bytes, storage_errors
 from factory.errors import ExportError
 from factory.export.formats import (
-    Registered,
-    conversation,
-    load_registered,
+    conversation_text,
     merge_adapter,
     write_merged,
     write_peft,
     write_sentence_transformer,
 )
-from factory.export.metadata import ParityReport, distance, notice, what, write_metadata
+from factory.export.metadata import ParityReport, notice_text, parity_failure, write_metadata
 from factory.export.ollama import modelfile
 from factory.export.parity import (
     SPEED_TOKENS,
-    Comparison,
-    Passage,
-    compare,
+    ParityMetrics,
+    ParityText,
     compare_embeddings,
-    embeddings,
+    compare_log_probs,
+    embed,
+    generation,
     model_log_probs,
-    passages,
+    parity_texts,
+    server_generation,
     server_log_probs,
-    server_writing,
     tokens_per_second,
-    writing,
 )
+from factory.inference import LoadedVersion, load_version
 from factory.models.device import pick_device
 from factory.registry.provenance import library_versions
 from factory.registry.registry import Registry
-from factory.registry.versions import Version, section
+from factory.registry.versions import Version
 
 Format = Literal["peft", "merged", "gguf", "ollama", "sentence-transformers"]
 Quantization = Literal["f16", "q8_0", "q4"]
@@ -62,15 +57,15 @@ Part = Literal["merged", "base", "adapter"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 LLAMA_CPP = ("gguf", "ollama")
 
-# What an export may be away from the registered student: nats per token, of sentence-transformers a cosine distance. Behind
-# each what a healthcare student of 14,000 tokens measured (657 answer tokens), of which another one may have several times.
+# Upper bounds on KL in nats/token; on the cosine distance for sentence-transformers. Each comment gives the value measured
+# for a healthcare student with 14,000 tokens (657 answer tokens); another student may have several times that.
 BOUNDS = {
-    "peft": 1e-5,  # 6e-12: the same weights; another attention adds up in another order
-    "merged": 1e-3,  # 1e-4: base and adapter rounded together, to the 8 binary digits of bfloat16
-    "f16": 1e-4,  # 4e-6: 11 digits, and llama.cpp's own arithmetic
-    "q8_0": 1e-2,  # 3e-3: 8 bits a weight and a scale for 32 of them
-    "q4": 0.15,  # 0.08: 4 and 5 bits a weight, which a small model feels
-    "sentence-transformers": 3e-4,  # 3e-5: bfloat16 in weights and arithmetic, as it is loaded by default
+    "peft": 1e-5,  # 6e-12: the same weights; another attention implementation sums in another order
+    "merged": 1e-3,  # 1e-4: base and adapter rounded together, to the 8 significant bits of bfloat16
+    "f16": 1e-4,  # 4e-6: 11 significant bits, and llama.cpp's arithmetic
+    "q8_0": 1e-2,  # 3e-3: 8 bits per weight and a scale per 32 weights
+    "q4": 0.15,  # 0.08: 4 and 5 bits per weight, which a small model notices
+    "sentence-transformers": 3e-4,  # 3e-5: bfloat16 weights and arithmetic, its default
 }
 
 
@@ -84,147 +79,147 @@ def export_version(
     part: Part = "merged",
     device: str = "auto",
 ) -> ParityReport:
-    """``export_version(version, registry, "merged", Path("out"))``: writes the folder, proves it, and says how near it is.
+    """``export_version(version, registry, "merged", Path("out"))``: writes the folder and returns its parity report.
 
-    quantization: of gguf and ollama. part: of gguf; "base" or "adapter" alone.
+    quantization: gguf and ollama only. part: gguf only; "base" or "adapter" writes that part alone.
 
-    Raises: ExportError for a format that does not fit the version, a folder that is not empty, a damaged version, and an
-        export whose parity is outside its bound; ServeError where llama.cpp is missing. Nothing is left behind.
+    Raises: ExportError if the format does not fit the version, the target is not empty, the version is damaged, or the
+        parity check fails; ServeError if llama.cpp is missing. Nothing is left behind.
     """
     _check(version, registry, format, part)
+    _check_target(target)
     if part == "base" and version.base:
         version = registry.resolve(version.base)
-    with storage_errors(f"cannot write {target}"), _staged(target) as folder:
-        chosen = pick_device(device)
-        student = load_registered(version, registry, chosen, torch.float32)
-        texts = passages(version, student.tokenizer, student.model.config.get_text_config().max_position_embeddings)
+    with storage_errors(f"cannot write {target}"), atomic_folder(target) as folder:
+        torch_device = pick_device(device)
+        loaded = load_version(version, registry, torch_device, torch.float32)
+        texts = parity_texts(version, loaded.base.tokenizer, loaded.model.config.get_text_config().max_position_embeddings)
         if format == "sentence-transformers":
-            found, speed = _embedding(student, folder, texts)
+            metrics, speed = _export_embeddings(loaded, folder, texts)
         elif format in LLAMA_CPP:
-            found, speed = _quantized(student, folder, texts, quantization, part)
+            metrics, speed = _export_gguf(loaded, folder, texts, quantization, part)
         else:
-            found, speed = _folder(student, folder, texts, format)
-        own = _own_speed(load_registered(version, registry, chosen, torch.bfloat16), texts, format)
-        report = _report(version, format, part, quantization, found, folder_bytes(folder), (speed, own))
+            metrics, speed = _export_folder(loaded, folder, texts, format)
+        published = load_version(version, registry, torch_device)  # a fresh one: merging has changed the other
+        speeds = {"exported": speed, "registered": tokens_per_second(_published_run(published, texts, format))}
+        report = _report(version, format, part, quantization, metrics, folder_bytes(folder), speeds)
         if not report.within:
-            raise ExportError(f"not kept, because it is not what is registered: {what(report)}: {distance(report)}")
+            raise ExportError(parity_failure(report))
         if format == "ollama":
-            _write_modelfile(student, folder)
+            _write_modelfile(published, folder)
         write_metadata(version, report, folder)
+        _check_target(target)  # again: it would be replaced
     return report
 
 
-# ------------------------------------------------------------------------------------------------------------- before
+# -------------------------------------------------------------------------------------------------------------- checks
 
 
 def _check(version: Version, registry: Registry, format: str, part: str) -> None:
-    """What is known to fail is said before anything is loaded."""
+    """Everything that can be refused before a model is loaded."""
     if format not in FORMATS:
-        raise ExportError(f"unknown format {format!r}; there are: {', '.join(FORMATS)}")
+        raise ExportError(f"unknown format {format!r}; available: {', '.join(FORMATS)}")
     if part != "merged" and format != "gguf":
-        raise ExportError(f"--part {part} is of gguf alone, not of {format}; peft writes base and adapter beside each other")
+        raise ExportError(f"--part {part} needs --format gguf, not {format}; peft writes base and adapter side by side")
     if version.kind == "base" and (format == "peft" or part == "adapter"):
-        raise ExportError(f"{version.reference} is a base and has no adapter: export it as merged, gguf, ollama or embeddings")
+        raise ExportError(
+            f"{version.reference} is a base and has no adapter; use merged, gguf, ollama or sentence-transformers"
+        )
     problems = registry.verify(version)
     if not problems and version.base:
         problems = registry.verify(registry.resolve(version.base))
     if problems:
-        raise ExportError(f"{version.reference} is damaged and is not exported: {problems[0]}")
+        raise ExportError(f"{version.reference} is damaged and cannot be exported: {problems[0]}")
 
 
-@contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """An empty folder beside the target, which becomes the target unless something fails."""
+def _check_target(target: Path) -> None:
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise ExportError(f"{target} exists and is not an empty folder: name another one with --to, or empty it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)  # mkdtemp's is 0o700
-        os.rename(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        raise ExportError(f"{target} exists and is not an empty folder; choose another with --to, or empty it")
 
 
-# ------------------------------------------------------------------------------------------------------ made and proven
+# ----------------------------------------------------------------------------------------------------- write and compare
 
 
-def _folder(student: Registered, folder: Path, texts: list[Passage], format: str) -> tuple[Comparison, float]:
-    """peft's or transformers' own folder: proven in float32, where only weights count; as fast as it is loaded by itself."""
-    registered = model_log_probs(student.model, texts)
-    (write_peft if format == "peft" else write_merged)(student, folder)
-    exported = model_log_probs(_loaded(folder, format, torch.float32), texts)
-    return compare(registered, exported), tokens_per_second(writing(_loaded(folder, format, "auto"), texts[0].prompt))
+def _export_folder(loaded: LoadedVersion, folder: Path, texts: list[ParityText], format: str) -> tuple[ParityMetrics, float]:
+    """peft or transformers: compared in float32, where only the weights count; timed in the dtype that it is saved in."""
+    published = model_log_probs(loaded.model, texts)
+    (write_peft if format == "peft" else write_merged)(loaded, folder)
+    exported = model_log_probs(_load_folder(folder, format, torch.float32), texts)
+    speed = tokens_per_second(generation(_load_folder(folder, format, "auto"), texts[0].prompt))
+    return compare_log_probs(published, exported), speed
 
 
-def _loaded(folder: Path, format: str, dtype: Any) -> Any:
-    """As an application does it, without anything of this package."""
+def _load_folder(folder: Path, format: str, dtype: Any) -> Any:
+    """As an application does, without this package."""
     if format == "merged":
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base", dtype=dtype), folder).eval()
 
 
-def _quantized(
-    student: Registered, folder: Path, texts: list[Passage], quantization: Quantization, part: str
-) -> tuple[Comparison, float]:
-    """A GGUF file, loaded by llama.cpp; an adapter alone is loaded on its base, which is not kept."""
+def _export_gguf(
+    loaded: LoadedVersion, folder: Path, texts: list[ParityText], quantization: Quantization, part: str
+) -> tuple[ParityMetrics, float]:
+    """A GGUF file, compared in llama.cpp. An adapter alone is compared on its base, which is removed afterwards."""
     from factory.export.gguf import write_adapter_gguf, write_base_gguf
     from factory.models.llama_server import LlamaServer
 
-    registered = model_log_probs(student.model, texts)
-    name, license = student.version.name, str(section(student.version.raw, "teacher").get("license"))
-    path, adapters = folder / f"{name}-{quantization}.gguf", []
+    published = model_log_probs(loaded.model, texts)
+    name, adapters = loaded.version.name, []
+    path = folder / f"{name}-{quantization}.gguf"
     if part == "adapter":
         adapters = [folder / f"{name}-adapter.gguf"]
-        write_adapter_gguf(student.version.folder, student.model.config, adapters[0])
-    model = student.model.unload() if adapters else merge_adapter(student)
-    write_base_gguf(model, student.tokenizer, path, quantization, name=name, license=license)
-    chosen = 0 if adapters else None
-    room, threads = max(len(text.ids) for text in texts) + SPEED_TOKENS, torch.get_num_threads()  # as many as the other has
-    with LlamaServer(path, adapters=adapters, context=room, threads=threads) as server:
-        exported = server_log_probs(server, texts, chosen)
-        speed = tokens_per_second(server_writing(server, texts[0].prompt, chosen))
+        write_adapter_gguf(loaded.version.folder, loaded.model.config, adapters[0])
+    model = loaded.model.unload() if adapters else merge_adapter(loaded)
+    license = loaded.version.manifest.teacher.license
+    write_base_gguf(model, loaded.base.tokenizer, path, quantization, name=name, license=license)
+    adapter = 0 if adapters else None
+    context = max(len(text.ids) for text in texts) + SPEED_TOKENS
+    threads = torch.get_num_threads()  # as many as the published version is timed with
+    with LlamaServer(path, adapters=adapters, context=context, threads=threads) as server:
+        exported = server_log_probs(server, texts, adapter)
+        speed = tokens_per_second(server_generation(server, texts[0].prompt, adapter))
     if adapters:
         path.unlink()
-    return compare(registered, exported), speed
+    return compare_log_probs(published, exported), speed
 
 
-def _write_modelfile(student: Registered, folder: Path) -> None:
-    [gguf] = folder.glob("*.gguf")
-    manifest = student.version.raw
-    text = modelfile(gguf.name, student.tokenizer, notice=str(manifest.get("notice") or ""), license=notice(manifest))
-    (folder / "Modelfile").write_text(text, encoding="utf-8")
-
-
-def _embedding(student: Registered, folder: Path, texts: list[Passage]) -> tuple[Comparison, float]:
-    """A sentence-transformers folder, asked for the same conversations' embeddings."""
+def _export_embeddings(loaded: LoadedVersion, folder: Path, texts: list[ParityText]) -> tuple[ParityMetrics, float]:
+    """A sentence-transformers folder, compared by the embeddings of the same conversations."""
     from sentence_transformers import SentenceTransformer
 
-    registered = embeddings(student.model, texts)
-    write_sentence_transformer(student, folder)
+    published = embed(loaded.model, texts)
+    write_sentence_transformer(loaded, folder)
     encoder = SentenceTransformer(str(folder), device="cpu")
-    conversations = [conversation(student.tokenizer, text.ids) for text in texts]
-    exported = encoder.encode(conversations, batch_size=1, show_progress_bar=False)
-    found = compare_embeddings(texts, registered, np.asarray(exported, dtype=np.float32))
+    conversations = [conversation_text(loaded.base.tokenizer, text.ids) for text in texts]
+    exported = np.asarray(encoder.encode(conversations, batch_size=1, show_progress_bar=False), dtype=np.float32)
 
     def encode() -> int:
         encoder.encode(conversations[:1], show_progress_bar=False)
         return len(texts[0].ids)
 
-    return found, tokens_per_second(encode)
+    return compare_embeddings(texts, published, exported), tokens_per_second(encode)
 
 
-def _own_speed(student: Registered, texts: list[Passage], format: str) -> float:
-    """Of the registered version as the factory itself asks it."""
+def _write_modelfile(loaded: LoadedVersion, folder: Path) -> None:
+    [gguf], manifest = folder.glob("*.gguf"), loaded.version.manifest
+    notice = manifest.notice if manifest.kind == "student" else ""
+    text = modelfile(gguf.name, loaded.base.tokenizer, notice=notice, license=notice_text(manifest))
+    (folder / "Modelfile").write_text(text, encoding="utf-8")
+
+
+# -------------------------------------------------------------------------------------------------------------- report
+
+
+def _published_run(loaded: LoadedVersion, texts: list[ParityText], format: str) -> Callable[[], int]:
+    """What is timed of the published version, in bfloat16 as the factory runs it."""
     if format != "sentence-transformers":
-        return tokens_per_second(writing(student.model, texts[0].prompt))
+        return generation(loaded.model, texts[0].prompt)
 
-    def embed() -> int:
-        embeddings(student.model, texts[:1])
+    def run() -> int:
+        embed(loaded.model, texts[:1])
         return len(texts[0].ids)
 
-    return tokens_per_second(embed)
+    return run
 
 
 def _report(
@@ -232,24 +227,24 @@ def _report(
     format: Format,
     part: Part,
     quantization: Quantization,
-    found: Comparison,
+    metrics: ParityMetrics,
     size: int,
-    speeds: tuple[float, float],
+    speeds: dict[str, float],
 ) -> ParityReport:
-    figure = found.kl if found.cosine_distance is None else found.cosine_distance
+    distance = metrics.kl if metrics.cosine_distance is None else metrics.cosine_distance
     bound = BOUNDS[quantization if format in LLAMA_CPP else format]
     engine = ("gguf", "xllamacpp") if format in LLAMA_CPP else ()
     return ParityReport(
         reference=version.reference,
-        manifest_sha256=str(version.raw["manifest_sha256"]),
+        manifest_sha256=version.manifest.manifest_sha256,
         format=format,
         part=part,
         quantization=quantization if format in LLAMA_CPP else None,
-        **asdict(found),
+        **asdict(metrics),
         bound=bound,
-        within=figure is not None and figure <= bound,  # and not where it is no number
+        within=distance is not None and distance <= bound,  # False for NaN
         bytes=size,
-        tokens_per_second={"exported": speeds[0], "registered": speeds[1]},
-        tokens_per_second_of="embedding one conversation" if found.kl is None else "writing in one stream, prompt included",
+        tokens_per_second=speeds,
+        tokens_per_second_of="embedding one conversation" if metrics.kl is None else "one stream, prompt included",
         libraries=library_versions() | {name: importlib.metadata.version(name) for name in engine},
     )

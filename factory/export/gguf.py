@@ -1,4 +1,4 @@
-"""Bases, merged students and adapters as GGUF files for llama.cpp.
+"""Writes bases, merged students and adapters as GGUF files for llama.cpp.
 
 write_base_gguf(model, tokenizer, Path("base.gguf"), "q8_0", name="healthcare-small@3", license="apache-2.0")
 write_adapter_gguf(version.folder, model.config, Path("healthcare.gguf"))
@@ -7,8 +7,6 @@ write_adapter_gguf(version.folder, model.config, Path("healthcare.gguf"))
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from factory.cache import atomic_file
 from factory.errors import ExportError
 from factory.export.gguf_tokenizer import write_tokenizer
 
@@ -39,25 +38,36 @@ from factory.export.gguf_tokenizer import write_tokenizer
 @dataclass(frozen=True)
 class _Architecture:
     name: MODEL_ARCH
-    shift: float  # what transformers adds to a norm's weights and llama.cpp does not
-    interleaved: bool  # whether llama.cpp turns neighbouring pairs of a head's rows, where transformers turns halves
+    norm_offset: float  # transformers adds it to norm weights when it applies them, llama.cpp does not
+    interleaved: bool  # llama.cpp's RoPE rotates neighbouring rows of a head, transformers' its two halves
 
 
 ARCHITECTURES = {  # by transformers' model_type
-    "llama": _Architecture(MODEL_ARCH.LLAMA, shift=0.0, interleaved=True),
-    "gemma3_text": _Architecture(MODEL_ARCH.GEMMA3, shift=1.0, interleaved=False),
+    "llama": _Architecture(MODEL_ARCH.LLAMA, norm_offset=0.0, interleaved=True),
+    "gemma3_text": _Architecture(MODEL_ARCH.GEMMA3, norm_offset=1.0, interleaved=False),
 }
-# q4 is not Q4_1, although of all kinds that the gguf package can write its error of a weight is the least by far: the teacher
-# came as Q4_1, so that rounding to Q4_1's grid takes back what healing moved (docs/log.md). Values and what leaves a layer
-# are felt most, gate and up, half of a layer, least.
-Kinds = GGMLQuantizationType
-QUANTIZATIONS = {  # of gate and up; of value and down; of other matrices; of embedding and head; what the file says it is
-    "f16": (Kinds.F16, Kinds.F16, Kinds.F16, Kinds.F16, LlamaFileType.MOSTLY_F16),
-    "q8_0": (Kinds.Q8_0, Kinds.Q8_0, Kinds.Q8_0, Kinds.Q8_0, LlamaFileType.MOSTLY_Q8_0),
-    "q4": (Kinds.Q4_0, Kinds.Q8_0, Kinds.Q5_0, Kinds.Q8_0, LlamaFileType.MOSTLY_Q4_0),
+Types = GGMLQuantizationType
+
+
+@dataclass(frozen=True)
+class _Quantization:
+    """Tensor types by place; a layer is most sensitive in values and down, least in gate and up, which are half of it."""
+
+    gate_up: Types
+    value_down: Types
+    other: Types
+    embedding: Types  # and head
+    file_type: LlamaFileType
+
+
+# q4 does not use Q4_1, although it has the lowest weight error of the types that the gguf package can write: the teacher came
+# as Q4_1, and rounding to that grid again undoes what healing changed (docs/log.md).
+QUANTIZATIONS = {
+    "f16": _Quantization(Types.F16, Types.F16, Types.F16, Types.F16, LlamaFileType.MOSTLY_F16),
+    "q8_0": _Quantization(Types.Q8_0, Types.Q8_0, Types.Q8_0, Types.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+    "q4": _Quantization(Types.Q4_0, Types.Q8_0, Types.Q5_0, Types.Q8_0, LlamaFileType.MOSTLY_Q4_0),
 }
-ROOMS = (("ffn_gate", "ffn_up"), ("attn_v", "ffn_down"), ("",))  # in a tensor's name, in the order of QUANTIZATIONS
-PLAIN = {
+PLAIN_LORA = {  # the settings that GGUF can express
     "use_dora": False,
     "use_rslora": False,
     "bias": "none",
@@ -76,50 +86,52 @@ def write_base_gguf(
     name: str,
     license: str,
 ) -> None:
-    """``write_base_gguf(model, tokenizer, Path("base.gguf"), "q8_0", name="small", license="apache-2.0")``: one file.
+    """``write_base_gguf(model, tokenizer, Path("base.gguf"), "q8_0", name="small", license="mit")``: base or merged model.
 
-    quantization: "f16", "q8_0" or "q4": 4 bits a weight in half of each layer, 5 or 8 in the rest.
-    A matrix whose rows are not whole blocks of 32 stays f16, norms are float32. For a merged student pass the merged model.
-    Raises: ExportError for an architecture, a setting of it, or a tokenizer that is not known. Nothing is left behind.
+    quantization: "f16", "q8_0" or "q4" (4 bits per weight in half of each layer, 5 or 8 in the rest).
+    Norms stay float32, and matrices whose rows are not a multiple of 32 stay f16.
+    Raises: ExportError for an unsupported architecture, setting or tokenizer; nothing is left behind.
     """
     config: Any = model.config.get_text_config()
     architecture = _architecture(config)
-    _check(config)
+    _check_config(config)
     if quantization not in QUANTIZATIONS:
-        raise ExportError(f"unknown quantization {quantization!r}; known are {', '.join(QUANTIZATIONS)}")
-    with _staged(path, architecture) as writer:
+        raise ExportError(f"unknown quantization {quantization!r}; available: {', '.join(QUANTIZATIONS)}")
+    with _gguf_file(path, architecture) as writer:
         writer.add_type(GGUFType.MODEL)
         writer.add_name(name)
         writer.add_license(license)
-        writer.add_file_type(QUANTIZATIONS[quantization][-1])
+        writer.add_file_type(QUANTIZATIONS[quantization].file_type)
         _write_config(writer, config)
         write_tokenizer(writer, tokenizer, config.vocab_size)
         names = get_tensor_name_map(architecture.name, config.num_hidden_layers)
         for key, weight in model.state_dict().items():
             if key == "lm_head.weight" and config.tie_word_embeddings:
-                continue  # llama.cpp takes the embedding where there is no head
+                continue  # without a head llama.cpp uses the embedding
             target = names.get_name(key, try_suffixes=(".weight",))
             if target is None:
-                raise ExportError(f"llama.cpp's {MODEL_ARCH_NAMES[architecture.name]} has no place for {key}")
+                raise ExportError(f"llama.cpp's {MODEL_ARCH_NAMES[architecture.name]} architecture has no tensor for {key}")
             values = _as_llamacpp(key, weight, config)
-            kind = _type(target, values, quantization)
+            kind = _tensor_type(target, values, QUANTIZATIONS[quantization])
             writer.add_tensor(target, quantize(values, kind), raw_dtype=kind)
 
 
 def write_adapter_gguf(adapter_folder: Path, model_config: PreTrainedConfig, path: Path) -> None:
     """``write_adapter_gguf(version.folder, model.config, Path("healthcare.gguf"))``: for llama.cpp's ``--lora``.
 
-    Raises: ExportError for an architecture that is not known, or an adapter that is more than plain LoRA on linear layers.
+    Raises: ExportError for an unsupported architecture, or an adapter other than plain LoRA on linear layers.
     """
     config: Any = model_config.get_text_config()
     architecture = _architecture(config)
     adapter = json.loads((adapter_folder / "adapter_config.json").read_text(encoding="utf-8"))
-    beyond = [f"{key} {adapter[key]!r}" for key, plain in PLAIN.items() if adapter.get(key, plain) not in (plain, None)]
-    if adapter["peft_type"] != "LORA" or beyond:
-        what = ", ".join(beyond) or adapter["peft_type"]
-        raise ExportError(f"{adapter_folder.name}: an adapter with {what} cannot be written as GGUF; export it merged")
+    unsupported = [
+        f"{key} {adapter[key]!r}" for key, plain in PLAIN_LORA.items() if adapter.get(key, plain) not in (plain, None)
+    ]
+    if adapter["peft_type"] != "LORA" or unsupported:
+        settings = ", ".join(unsupported) or adapter["peft_type"]
+        raise ExportError(f"{adapter_folder}: an adapter with {settings} cannot be written as GGUF; use --part merged")
     names = get_tensor_name_map(architecture.name, config.num_hidden_layers)
-    with _staged(path, architecture) as writer:
+    with _gguf_file(path, architecture) as writer:
         writer.add_type(GGUFType.ADAPTER)
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", float(adapter["lora_alpha"]))
@@ -127,22 +139,22 @@ def write_adapter_gguf(adapter_folder: Path, model_config: PreTrainedConfig, pat
             module, _, part = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
             target = names.get_name(module)
             if target is None or part not in ("lora_A", "lora_B"):
-                raise ExportError(f"{adapter_folder.name}: llama.cpp has no place for {key}; export it merged")
+                raise ExportError(f"{adapter_folder}: llama.cpp has no tensor for {key}; use --part merged")
             values = _as_llamacpp(module if part == "lora_B" else key, weight, config)
             writer.add_tensor(f"{target}.weight.{part.lower()}", values)
 
 
 def _architecture(config: Any) -> _Architecture:
     if config.model_type not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise ExportError(f"{config.model_type} cannot be written as GGUF; known architectures: {known}; export it merged")
+        supported = ", ".join(ARCHITECTURES)
+        raise ExportError(f"{config.model_type} cannot be written as GGUF (supported: {supported}); use --format merged")
     return ARCHITECTURES[config.model_type]
 
 
-def _check(config: Any) -> None:
-    """What llama.cpp takes for granted in these architectures, or would need another key for."""
+def _check_config(config: Any) -> None:
+    """Refuse settings that llama.cpp's implementations of these architectures do not support."""
     ropes = _ropes(config)
-    needed = {
+    required = {
         "rope_type": ({rope["rope_type"] for rope in ropes.values()}, {"default"}),
         "attention_bias": (config.attention_bias, False),
         "mlp_bias": (getattr(config, "mlp_bias", False), False),
@@ -150,13 +162,13 @@ def _check(config: Any) -> None:
         "attn_logit_softcapping": (getattr(config, "attn_logit_softcapping", None), None),
         "use_bidirectional_attention": (getattr(config, "use_bidirectional_attention", False), False),
     }
-    for key, (value, known) in needed.items():
-        if value != known:
-            raise ExportError(f"{config.model_type} with {key} {value} cannot be written as GGUF, only with {known}")
+    for key, (value, supported) in required.items():
+        if value != supported:
+            raise ExportError(f"{config.model_type} with {key} {value} cannot be written as GGUF, only with {supported}")
 
 
 def _ropes(config: Any) -> dict[str, Any]:
-    """By layer type; one for all of them under ``full_attention``."""
+    """RoPE parameters by layer type; a single set for all layers is under ``full_attention``."""
     ropes: dict[str, Any] = config.rope_parameters
     return {"full_attention": ropes} if "rope_type" in ropes else ropes
 
@@ -175,50 +187,49 @@ def _write_config(writer: GGUFWriter, config: Any) -> None:
     writer.add_vocab_size(config.vocab_size)
     ropes = _ropes(config)
     writer.add_rope_freq_base(ropes["full_attention"]["rope_theta"])
-    if "sliding_attention" in getattr(config, "layer_types", ()):  # where all layers are full, llama.cpp asks for no window
+    if "sliding_attention" in getattr(config, "layer_types", ()):  # llama.cpp expects these keys only if a layer has a window
         writer.add_rope_freq_base_swa(ropes["sliding_attention"]["rope_theta"])
         writer.add_sliding_window(config.sliding_window)
-        # A layer each: pruning keeps some of the layers, and llama.cpp would take every sixth for a full one.
+        # Per layer: by default llama.cpp assumes that every sixth layer is full, which pruning changes.
         writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
     if getattr(config, "final_logit_softcapping", None):
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
 
 
 def _as_llamacpp(key: str, weight: Tensor, config: Any) -> NDArray[np.float32]:
-    """A weight's values in float32, in llama.cpp's order and meaning."""
+    """A weight in float32, with its rows in llama.cpp's order."""
     architecture = _architecture(config)
     values: NDArray[np.float32] = weight.float().numpy()
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     module = key.removesuffix(".weight").rpartition(".")[2]
-    if architecture.interleaved and module in heads:  # (heads, 2, half a head, in): halves become pairs
+    if architecture.interleaved and module in heads:  # (heads, 2, head / 2, in): halves become pairs
         rows = values.reshape(heads[module], 2, -1, values.shape[1])
         values = rows.swapaxes(1, 2).reshape(values.shape)
-    return values + np.float32(architecture.shift) if module.endswith("norm") else values
+    return values + np.float32(architecture.norm_offset) if module.endswith("norm") else values
 
 
-def _type(target: str, values: NDArray[np.float32], quantization: str) -> GGMLQuantizationType:
+def _tensor_type(target: str, values: NDArray[np.float32], quantization: _Quantization) -> GGMLQuantizationType:
     if values.ndim == 1:
-        return GGMLQuantizationType.F32
-    *kinds, table, _ = QUANTIZATIONS[quantization]
-    kind = next(kind for kind, parts in zip(kinds, ROOMS, strict=True) if any(part in target for part in parts))
-    kind = table if target in ("token_embd.weight", "output.weight") else kind
-    return GGMLQuantizationType.F16 if values.shape[-1] % GGML_QUANT_SIZES[kind][0] else kind
+        return Types.F32
+    if target in ("token_embd.weight", "output.weight"):
+        wanted = quantization.embedding
+    elif "ffn_gate" in target or "ffn_up" in target:
+        wanted = quantization.gate_up
+    elif "attn_v" in target or "ffn_down" in target:
+        wanted = quantization.value_down
+    else:
+        wanted = quantization.other
+    block, _ = GGML_QUANT_SIZES[wanted]
+    return Types.F16 if values.shape[-1] % block else wanted
 
 
 @contextmanager
-def _staged(path: Path, architecture: _Architecture) -> Iterator[GGUFWriter]:
-    """A writer whose file takes its name when all of it is written."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    try:
+def _gguf_file(path: Path, architecture: _Architecture) -> Iterator[GGUFWriter]:
+    """A writer whose file appears at ``path`` once it is complete."""
+    with atomic_file(path) as temporary:
         writer = GGUFWriter(temporary, MODEL_ARCH_NAMES[architecture.name])
         yield writer
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        os.chmod(temporary, 0o644)  # mkstemp's is 0o600
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

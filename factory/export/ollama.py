@@ -1,8 +1,8 @@
-"""A Modelfile for Ollama: the chat template in Go's syntax, where an answer stops, the notice and the licence.
+"""Writes a Modelfile for Ollama: the chat template in Go syntax, stop sequences, the notice and the licence.
 
     modelfile("healthcare-small-q8_0.gguf", tokenizer, notice="No medical advice.", license="...")
 
-Ollama reads no Jinja. What a chat template writes before and after each turn is found by rendering it, whatever its text.
+Ollama does not read Jinja. The text that a chat template puts around each message is found by rendering conversations.
 """
 
 from __future__ import annotations
@@ -17,114 +17,119 @@ from factory.errors import ExportError, in_one_line
 from factory.models.chat import stop_tokens
 
 ROLES = ("system", "user", "assistant")
-Turns = list[dict[str, str]]
+Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """What a chat template writes around the words of each role."""
+class MessageFormat:
+    """The text that a chat template puts around messages."""
 
-    start: str  # before the first turn
-    before: dict[str, str]
-    after: dict[str, str]
-    answer: str  # after the last turn, where an answer shall begin
+    start: str  # before the first message
+    before: dict[str, str]  # by role
+    after: dict[str, str]  # by role
+    generation_prompt: str  # after the last message, where the answer begins
 
-    def render(self, turns: Turns) -> str:
-        """``pieces.render([{"role": "user", "content": "Hello"}])``: what the Go template gives."""
-        said = [self.before[turn["role"]] + turn["content"] + self.after[turn["role"]] for turn in turns]
-        return self.start + "".join(said) + self.answer
+    def render(self, messages: Messages) -> str:
+        """``format.render([{"role": "user", "content": "Hello"}])``: the prompt, as the Go template renders it."""
+        written = [self.before[message["role"]] + message["content"] + self.after[message["role"]] for message in messages]
+        return self.start + "".join(written) + self.generation_prompt
 
 
-def pieces(tokenizer: PreTrainedTokenizerBase) -> Pieces:
-    """``pieces(tokenizer).before["user"]``: ``<|im_start|>user\\n``.
+def message_format(tokenizer: PreTrainedTokenizerBase) -> MessageFormat:
+    """``message_format(tokenizer).before["user"]``: ``<|im_start|>user\\n``.
 
-    Raises: ExportError for a template that does more than write before and after each turn.
+    Raises: ExportError for a template that does more than put text around each message.
     """
     try:
-        found = _split(tokenizer)
-        same = all(found.render(turns) == _rendered(tokenizer, turns, answer=True) for turns in _conversations())
+        found = _split_template(tokenizer)
+        same = all(found.render(messages) == _render(tokenizer, messages, prompt=True) for messages in _conversations())
     except (ValueError, TemplateError) as error:
-        raise ExportError(f"its chat template cannot be written for Ollama ({in_one_line(error)}); export gguf") from error
+        raise ExportError(
+            f"the chat template cannot be converted for Ollama ({in_one_line(error)}); use --format gguf"
+        ) from error
     if not same:
         raise ExportError(
-            "its chat template does more than write before and after each turn, which Ollama's cannot; export gguf"
+            "the chat template does more than put text around each message, which Ollama cannot express; use --format gguf"
         )
     return found
 
 
-def go_template(found: Pieces) -> str:
-    """``go_template(pieces(tokenizer))``: of the messages that Ollama hands over."""
+def go_template(found: MessageFormat) -> str:
+    """``go_template(message_format(tokenizer))``: over ``.Messages``, which Ollama passes in."""
     cases = [
-        f'{"else " if position else ""}if eq .Role "{role}" }}}}{_literal(found.before[role])}{{{{ .Content }}}}'
-        f"{_literal(found.after[role])}"
+        f'{"else " if position else ""}if eq .Role "{role}" }}}}{_go_literal(found.before[role])}{{{{ .Content }}}}'
+        f"{_go_literal(found.after[role])}"
         for position, role in enumerate(ROLES)
     ]
-    turns = "".join(f"{{{{ {case}" for case in cases)
-    return f"{_literal(found.start)}{{{{ range .Messages }}}}{turns}{{{{ end }}}}{{{{ end }}}}{_literal(found.answer)}"
+    body = "".join(f"{{{{ {case}" for case in cases)
+    start, end = _go_literal(found.start), _go_literal(found.generation_prompt)
+    return f"{start}{{{{ range .Messages }}}}{body}{{{{ end }}}}{{{{ end }}}}{end}"
 
 
 def modelfile(gguf: str, tokenizer: PreTrainedTokenizerBase, *, notice: str, license: str) -> str:
     """``(folder / "Modelfile").write_text(modelfile("model.gguf", tokenizer, notice="", license="Apache-2.0"))``
 
-    notice becomes the system turn; without one there is none, as in training.
+    notice: becomes the system message; if empty there is none, as in training.
+    Raises: ExportError for a template that Ollama cannot express, or a text that a Modelfile cannot hold.
     """
     stops = [str(tokenizer.decode([token])) for token in stop_tokens(tokenizer)]
-    lines = [f"FROM ./{gguf}", f"TEMPLATE {_quoted(go_template(pieces(tokenizer)))}"]
-    lines += [f"PARAMETER stop {_quoted(stop)}" for stop in stops]
-    lines += [f"SYSTEM {_quoted(notice)}"] if notice else []
-    return "\n".join([*lines, f"LICENSE {_quoted(license)}"]) + "\n"
+    lines = [f"FROM ./{gguf}", f"TEMPLATE {_quote(go_template(message_format(tokenizer)))}"]
+    lines += [f"PARAMETER stop {_quote(stop)}" for stop in stops]
+    lines += [f"SYSTEM {_quote(notice)}"] if notice else []
+    return "\n".join([*lines, f"LICENSE {_quote(license)}"]) + "\n"
 
 
-def _split(tokenizer: PreTrainedTokenizerBase) -> Pieces:
-    """From renderings of which each begins with the one before, so that the rest is the next turn's. Raises: ValueError."""
-    user, answer, again, system = (_turn(role) for role in ("user", "assistant", "user", "system"))
-    opened = _rendered(tokenizer, [user])
-    answered = _rendered(tokenizer, [user, answer])
+def _split_template(tokenizer: PreTrainedTokenizerBase) -> MessageFormat:
+    """Each conversation below extends the one before, so the difference belongs to the added message. Raises: ValueError."""
+    system, user, assistant = (_message(role) for role in ROLES)
+    first = _render(tokenizer, [user])
+    second = _render(tokenizer, [user, assistant])
+    third = _render(tokenizer, [user, assistant, user])
     before, after = {}, {}
-    start, after["user"] = _around(user, opened)
-    before["assistant"], after["assistant"] = _around(answer, _rest(answered, opened))
-    before["user"], _ = _around(again, _rest(_rendered(tokenizer, [user, answer, again]), answered))
+    start, after["user"] = _around(user, first)
+    before["assistant"], after["assistant"] = _around(assistant, _added(second, first))
+    before["user"], _ = _around(user, _added(third, second))
     start = start.removesuffix(before["user"])
-    told = _rendered(tokenizer, [system, user])
-    before["system"], after["system"] = _around(system, _rest(told, start).partition(before["user"] + user["content"])[0])
-    return Pieces(start, before, after, _rest(_rendered(tokenizer, [user], answer=True), opened))
+    with_system = _added(_render(tokenizer, [system, user]), start)
+    before["system"], after["system"] = _around(system, with_system.partition(before["user"] + user["content"])[0])
+    return MessageFormat(start, before, after, _added(_render(tokenizer, [user], prompt=True), first))
 
 
-def _conversations() -> list[Turns]:
-    """What a template may treat in another way: with and without a system turn, one turn and several."""
-    user, answer, system = (_turn(role) for role in ("user", "assistant", "system"))
-    return [[user], [system, user], [user, answer, user], [system, user, answer, user, answer, user]]
+def _conversations() -> list[Messages]:
+    """Those that a template may treat differently: with and without a system message, one turn and several."""
+    system, user, assistant = (_message(role) for role in ROLES)
+    return [[user], [system, user], [user, assistant, user], [system, user, assistant, user, assistant, user]]
 
 
-def _turn(role: str) -> dict[str, str]:
+def _message(role: str) -> dict[str, str]:
     return {"role": role, "content": f"words of {role}"}
 
 
-def _around(turn: dict[str, str], text: str) -> tuple[str, str]:
-    before, found, after = text.partition(turn["content"])
+def _around(message: dict[str, str], text: str) -> tuple[str, str]:
+    before, found, after = text.partition(message["content"])
     if not found:
-        raise ValueError(f"it does not write what {turn['role']} said")
+        raise ValueError(f"it does not write the {message['role']} message as it is")
     return before, after
 
 
-def _rest(longer: str, shorter: str) -> str:
+def _added(longer: str, shorter: str) -> str:
     if not longer.startswith(shorter):
-        raise ValueError("it writes earlier turns in another way once there are more")
+        raise ValueError("it renders earlier messages differently once more follow")
     return longer[len(shorter) :]
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, turns: Turns, *, answer: bool = False) -> str:
-    text: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, prompt: bool = False) -> str:
+    text: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
     return str(text)
 
 
-def _literal(text: str) -> str:
-    """Text that Go's templates leave as it is."""
+def _go_literal(text: str) -> str:
+    """Text that a Go template renders unchanged."""
     return text.replace("{{", '{{ "{{" }}')
 
 
-def _quoted(text: str) -> str:
-    """As a Modelfile holds more than one line; nothing in it is an escape. Raises: ExportError."""
+def _quote(text: str) -> str:
+    """A multi-line string of a Modelfile, which has no escapes. Raises: ExportError."""
     if '"""' in text:
-        raise ExportError('a Modelfile cannot hold a text with three quotation marks ("""): take them out of the notice')
+        raise ExportError('a Modelfile cannot contain three quotation marks ("""): remove them from the notice')
     return f'"""{text}"""'

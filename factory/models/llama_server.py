@@ -81,10 +81,24 @@ class LlamaServer:
         """
         rows = []
         for ids, start in zip(sequences, starts or [0] * len(sequences), strict=True):
-            rows.append(np.stack([self._next(list(ids[: end + 1]), adapter) for end in range(start, len(ids))]))
+            rows.append(np.stack([self._next_log_probs(list(ids[: end + 1]), adapter) for end in range(start, len(ids))]))
         return rows
 
-    def _next(self, ids: list[int], adapter: int | None) -> NDArray[np.float32]:
+    def generate(self, prompt: Sequence[int], count: int, adapter: int | None = None) -> list[int]:
+        """``server.generate([1, 5, 9], 32)``: 32 greedy tokens, past an end of text; the prompt is not taken from the cache."""
+        answer = self._post(
+            "/completion",
+            prompt=list(prompt),
+            n_predict=count,
+            ignore_eos=True,
+            temperature=0,
+            cache_prompt=False,
+            lora=lora_choice(len(self.adapters), adapter),
+            return_tokens=True,
+        )
+        return list(answer["tokens"])
+
+    def _next_log_probs(self, ids: list[int], adapter: int | None) -> NDArray[np.float32]:
         answer = self._post(
             "/completion",
             prompt=ids,

@@ -1,4 +1,4 @@
-"""Folders that others load: what is in them, and what is not."""
+"""Exported folders hold exactly what other libraries load."""
 
 from __future__ import annotations
 
@@ -13,37 +13,31 @@ from support import exporting, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from factory.errors import ExportError
-from factory.export.formats import (
-    Registered,
-    conversation,
-    load_registered,
-    write_merged,
-    write_peft,
-    write_sentence_transformer,
-)
-from factory.export.parity import Passage, embeddings, model_log_probs
+from factory.export.formats import conversation_text, write_merged, write_peft, write_sentence_transformer
+from factory.export.parity import ParityText, embed, model_log_probs
+from factory.inference import LoadedVersion, load_version
 from factory.models.chat import completion_ids, prompt_ids
 
 ARCHITECTURES = ["llama", "gemma"]
 
 
-def registered(root: Path, architecture: str = "llama") -> Registered:
-    registry, version = exporting.student(root, architecture)
-    return load_registered(version, registry, tiny.CPU, torch.float32)
+def load_student(root: Path, architecture: str = "llama") -> LoadedVersion:
+    registry, version = exporting.publish_student(root, architecture)
+    return load_version(version, registry, tiny.CPU, torch.float32)
 
 
-def passage(student: Registered) -> Passage:
-    question, answer = "what are early signs", "cough and wheeze"
-    return Passage(question, answer, prompt_ids(student.tokenizer, question), completion_ids(student.tokenizer, answer))
+def parity_text(student: LoadedVersion) -> ParityText:
+    question, answer, tokenizer = "what are early signs", "cough and wheeze", student.base.tokenizer
+    return ParityText(question, answer, prompt_ids(tokenizer, question), completion_ids(tokenizer, answer))
 
 
-def test_peft_has_the_adapter_as_registered_and_its_base_beside_it(tmp_path: Path) -> None:
-    student, out = registered(tmp_path), tmp_path / "out"
+def test_peft_has_the_published_adapter_and_its_base(tmp_path: Path) -> None:
+    student, out = load_student(tmp_path), tmp_path / "out"
     out.mkdir()
     write_peft(student, out)
     assert {path.name for path in out.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "base"}
     for path in ("adapter_model.safetensors", "base/model.safetensors"):
-        source = (student.version if "adapter" in path else student.base).folder / Path(path).name
+        source = (student.version if "adapter" in path else student.base_version).folder / Path(path).name
         assert (out / path).read_bytes() == source.read_bytes()
         assert (out / path).stat().st_mode & 0o200  # the registry's are read-only
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "base"
@@ -51,43 +45,43 @@ def test_peft_has_the_adapter_as_registered_and_its_base_beside_it(tmp_path: Pat
 
 
 def test_a_base_has_no_adapter(tmp_path: Path) -> None:
-    registry, version = exporting.student(tmp_path)
-    base = load_registered(registry.resolve("mini-base"), registry, tiny.CPU, torch.float32)
-    with pytest.raises(ExportError, match="mini-base@1 is a base without an adapter"):
+    registry, _ = exporting.publish_student(tmp_path)
+    base = load_version(registry.resolve("mini-base"), registry, tiny.CPU, torch.float32)
+    with pytest.raises(ExportError, match="mini-base@1 is a base and has no adapter"):
         write_peft(base, tmp_path)
-    assert version.base == base.version.reference == base.base.reference
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_merged_is_one_model_in_bfloat16_with_its_chat_template(tmp_path: Path, architecture: str) -> None:
-    student, out = registered(tmp_path, architecture), tmp_path / "out"
-    text = [passage(student)]
+    student, out = load_student(tmp_path, architecture), tmp_path / "out"
+    text = [parity_text(student)]
     before = model_log_probs(student.model, text)[0]
     write_merged(student, out)
     assert next(AutoModelForCausalLM.from_pretrained(out).parameters()).dtype == torch.bfloat16
     after = model_log_probs(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval(), text)[0]
     assert np.abs(before - after).max() < 0.5
-    assert np.abs(before - model_log_probs(exporting.made(architecture)[0], text)[0]).max() > 1  # the adapter is in it
-    assert AutoTokenizer.from_pretrained(out).chat_template == student.tokenizer.chat_template
+    base = exporting.model_and_tokenizer(architecture)[0]
+    assert np.abs(before - model_log_probs(base, text)[0]).max() > 1  # the adapter matters
+    assert AutoTokenizer.from_pretrained(out).chat_template == student.base.tokenizer.chat_template
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_sentence_transformers_gives_what_the_relation_term_pools(tmp_path: Path, architecture: str) -> None:
-    student, out = registered(tmp_path, architecture), tmp_path / "out"
-    text = passage(student)
-    ours = embeddings(student.model, [text])[0]
+def test_sentence_transformers_embeds_as_the_relation_loss_does(tmp_path: Path, architecture: str) -> None:
+    student, out = load_student(tmp_path, architecture), tmp_path / "out"
+    text = parity_text(student)
+    expected = embed(student.model, [text])[0]
     write_sentence_transformer(student, out)
     encoder = SentenceTransformer(str(out), device="cpu")
-    written = conversation(student.tokenizer, text.ids)
-    assert list(encoder.tokenizer(written)["input_ids"]) == text.ids
-    theirs = encoder.encode(["another text that is longer, so that there is padding", written])[1]
-    assert theirs @ ours / np.linalg.norm(theirs) / np.linalg.norm(ours) > 0.999
-    assert np.linalg.norm(theirs) == pytest.approx(np.linalg.norm(ours), rel=0.02)  # not scaled to one
-    assert not (out / "plain").exists()
+    conversation = conversation_text(student.base.tokenizer, text.ids)
+    assert list(encoder.tokenizer(conversation)["input_ids"]) == text.ids
+    found = encoder.encode(["another text that is longer, so that there is padding", conversation])[1]
+    assert found @ expected / np.linalg.norm(found) / np.linalg.norm(expected) > 0.999
+    assert np.linalg.norm(found) == pytest.approx(np.linalg.norm(expected), rel=0.02)  # not normalized
+    assert not (out / "merged").exists()
 
 
-def test_a_begin_of_text_that_the_tokenizer_writes_is_not_written_twice() -> None:
+def test_begin_of_text_is_not_written_twice() -> None:
     tokenizer = tiny.sentencepiece(exporting.QUESTIONS)
     ids = prompt_ids(tokenizer, "what is it")
     assert ids[0] == tokenizer.bos_token_id
-    assert conversation(tokenizer, ids) == "Question:\nwhat is it\nAnswer:\n"
+    assert conversation_text(tokenizer, ids) == "Question:\nwhat is it\nAnswer:\n"

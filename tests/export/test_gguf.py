@@ -1,3 +1,5 @@
+"""GGUF files: llama.cpp predicts and tokenizes as transformers does."""
+
 from __future__ import annotations
 
 import json
@@ -32,13 +34,13 @@ from factory.models.pruning import prune_layers
 from factory.models.references import resolve
 from factory.models.vocabulary import kept_tokens, trim_embeddings, trim_tokenizer
 
-IDS = random.Random(0).choices(range(3, 360), k=60)  # more than Gemma's window of 8 sees
-ONE_NAME = {"name": "tiny@1", "license": "apache-2.0"}
-TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] + '\n\n' }}{% endfor %}"  # as the family file gives Gemma
+IDS = random.Random(0).choices(range(3, 360), k=60)  # longer than Gemma's window of 8
+METADATA = {"name": "tiny@1", "license": "apache-2.0"}
+TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m['content'] + '\n\n' }}{% endfor %}"  # Gemma's, from its family file
 
 
 def gemma(*kept: int) -> PreTrainedModel:
-    """Windows in the first two of every three layers, of which some are kept; norms that do something."""
+    """A Gemma with windows in the first two of every three layers, pruned to ``kept``; its norms are not trivial."""
     model: Any = tiny.gemma(layers=7)
     torch.manual_seed(5)
     for name, weight in model.named_parameters():
@@ -52,17 +54,17 @@ MODELS = {
     "llama": tiny.llama,
     "gemma": lambda: gemma(0, 1, 2, 3, 4, 5, 6),
     "gemma pruned: sliding, full, full, sliding": lambda: gemma(0, 2, 5, 6),
-    "gemma pruned: full alone": lambda: gemma(2, 5),
-    "gemma pruned: sliding alone": lambda: gemma(0, 6),
+    "gemma pruned: full only": lambda: gemma(2, 5),
+    "gemma pruned: sliding only": lambda: gemma(0, 6),
 }
 
 
-def of_transformers(model: Any) -> np.ndarray:
+def transformers_log_probs(model: Any) -> np.ndarray:
     with torch.no_grad():
         return np.asarray(model(torch.tensor([IDS])).logits[0].float().log_softmax(-1))
 
 
-def of_llamacpp(base: Path, *adapters: Path) -> np.ndarray:
+def llamacpp_log_probs(base: Path, *adapters: Path) -> np.ndarray:
     with LlamaServer(base, adapters=adapters, context=512, threads=1) as server:
         return server.log_probs([IDS], 0 if adapters else None)[0]
 
@@ -78,31 +80,31 @@ def kl(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", list(MODELS))
 def test_llamacpp_predicts_what_transformers_predicts(name: str, tmp_path: Path) -> None:
     model = MODELS[name]()
-    write_base_gguf(model, tiny.tokenizer(), tmp_path / "base.gguf", "f16", **ONE_NAME)
-    expected, found = of_transformers(model), of_llamacpp(tmp_path / "base.gguf")
-    # Weights, activations and the cache of keys and values have 16 bits there; these random weights are large.
+    write_base_gguf(model, tiny.tokenizer(), tmp_path / "base.gguf", "f16", **METADATA)
+    expected, found = transformers_log_probs(model), llamacpp_log_probs(tmp_path / "base.gguf")
+    # llama.cpp has 16-bit weights, activations, keys and values, and these random weights are large.
     assert kl(expected, found).max() < 5e-4
     assert np.abs(expected - found).max() < 0.1
 
 
-def test_a_pruned_gemma_keeps_its_own_windows_and_no_others_would_do(tmp_path: Path) -> None:
+def test_a_pruned_gemma_keeps_the_windows_of_its_layers(tmp_path: Path) -> None:
     model: Any = gemma(0, 2, 5, 6)
     assert model.config.layer_types == ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
-    write_base_gguf(model, tiny.tokenizer(), tmp_path / "base.gguf", "f16", **ONE_NAME)
-    found = of_llamacpp(tmp_path / "base.gguf")
+    write_base_gguf(model, tiny.tokenizer(), tmp_path / "base.gguf", "f16", **METADATA)
+    found = llamacpp_log_probs(tmp_path / "base.gguf")
     other: Any = gemma(0, 1, 2, 3)
-    other.load_state_dict(model.state_dict())  # the same weights under another pattern
-    assert kl(of_transformers(other), found).max() > 0.01
-    assert kl(of_transformers(model), found).max() < 5e-4
+    other.load_state_dict(model.state_dict())  # the same weights with another window pattern
+    assert kl(transformers_log_probs(other), found).max() > 0.01
+    assert kl(transformers_log_probs(model), found).max() < 5e-4
 
 
-def test_a_pruned_gemma_s_windows_are_its_own_beyond_512_tokens(tmp_path: Path) -> None:
+def test_a_pruned_gemma_keeps_its_windows_beyond_512_tokens(tmp_path: Path) -> None:
     ids, last = random.Random(1).choices(range(3, 360), k=700), 690
     model: Any = gemma(0, 2, 5, 6)
     for part in (model.config, *(layer.self_attn for layer in model.model.layers if layer.self_attn.sliding_window)):
         part.sliding_window = 512
     model.config.max_position_embeddings = 1024
-    write_base_gguf(model, tiny.tokenizer(), tmp_path / "base.gguf", "f16", **ONE_NAME)
+    write_base_gguf(model, tiny.tokenizer(), tmp_path / "base.gguf", "f16", **METADATA)
     with torch.no_grad():
         expected = np.asarray(model(torch.tensor([ids])).logits[0, last:].float().log_softmax(-1))
         model.config.layer_types = ["full_attention"] * 4
@@ -110,24 +112,24 @@ def test_a_pruned_gemma_s_windows_are_its_own_beyond_512_tokens(tmp_path: Path) 
     with LlamaServer(tmp_path / "base.gguf", context=1024, threads=1) as server:
         found = server.log_probs([ids], starts=[last])[0]
     assert kl(expected, found).max() < 5e-4
-    assert kl(expected, without).max() > 0.01  # the window is felt there
+    assert kl(expected, without).max() > 0.01  # the window matters there
 
 
-def test_fewer_bits_are_smaller_and_further_off(tmp_path: Path) -> None:
+def test_fewer_bits_give_smaller_files_and_larger_kl(tmp_path: Path) -> None:
     model: Any = tiny.llama(width=64)
-    expected, sizes, distances = of_transformers(model), [], []
+    expected, sizes, divergences = transformers_log_probs(model), [], []
     for quantization in ("f16", "q8_0", "q4"):
         path = tmp_path / f"{quantization}.gguf"
-        write_base_gguf(model, tiny.tokenizer(), path, quantization, **ONE_NAME)
+        write_base_gguf(model, tiny.tokenizer(), path, quantization, **METADATA)
         sizes.append(path.stat().st_size)
-        distances.append(float(kl(expected, of_llamacpp(path)).mean()))
+        divergences.append(float(kl(expected, llamacpp_log_probs(path)).mean()))
     assert sizes == sorted(sizes, reverse=True)
-    assert distances == sorted(distances)
-    assert distances[1] < 0.02 and distances[2] < 1
+    assert divergences == sorted(divergences)
+    assert divergences[1] < 0.02 and divergences[2] < 1
 
 
-def test_q4_has_four_bits_in_gate_and_up_alone(tmp_path: Path) -> None:
-    write_base_gguf(tiny.llama(), tiny.tokenizer(), tmp_path / "base.gguf", "q4", **ONE_NAME)
+def test_q4_has_four_bits_in_gate_and_up_only(tmp_path: Path) -> None:
+    write_base_gguf(tiny.llama(), tiny.tokenizer(), tmp_path / "base.gguf", "q4", **METADATA)
     kinds = {tensor.name: tensor.tensor_type for tensor in GGUFReader(tmp_path / "base.gguf").tensors}
     assert kinds["blk.0.ffn_gate.weight"] == kinds["blk.0.ffn_up.weight"] == GGMLQuantizationType.Q4_0
     assert kinds["blk.0.attn_output.weight"] == kinds["blk.0.attn_q.weight"] == GGMLQuantizationType.Q5_0
@@ -135,41 +137,41 @@ def test_q4_has_four_bits_in_gate_and_up_alone(tmp_path: Path) -> None:
     assert kinds["token_embd.weight"] == GGMLQuantizationType.Q8_0
 
 
-def test_matrices_without_whole_blocks_stay_in_16_bits(tmp_path: Path) -> None:
-    model: Any = tiny.llama(width=40)  # heads are 4 x 8 = 32 wide, what is between the layers is 40
-    write_base_gguf(model, tiny.tokenizer(), tmp_path / "base.gguf", "q4", **ONE_NAME)
+def test_matrices_without_whole_blocks_stay_f16(tmp_path: Path) -> None:
+    model: Any = tiny.llama(width=40)  # the heads together are 32 wide, the hidden state 40
+    write_base_gguf(model, tiny.tokenizer(), tmp_path / "base.gguf", "q4", **METADATA)
     kinds = {tensor.name: tensor.tensor_type for tensor in GGUFReader(tmp_path / "base.gguf").tensors}
     assert kinds["blk.0.attn_output.weight"] == GGMLQuantizationType.Q5_0
     assert kinds["blk.0.ffn_gate.weight"] == GGMLQuantizationType.F16
     assert kinds["blk.0.attn_q.weight"] == kinds["token_embd.weight"] == GGMLQuantizationType.F16
     assert kinds["blk.0.attn_norm.weight"] == GGMLQuantizationType.F32
-    assert kl(of_transformers(model), of_llamacpp(tmp_path / "base.gguf")).mean() < 1
+    assert kl(transformers_log_probs(model), llamacpp_log_probs(tmp_path / "base.gguf")).mean() < 1
 
 
-def test_a_head_of_its_own_is_written_and_a_tied_one_is_not(tmp_path: Path) -> None:
+def test_an_untied_head_is_written_and_a_tied_one_is_not(tmp_path: Path) -> None:
     tied: Any = tiny.llama()
     tied.config.tie_word_embeddings = False
     untied = type(tied)(tied.config).eval()
-    write_base_gguf(untied, tiny.tokenizer(), tmp_path / "untied.gguf", "f16", **ONE_NAME)
-    assert kl(of_transformers(untied), of_llamacpp(tmp_path / "untied.gguf")).max() < 5e-4
-    write_base_gguf(tiny.llama(), tiny.tokenizer(), tmp_path / "tied.gguf", "f16", **ONE_NAME)
+    write_base_gguf(untied, tiny.tokenizer(), tmp_path / "untied.gguf", "f16", **METADATA)
+    assert kl(transformers_log_probs(untied), llamacpp_log_probs(tmp_path / "untied.gguf")).max() < 5e-4
+    write_base_gguf(tiny.llama(), tiny.tokenizer(), tmp_path / "tied.gguf", "f16", **METADATA)
     assert "output.weight" not in {tensor.name for tensor in GGUFReader(tmp_path / "tied.gguf").tensors}
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma pruned: sliding, full, full, sliding"])
 def test_a_base_with_an_adapter_predicts_what_peft_predicts(name: str, tmp_path: Path) -> None:
     model: Any = MODELS[name]()
-    write_base_gguf(model, tiny.tokenizer(), tmp_path / "base.gguf", "f16", **ONE_NAME)
-    before = of_transformers(model)
+    write_base_gguf(model, tiny.tokenizer(), tmp_path / "base.gguf", "f16", **METADATA)
+    before = transformers_log_probs(model)
     student = with_adapter(model, tmp_path / "adapter")
     write_adapter_gguf(tmp_path / "adapter", model.config, tmp_path / "adapter.gguf")
-    expected = of_transformers(student)
+    expected = transformers_log_probs(student)
     assert kl(expected, before).mean() > 0.1
-    assert kl(expected, of_llamacpp(tmp_path / "base.gguf", tmp_path / "adapter.gguf")).max() < 5e-4
+    assert kl(expected, llamacpp_log_probs(tmp_path / "base.gguf", tmp_path / "adapter.gguf")).max() < 5e-4
 
 
 def with_adapter(model: Any, folder: Path, **settings: Any) -> Any:
-    """A peft model whose adapter changes something, and its folder."""
+    """A peft model whose adapter changes its predictions, saved in ``folder``."""
     config = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
     student: Any = get_peft_model(model, config)
     torch.manual_seed(3)
@@ -189,12 +191,12 @@ def trimmed(tokenizer: PreTrainedTokenizerFast, size: int) -> PreTrainedTokenize
 
 TOKENIZERS = {
     "byte-level": tiny.tokenizer,
-    "byte-level, digits apart": tiny.digits_apart,
+    "byte-level, split digits": tiny.digits_apart,
     "byte-level, trimmed": lambda: trimmed(tiny.tokenizer(), 320),
     "sentencepiece": tiny.sentencepiece,
     "sentencepiece, trimmed": lambda: trimmed(tiny.sentencepiece(), 360),
 }
-PIECES = [
+FRAGMENTS = [
     *["what are", "students", " asthma", "it's", "'LL", "def f(x):\n    return x**2  # y", "a == b && !c", '{"k": [1, null]}'],
     *["https://a.b/c?d=1&e", "__init__", "...", "—", "¿", "0", "12", "3.14", "½", "Ⅷ", "٣٤", "²", "1,000"],
     *["<|im_end|>", "<|im_start|>user\n", "<bos>", "<eos>", "<0x0A>", "</s>", "▁", "▁▁", "Ġ", "ī"],
@@ -205,41 +207,43 @@ PIECES = [
 
 
 @pytest.fixture(scope="module", params=list(TOKENIZERS))
-def cutters(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, LlamaServer]]:
-    """A tokenizer, and llama.cpp with what was written of it."""
+def tokenizer_and_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Any, LlamaServer]]:
+    """A tokenizer, and llama.cpp with a GGUF that it was written to."""
     tokenizer: Any = TOKENIZERS[request.param]()
     path = tmp_path_factory.mktemp("tokenizer") / "base.gguf"
-    write_base_gguf(tiny.llama(layers=1, vocabulary=len(tokenizer)), tokenizer, path, "f16", **ONE_NAME)
+    write_base_gguf(tiny.llama(layers=1, vocabulary=len(tokenizer)), tokenizer, path, "f16", **METADATA)
     with LlamaServer(path, context=512, threads=1) as server:
         yield tokenizer, server
 
 
-def assert_same_ids(cutters: tuple[Any, LlamaServer], texts: list[str]) -> None:
-    tokenizer, server = cutters
+def assert_same_ids(tokenizer: Any, server: LlamaServer, texts: list[str]) -> None:
     expected = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    for text, ours, theirs in zip(texts, expected, server.tokenize(texts), strict=True):
-        assert ours == theirs, (text, tokenizer.convert_ids_to_tokens(ours), tokenizer.convert_ids_to_tokens(theirs))
+    for text, ids, found in zip(texts, expected, server.tokenize(texts), strict=True):
+        assert ids == found, (text, tokenizer.convert_ids_to_tokens(ids), tokenizer.convert_ids_to_tokens(found))
 
 
 def varied_texts(count: int) -> list[str]:
     chance = random.Random(1)
-    return ["", *PIECES, *("".join(chance.choices(PIECES, k=chance.randrange(2, 14))) for _ in range(count - len(PIECES) - 1))]
+    joined = ["".join(chance.choices(FRAGMENTS, k=chance.randrange(2, 14))) for _ in range(count - len(FRAGMENTS) - 1)]
+    return ["", *FRAGMENTS, *joined]
 
 
-def test_every_kind_of_text_is_cut_into_the_same_ids(cutters: tuple[Any, LlamaServer]) -> None:
-    assert_same_ids(cutters, [*varied_texts(500), *tiny.sentences(50)])
+def test_varied_texts_have_the_same_token_ids(tokenizer_and_server: tuple[Any, LlamaServer]) -> None:
+    assert_same_ids(*tokenizer_and_server, [*varied_texts(500), *tiny.sentences(50)])
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.text("  \n\ta1'.,▁<>|", max_size=40))
 @example(text="<|im_end|><|im_end|>\n \n<|im_end|>")
-def test_any_text_is_cut_into_the_same_ids(cutters: tuple[Any, LlamaServer], text: str) -> None:
-    assert_same_ids(cutters, [text])
+def test_any_text_has_the_same_token_ids(tokenizer_and_server: tuple[Any, LlamaServer], text: str) -> None:
+    assert_same_ids(*tokenizer_and_server, [text])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["default", pytest.param("gemma", marks=pytest.mark.big)])
-def test_the_real_teacher_pruned_and_trimmed_is_the_same_in_llamacpp(family: str, tmp_path: Path) -> None:
+def test_the_real_teacher_pruned_and_trimmed_predicts_the_same_in_llamacpp(family: str, tmp_path: Path) -> None:
     shipped = Path(__file__).parents[2] / "domains"
     spec = load_specs(shipped).family(family).teacher
     folder = resolve(spec, root=shipped, chat_template=spec.chat_template).folder
@@ -249,23 +253,23 @@ def test_the_real_teacher_pruned_and_trimmed_is_the_same_in_llamacpp(family: str
     kept = kept_tokens(whole, [text], 14_000)
     tokenizer = trim_tokenizer(whole, kept)
     trim_embeddings(model, kept)
-    prune_layers(model, [0, 1, 2, 5, 8, 11, 12, 17])  # of Gemma's, three are full: no longer every sixth
-    write_base_gguf(model, tokenizer, tmp_path / "base.gguf", "f16", **ONE_NAME)
+    prune_layers(model, [0, 1, 2, 5, 8, 11, 12, 17])  # three full layers of Gemma's, no longer every sixth
+    write_base_gguf(model, tokenizer, tmp_path / "base.gguf", "f16", **METADATA)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"][:620]
     assert len(ids) == 620
     with torch.no_grad():
         expected = np.asarray(model(torch.tensor([ids])).logits[0, 600:].log_softmax(-1))
     with LlamaServer(tmp_path / "base.gguf", context=1024) as server:
         assert kl(expected, server.log_probs([ids], starts=[600])[0]).max() < 5e-3
-        assert_same_ids((tokenizer, server), varied_texts(1000))
+        assert_same_ids(tokenizer, server, varied_texts(1000))
 
 
 def fields(path: Path) -> dict[str, Any]:
     return {key: field.contents() for key, field in GGUFReader(path).fields.items()}
 
 
-def test_a_chat_model_s_special_tokens_and_template_are_written(tmp_path: Path) -> None:
-    write_base_gguf(tiny.llama(), tiny.tokenizer(), tmp_path / "base.gguf", "q4", **ONE_NAME)
+def test_special_tokens_and_chat_template_are_written(tmp_path: Path) -> None:
+    write_base_gguf(tiny.llama(), tiny.tokenizer(), tmp_path / "base.gguf", "q4", **METADATA)
     found = fields(tmp_path / "base.gguf")
     assert found["general.name"] == "tiny@1" and found["general.license"] == "apache-2.0"
     assert found["tokenizer.chat_template"] == tiny.CHATML
@@ -274,82 +278,82 @@ def test_a_chat_model_s_special_tokens_and_template_are_written(tmp_path: Path) 
     assert found["tokenizer.ggml.token_type"][:4] == [3, 3, 3, 1]
 
 
-def test_where_no_end_of_text_ends_an_answer_the_template_s_end_does(tmp_path: Path) -> None:
+def test_an_end_of_turn_other_than_end_of_text_is_written(tmp_path: Path) -> None:
     tokenizer = tiny.sentencepiece(TEMPLATE)
     vocabulary = tokenizer.get_vocab()
-    write_base_gguf(tiny.llama(vocabulary=len(tokenizer)), tokenizer, tmp_path / "base.gguf", "f16", **ONE_NAME)
+    write_base_gguf(tiny.llama(vocabulary=len(tokenizer)), tokenizer, tmp_path / "base.gguf", "f16", **METADATA)
     found = fields(tmp_path / "base.gguf")
     assert found["tokenizer.ggml.eos_token_id"] == vocabulary["<eos>"]
     assert found["tokenizer.ggml.eot_token_id"] == vocabulary["\n\n"]
     assert found["tokenizer.ggml.add_bos_token"] is False  # the template writes it
-    write_base_gguf(tiny.llama(vocabulary=len(tokenizer)), tiny.sentencepiece(), tmp_path / "plain.gguf", "f16", **ONE_NAME)
+    write_base_gguf(tiny.llama(vocabulary=len(tokenizer)), tiny.sentencepiece(), tmp_path / "plain.gguf", "f16", **METADATA)
     assert fields(tmp_path / "plain.gguf")["tokenizer.ggml.add_bos_token"] is True
 
 
 def test_rows_without_a_token_are_written_as_unused(tmp_path: Path) -> None:
     model: Any = tiny.llama(vocabulary=368)
-    write_base_gguf(model, tiny.tokenizer(), tmp_path / "base.gguf", "f16", **ONE_NAME)
+    write_base_gguf(model, tiny.tokenizer(), tmp_path / "base.gguf", "f16", **METADATA)
     found = fields(tmp_path / "base.gguf")
     assert found["tokenizer.ggml.tokens"][359:361] == [tiny.tokenizer().convert_ids_to_tokens(359), "[PAD360]"]
     assert found["tokenizer.ggml.token_type"][360:] == [5] * 8
-    assert of_llamacpp(tmp_path / "base.gguf").shape == (60, 368)
+    assert llamacpp_log_probs(tmp_path / "base.gguf").shape == (60, 368)
 
 
 # ------------------------------------------------------------------------------------------------------------ errors
 
 
-def refused(tmp_path: Path, model: Any, tokenizer: Any, quantization: str = "f16") -> str:
-    """The one line of the error; nothing is left behind."""
+def refusal(tmp_path: Path, model: Any, tokenizer: Any, quantization: str = "f16") -> str:
+    """The error's one line; nothing is left behind."""
     with pytest.raises(ExportError) as error:
-        write_base_gguf(model, tokenizer, tmp_path / "base.gguf", quantization, **ONE_NAME)
+        write_base_gguf(model, tokenizer, tmp_path / "base.gguf", quantization, **METADATA)
     assert not list(tmp_path.iterdir()) and "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_what_is_not_known_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_unsupported_architectures_and_settings_are_refused(tmp_path: Path) -> None:
     gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=360))
-    assert refused(tmp_path, gpt2, tiny.tokenizer()) == (
-        "gpt2 cannot be written as GGUF; known architectures: llama, gemma3_text; export it merged"
+    assert refusal(tmp_path, gpt2, tiny.tokenizer()) == (
+        "gpt2 cannot be written as GGUF (supported: llama, gemma3_text); use --format merged"
     )
-    assert "unknown quantization 'q2'; known are f16, q8_0, q4" in refused(tmp_path, tiny.llama(), tiny.tokenizer(), "q2")
+    assert "unknown quantization 'q2'; available: f16, q8_0, q4" in refusal(tmp_path, tiny.llama(), tiny.tokenizer(), "q2")
     stretched: Any = tiny.llama()
     stretched.config.rope_parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
-    assert "llama with rope_type {'linear'}" in refused(tmp_path, stretched, tiny.tokenizer())
+    assert "llama with rope_type {'linear'}" in refusal(tmp_path, stretched, tiny.tokenizer())
     scaled: Any = gemma(0)
     scaled.config.query_pre_attn_scalar = 16
-    assert "query_pre_attn_scalar 16 cannot be written as GGUF, only with 8" in refused(tmp_path, scaled, tiny.tokenizer())
+    assert "query_pre_attn_scalar 16 cannot be written as GGUF, only with 8" in refusal(tmp_path, scaled, tiny.tokenizer())
 
 
-def test_a_tokenizer_that_llamacpp_would_read_otherwise_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_that_llamacpp_would_read_otherwise_is_refusal(tmp_path: Path) -> None:
     pieces = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordPiece({"a": 0, "[UNK]": 1}, unk_token="[UNK]")))
-    assert "known are byte-level BPE" in refused(tmp_path, tiny.llama(), pieces)
+    assert "supported are byte-level BPE" in refusal(tmp_path, tiny.llama(), pieces)
     state = json.loads(tiny.tokenizer().backend_tokenizer.to_str())
     state["pre_tokenizer"]["add_prefix_space"] = True
     spaced = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)))
-    assert "known are byte-level BPE" in refused(tmp_path, tiny.llama(), spaced)
+    assert "supported are byte-level BPE" in refusal(tmp_path, tiny.llama(), spaced)
     state["pre_tokenizer"]["add_prefix_space"] = False
     state["added_tokens"][2]["lstrip"] = True
     greedy = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)))
-    assert "'<|im_end|>' takes spaces beside it" in refused(tmp_path, tiny.llama(), greedy)
-    assert "has 360 tokens and the model 340 rows" in refused(tmp_path, tiny.llama(vocabulary=340), tiny.tokenizer())
+    assert "'<|im_end|>' strips the spaces around it" in refusal(tmp_path, tiny.llama(), greedy)
+    assert "but the model's embedding only 340 rows" in refusal(tmp_path, tiny.llama(vocabulary=340), tiny.tokenizer())
 
 
 @pytest.mark.parametrize("beyond", [{"use_dora": True}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}])
 def test_an_adapter_beyond_plain_lora_is_refused(beyond: dict[str, Any], tmp_path: Path) -> None:
     model: Any = tiny.llama(layers=1)
     with_adapter(model, tmp_path / "adapter", **beyond)
-    with pytest.raises(ExportError, match=f"an adapter with {next(iter(beyond))}.*export it merged"):
+    with pytest.raises(ExportError, match=f"an adapter with {next(iter(beyond))}.*use --part merged"):
         write_adapter_gguf(tmp_path / "adapter", model.config, tmp_path / "adapter.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_an_adapter_of_the_embedding_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_of_the_embedding_is_refusal(tmp_path: Path) -> None:
     tied: Any = tiny.llama(layers=1)
     tied.config.tie_word_embeddings = False
     model = type(tied)(tied.config)
     config = LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"], task_type="CAUSAL_LM")
     student: Any = get_peft_model(model, config)
     student.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    with pytest.raises(ExportError, match=r"no place for .*embed_tokens.*; export it merged"):
+    with pytest.raises(ExportError, match=r"no tensor for .*embed_tokens.*; use --part merged"):
         write_adapter_gguf(tmp_path / "adapter", model.config, tmp_path / "adapter.gguf")
     assert not (tmp_path / "adapter.gguf").exists()

@@ -1,53 +1,76 @@
-"""What travels with an export: licences, the card, and what a report says."""
+"""NOTICE, card and one-line summaries of an export."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from support import exporting
+from support import exporting, manifests
 
-from factory.export.metadata import ParityReport, card_with, chapter, described, notice
+from factory.export.metadata import ParityReport, card_section, export_card, format_report, notice_text, parity_failure
 
-FOUND = ParityReport(
-    "plants-mini@1", "0" * 64, "gguf", "adapter", "q8_0", 3, 90, 0.00123, 0.5, 0.99, None, 0.005, True, 2_500_000,
-    {"exported": 92.4, "registered": 28.1}, "writing in one stream, prompt included", {},
-)  # fmt: skip
+REPORT = ParityReport(
+    reference="plants-mini@1",
+    manifest_sha256="0" * 64,
+    format="gguf",
+    part="adapter",
+    quantization="q8_0",
+    texts=3,
+    tokens=90,
+    kl=0.00123,
+    log_prob_difference=0.5,
+    top1_agreement=0.99,
+    cosine_distance=None,
+    bound=0.005,
+    within=True,
+    bytes=2_500_000,
+    tokens_per_second={"exported": 92.4, "registered": 28.1},
+    tokens_per_second_of="one stream, prompt included",
+    libraries={},
+)
+EMBEDDINGS = replace(
+    REPORT, format="sentence-transformers", part="merged", quantization=None, kl=None, top1_agreement=None, cosine_distance=1e-4
+)
 
 
-def test_the_notice_names_whose_work_it_is_and_every_licence() -> None:
-    text = notice(exporting.MANIFEST | {"name": "plants-mini", "version": 3, "notice": "No advice."})
-    assert "plants-mini, version 3" in text and "changed" in text
-    assert "Made from: path:./teacher, licence: apache-2.0." in text
-    assert "Prompts: questions, licence: cc-by-4.0." in text
+def test_the_notice_names_teacher_and_data_with_their_licences() -> None:
+    text = notice_text(manifests.student_manifest("plants-mini", version=3, notice="No advice.", **exporting.ORIGIN))
+    assert text.startswith("plants-mini, version 3: a derived model")
+    assert "Derived from: path:./teacher, licence: apache-2.0." in text
+    assert "Data: questions, licence: cc-by-4.0." in text
     assert text.endswith("Notice: No advice.\n")
 
 
-def test_gemmas_terms_ask_for_a_sentence_of_their_own() -> None:
-    assert "ai.google.dev/gemma/terms" in notice({"teacher": {"reference": "path:x", "license": "gemma"}})
-    assert "gemma" not in notice(exporting.MANIFEST).lower()
+def test_a_gemma_teacher_adds_the_sentence_that_its_terms_require() -> None:
+    gemma = manifests.base_manifest(teacher=manifests.TEACHER | {"license": "gemma"})
+    assert "subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms" in notice_text(gemma)
+    assert "gemma" not in notice_text(manifests.base_manifest()).lower()
 
 
-def test_the_card_keeps_its_chapters_behind_the_new_one() -> None:
-    card = card_with("---\nlibrary_name: peft\n---\n\n# a\n\nwords\n\n## Limits\n\nmany\n", "gguf", "## This export\n\nnear")
-    assert card == "---\nlibrary_name: gguf\n---\n\n# a\n\nwords\n\n## This export\n\nnear\n\n## Limits\n\nmany\n"
-    assert card_with("", "gguf", "## This export") == "\n## This export\n"
-
-
-def test_one_line_says_what_how_near_how_large_and_how_fast() -> None:
-    assert described(FOUND) == (
-        "plants-mini@1 as gguf, adapter alone, q8_0: KL 0.00123 nats a token, same likeliest token 99.0%, bound 0.005, "
-        "n 90 tokens of 3 texts; 2.5 MB; 92 tokens/s here, the registered one 28 (writing in one stream, prompt included)"
+def test_the_card_keeps_its_metadata_and_sections_after_the_exports_own() -> None:
+    card = export_card("---\nlicense: mit\nlibrary_name: peft\n---\n\n# a\n\nwords\n\n## Limits\n\nmany\n", REPORT)
+    assert card == (
+        f"---\nlicense: mit\nlibrary_name: gguf\n---\n\n# a\n\nwords\n\n{card_section(REPORT)}\n\n## Limits\n\nmany\n"
     )
 
 
-def test_embeddings_have_a_distance_and_no_divergence() -> None:
-    found = replace(
-        FOUND, format="sentence-transformers", quantization=None, kl=None, top1_agreement=None, cosine_distance=1e-4
+def test_a_report_in_one_line() -> None:
+    assert format_report(REPORT) == (
+        "plants-mini@1 as gguf, adapter only, q8_0: KL 0.00123 nats/token (bound 0.005), top-1 agreement 99.0%, "
+        "90 tokens of 3 texts; 2.5 MB; 92 tokens/s, published version 28 tokens/s (one stream, prompt included)"
     )
-    assert "largest cosine distance 0.0001, bound" in described(found)
-    assert "KL" not in chapter(found) and "cosine distance of embeddings | 0.0001 |" in chapter(found)
+    assert "largest cosine distance 0.0001 (bound 0.005), 90 tokens" in format_report(EMBEDDINGS)
 
 
-def test_the_chapter_says_how_it_is_loaded() -> None:
-    assert "llama-server" in chapter(FOUND)
-    assert "ollama create" in chapter(replace(FOUND, format="ollama"))
+def test_a_failed_check_says_the_value_and_its_bound() -> None:
+    assert parity_failure(replace(REPORT, kl=0.301, bound=0.15, part="merged", quantization="q4")) == (
+        "parity check failed: KL 0.301 > 0.15 nats/token (plants-mini@1 as gguf, q4; 90 tokens of 3 texts)"
+    )
+    assert "cosine distance 0.5 > 0.005 (" in parity_failure(replace(EMBEDDINGS, cosine_distance=0.5))
+
+
+def test_the_cards_section_has_what_was_measured_and_how_to_load_it() -> None:
+    assert "llama-server" in card_section(REPORT)
+    assert "ollama create" in card_section(replace(REPORT, format="ollama"))
+    assert "| KL(published ‖ exported), nats/token | 0.00123 |" in card_section(REPORT)
+    assert "cosine distance of embeddings | 0.0001 |" in card_section(EMBEDDINGS)
+    assert "KL(" not in card_section(EMBEDDINGS)

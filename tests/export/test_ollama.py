@@ -1,4 +1,4 @@
-"""A Modelfile whose template gives what the chat template gives, read as Ollama reads it."""
+"""A Modelfile's Go template renders the same prompt as the chat template."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from support import exporting, modelfiles, tiny
 from transformers import PreTrainedTokenizerFast
 
 from factory.errors import ExportError
-from factory.export.ollama import go_template, modelfile, pieces
+from factory.export.ollama import go_template, message_format, modelfile
 
-TALKS = [
+CONVERSATIONS = [
     ["user"],
     ["system", "user"],
     ["user", "assistant", "user"],
@@ -27,7 +27,7 @@ WORDS = [
 ]
 
 
-def talk(roles: list[str]) -> list[dict[str, str]]:
+def conversation(roles: list[str]) -> list[dict[str, str]]:
     return [{"role": role, "content": WORDS[position]} for position, role in enumerate(roles)]
 
 
@@ -40,47 +40,47 @@ def questions() -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("tokenizer", [chatml(), questions()], ids=["chatml", "questions"])
-@pytest.mark.parametrize("roles", TALKS, ids=[str(len(roles)) for roles in TALKS])
-def test_the_template_gives_what_the_chat_template_gives(tokenizer: Any, roles: list[str]) -> None:
-    rendered = modelfiles.render(go_template(pieces(tokenizer)), talk(roles))
-    assert rendered == tokenizer.apply_chat_template(talk(roles), tokenize=False, add_generation_prompt=True)
+@pytest.mark.parametrize("roles", CONVERSATIONS, ids=[str(len(roles)) for roles in CONVERSATIONS])
+def test_the_go_template_renders_what_the_chat_template_renders(tokenizer: Any, roles: list[str]) -> None:
+    rendered = modelfiles.render(go_template(message_format(tokenizer)), conversation(roles))
+    assert rendered == tokenizer.apply_chat_template(conversation(roles), tokenize=False, add_generation_prompt=True)
 
 
-def test_the_parts_of_both_shipped_templates() -> None:
-    first, second = pieces(chatml()), pieces(questions())
+def test_the_text_around_messages_of_both_shipped_templates() -> None:
+    first, second = message_format(chatml()), message_format(questions())
     assert (first.start, first.before["user"], first.after["user"]) == ("", "<|im_start|>user\n", "<|im_end|>\n")
-    assert first.answer == first.before["assistant"] == "<|im_start|>assistant\n"
+    assert first.generation_prompt == first.before["assistant"] == "<|im_start|>assistant\n"
     assert (second.start, second.before["system"], second.after["system"]) == ("<bos>", "", "\n\n")
-    assert (second.before["user"], second.answer, second.after["assistant"]) == ("Question:\n", "Answer:\n", "\n\n")
+    assert (second.before["user"], second.generation_prompt, second.after["assistant"]) == ("Question:\n", "Answer:\n", "\n\n")
 
 
-def test_braces_of_a_chat_template_are_no_actions() -> None:
+def test_braces_in_a_chat_template_are_escaped() -> None:
     tokenizer = tiny.tokenizer(tiny.CHATML.replace("<|im_start|>' +", "<|im_start|>{' + '{' +"))
-    rendered = modelfiles.render(go_template(pieces(tokenizer)), talk(["user"]))
-    assert rendered == tokenizer.apply_chat_template(talk(["user"]), tokenize=False, add_generation_prompt=True)
+    rendered = modelfiles.render(go_template(message_format(tokenizer)), conversation(["user"]))
+    assert rendered == tokenizer.apply_chat_template(conversation(["user"]), tokenize=False, add_generation_prompt=True)
     assert "{{user" in rendered
 
 
-def test_the_modelfile_says_everything() -> None:
+def test_the_modelfile_has_template_stops_notice_and_licence() -> None:
     text = modelfile("a-q8_0.gguf", chatml(), notice='No advice,\nnot even "some".', license="Apache-2.0\nfor all")
     commands = modelfiles.parse(text)
     assert [name for name, _ in commands] == ["FROM", "TEMPLATE", "PARAMETER stop", "SYSTEM", "LICENSE"]
     values = dict(commands)
     assert (values["FROM"], values["PARAMETER stop"]) == ("./a-q8_0.gguf", "<|im_end|>")
-    assert values["TEMPLATE"] == go_template(pieces(chatml()))
+    assert values["TEMPLATE"] == go_template(message_format(chatml()))
     assert (values["SYSTEM"], values["LICENSE"]) == ('No advice,\nnot even "some".', "Apache-2.0\nfor all")
 
 
-def test_an_empty_line_is_a_stop_too() -> None:
+def test_an_empty_line_is_a_stop_sequence_too() -> None:
     stops = [value for name, value in modelfiles.parse(modelfile("a", questions(), notice="", license="")) if "stop" in name]
     assert sorted(stops) == ["\n\n", "<eos>"]
 
 
-def test_without_a_notice_there_is_no_system_turn() -> None:
+def test_without_a_notice_there_is_no_system_message() -> None:
     assert "SYSTEM" not in modelfile("a", chatml(), notice="", license="MIT")
 
 
-def test_three_quotation_marks_cannot_be_written() -> None:
+def test_three_quotation_marks_are_refused() -> None:
     with pytest.raises(ExportError, match="three quotation marks"):
         modelfile("a", chatml(), notice='say """no"""', license="")
 
@@ -88,13 +88,16 @@ def test_three_quotation_marks_cannot_be_written() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("{{ '<|im_start|>' +", "{% if loop.last %}LAST{% endif %}{{ '<|im_start|>' +"), "another way once there are more"),
-        (("m['content']", "m['content'][:3]"), "does not write what user said"),
-        (("{% for m in", "{% if messages|length > 5 %}LONG{% endif %}{% for m in"), "does more than write before and after"),
+        (("{{ '<|im_start|>' +", "{% if loop.last %}LAST{% endif %}{{ '<|im_start|>' +"), "differently once more follow"),
+        (("m['content']", "m['content'][:3]"), "does not write the user message as it is"),
+        (
+            ("{% for m in", "{% if messages|length > 5 %}LONG{% endif %}{% for m in"),
+            "does more than put text around",
+        ),
         (("{% for m in", "{{ raise_exception('no') if messages[0]['role'] == 'system' }}{% for m in"), "for Ollama"),
     ],
-    ids=["last turn", "shortened", "long talks", "no system turn"],
+    ids=["last message", "shortened", "long conversations", "no system message"],
 )
-def test_a_template_that_does_more_is_refused(change: tuple[str, str], message: str) -> None:
+def test_a_template_that_ollama_cannot_express_is_refused(change: tuple[str, str], message: str) -> None:
     with pytest.raises(ExportError, match=message):
-        pieces(tiny.tokenizer(tiny.CHATML.replace(*change)))
+        message_format(tiny.tokenizer(tiny.CHATML.replace(*change)))

@@ -1,4 +1,4 @@
-"""Published tiny students of both architectures, for tests of what is exported: an adapter that changes what is said."""
+"""Published tiny students of both architectures, with an adapter that changes what they predict."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from factory.config.schema import DistillConfig
 from factory.models.base import Base, Shape, attach_adapter, load_base, save_base
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
-from factory.reports.card import model_card
-from support import tiny
+from support import manifests, tiny
 
 QUESTIONS = (
     "{{ bos_token }}{% for m in messages %}"
@@ -23,41 +22,47 @@ QUESTIONS = (
     "{% else %}{{ 'Answer:\n' + m['content'] + '\n\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Answer:\n' }}{% endif %}"
 )
-MANIFEST: dict[str, Any] = {
-    "teacher": {"reference": "path:./teacher", "license": "apache-2.0"},
-    "dataset": {"sources": [{"id": "questions", "license": "cc-by-4.0", "n": 3}]},
-}
 SAMPLES = [{"prompt": "what is asthma", "teacher": "short breath and cough", "student": "cough and wheeze"}]
+ORIGIN: dict[str, Any] = {
+    "teacher": manifests.TEACHER | {"reference": "path:./teacher"},
+    "dataset": manifests.COMMON["dataset"] | {"sources": [{"id": "questions", "license": "cc-by-4.0", "n": 3}]},
+}
+CARD = "---\nlibrary_name: peft\nlicense: apache-2.0\n---\n\n# plants-mini\n\n## How to load it\n\nwith peft\n"
 
 
-def student(root: Path, architecture: str = "llama", **manifest: Any) -> tuple[Registry, Version]:
-    """``registry, version = student(tmp_path, "gemma")``: ``plants-mini@1`` on ``mini-base@1``."""
+def publish_student(root: Path, architecture: str = "llama") -> tuple[Registry, Version]:
+    """``registry, version = publish_student(tmp_path, "gemma")``: ``plants-mini@1`` on ``mini-base@1``."""
     registry = Registry(root / "registry")
-    base_version = base(registry, architecture)
-    model = attach_adapter(
-        load_base(base_version.folder, tiny.CPU), DistillConfig(steps=1, learning_rate=1e-3, rank=4, alpha=8)
-    )
+    base_version = publish_base(registry, architecture)
+    base = load_base(base_version.folder, tiny.CPU)
+    model = attach_adapter(base, DistillConfig(steps=1, learning_rate=1e-3, rank=4, alpha=8))
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
-    own = {"base": base_version.reference, "notice": "No advice.", "evaluation": {"samples": SAMPLES}}
+    manifest = manifests.student_manifest(
+        "plants-mini",
+        base=base_version.reference,
+        notice="No advice.",
+        evaluation=manifests.evaluation(samples=SAMPLES),
+        **ORIGIN,
+    )
     with registry.stage("plants-mini") as folder:
         model.save_pretrained(str(folder))
-        content = MANIFEST | own | manifest
-        card = model_card(content | {"kind": "student", "name": "plants-mini"})
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        return registry, registry.publish("student", "plants-mini", folder, content)
+        (folder / "README.md").write_text(CARD, encoding="utf-8")
+        return registry, registry.publish(manifest, folder)
 
 
-def base(registry: Registry, architecture: str = "llama") -> Version:
+def publish_base(registry: Registry, architecture: str = "llama") -> Version:
+    """``publish_base(registry).reference``: ``mini-base@1``."""
     with registry.stage("mini-base") as folder:
-        save_base(Base(*made(architecture), Shape(None, None)), folder)
-        return registry.publish("base", "mini-base", folder, MANIFEST)
+        save_base(Base(*model_and_tokenizer(architecture), Shape(None, None)), folder)
+        (folder / "README.md").write_text(CARD, encoding="utf-8")
+        return registry.publish(manifests.base_manifest("mini-base", **ORIGIN), folder)
 
 
-def made(architecture: str) -> tuple[Any, PreTrainedTokenizerFast]:
-    """A model and its tokenizer: ChatML on byte-level tokens, or questions and answers on SentencePiece-style ones."""
+def model_and_tokenizer(architecture: str) -> tuple[Any, PreTrainedTokenizerFast]:
+    """Llama with ChatML and byte-level BPE, or Gemma with questions and answers and a SentencePiece-style tokenizer."""
     if architecture == "llama":
         return tiny.llama(), tiny.tokenizer()
     tokenizer = tiny.sentencepiece(QUESTIONS)

@@ -1,4 +1,4 @@
-"""What Ollama does with a Modelfile: its parser, and as much of Go's templates as ours need."""
+"""A parser of Ollama's Modelfiles, and a renderer of the part of Go's templates that ours use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 
 def parse(text: str) -> list[tuple[str, str]]:
-    """``parse("FROM ./a.gguf\\n")`` → ``[("FROM", "./a.gguf")]``; a value in three quotation marks goes over lines."""
+    """``parse("FROM ./a.gguf\\n")`` → ``[("FROM", "./a.gguf")]``; values in three quotation marks span lines."""
     found, position = [], 0
     while position < len(text):
         command = re.compile(r"(PARAMETER \w+|[A-Z]+) +").match(text, position)
