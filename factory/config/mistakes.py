@@ -52,7 +52,7 @@ def mistakes_of(
 
     pydantic leaves wrong items out of a list, so "too short" is dropped where an item of the list is wrong.
     """
-    details = [{**detail, "loc": (*inside, *detail["loc"])} for detail in error.errors()]
+    details: list[dict[str, Any]] = [{**detail, "loc": (*inside, *detail["loc"])} for detail in error.errors()]
     lines = [
         _line(path, root, kind, detail)
         for detail in details

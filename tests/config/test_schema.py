@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from factory.config import default_domains
 from factory.config.load import load_specs
 from factory.config.schema import DistillConfig, DomainSpec, FamilySpec, HealConfig, Specs
 from factory.errors import SpecError
@@ -322,6 +323,26 @@ def test_an_old_key_names_the_new_one_and_the_command_that_renames_it(tmp_path: 
     assert said(tmp_path, mistake) == f"{expected}; `factory validate --fix` renames it"
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"seed": "x"}, "seed: must be a whole number (found 'x')"),
+        ({"seed": 1.5}, "seed: must be a whole number (found 1.5)"),
+        ({"heal": {"steps": 1, "learning_rate": "fast"}}, "heal.learning_rate: must be a number (found 'fast')"),
+        ({"heal": 3}, "heal: must be keys and values (found 3)"),
+        ({"pool": "texts"}, "pool: must be a list (found 'texts')"),
+        ({"description": 3}, "description: must be text; put it in quotes (found 3)"),
+        ({"sizes": {"Mini": {"layers": 2}, "mini": {"layers": 2}}}, "sizes.Mini: must be lower-case letters"),
+        ({"gates": {"kl": {"at_most": 1, "of": "mean"}}}, "gates.kl.of: must be 'value', 'low' or 'high' (found 'mean')"),
+        ({"encoder": {"model": "gpt2", "license": "mit"}}, "encoder.model: must be hub:org/name@revision, pypi:"),
+        ({"encoder": {"model": "path:x", "license": "mit", "sha256": "1"}}, "encoder.sha256: must be 64 hexadecimal digits"),
+    ],
+)
+def test_mistakes_are_said_in_plain_english(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+    [mistake] = mistakes(tmp_path, small_family=family(**changes))
+    assert said(tmp_path, mistake).startswith(f"small.family.yaml: {expected}")
+
+
 def test_a_key_of_several_types_has_one_message(tmp_path: Path) -> None:
     [path] = mistakes(tmp_path, small_family=family(path="always"))
     assert said(tmp_path, path) == "small.family.yaml: path: must be auto, none or a list of sizes (found 'always')"
@@ -333,6 +354,13 @@ def test_a_key_of_several_types_has_one_message(tmp_path: Path) -> None:
 
 SHIPPED = load_specs(DOMAINS)
 SHIPPED_DOMAINS = ["education", "healthcare", "legal"]  # a user's own may lie beside them, and be smaller
+
+
+def test_without_a_domains_folder_the_shipped_one_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert set(load_specs(default_domains()).domains) == set(SHIPPED.domains)
+    (tmp_path / "domains").mkdir()
+    assert default_domains() == Path("domains")
 
 
 def test_the_shipped_specs_are_there() -> None:
