@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# From nothing to an answering student: installs, builds the healthcare student with the demo profile, compares, asks.
-# --full goes on: it serves that student to a live client, spoils one version and is refused, promotes a better one.
+# From nothing to a student that answers: installs, builds the healthcare student (demo profile), compares it and asks it.
+# --full goes on: serves the student to a live client, fails to promote a spoiled version, and promotes a better one.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
-step() { # runs a command, says how long it took, and gives its exit code
+step() { # runs a command, prints how long it took, and returns its exit code
   local begun=$SECONDS code=0
   printf '\n$ %s\n' "$*"
   "$@" || code=$?
@@ -29,7 +29,7 @@ PORT=8377
 scratch=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$scratch"' EXIT
 
-variant() { # the domains with one line more for healthcare
+variant() { # a copy of domains/ with one more line in healthcare.yaml
   rm -rf "$scratch/domains"
   cp -r domains "$scratch/domains"
   echo "$1" >> "$scratch/domains/healthcare.yaml"
@@ -37,7 +37,7 @@ variant() { # the domains with one line more for healthcare
 
 first=$(newest)
 step factory promote "$first"
-# One core serves and the others build: threads of both on one core would wait for each other, and the client for minutes.
+# One core serves and the others build: sharing a core, the threads of both would wait for each other for minutes.
 export OMP_NUM_THREADS=$(($(nproc) > 1 ? $(nproc) - 1 : 1))
 factory serve --port $PORT --threads 1 2> "$scratch/serve.log" &
 timeout 120 bash -c "until curl -sf http://127.0.0.1:$PORT/health; do sleep 1; done" || { cat "$scratch/serve.log" >&2; exit 1; }
@@ -45,7 +45,7 @@ good=healthcare-small@$((${first#*@} + 2))
 python scripts/live_client.py healthcare-small --until "$good" --url http://127.0.0.1:$PORT/v1 &
 client=$!
 
-printf '\nA version that is spoiled on purpose (a learning rate a hundred times too high), while the client goes on:\n'
+printf '\nA version spoiled on purpose (a learning rate a hundred times too high), while the client goes on:\n'
 variant 'distill: {learning_rate: 0.05}'
 step factory build healthcare --profile demo --domains "$scratch/domains"
 code=0

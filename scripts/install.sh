@@ -1,5 +1,5 @@
-# Sourced by demo.sh and test.sh: .venv in the repo root, installed from pyproject.toml under constraints.txt.
-# Afterwards the current folder is the repo root and `factory` is on the PATH.
+# Sourced by demo.sh and test.sh: installs the package into .venv, with the versions of constraints.txt.
+# Leaves the shell in the root of the checkout, with `factory` on the PATH.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -20,7 +20,7 @@ if [ ! -x .venv/bin/python ]; then
   "$python" -m venv .venv
 fi
 
-# Installs again only when one of the two files changed.
+# Installs again only if one of the two files has changed.
 wanted=$(cat pyproject.toml constraints.txt | cksum)
 if [ "$(cat .venv/installed 2>/dev/null || true)" != "$wanted" ]; then
   rm -f .venv/installed

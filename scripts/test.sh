@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every check and every test but the big ones, which --all adds (real models in every format, minutes each).
-# Other arguments go to pytest: scripts/test.sh -m "not slow" for a quick run.
+# All checks and all tests but the big ones (real models in every format, minutes each), which --all adds.
+# Other arguments go to pytest: scripts/test.sh -m "not slow" is a quick run.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
@@ -10,7 +10,7 @@ mypy
 lint-imports
 factory validate
 
-# Workers would share the cores with torch's own threads, so each has one; the real teacher has all cores to itself.
+# Two workers with one torch thread each; tests with the real teacher run alone, on all cores.
 slow="slow and not big"
 if [ "${1:-}" = --all ]; then
   slow=slow
