@@ -118,7 +118,7 @@ def data(
     json: Json = False,
     device: Device = "auto",
 ) -> None:
-    """Make a domain's data set and preview it: counts, what was dropped and why, samples, whether it is too thin."""
+    """Make a domain's data set and preview it: counts, what was dropped and why, samples, whether it is too small."""
     specs = _specs(domains)
     spec, _ = _chosen(specs, None, family, profile)
     specs.domain(name)  # an unknown domain is said before torch is loaded
@@ -128,7 +128,8 @@ def data(
 
     here, bars = Registry(REGISTRY), progress_bars(shown=not json)
     factory = Factory(specs, spec, profile=profile, registry=here, device=device, seed=seed, progress=bars)
-    content = preview(factory.data(name))
+    spec = factory.specs.domain(name)
+    content = preview(factory.data(name), None if spec.private else factory.router)
     print_json(content) if json else print_table(preview_table(content))
 
 

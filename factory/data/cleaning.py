@@ -1,4 +1,4 @@
-"""What does not belong in a data set: near duplicates, test prompts seen in train, and bad completions."""
+"""Cleaning: near duplicates, test prompts seen in train, and bad completions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from vicinity import Backend
 
 from factory.data.sources import Example
 
-SHARED_WORDS = 8  # so many words in a row, in train and in test: the test example has been seen
-BOILERPLATE = 10  # ... unless more train examples than this have them: then it is a template nobody declared
-LOOP_WORDS, LOOP_TIMES = 6, 3  # four words three times: every tenth worked sum that people wrote has them
+SHARED_WORDS = 8  # a test example that shares this many consecutive words with train is contaminated
+BOILERPLATE = 10  # ... unless more train examples than this have them: that is a form, not a leak
+LOOP_WORDS, LOOP_TIMES = 6, 3  # four words three times would catch a tenth of the worked sums that people write
 
 WORD = re.compile(r"\w+(?:['’]\w+)*")  # noqa: RUF001 - typographic apostrophes are in real text
 SENTENCE = re.compile(r"[.!?\n]+")
@@ -35,10 +35,10 @@ def ngrams(tokens: Sequence[str], size: int) -> list[tuple[str, ...]]:
 def near_duplicates(
     train: Sequence[Example], test: Sequence[Example], encoder: Any, threshold: float
 ) -> tuple[set[str], set[str]]:
-    """Ids in train too similar to an earlier one in train, and ids in test too similar to any in train.
+    """Ids of near duplicates: in train of an earlier train example, in test of any train example.
 
-    Similar is a cosine of at least ``threshold`` between the encoder's embeddings of the texts. The search is exact
-    (semhash's default, an approximate index over several threads, differs from run to run).
+    Near duplicates have embeddings with a cosine of at least ``threshold``. The search is exact, because semhash's default,
+    an approximate index over several threads, varies from run to run.
     """
     if not train:
         return set(), set()
@@ -53,10 +53,10 @@ def records(examples: Iterable[Example]) -> list[dict[str, str]]:
 
 
 def contaminated(train: Sequence[Example], test: Sequence[Example]) -> set[str]:
-    """Ids in test that share eight words in a row with train.
+    """Ids in test that share ``SHARED_WORDS`` consecutive words with train.
 
-    The template's own words are masked: what is left of such a prompt is its slot values, which the split keeps apart.
-    Runs of words in more than ten train examples are passed over: a form that files share, not a leaked text.
+    A template's own words do not count, only its slot values. Neither do words that more than ``BOILERPLATE`` train examples
+    share.
     """
     in_train = Counter(gram for example in train for gram in own_ngrams(example))
     seen = {gram for gram, count in in_train.items() if count <= BOILERPLATE}
@@ -72,12 +72,12 @@ def own_ngrams(example: Example) -> set[tuple[str, ...]]:
 
 
 def clean_completion(text: str, finished: bool) -> str | None:
-    """``clean_completion("Rest and drink water.", finished=True) is None``: None keeps it, else why it is dropped.
+    """``clean_completion("Rest and drink water.", finished=True) is None``: why to drop a completion, or None to keep it.
 
     Returns:
-        "empty" without a letter or digit; "looping" where six words in a row occur three times or a sentence of three
-        or more words occurs twice; "cut_off" where the teacher did not finish. Looping goes before cut off, since a
-        loop only ends where it is cut.
+        "empty" without a letter or digit; "looping" if six consecutive words occur three times or a sentence of three or
+        more words occurs twice; "cut_off" if the teacher did not finish. Looping is checked first, since a loop always
+        ends by being cut off.
     """
     tokens = words(text)
     if not tokens:
@@ -112,9 +112,9 @@ REFUSALS = tuple(
 
 
 def is_refusal(text: str) -> bool:
-    """``is_refusal("I can't advise on that; please ask a pharmacist.")``: the answer declines.
+    """``is_refusal("I can't advise on that; please ask a pharmacist.")``: whether the answer declines.
 
-    A hint beside an answer ("see a doctor if it gets worse") is no refusal.
+    Advice beside an answer ("see a doctor if it gets worse") is not a refusal.
     """
     straight = text.replace("’", "'")  # noqa: RUF001
     return any(pattern.search(straight) for pattern in REFUSALS)

@@ -1,11 +1,9 @@
-"""A domain's data set: examples → clean prompts, split → with completions, on disk, fingerprinted."""
+"""A domain's data set: examples → clean, split prompts → prompts with completions, on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,21 +13,30 @@ from typing import TYPE_CHECKING, Any
 import datasets
 from datasets import Dataset, DatasetDict, Features, Value
 
+from factory.cache import atomic_folder, storage_errors
 from factory.config.schema import DataConfig
 from factory.data.cleaning import clean_completion, contaminated, is_refusal, near_duplicates
-from factory.data.sources import CountTokens, Example, one_line, sample_evenly, seeded_order
+from factory.data.sources import CountTokens, Example, sample_evenly, seeded_order
 from factory.data.splitting import normalised, split_examples
-from factory.errors import DataError
+from factory.errors import DataError, in_one_line
 
-if TYPE_CHECKING:  # only its route() is called
+if TYPE_CHECKING:
     from factory.data.router import DomainRouter
 
 SPLITS = ("train", "validation", "test")
-OVERSAMPLE = 1.3  # of the cap, so that near duplicates can go without the encoder seeing every combination
+OVERSAMPLE = 1.3  # of the caps, so that near duplicates can be dropped without embedding every combination
 MIN_HELD_OUT = 20  # validation and test may be this large whatever their share
-MIN_TRAIN, MIN_TEST = 20, 2  # below this nothing can be trained or measured
-THIN_RATIO, THIN_TRAIN = 1.25, 200
+MIN_TRAIN, MIN_TEST = 20, 2  # examples that a data set needs
+SMALL_TRAIN, MAX_LOSS_RATIO = 200, 1.25  # a data set with fewer or above is too small
 MANIFEST = "manifest.json"
+
+DROPPED_BY = {  # the setting that decides how many examples a reason drops
+    "long_prompt": "data.max_prompt_tokens",
+    "over_limit": "data.max_examples",
+    "near_duplicate": "data.near_duplicate",
+    "cut_off": "data.max_completion_tokens",
+    "personal_data": "personal_data",
+}
 
 FEATURES = Features(
     {name: Value("string") for name in ("id", "prompt", "completion", "source", "license", "template")}
@@ -39,7 +46,7 @@ FEATURES = Features(
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A prompt of the domain's own sources that the router would send elsewhere (None: to no domain)."""
+    """A prompt of the domain's own sources that the router would send elsewhere; None: to no domain."""
 
     prompt: str
     routed_to: str | None
@@ -48,18 +55,17 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts ready for the teacher, each split in seeded order, so that its first n are a fair sample of it."""
+    """Prompts for the teacher; each split is in seeded order, so that its first n are a fair sample of it."""
 
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
     dropped: dict[str, int]  # by reason
-    disagreements: tuple[Disagreement, ...]  # all of them, the router's surest first
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What the teacher wrote; ``finished`` is False where it was cut at the most tokens."""
+    """What the teacher wrote; ``finished`` is False if it was cut off at the token limit."""
 
     text: str
     finished: bool
@@ -72,11 +78,10 @@ class DatasetManifest:
     domain: str
     fingerprint: str  # sha256 over the rows of all splits
     counts: dict[str, int]  # examples by split
-    dropped: dict[str, int]  # by reason, of prompts and completions
+    dropped: dict[str, int]  # prompts and completions by reason
     refusals: int
     sources: list[dict[str, Any]]  # id, license, n
     templates: int
-    disagreements: int
     seed: int
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -88,25 +93,22 @@ class DatasetManifest:
         return cls(**json.loads(text))
 
 
-# ------------------------------------------------------------------------------------------------------------ prompts
+# -------------------- prompts
 
 
 def make_prompts(
     examples: Sequence[Example],
     *,
-    domain: str,
-    router: DomainRouter | None,
     encoder: Any,
     count_tokens: CountTokens,
     config: DataConfig,
     seed: int,
 ) -> PromptSet:
-    """``make_prompts(examples, domain="legal", router=router, encoder=encoder, count_tokens=count, config=c, seed=0)``
+    """``make_prompts(examples, encoder=encoder, count_tokens=count, config=settings.data, seed=0).train``
 
-    Drops, in this order and counted by reason: empty and too long prompts (none is ever cut), exact duplicates,
-    combinations that mix splits, near duplicates, test prompts seen in train, and what is over ``max_examples``.
-    The encoder embeds a sample of 1.3 times what is kept, never every combination.
-    Without an encoder near duplicates stay; without a router there are no disagreements.
+    Drops, in this order and counted by reason: empty and too long prompts (none is truncated), exact duplicates,
+    combinations that mix splits, near duplicates, test prompts seen in train, and what exceeds ``max_examples``. Only
+    ``OVERSAMPLE`` times what is kept is embedded. Without an encoder, near duplicates are kept.
     """
     dropped: Counter[str] = Counter()
     usable = drop_duplicates(drop_lengths(examples, count_tokens, config, dropped), dropped)
@@ -126,18 +128,17 @@ def make_prompts(
     in_train, in_test = near_duplicates(train, test, encoder, config.near_duplicate) if encoder else (set(), set())
     dropped["near_duplicate"] += len(in_train)
     dropped["contaminated"] += len(seen) + len(in_test)
-    train = [example for example in train if example.id not in in_train]
-    test = [example for example in test if example.id not in in_test]
-    train, test = limited(train, most), limited(test, most_test)
+    train = limited([example for example in train if example.id not in in_train], most)
+    test = limited([example for example in test if example.id not in in_test], most_test)
     validation = limited(split.validation, most_validation)
-    disagreements = find_disagreements([*train, *validation, *test], domain, router)
     counts = {reason: count for reason, count in dropped.items() if count}
-    return PromptSet(tuple(train), tuple(validation), tuple(test), counts, disagreements)
+    return PromptSet(tuple(train), tuple(validation), tuple(test), counts)
 
 
 def drop_lengths(
     examples: Iterable[Example], count_tokens: CountTokens, config: DataConfig, dropped: Counter[str]
 ) -> list[Example]:
+    """The examples whose prompts are neither empty nor longer than ``max_prompt_tokens``."""
     kept = []
     for example in examples:
         if not example.text.strip():
@@ -150,7 +151,7 @@ def drop_lengths(
 
 
 def drop_duplicates(examples: Iterable[Example], dropped: Counter[str]) -> list[Example]:
-    """The first of examples whose texts differ in case and spaces only."""
+    """The first of examples whose texts differ only in case and spaces."""
     first: dict[str, Example] = {}
     for example in examples:
         if first.setdefault(normalised(example.text), example) is not example:
@@ -158,30 +159,29 @@ def drop_duplicates(examples: Iterable[Example], dropped: Counter[str]) -> list[
     return list(first.values())
 
 
-def find_disagreements(examples: Sequence[Example], domain: str, router: DomainRouter | None) -> tuple[Disagreement, ...]:
-    """Reported and not dropped: the user, who chose the sources, may be right."""
-    if router is None or not examples:
-        return ()
-    routes = router.route([example.text for example in examples])
+def find_disagreements(texts: Sequence[str], domain: str, router: DomainRouter) -> list[Disagreement]:
+    """``find_disagreements(prompts, "legal", router)``: prompts the router would send elsewhere, the surest first.
+
+    They are reported and not dropped: the user, who chose the sources, may be right.
+    """
     found = [
-        Disagreement(example.text, route.domain, float(route.score))
-        for example, route in zip(examples, routes, strict=True)
+        Disagreement(text, route.domain, float(route.score))
+        for text, route in zip(texts, router.route(texts), strict=True)
         if route.domain != domain
     ]
-    return tuple(sorted(found, key=lambda disagreement: -disagreement.score))
+    return sorted(found, key=lambda disagreement: -disagreement.score)
 
 
 def route_pool(examples: Sequence[Example], router: DomainRouter) -> dict[str, list[Example]]:
     """``route_pool(pool, router)["legal"]``: unlabelled examples by domain; those of no domain are left out."""
     routed: dict[str, list[Example]] = {}
-    if examples:
-        for example, route in zip(examples, router.route([example.text for example in examples]), strict=True):
-            if route.domain is not None:
-                routed.setdefault(route.domain, []).append(example)
+    for example, route in zip(examples, router.route([example.text for example in examples]), strict=True):
+        if route.domain is not None:
+            routed.setdefault(route.domain, []).append(example)
     return routed
 
 
-# ------------------------------------------------------------------------------------------------------------ data set
+# -------------------- data set
 
 
 def finish_dataset(
@@ -193,28 +193,28 @@ def finish_dataset(
     seed: int,
     provenance: Mapping[str, Any],
 ) -> DatasetManifest:
-    """Join prompts with the teacher's completions (by example id), drop bad ones, write data set and manifest.
+    """``finish_dataset(prompts, completions, folder, domain="legal", seed=0, provenance={}).counts``
 
-    A prompt's own completion is used where it has one. The folder is a Hugging Face ``DatasetDict`` and
-    ``manifest.json``; it appears whole or not at all, and replaces what was there.
+    Joins prompts with the teacher's completions by example id, drops bad completions, and writes a Hugging Face
+    ``DatasetDict`` with a ``manifest.json``. A prompt's own completion is used if it has one.
 
     Raises:
-        DataError: with fewer than 20 train or 2 test examples left, or where the folder cannot be written.
+        DataError: fewer than ``MIN_TRAIN`` train or ``MIN_TEST`` test examples are left.
+        StorageError: the folder cannot be written; an older one stays as it is.
     """
     dropped = Counter(prompts.dropped)
     rows = {split: make_rows(getattr(prompts, split), completions, dropped) for split in SPLITS}
     refuse_too_few(domain, rows, dropped)
-    every = [row for split in SPLITS for row in rows[split]]
-    per_source = Counter((row["source"], row["license"]) for row in every)
+    all_rows = [row for split in SPLITS for row in rows[split]]
+    per_source = Counter((row["source"], row["license"]) for row in all_rows)
     manifest = DatasetManifest(
         domain=domain,
         fingerprint=fingerprint(rows),
         counts={split: len(rows[split]) for split in SPLITS},
         dropped=dict(sorted(dropped.items())),
-        refusals=sum(row["refusal"] for row in every),
+        refusals=sum(row["refusal"] for row in all_rows),
         sources=[{"id": id, "license": license, "n": n} for (id, license), n in sorted(per_source.items())],
-        templates=len({row["template"] for row in every if row["template"]}),
-        disagreements=len(prompts.disagreements),
+        templates=len({row["template"] for row in all_rows if row["template"]}),
         seed=seed,
         provenance=dict(provenance),
     )
@@ -225,7 +225,7 @@ def finish_dataset(
 def make_rows(
     examples: Iterable[Example], completions: Mapping[str, Completion], dropped: Counter[str]
 ) -> list[dict[str, Any]]:
-    """One dictionary an example, with the columns of ``FEATURES``."""
+    """One dictionary per example, with the columns of ``FEATURES``."""
     rows = []
     for example in examples:
         own = bool(example.completion)
@@ -239,20 +239,27 @@ def make_rows(
     return rows
 
 
+def describe_dropped(dropped: Mapping[str, int]) -> str:
+    """``describe_dropped({"cut_off": 12}) == "cut_off 12 (data.max_completion_tokens)"``: most first, with the setting."""
+    most_first = sorted(dropped.items(), key=lambda item: -item[1])
+    named = [f"{reason} {count}" + (f" ({DROPPED_BY[reason]})" if reason in DROPPED_BY else "") for reason, count in most_first]
+    return ", ".join(named) or "nothing"
+
+
 def refuse_too_few(domain: str, rows: Mapping[str, Sequence[Any]], dropped: Mapping[str, int]) -> None:
+    """Raises DataError if there are fewer than ``MIN_TRAIN`` train or ``MIN_TEST`` test examples."""
     train, test = len(rows["train"]), len(rows["test"])
     if train >= MIN_TRAIN and test >= MIN_TEST:
         return
-    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items(), key=lambda item: -item[1]))
     raise DataError(
-        f"data set {domain!r} has {train} train and {test} test examples left, it needs at least {MIN_TRAIN} and "
-        f"{MIN_TEST}; dropped: {reasons or 'nothing'}; add templates (two or more a source), slot values (four or "
-        "more a slot), documents or another source"
+        f"data set {domain!r} has {train} train and {test} test examples and needs at least {MIN_TRAIN} and {MIN_TEST}; "
+        f"dropped: {describe_dropped(dropped)}; add templates (two or more per source), slot values (four or more per slot), "
+        "documents or another source"
     )
 
 
 def fingerprint(rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
-    """sha256 over every row of every split, in order."""
+    """``fingerprint(rows)``: sha256 over every row of every split, in order."""
     digest = hashlib.sha256()
     for split in SPLITS:
         for row in rows[split]:
@@ -261,35 +268,22 @@ def fingerprint(rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
 
 
 def write_folder(rows: Mapping[str, list[dict[str, Any]]], manifest: DatasetManifest, folder: Path) -> None:
-    """Written beside its place, then renamed into it."""
-    partial, old = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("partial", "old"))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        splits = {  # by column: a list without rows would lose its columns
-            split: Dataset.from_dict({name: [row[name] for row in rows[split]] for name in FEATURES}, features=FEATURES)
-            for split in SPLITS
-        }
-        # One shard each: left to itself it writes none for a split without rows, and cannot read that back.
-        DatasetDict(splits).save_to_disk(partial, num_shards=dict.fromkeys(SPLITS, 1))
-        (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-    except OSError as error:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        what = f"data set {manifest.domain!r} cannot be written to {folder}"
-        raise DataError(f"{what}: {error}; nothing was changed, check the space and rights there") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    """Writes the ``DatasetDict`` and its manifest in one step."""
+    splits = {  # built by column: a list without rows would lose its columns
+        split: Dataset.from_dict({name: [row[name] for row in rows[split]] for name in FEATURES}, features=FEATURES)
+        for split in SPLITS
+    }
+    with storage_errors(f"cannot write data set {manifest.domain!r} to {folder}"), atomic_folder(folder) as new:
+        # One shard each: by default an empty split gets none, and then cannot be read back.
+        DatasetDict(splits).save_to_disk(new, num_shards=dict.fromkeys(SPLITS, 1))
+        (new / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
 def load_dataset_folder(folder: Path) -> tuple[DatasetDict, DatasetManifest]:
-    """``data, manifest = load_dataset_folder(folder)``: what ``finish_dataset`` wrote, checked.
+    """``data, manifest = load_dataset_folder(folder)``: what ``finish_dataset`` wrote, verified by its fingerprint.
 
     Raises:
-        DataError: where the folder is absent or damaged, or its rows are no longer those of the manifest.
+        DataError: the folder is missing or damaged, or its rows have changed.
     """
     if not (folder / MANIFEST).is_file():
         raise DataError(f"no data set in {folder} ({MANIFEST} is missing); build it again")
@@ -298,28 +292,28 @@ def load_dataset_folder(folder: Path) -> tuple[DatasetDict, DatasetManifest]:
         data = DatasetDict.load_from_disk(str(folder))
         found = fingerprint(data)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        what = f"the data set in {folder} is damaged ({one_line(error)})"
+        what = f"the data set in {folder} is damaged ({in_one_line(error)})"
         raise DataError(f"{what}; delete the folder and build it again") from error
     if found != manifest.fingerprint:
         raise DataError(
-            f"the data set in {folder} was changed: its rows have fingerprint {found[:12]}, the manifest says "
+            f"the data set in {folder} has changed: its rows have fingerprint {found[:12]}, its manifest has "
             f"{manifest.fingerprint[:12]}; delete the folder and build it again"
         )
     return data, manifest
 
 
 def small_dataset_warning(train_loss: float, validation_loss: float, manifest: DatasetManifest) -> str | None:
-    """``small_dataset_warning(0.39, 0.59, manifest)``: one line if the data set is too thin for what it should teach, else None."""
+    """``small_dataset_warning(0.39, 0.59, manifest)``: one line if the data set is too small to train on, else None."""
     train = manifest.counts["train"]
     ratio = validation_loss / train_loss if train_loss > 0 else float("inf")
-    if ratio <= THIN_RATIO and train >= THIN_TRAIN:
-        return None
     signs = []
-    if train < THIN_TRAIN:
-        signs.append(f"{train} train examples (fewer than {THIN_TRAIN})")
-    if ratio > THIN_RATIO:
+    if train < SMALL_TRAIN:
+        signs.append(f"{train} train examples (fewer than {SMALL_TRAIN})")
+    if ratio > MAX_LOSS_RATIO:
         signs.append(f"validation loss {validation_loss:.3g} is {ratio:.2f} times the training loss {train_loss:.3g}")
+    if not signs:
+        return None
     return (
-        f"data set {manifest.domain!r} is thin: {' and '.join(signs)}; more templates and slot values help most, then "
+        f"data set {manifest.domain!r} is too small: {' and '.join(signs)}; more templates and slot values help most, then "
         "a file, documents or teacher_prompts; more steps do not"
     )

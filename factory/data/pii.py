@@ -1,4 +1,4 @@
-"""Personal identifiers in sources: how many of each kind, never which. Presidio's patterns and check sums, no model."""
+"""Personal identifiers: how many of each kind, never their values. Presidio's patterns and checksums, without a model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 Policy = Literal["refuse", "drop", "allow"]
 
-MIN_DIGITS = 4  # of the shortest identifier here that has no "@", an IP address
-MIN_SCORE = 0.4  # presidio's own for a valid phone number; below are patterns that mean nothing without a context
-NEAR = 24  # characters before a number that may say what it is
+MIN_DIGITS = 4  # of the shortest identifier without an "@", an IP address
+MIN_SCORE = 0.4  # presidio's score of a valid phone number; patterns below it need a context
+NEAR = 24  # characters before a number in which a label may stand
 
 AT = re.compile("@")
 DIGIT = re.compile(r"\d")
@@ -28,14 +28,14 @@ LONG_NUMBER = re.compile(r"(?:\d\W{0,3}){8}")
 PLAIN = str.maketrans({**dict.fromkeys(range(0x2010, 0x2016), "-"), 0xA0: " ", 0x202F: " "})  # dashes and fixed spaces
 GROUP = re.compile(r"\w{3}")
 
-# A card's digits by issuer: without it one in ten long numbers, and of rows of years, has a right check sum.
+# Card digits by issuer: without them, one in ten long numbers or rows of years has a valid checksum.
 CARD = (
     r"(?<![\w.,-])(?:(?:4\d{3}|5[1-5]\d\d|2[2-7]\d\d|35\d\d|6011|64[4-9]\d|65\d\d)([- ]?)\d{4}\1\d{4}\1\d{4}"
     r"|3[47]\d\d([- ]?)\d{6}\2\d{5}|3(?:0[0-5]|[68]\d)\d([- ]?)\d{6}\3\d{4})(?![\w-]|[.,]\d)"
 )
-# Presidio's own passes over numbers known as examples, such as 078-05-1120: yet whoever tries a screen tries it with those.
+# Presidio's own pattern skips well-known examples such as 078-05-1120, which are what people test a filter with.
 SOCIAL_SECURITY = r"(?<![\w-])(?!000|666)\d{3}-(?!00)\d\d-(?!0000)\d{4}(?![\w-])"
-# Shapes that are phone numbers whether or not an exchange has given them out: (555) 123-4567, 07700 900123, +44 7700 900123.
+# Phone numbers by shape, allocated or not: (555) 123-4567, 07700 900123, +44 7700 900123.
 PHONE_SHAPES = (
     r"(?<![\w-])(?:\+?1[-. ])?(?:\(\d{3}\) ?|\d{3}[-.])\d{3}[-.]\d{4}(?![\w-])",
     r"(?<!\w)(?:0[127]\d{3} \d{6}|07\d{9})(?!\w)",
@@ -48,28 +48,30 @@ PHONE_LABELLED = r"(?:[2-9]\d\d[-. ]\d{4}|0\d{2,4}[- ]?\d{3,4}[- ]?\d{3,4}|\d{10
 RECORD_LABEL = r"mrn|(?:medical|health|patient|hospital|chart) (?:record )?(?:number|no|id|identifier)|medical record"
 RECORD = r"[a-z]{0,3}-?(?=(?:-?\d){6,12}(?![\w-]))\d[\d-]+\d"
 NHS = r"\d{3}[- ]?\d{3}[- ]?\d{4}\b"
-NHS_SPELT = r"(?<![\w-])\d{3} \d{3} \d{4}(?![\w-])"  # phone numbers are, too, but hardly with spaces and the check digit
+NHS_SPELT = (
+    r"(?<![\w-])\d{3} \d{3} \d{4}(?![\w-])"  # phone numbers look alike, but rarely with these spaces and a valid check digit
+)
 DRIVER_LABEL = r"driver['’]?s?['’]? licen[cs]e|driving licen[cs]e"  # noqa: RUF001 - typographic apostrophes are in real text
 DRIVER_LICENCE = r"(?=(?:[a-z-]{0,5}\d){6})[a-z0-9][a-z0-9-]{5,18}\b"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One way to know one kind of identifier."""
+    """One way to recognise one kind of identifier."""
 
     kind: str
     recogniser: PatternRecognizer | PhoneRecognizer
-    needs: re.Pattern[str] = DIGIT  # where it is missing, a recogniser that is slow to say no is not asked
+    needs: re.Pattern[str] = DIGIT  # a cheap pattern: texts without it skip the recogniser
     accepts: Callable[[str, RecognizerResult], bool] = lambda text, result: True
 
 
 def find_identifiers(text: str) -> Counter[str]:
-    """``find_identifiers("Write to ann@example.com")["email"] == 1``: kind → how many of it the text holds.
+    """``find_identifiers("Write to ann@example.com")["email"] == 1``: counts by kind.
 
     Kinds: email, iban, card, social_security, nhs_number, phone, medical_record, medical_licence, medicare, passport,
-    driver_licence, national_insurance, ip_address. Two patterns on the same characters count once, as the first in that
-    order. Rather blind than wrong: a number that could be anything (nine digits) counts only after a word that says what
-    it is. ModelResolver and addresses are not looked for.
+    driver_licence, national_insurance, ip_address. Characters that match two kinds count as the first.
+    Precision goes before recall: a number that could be anything (nine digits) counts only after a word that labels it.
+    Names and postal addresses are not detected.
     """
     if "@" not in text and len(DIGIT.findall(text)) < MIN_DIGITS:
         return Counter()
@@ -90,11 +92,11 @@ def filter_pii(
 ) -> tuple[list[Example], dict[str, dict[str, int]]]:
     """``examples, found = filter_pii(examples, domain.personal_data, domain=domain.name, dropped=dropped)``
 
-    Prompts and own completions are looked at. ``drop`` leaves out examples with any identifier and counts them in
-    ``dropped["personal_data"]``; ``allow`` keeps them. ``found`` is source id → kind → identifiers, whatever the policy.
+    Searches prompts and completions. ``drop`` removes examples with an identifier and counts them in
+    ``dropped["personal_data"]``; ``allow`` keeps them; ``refuse`` raises. ``found`` is source id → kind → count.
 
     Raises:
-        DataError: for ``refuse`` and any identifier; the line counts them by source and kind, and quotes none.
+        DataError: under ``refuse``, with the counts by source and kind, and without the values.
     """
     kept: list[Example] = []
     found: dict[str, Counter[str]] = {}
@@ -112,15 +114,15 @@ def filter_pii(
             for source, kinds in found.items()
         )
         raise DataError(
-            f"domain {domain!r} refuses personal data, and its sources hold some ({listed}); clean them, "
-            "or write `personal_data: drop` to leave these examples out"
+            f"domain {domain!r} refuses personal data, but its sources contain some ({listed}); clean them, "
+            "or set `personal_data: drop` to leave these examples out"
         )
     return kept, {source: dict(kinds.most_common()) for source, kinds in found.items()}
 
 
 @cache
 def _rules() -> tuple[Rule, ...]:
-    """The surest first. Made at the first text that may hold something: the import of presidio takes seconds."""
+    """The most reliable rules first. Built on first use, because importing presidio takes seconds."""
     import tldextract
     from presidio_analyzer import Pattern, PatternRecognizer
     from presidio_analyzer.predefined_recognizers import (
@@ -135,7 +137,7 @@ def _rules() -> tuple[Rule, ...]:
         UsMbiRecognizer,
     )
 
-    # Presidio's e-mail check fetches a list of suffixes and keeps it in the home folder; this has the one it ships with.
+    # Presidio's own e-mail check downloads a list of suffixes into the home folder; tldextract ships with one.
     suffixes = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
 
     def real_domain(text: str, result: RecognizerResult) -> bool:
@@ -145,7 +147,7 @@ def _rules() -> tuple[Rule, ...]:
         return not text[result.start : result.end].isdigit()
 
     def looks_like_address(text: str, result: RecognizerResult) -> bool:
-        """Not section 4.2.1.3 nor 1:2:3:4:5:6:7:8, unless "IP" stands before it."""
+        """Neither section 4.2.1.3 nor 1:2:3:4:5:6:7:8, unless "IP" precedes it."""
         address = text[result.start : result.end]
         before, after = text[max(0, result.start - NEAR) : result.start], text[result.end : result.end + 2]
         if re.search(r"[\d.]$", before) or re.match(r"\.\d", after):  # part of a longer number
@@ -168,7 +170,7 @@ def _rules() -> tuple[Rule, ...]:
         Rule("social_security", shapes("US_SSN", SOCIAL_SECURITY, social_security)),
         Rule("nhs_number", NhsRecognizer(patterns=own(labelled("nhs", NHS), NHS_SPELT))),
         Rule("phone", shapes("PHONE_NUMBER", *PHONE_SHAPES, labelled(PHONE_LABEL, PHONE_LABELLED))),
-        # Numbers of some other regions have no form of their own: years and sums would be among them.
+        # Some other regions' numbers have no distinct form: years and sums would match.
         Rule("phone", PhoneRecognizer(supported_regions=("US", "GB")), LONG_NUMBER, spelt_in_groups),
         Rule("medical_record", shapes("MEDICAL_RECORD", labelled(RECORD_LABEL, RECORD))),
         Rule("medical_licence", MedicalLicenseRecognizer(patterns=medical_licence)),

@@ -1,6 +1,6 @@
-"""Which domain a text belongs to, or none: sentence embeddings, logistic regression, a score under which it abstains.
+"""The domain of a text, or none: logistic regression on sentence embeddings, with a score below which it abstains.
 
-    router = DomainRouter.fit(texts, labels, encoder, config, seed, groups=templates)  # label None: of no domain
+    router = DomainRouter.fit(texts, labels, encoder, config, seed, groups=templates)  # label None: no domain
     router.route(["Can my landlord keep my deposit?"])[0].domain  # "legal"
     router.save(folder); DomainRouter.load(folder, encoder)
 
@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
@@ -27,13 +24,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
+from factory.cache import atomic_folder, storage_errors
 from factory.config.schema import RouterConfig
 from factory.errors import DataError
 
 FORMAT = 1
 FOLDS = 5
 STRENGTHS = (0.3, 1.0, 3.0, 10.0)  # C of the logistic regression, chosen by held-out log loss
-NONE = "none"  # the name of "no domain" in reports; inside it is class 0
+NONE = "none"  # "no domain" in reports; class 0
 WEIGHTS, SETTINGS = "router.npz", "router.json"
 
 Floats = npt.NDArray[np.float64]
@@ -48,17 +46,17 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Route:
-    """``route.domain`` is None when ``score``, the best domain's probability, is under ``threshold``."""
+    """``route.domain`` is None if ``score``, the probability of the best domain, is below ``threshold``."""
 
     domain: str | None
     score: float
     threshold: float
-    scores: dict[str, float]  # a probability a domain; what is missing to 1 is "no domain"
+    scores: dict[str, float]  # by domain; the rest to 1 is "no domain"
 
 
 @dataclass(frozen=True)
 class RouterReport:
-    """What held-out texts say: every text is scored by a model and a threshold that never saw its group."""
+    """Cross-validated: each text is scored by a model and a threshold that were fitted without its group."""
 
     n: int
     macro_f1: float  # over the domains and "none"
@@ -92,11 +90,11 @@ class DomainRouter:
     ) -> DomainRouter:
         """``DomainRouter.fit(texts, ["legal", None, ...], encoder, config, seed, groups=templates)``
 
-        ``groups`` are kept whole when texts are held out, so that no template is in both parts; by default each text is
-        its own. The threshold is the best for in-domain plus out-of-domain recall among those that reject at most
-        ``config.max_false_rejection`` of held-out in-domain text.
+        Groups are held out whole, so that no template is in both parts; by default each text is its own group. The
+        threshold maximises in-domain plus out-of-domain recall while rejecting at most ``config.max_false_rejection``
+        of held-out in-domain texts.
 
-        Raises: DataError if a domain, or "no domain", has too few texts or groups to hold some out.
+        Raises: DataError if a domain, or "no domain", has fewer than ``FOLDS`` groups.
         """
         group_of: list[Hashable] = list(range(len(texts))) if groups is None else list(groups)
         domains = tuple(sorted({label for label in labels if label is not None}))
@@ -146,39 +144,26 @@ class DomainRouter:
         return routes
 
     def save(self, folder: Path) -> None:
-        """``router.save(Path("build/router"))``: a folder of two files, whole or not at all; replaces an older one.
+        """``router.save(Path("build/router"))``: weights and settings, in place of an older router.
 
-        Raises: DataError if it cannot be written.
+        Raises: StorageError if the folder cannot be written.
         """
-        temporary: Path | None = None
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-            np.savez(temporary / WEIGHTS, coefficients=self.coefficients, intercepts=self.intercepts)
-            settings = {
-                "format": FORMAT,
-                "version": self.version,
-                "domains": self.domains,
-                "threshold": self.threshold,
-                "report": asdict(self.report),
-            }
-            (temporary / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            older = temporary.with_suffix(".older")
-            if folder.exists():  # a folder can only be renamed to a free name
-                os.replace(folder, older)
-            os.replace(temporary, folder)
-            shutil.rmtree(older, ignore_errors=True)
-        except OSError as error:
-            raise DataError(f"router: cannot write {folder}: {error.strerror or error}; free some space") from error
-        finally:
-            if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
+        settings = {
+            "format": FORMAT,
+            "version": self.version,
+            "domains": self.domains,
+            "threshold": self.threshold,
+            "report": asdict(self.report),
+        }
+        with storage_errors(f"cannot write the router to {folder}"), atomic_folder(folder) as new:
+            np.savez(new / WEIGHTS, coefficients=self.coefficients, intercepts=self.intercepts)
+            (new / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, encoder: Encoder) -> DomainRouter:
         """``DomainRouter.load(Path("build/router"), encoder)``
 
-        Raises: DataError if a file is missing or its content is not what ``save`` wrote.
+        Raises: DataError if a file is missing or damaged.
         """
         try:
             settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
@@ -187,27 +172,29 @@ class DomainRouter:
             domains, threshold = tuple(settings["domains"]), float(settings["threshold"])
             report, written, form = RouterReport(**settings["report"]), settings["version"], settings["format"]
         except Exception as error:  # numpy and zipfile raise a dozen kinds for a damaged file
-            raise DataError(f"router: {folder} is missing or damaged ({error}); build the router again") from error
+            raise DataError(
+                f"router: {folder} is missing or damaged ({error}); delete the folder to fit the router again"
+            ) from error
         found = _content_hash(coefficients, intercepts, domains, threshold)
         if form != FORMAT or found != written:
             raise DataError(
-                f"router: {folder} says version {written} (format {form}) but holds {found} (format {FORMAT}); "
-                "build the router again"
+                f"router: {folder} claims version {written} (format {form}) but contains {found} (format {FORMAT}); "
+                "delete the folder to fit the router again"
             )
         return cls(encoder, domains, coefficients, intercepts, threshold, report)
 
 
 def choose_threshold(probabilities: Floats, y: Ints, max_false_rejection: float) -> float:
-    """``choose_threshold(held_out, y, 0.05)``: the score under which a text belongs to no domain.
+    """``choose_threshold(held_out, y, 0.05)``: the score below which a text belongs to no domain.
 
-    Of the thresholds that reject at most ``max_false_rejection`` of in-domain texts, the one with the highest sum of
-    in-domain and out-of-domain recall; of equally good ones the middle.
+    Among the thresholds that reject at most ``max_false_rejection`` of in-domain texts, the one with the highest sum of
+    in-domain and out-of-domain recall; the middle one of several equally good ones.
 
     probabilities: (N, 1 + domains), column 0 "no domain"; y: (N,) class numbers.
     """
     scores = probabilities[:, 1:].max(axis=1)
     inside, outside = np.sort(scores[y > 0]), np.sort(scores[y == 0])
-    ceiling = inside[int(max_false_rejection * len(inside))]  # so many scores, at most, are under it
+    ceiling = inside[int(max_false_rejection * len(inside))]  # at most this share of scores is below it
     candidates = np.unique(np.append(scores[scores <= ceiling], ceiling))
     accepted = 1 - np.searchsorted(inside, candidates) / len(inside)
     abstained = np.searchsorted(outside, candidates) / len(outside)
@@ -234,13 +221,13 @@ def _embed(encoder: Encoder, texts: Sequence[str]) -> Floats:
 
 
 def _decide(probabilities: Floats, threshold: float) -> Ints:
-    """Class numbers, (N,): the likeliest domain, or 0 when its score is under the threshold."""
+    """Class numbers, (N,): the top-1 domain, or 0 if its score is below the threshold."""
     best = probabilities[:, 1:].argmax(axis=1) + 1
     return np.where(probabilities[:, 1:].max(axis=1) >= threshold, best, 0)
 
 
 def _sample(labels: Sequence[str | None], groups: Sequence[Hashable], limit: int, seed: int) -> list[int]:
-    """Row numbers with at most ``limit`` of each label, taken in turns from its groups: short ones are kept whole."""
+    """Row numbers, at most ``limit`` per label, taken in turn from the label's groups, so that small groups are kept whole."""
     rows = list(range(len(labels)))
     random.Random(seed).shuffle(rows)
     turn: Counter[tuple[str | None, Hashable]] = Counter()
@@ -258,16 +245,16 @@ def _check_enough(labels: Sequence[str | None], groups: Sequence[Hashable], doma
         if count < FOLDS:
             what = f"domain {label!r}" if label else "the general pool (texts of no domain)"
             raise DataError(
-                f"router: {what} has {count} independent texts or templates, at least {FOLDS} are needed; add sources"
+                f"router: {what} has {count} independent texts or templates and needs at least {FOLDS}; add sources"
             )
     if not domains:
-        raise DataError("router: there are texts of no domain only; add a domain YAML that is not private")
+        raise DataError("router: no text belongs to a domain; add a domain YAML that is not private")
 
 
 def _report(
     probabilities: Floats, y: Ints, folds: list[Ints], domains: tuple[str, ...], max_false_rejection: float
 ) -> RouterReport:
-    """Each fold is judged with the threshold that the other folds choose."""
+    """Each fold is routed with the threshold chosen on the other folds."""
     routed = np.zeros_like(y)
     for fold in folds:
         others = np.setdiff1d(np.arange(len(y)), fold)

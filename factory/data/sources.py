@@ -1,10 +1,9 @@
-"""Sources to examples: templates, files, documents, Hub data sets and prompts that the teacher writes."""
+"""Examples from sources: templates, files, documents, Hub data sets, and prompts that the teacher writes."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import math
 import random
 import re
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow.parquet
 
 from factory.config.schema import DocumentSource, FileSource, HubSource, Source, TeacherPromptSource, TemplateSource
-from factory.errors import DataError
+from factory.data.formats import READERS, beside
+from factory.errors import DataError, in_one_line
 
-MAX_COMBINATIONS = 20_000  # of one template source: three slots of 100 values would be a million prompts
+MAX_COMBINATIONS = 20_000  # prompts per template source: three slots of 100 values would give a million
 SLOT = re.compile(r"{(\w*)}")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 PARAGRAPH_END = re.compile(r"\n\s*\n")
@@ -30,26 +29,26 @@ WritePrompts = Callable[[TeacherPromptSource, int], list[str]]  # (source, seed)
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt on its way into a data set, with where it comes from."""
+    """One prompt and where it comes from."""
 
     id: str  # unique: "<source id>/<own id or running number>"
     prompt: str  # "" for a chunk of a document
-    completion: str  # "": the teacher writes it
+    completion: str  # "" if the teacher is to write it
     source: str  # id of the source
     license: str
-    template: str  # the template's text, "" if there is none
+    template: str  # the template's text, or ""
     topic: tuple[str, ...]  # slot values, or (document name,), or ()
 
     @property
     def text(self) -> str:
-        """What the example is about: its prompt, or the chunk where there is no prompt."""
+        """The prompt, or the chunk of a document."""
         return self.prompt or self.completion
 
 
 def content_hash(sources: Sequence[Source], root: Path) -> str:
-    """``content_hash(domain.sources, specs.root)``: changes with the files that ``file`` and ``documents`` sources read.
+    """``content_hash(domain.sources, specs.root)``: sha256 of the files that ``file`` and ``documents`` sources read.
 
-    A missing path adds nothing here: ``load_examples`` is what says that it is missing.
+    Missing paths are ignored here; ``load_examples`` reports them.
     """
     digest = hashlib.sha256()
     for source in sources:
@@ -71,17 +70,17 @@ def load_examples(
 ) -> list[Example]:
     """``load_examples(domain.sources, root=specs.root, seed=0, count_tokens=lambda t: len(tokenizer(t).input_ids))``
 
-    Relative paths start at ``root``, the folder of the YAML files. ``completions: teacher`` blanks a source's own
+    Relative paths start at ``root``, the folder of the YAML files. ``completions: teacher`` discards a source's own
     completions; ``limit`` keeps a seeded sample. The same seed gives the same examples in the same order.
 
     Raises:
-        DataError: for a missing, unreadable or empty source, a field that no row has, or an id used twice.
+        DataError: a source is missing, unreadable or empty, no row has a named field, or an id is used twice.
     """
     examples: list[Example] = []
     seen: set[str] = set()
     for source in sources:
         if source.id in seen:
-            raise DataError(f"source {source.id!r} is there twice; give each source an id of its own")
+            raise DataError(f"source id {source.id!r} is used twice; give each source a unique id")
         seen.add(source.id)
         loaded = load_source(source, root, seed, count_tokens, write_prompts)
         if not loaded:
@@ -120,7 +119,7 @@ def slot_names(template: str) -> list[str]:
 
 
 def fill_templates(source: TemplateSource, seed: int) -> list[Example]:
-    """Every combination of slot values, or an even sample over the templates above 20,000."""
+    """Every combination of slot values; above ``MAX_COMBINATIONS`` an even sample over the templates."""
     names = [slot_names(template) for template in source.templates]
     sizes = [math.prod(len(source.slots[name]) for name in slots) for slots in names]
     limit = min(MAX_COMBINATIONS, source.limit or MAX_COMBINATIONS)
@@ -138,12 +137,12 @@ def fill_templates(source: TemplateSource, seed: int) -> list[Example]:
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """In one pass, so that braces inside a value stay as they are."""
+    """``fill("What is {x}?", {"x": "gout"})``; braces inside a value are kept."""
     return SLOT.sub(lambda match: values[match[1]], template)
 
 
 def pick_values(slots: Sequence[Sequence[str]], combination: int) -> list[str]:
-    """The values of one combination, counted like digits of a number: no list of a million combinations is made."""
+    """The values of combination number n, whose digits index the slots: no list of a million combinations is built."""
     values = []
     for choices in slots:
         combination, index = divmod(combination, len(choices))
@@ -152,7 +151,7 @@ def pick_values(slots: Sequence[Sequence[str]], combination: int) -> list[str]:
 
 
 def seeded_sample(size: int, count: int, seed: str) -> list[int]:
-    """``count`` different numbers below ``size``, the same for the same seed."""
+    """``seeded_sample(10, 3, "seed")``: 3 distinct numbers below 10, the same for the same seed."""
     return random.Random(seed).sample(range(size), count)
 
 
@@ -161,59 +160,31 @@ def seeded_sample(size: int, count: int, seed: str) -> list[int]:
 
 def read_file(source: FileSource, path: Path) -> list[dict[str, Any]]:
     """The rows of a jsonl, csv or parquet file."""
-    readers = {".jsonl": read_jsonl, ".csv": read_csv, ".parquet": read_parquet}
-    if path.suffix not in readers:
-        raise DataError(f"source {source.id!r}: {path} must end in one of {', '.join(readers)}")
+    if path.suffix not in READERS:
+        raise DataError(f"source {source.id!r}: {path} must end in one of {', '.join(READERS)}")
     if not path.is_file():
         raise DataError(f"source {source.id!r}: no file {path}; {beside(path)}")
     try:
-        return list(readers[path.suffix](path))
+        return list(READERS[path.suffix](path))
     except (ValueError, OSError, csv.Error) as error:  # pyarrow's errors and UnicodeDecodeError are ValueErrors
-        raise DataError(f"source {source.id!r}: cannot read {path}: {one_line(error)}") from error
-
-
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} is no JSON ({error.msg} at column {error.colno})") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"line {number} is a {type(row).__name__}, it must be an object {{...}}")
-            yield row
-
-
-def read_csv(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            if None in row:  # where DictReader puts what is left over
-                raise ValueError(f"line {reader.line_num} has more fields than the header")
-            yield row
-
-
-def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    yield from pyarrow.parquet.read_table(path).to_pylist()
+        raise DataError(f"source {source.id!r}: cannot read {path}: {in_one_line(error)}") from error
 
 
 def load_hub(source: HubSource) -> list[dict[str, Any]]:
-    """The rows of a data set on the Hub, at its pinned revision; no code of the data set's own is run."""
+    """The rows of a data set on the Hub at its pinned revision. No code from the data set is run."""
     try:
         loaded = datasets.load_dataset(source.dataset, source.name, split=source.split, revision=source.revision)
-    except Exception as error:  # the library raises dozens of kinds: offline, unknown name, unknown split ...
+    except Exception as error:  # datasets raises dozens of kinds: offline, unknown name, unknown split ...
         where = f"{source.dataset}@{source.revision}, split {source.split!r}"
         raise DataError(
-            f"source {source.id!r}: cannot load {where}: {one_line(error)}; check the names and the network, "
+            f"source {source.id!r}: cannot load {where}: {in_one_line(error)}; check the names and the network, "
             "or use a `file` source"
         ) from error
     return [dict(row) for row in loaded]
 
 
 def read_rows(source: FileSource | HubSource, rows: Sequence[dict[str, Any]], where: str) -> list[Example]:
-    """Rows to examples: the named fields are prompt, completion and id; a row's empty field is ""."""
+    """One example per row; the source names the fields of prompt, completion and id."""
     fields = list(dict.fromkeys(field for row in rows for field in row))
     for field in (source.prompt, source.completion, source.id_field):
         if rows and field is not None and field not in fields:
@@ -224,10 +195,10 @@ def read_rows(source: FileSource | HubSource, rows: Sequence[dict[str, Any]], wh
         if id in examples:
             raise DataError(
                 f"source {source.id!r}: {source.id_field} {id.partition('/')[2]!r} is in {where} twice; "
-                "leave id_field out to number the rows"
+                "leave id_field out to number the rows instead"
             )
         prompt, completion = as_text(row, source.prompt), as_text(row, source.completion)
-        # An empty prompt stays empty with no completion either, so that it is dropped and not taken for a document.
+        # Without a prompt the completion goes too, so that the row is dropped and not mistaken for a document.
         examples[id] = Example(id, prompt, completion if prompt else "", source.id, source.license, "", ())
     return list(examples.values())
 
@@ -235,16 +206,18 @@ def read_rows(source: FileSource | HubSource, rows: Sequence[dict[str, Any]], wh
 def as_text(row: dict[str, Any], field: str | None) -> str:
     value = row.get(field) if field is not None else None
     text = "" if value is None else str(value).strip()
-    return text.encode("utf-8", "replace").decode()  # JSON can hold half a character, which nothing can write
+    return text.encode("utf-8", "replace").decode()  # JSON can hold a lone surrogate, which cannot be encoded
 
 
 # -------------------------------------------------------------------------------------------------------- documents
 
 
 def read_documents(source: DocumentSource, folder: Path, count_tokens: CountTokens) -> list[Example]:
-    """Chunks of every .txt and .md file below the folder; a chunk is a completion without a prompt."""
+    """Chunks of all .txt and .md files below the folder; a chunk is a completion without a prompt."""
     if source.completions == "teacher":
-        raise DataError(f"source {source.id!r}: documents have no prompts to answer; remove `completions: teacher`")
+        raise DataError(
+            f"source {source.id!r}: documents have no prompts for the teacher to answer; remove `completions: teacher`"
+        )
     if not folder.is_dir():
         raise DataError(f"source {source.id!r}: no folder {folder}; {beside(folder)}")
     examples = []
@@ -253,7 +226,7 @@ def read_documents(source: DocumentSource, folder: Path, count_tokens: CountToke
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (UnicodeDecodeError, OSError) as error:
-            raise DataError(f"source {source.id!r}: cannot read {path}: {one_line(error)}; save it as UTF-8") from error
+            raise DataError(f"source {source.id!r}: cannot read {path}: {in_one_line(error)}; save it as UTF-8") from error
         for number, chunk in enumerate(cut_chunks(text, source.chunk_tokens, count_tokens)):
             examples.append(Example(f"{source.id}/{name}#{number}", "", chunk, source.id, source.license, "", (name,)))
     if not examples:
@@ -262,7 +235,7 @@ def read_documents(source: DocumentSource, folder: Path, count_tokens: CountToke
 
 
 def cut_chunks(text: str, chunk_tokens: int, count_tokens: CountTokens) -> list[str]:
-    """Whole sentences, as many as fit into ``chunk_tokens``; only a longer sentence is cut, between words."""
+    """Chunks of whole sentences, up to ``chunk_tokens`` each; only a sentence longer than that is cut, between words."""
     chunks: list[str] = []
     chunk = ""
     for piece, joiner in sentences(text, chunk_tokens, count_tokens):
@@ -275,7 +248,7 @@ def cut_chunks(text: str, chunk_tokens: int, count_tokens: CountTokens) -> list[
 
 
 def sentences(text: str, chunk_tokens: int, count_tokens: CountTokens) -> Iterator[tuple[str, str]]:
-    """Pairs of a sentence (or a word of one too long) and what joins it to the text before it."""
+    """Pairs of a sentence (or a word of one that is too long) and the separator before it."""
     for paragraph in PARAGRAPH_END.split(text):
         joiner = "\n\n"
         for sentence in SENTENCE_END.split(paragraph.strip()):
@@ -289,9 +262,9 @@ def sentences(text: str, chunk_tokens: int, count_tokens: CountTokens) -> Iterat
 
 
 def ask_teacher(source: TeacherPromptSource, seed: int, write_prompts: WritePrompts | None) -> list[Example]:
-    """Prompts that the teacher itself writes (Magpie, arXiv 2406.08464)."""
+    """Prompts that the teacher writes (Magpie, arXiv 2406.08464)."""
     if write_prompts is None:
-        raise DataError(f"source {source.id!r}: the teacher writes its prompts, and no teacher is loaded here")
+        raise DataError(f"source {source.id!r}: the teacher is to write its prompts, but no teacher was given")
     prompts = write_prompts(source, seed)
     return [
         Example(f"{source.id}/{number}", prompt, "", source.id, source.license, "", ()) for number, prompt in enumerate(prompts)
@@ -302,12 +275,12 @@ def ask_teacher(source: TeacherPromptSource, seed: int, write_prompts: WriteProm
 
 
 def seeded_order(seed: int, text: str) -> bytes:
-    """A sort key: random for different texts, the same for the same text and seed, whatever else is sorted."""
+    """A sort key: pseudo-random, but always the same for the same text and seed."""
     return hashlib.sha256(f"{seed}\n{text}".encode()).digest()
 
 
 def even_shares(sizes: Sequence[int], total: int) -> list[int]:
-    """``even_shares([2, 10, 10], 12) == [2, 5, 5]``: as equal as the sizes allow, at most ``total`` together."""
+    """``even_shares([2, 10, 10], 12) == [2, 5, 5]``: as equal as the sizes allow, ``total`` in all at most."""
     shares = [0] * len(sizes)
     smallest_first = sorted(range(len(sizes)), key=lambda index: sizes[index])
     for done, index in enumerate(smallest_first):
@@ -317,8 +290,9 @@ def even_shares(sizes: Sequence[int], total: int) -> list[int]:
 
 
 def sample_evenly(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """At most ``count`` examples, in their order: equal parts of every file and of all templates together, and the
-    templates' part in equal parts of every template. So neither a large file nor many combinations crowd out the rest.
+    """At most ``count`` examples, in their order, so that neither a large file nor many combinations crowd out the rest.
+
+    Every file gets an equal share and all templates together get one, which is divided equally among the templates.
     """
     if len(examples) <= count:
         return list(examples)
@@ -333,17 +307,3 @@ def sample_evenly(examples: Sequence[Example], count: int, seed: int) -> list[Ex
         for ids, part in zip(groups.values(), even_shares([len(g) for g in groups.values()], share), strict=True):
             chosen.update(sorted(ids, key=lambda id: seeded_order(seed, id))[:part])
     return [example for example in examples if example.id in chosen]
-
-
-# ----------------------------------------------------------------------------------------------------------- errors
-
-
-def beside(path: Path) -> str:
-    """What exists in the nearest folder above a path that does not exist."""
-    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-    names = sorted(entry.name for entry in folder.iterdir())
-    return f"in {folder}: {', '.join(names[:10]) or 'nothing'}{' ...' if len(names) > 10 else ''}"
-
-
-def one_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

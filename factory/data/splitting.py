@@ -1,4 +1,4 @@
-"""Which examples are for train, for validation and for test: by template and by topic, so that neither is in two."""
+"""Train, validation and test splits: by template and by topic, so that no template or topic is in both train and test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VALUES_IN_TEST, VALUES_IN_VALIDATION = 0.25, 0.10
 
 @dataclass(frozen=True)
 class SplitPrompts:
-    """``held_out`` counts prompts that mix a template or value of one split with one of another: they fit nowhere."""
+    """``held_out`` counts prompts that combine templates or values of different splits, and so belong to none."""
 
     train: list[Example]
     validation: list[Example]
@@ -28,7 +28,10 @@ class SplitPrompts:
 
 
 def split_examples(examples: Sequence[Example], config: DataConfig, seed: int) -> SplitPrompts:
-    """Every template, slot value, document and untemplated example has one split; a prompt goes where they agree."""
+    """``split_examples(examples, config, seed).train``: each template, slot value, document and plain example gets one split.
+
+    A prompt goes to the split that its template and values agree on.
+    """
     templates = assign_templates(examples, seed)
     topics = assign_topics(examples, config, seed)
     by_split: dict[Split | None, list[Example]] = {"train": [], "validation": [], "test": [], None: []}
@@ -38,12 +41,12 @@ def split_examples(examples: Sequence[Example], config: DataConfig, seed: int) -
 
 
 def split_of(example: Example, templates: Mapping[str, Split], topics: Mapping[str, Split]) -> Split | None:
-    """Train and validation share templates (never values); test has templates and values of its own."""
+    """None if they disagree. Train and validation share templates but no values; test shares neither."""
     splits = {topics[key] for key in topic_keys(example)}
     if not example.template:
         return next(iter(splits)) if len(splits) == 1 else None
     template = templates[template_key(example.template)]
-    if not splits:  # a template without slots is its own topic
+    if not splits:  # a template without slots
         return template
     if len(splits) > 1 or ("test" in splits) != (template == "test"):
         return None
@@ -51,7 +54,7 @@ def split_of(example: Example, templates: Mapping[str, Split], topics: Mapping[s
 
 
 def assign_templates(examples: Iterable[Example], seed: int) -> dict[str, Split]:
-    """About a quarter of each source's templates to test: at least one, never all; a single one to train."""
+    """About a quarter of each source's templates go to test: at least one, never all; a single template goes to train."""
     by_source: dict[str, dict[str, None]] = {}
     for example in examples:
         if example.template:
@@ -63,8 +66,9 @@ def assign_templates(examples: Iterable[Example], seed: int) -> dict[str, Split]
 
 
 def assign_topics(examples: Iterable[Example], config: DataConfig, seed: int) -> dict[str, Split]:
-    """Each slot's values, each source's documents, and each untemplated example. A value that two slots or sources
-    share keeps the split that it has first got, and counts for both.
+    """The split of each slot value, document and plain example.
+
+    A value that two slots or sources share keeps its first split, and counts for both.
     """
     slots: dict[tuple[str, str], dict[str, None]] = {}
     for example in examples:
@@ -84,12 +88,12 @@ def assign_topics(examples: Iterable[Example], config: DataConfig, seed: int) ->
 
 
 def quota(size: int, share: float, least_of: int) -> int:
-    """About ``share`` of ``size``, and at least one from ``least_of`` on."""
+    """About ``share`` of ``size``: at least one, but none if ``size`` is below ``least_of``."""
     return max(1, round(size * share)) if size >= least_of else 0
 
 
 def assign(keys: Sequence[str], quotas: Mapping[Split, int], assigned: dict[str, Split], seed: int) -> None:
-    """Fill the quotas in seeded order, the rest to train; what is assigned already stays and counts. In place."""
+    """Fills the quotas in seeded order and sends the rest to train, in place; keys assigned before stay and count."""
     taken = Counter(assigned[key] for key in keys if key in assigned)
     places = [split for split, wanted in quotas.items() for _ in range(wanted - taken[split])]
     for key in sorted((key for key in keys if key not in assigned), key=lambda key: seeded_order(seed, key)):
@@ -97,12 +101,12 @@ def assign(keys: Sequence[str], quotas: Mapping[Split, int], assigned: dict[str,
 
 
 def template_key(template: str) -> str:
-    """Templates that differ in case, spaces or the names of slots only are the same."""
+    """Equal for templates that differ only in case, spaces or slot names."""
     return normalised(SLOT.sub("{}", template))
 
 
 def topic_keys(example: Example) -> list[str]:
-    """Slot values, or the document, or the example itself; none for a template without slots."""
+    """Slot values, the document, or the example itself; empty for a template without slots."""
     if example.topic:
         return [normalised(value) for value in example.topic]
     return [] if example.template else [f"id\n{example.id}"]

@@ -22,7 +22,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from factory.config.schema import TeacherContext
-from factory.data.sources import beside, read_jsonl, seeded_sample
+from factory.data.formats import beside, read_jsonl
+from factory.data.sources import seeded_sample
 from factory.errors import DataError, in_one_line
 from factory.evaluation.metrics import DASH
 from factory.evaluation.stats import BootstrapConfig, paired_difference, ratio

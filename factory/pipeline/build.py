@@ -185,7 +185,7 @@ class Factory(Bases):
     def _warnings(
         self, adapter: Any, teacher: Teacher, training_set: TrainingSet, data: DomainData, version: Version
     ) -> list[str]:
-        """What a user should know: a data set too thin, a vocabulary that does not fit, texts that belong elsewhere."""
+        """What a user should know: a data set that is too small, a vocabulary that does not fit."""
         found = []
         held = tokenize_examples(data.rows["validation"], teacher.tokenizer, data.spec.teacher_context)[:PROBE]
         seen = [training_set.examples[i] for i in training_set.indices[:PROBE]]
@@ -203,9 +203,4 @@ class Factory(Bases):
                     f"{data.spec.name} needs {growth:.1%} more tokens than with the teacher's tokenizer; a larger "
                     "`vocabulary`, or a base rebuilt with this domain, would help"
                 )
-        if data.manifest.disagreements:
-            found.append(
-                f"the router would send {data.manifest.disagreements} of {data.spec.name}'s own prompts elsewhere, "
-                f"for example {data.manifest.provenance['disagreements'][0][0]!r}"
-            )
         return [warning for warning in found if warning]

@@ -239,8 +239,6 @@ class Materials:
             kept, identifiers = filter_pii(every, spec.personal_data, domain=spec.name, dropped=screened)
             prompts = make_prompts(
                 kept,
-                domain=spec.name,
-                router=router,
                 encoder=self.encoder,
                 count_tokens=lambda text: len(prompt_ids(self.tokenizer, text)),
                 config=settings.data,
@@ -257,7 +255,6 @@ class Materials:
             "teacher_context": spec.teacher_context.model_dump(),
             "router": router.version if router else None,
             "personal_data": {"policy": spec.personal_data, "found": identifiers},  # counts, never the values
-            "disagreements": [[d.prompt, d.routed_to] for d in prompts.disagreements[:5]],
         }
         finish_dataset(prompts, completions, folder, domain=spec.name, seed=self.seed, provenance=provenance)
 

@@ -1,23 +1,26 @@
-"""``factory data NAME``: what a data set holds, what was dropped and why, a few rows, whether it is too thin."""
+"""``factory data NAME``: what a data set holds, what was dropped and why, a few rows, whether it is too small."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from factory.data.dataset import small_dataset_warning
+from factory.data.dataset import describe_dropped, find_disagreements, small_dataset_warning
 from factory.distill.target_store import describe_store
 from factory.evaluation.metrics import format_number
 from factory.reports.console import identifiers_found
 
 if TYPE_CHECKING:
+    from factory.data.router import DomainRouter
     from factory.pipeline.context import DomainData
 
 SAMPLES = 5
 
 
-def preview(data: DomainData) -> dict[str, Any]:
-    """``preview(factory.data("legal"))``: plain lists and dicts. Thinness by size; a build adds what its losses say."""
+def preview(data: DomainData, router: DomainRouter | None) -> dict[str, Any]:
+    """``preview(factory.data("legal"), factory.router)``: plain lists and dicts; a private domain has no router."""
     manifest = data.manifest
+    texts = [row["prompt"] or row["completion"] for part in data.rows.values() for row in part]
+    disagreements = find_disagreements(texts, manifest.domain, router) if router is not None else []
     rows = data.rows["train"].select(range(min(SAMPLES, len(data.rows["train"]))))
     return {
         "domain": manifest.domain,
@@ -28,10 +31,10 @@ def preview(data: DomainData) -> dict[str, Any]:
         "refusals": manifest.refusals,
         "sources": manifest.sources,
         "templates": manifest.templates,
-        "disagreements": manifest.disagreements,
+        "disagreements": len(disagreements),
         "personal_data": manifest.provenance.get("personal_data"),
-        "disagreement_examples": manifest.provenance.get("disagreements", []),
-        "thin": small_dataset_warning(1.0, 1.0, manifest),
+        "disagreement_examples": [[one.prompt, one.routed_to] for one in disagreements[:SAMPLES]],
+        "too_small": small_dataset_warning(1.0, 1.0, manifest),
         "soft_targets": [describe_store(folder) for folder in data.targets_folders()],
         "samples": [{name: row[name] for name in ("prompt", "completion", "source", "refusal")} for row in rows],
     }
@@ -51,12 +54,11 @@ def preview_table(content: dict[str, Any]) -> Any:
 
 
 def _lines(content: dict[str, Any]) -> list[tuple[str, str]]:
-    dropped = sorted(content["dropped"].items(), key=lambda reason: -reason[1])
     lines = [
         ("data set", content["domain"]),
         ("folder", content["folder"]),
         ("kept", ", ".join(f"{split} {count}" for split, count in content["counts"].items())),
-        ("dropped", ", ".join(f"{reason} {count}" for reason, count in dropped) or "nothing"),
+        ("dropped", describe_dropped(content["dropped"])),
         ("personal identifiers", identifiers_found({"provenance": content}) or "not looked for"),
         ("refusals kept", str(content["refusals"])),
         *(("source", f"{one['id']}: {one['n']} examples, {one['license']}") for one in content["sources"]),
@@ -67,7 +69,7 @@ def _lines(content: dict[str, Any]) -> list[tuple[str, str]]:
             ("soft targets", f"{format_number(one['bytes'], 'bytes')}; saves {one['teacher_seconds']:.0f} s of the teacher")
             for one in content["soft_targets"]
         ),
-        ("thin", content["thin"] or "no"),
+        ("too small", content["too_small"] or "no"),
     ]
     for row in content["samples"]:
         answer = " ".join(row["completion"].split())

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from factory.cache import storage_errors
+from factory.data.formats import read_csv, read_jsonl
 from factory.errors import DataError, RegistryError, in_one_line
 from factory.registry.registry import Registry
 from factory.registry.versions import Version, load_version
@@ -61,8 +62,6 @@ def load_questions(path: Path, count: int | None = None) -> list[str]:
 
     Raises: DataError for a missing, unreadable or empty file, another ending, or a row without a question.
     """
-    from factory.data.sources import read_csv, read_jsonl  # datasets, which comes with them, takes a second
-
     readers = {".jsonl": read_jsonl, ".csv": read_csv}
     if path.suffix not in readers:
         raise DataError(f"{path} must end in one of {', '.join(readers)}")

@@ -101,7 +101,7 @@ def test_data_previews_counts_reasons_sources_and_rows(built: Workplace) -> None
     assert len(content["samples"]) == 5
     [targets] = content["soft_targets"]
     assert targets["bytes"] > 0 and targets["teacher_seconds"] > 0
-    assert "24 train examples" in content["thin"]
+    assert "24 train examples" in content["too_small"]
     text = built.run("data", "plants").stdout
     assert all(
         word in text for word in ("kept", "dropped", "plants-questions", "refusals kept", "router disagrees", "soft targets")

@@ -1,4 +1,4 @@
-"""From examples to a data set on disk."""
+"""Data sets: split, cleaning and limits of prompts, and what is written to disk."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from factory.data.dataset import (
     Completion,
     DatasetManifest,
     PromptSet,
+    describe_dropped,
+    find_disagreements,
     finish_dataset,
     load_dataset_folder,
     make_prompts,
@@ -32,7 +34,7 @@ from factory.data.dataset import (
 )
 from factory.data.sources import Example, load_examples
 from factory.data.splitting import normalised, template_key
-from factory.errors import DataError
+from factory.errors import DataError, StorageError
 
 CONDITIONS = (
     *("asthma", "diabetes", "migraine", "anaemia", "eczema", "gout"),
@@ -96,29 +98,21 @@ def from_file(*prompts: str, source: str = "rows", completion: str = "") -> list
     return [Example(f"{source}/{i}", p, completion, source, "MIT", "", ()) for i, p in enumerate(prompts)]
 
 
-def prompts_of(examples: Sequence[Example], seed: int = 0, encoder: Any = None, router: Any = None, **config: Any) -> PromptSet:
-    return make_prompts(
-        examples,
-        domain="health",
-        router=router,
-        encoder=encoder,
-        count_tokens=count_words,
-        config=DataConfig(**config),
-        seed=seed,
-    )
+def prompts_of(examples: Sequence[Example], seed: int = 0, encoder: Any = None, **config: Any) -> PromptSet:
+    return make_prompts(examples, encoder=encoder, count_tokens=count_words, config=DataConfig(**config), seed=seed)
 
 
 def ten_templates() -> list[Example]:
     return templated(QUESTIONS, {"x": CONDITIONS})
 
 
-def generate_text(prompts: PromptSet) -> dict[str, Completion]:
+def answers(prompts: PromptSet) -> dict[str, Completion]:
     every = (*prompts.train, *prompts.validation, *prompts.test)
     return {e.id: Completion(f"Answer to {e.prompt}", True) for e in every}
 
 
 def finish(prompts: PromptSet, folder: Path, completions: dict[str, Completion] | None = None) -> DatasetManifest:
-    completions = generate_text(prompts) if completions is None else completions
+    completions = answers(prompts) if completions is None else completions
     return finish_dataset(prompts, completions, folder, domain="health", seed=0, provenance={"teacher": "tiny@1"})
 
 
@@ -151,7 +145,7 @@ def test_no_template_or_value_is_in_both_train_and_test(texts: list[str], x: lis
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_ten_templates_and_one_slot_list_are_enough(seed: int, tmp_path: Path) -> None:
+def test_ten_templates_and_one_list_of_slot_values_are_enough(seed: int, tmp_path: Path) -> None:
     prompts = prompts_of(ten_templates(), seed=seed, encoder=WordEncoder())
     assert len(prompts.train) >= 20
     assert len(prompts.test) >= 2
@@ -166,12 +160,12 @@ def test_the_same_seed_gives_the_same_prompts() -> None:
     assert first.train != other.train
 
 
-def test_each_source_gives_templates_to_test() -> None:
+def test_each_source_has_templates_in_test() -> None:
     examples = ten_templates() + templated(("Why {x}?", "Whence {x}?"), {"x": tuple("abcdefgh")}, id="second")
     assert {e.source for e in prompts_of(examples).test} == {"made", "second"}
 
 
-def test_documents_are_split_whole() -> None:
+def test_a_document_is_in_one_split_only() -> None:
     examples = [
         Example(f"d/{doc}#{i}", "", f"Chunk {i} of {doc}.", "d", "MIT", "", (f"{doc}.md",))
         for doc in range(10)
@@ -214,7 +208,7 @@ def test_a_file_is_not_crowded_out_by_combinations() -> None:
     assert sum(e.source == "rows" for e in prompts.train) >= 30
 
 
-def test_near_duplicates_go_and_the_encoder_sees_the_sample_only() -> None:
+def test_near_duplicates_are_dropped_and_only_the_sample_is_embedded() -> None:
     encoder = WordEncoder()
     same = [(f"Question {i} of many?", f"Of many, question {i}!") for i in range(500)]
     prompts = prompts_of(from_file(*(p for pair in same for p in pair)), encoder=encoder, max_examples=100, near_duplicate=0.99)
@@ -234,7 +228,7 @@ def test_a_test_prompt_that_shares_eight_words_with_train_is_contaminated() -> N
     assert not any(has_leak[1])
 
 
-def test_words_of_the_template_and_common_forms_are_no_contamination() -> None:
+def test_words_of_a_template_and_of_common_forms_are_not_contamination() -> None:
     long = [f"Please tell me in one short and simple sentence {{x}} {end}" for end in ("why", "how", "when")]
     assert "contaminated" not in prompts_of(templated(long, {"x": CONDITIONS})).dropped
     form = [f"Does the following clause of this contract restrict assignment? Clause {i}." for i in range(100)]
@@ -244,15 +238,13 @@ def test_words_of_the_template_and_common_forms_are_no_contamination() -> None:
 # router
 
 
-def test_disagreements_are_reported_and_kept() -> None:
-    examples = from_file(*(f"Question {i}?" for i in range(30)), "Is it the law?", "Shall we sing?")
-    prompts = prompts_of(examples, router=KeywordRouter())
-    found = [(d.prompt, d.routed_to) for d in prompts.disagreements]
-    assert found == [("Is it the law?", "legal"), ("Shall we sing?", None)]
-    assert len(prompts.train) + len(prompts.validation) + len(prompts.test) == 32
+def test_disagreements_are_the_prompts_routed_elsewhere_the_surest_first() -> None:
+    texts = ["Shall we sing?", *(f"Question {i}?" for i in range(30)), "Is it the law?"]
+    found = find_disagreements(texts, "health", KeywordRouter())  # type: ignore[arg-type]
+    assert [(d.prompt, d.routed_to) for d in found] == [("Is it the law?", "legal"), ("Shall we sing?", None)]
 
 
-def test_the_pool_goes_to_domains_or_to_none() -> None:
+def test_pool_examples_go_to_their_domain_or_are_left_out() -> None:
     routed = route_pool(from_file("A law?", "Sing, or sing?", "Fever?"), KeywordRouter())  # type: ignore[arg-type]
     assert {domain: [e.prompt for e in found] for domain, found in routed.items()} == {
         "legal": ["A law?"],
@@ -329,7 +321,7 @@ def test_refusals_are_recognised(text: str) -> None:
         "Patients who are unable to answer should be given time.",
     ],
 )
-def test_advice_beside_an_answer_is_no_refusal(text: str) -> None:
+def test_advice_beside_an_answer_is_not_a_refusal(text: str) -> None:
     assert not is_refusal(text)
 
 
@@ -339,7 +331,7 @@ def test_advice_beside_an_answer_is_no_refusal(text: str) -> None:
 def test_a_data_set_comes_back_from_disk_as_written(tmp_path: Path) -> None:
     rows = from_file(*(f"Row {i}?" for i in range(50)), completion="Own words stay. Own words stay.")
     prompts = prompts_of(ten_templates() + rows)
-    completions = generate_text(prompts)
+    completions = answers(prompts)
     declined, looped, cut, absent = (e.id for e in [e for e in prompts.train if e.template][:4])
     completions[declined] = Completion("I can't advise on that; please ask a pharmacist.", True)
     completions[looped] = Completion("so it goes on and on " * 4, True)
@@ -403,7 +395,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(dataset.DatasetDict, "save_to_disk", full)
-    with pytest.raises(DataError, match="No space left"):
+    with pytest.raises(StorageError, match=r"cannot write data set 'health' .* no space left on the disk"):
         finish(prompts_of(ten_templates(), seed=1), tmp_path / "health")
     assert load_dataset_folder(tmp_path / "health")[1] == before
     assert [path.name for path in tmp_path.iterdir()] == ["health"]
@@ -416,7 +408,7 @@ def test_absent_changed_and_damaged_data_sets_are_refused(tmp_path: Path) -> Non
     finish(prompts_of(ten_templates()), folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": "0" * 64}))
-    with pytest.raises(DataError, match="was changed"):
+    with pytest.raises(DataError, match="has changed"):
         load_dataset_folder(folder)
     (folder / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="is damaged"):
@@ -427,10 +419,15 @@ def test_absent_changed_and_damaged_data_sets_are_refused(tmp_path: Path) -> Non
         load_dataset_folder(folder)
 
 
-def test_a_thin_data_set_is_said_to_be_thin(tmp_path: Path) -> None:
+def test_a_data_set_that_is_too_small_is_warned_about(tmp_path: Path) -> None:
     manifest = replace(finish(prompts_of(ten_templates()), tmp_path / "health"), counts={"train": 800})
     assert small_dataset_warning(0.50, 0.60, manifest) is None
     assert "validation loss 0.594 is 1.52 times the training loss 0.39;" in str(small_dataset_warning(0.39, 0.594, manifest))
     small = replace(manifest, counts={"train": 64})
     assert "64 train examples" in str(small_dataset_warning(0.5, 0.5, small))
     assert small_dataset_warning(0.0, 0.1, manifest) is not None
+
+
+def test_what_was_dropped_is_listed_most_first_with_the_setting_that_decides_it() -> None:
+    assert describe_dropped({"duplicate": 1, "cut_off": 12}) == "cut_off 12 (data.max_completion_tokens), duplicate 1"
+    assert describe_dropped({}) == "nothing"

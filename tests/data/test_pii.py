@@ -276,8 +276,8 @@ def test_refuse_says_in_one_line_what_is_where_and_what_to_do() -> None:
     with pytest.raises(DataError) as caught:
         filter_pii(PERSONAL, "refuse", domain="health", dropped=dropped)
     assert str(caught.value) == (
-        "domain 'health' refuses personal data, and its sources hold some (notes: 2 phone, 1 email; "
-        "letters: 1 medical_record); clean them, or write `personal_data: drop` to leave these examples out"
+        "domain 'health' refuses personal data, but its sources contain some (notes: 2 phone, 1 email; "
+        "letters: 1 medical_record); clean them, or set `personal_data: drop` to leave these examples out"
     )
     assert not dropped
 

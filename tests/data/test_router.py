@@ -1,4 +1,4 @@
-"""The router: who gets a text, when it abstains, and that what was saved is what is loaded."""
+"""The router: where it sends a text, when it abstains, and saving and loading."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from factory.config.schema import RouterConfig
 from factory.data import router as module
 from factory.data.router import DomainRouter, calibration_error, choose_threshold
-from factory.errors import DataError
+from factory.errors import DataError, StorageError
 
 CONFIG = RouterConfig()
 WORDS = {
@@ -175,7 +175,7 @@ def test_full_disk_leaves_nothing(router: DomainRouter, tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.np, "savez", full)
-    with pytest.raises(DataError, match="No space left on device"):
+    with pytest.raises(StorageError, match=r"cannot write the router .* no space left"):
         router.save(tmp_path / "router")
     assert list(tmp_path.iterdir()) == []
 
@@ -185,7 +185,7 @@ def test_damaged_file_is_one_clear_error(router: DomainRouter, tmp_path: Path, n
     folder = tmp_path / "router"
     router.save(folder)
     (folder / name).write_bytes((folder / name).read_bytes()[:-40])
-    with pytest.raises(DataError, match=r"missing or damaged .* build the router again") as error:
+    with pytest.raises(DataError, match=r"missing or damaged .* delete the folder to fit the router again") as error:
         DomainRouter.load(folder, WordEncoder())
     assert "\n" not in str(error.value)
 
@@ -200,7 +200,7 @@ def test_changed_threshold_does_not_pass_for_the_saved_version(router: DomainRou
     router.save(folder)
     changed = json.loads((folder / "router.json").read_text()) | {"threshold": 0.0}
     (folder / "router.json").write_text(json.dumps(changed))
-    with pytest.raises(DataError, match=f"says version {router.version}"):
+    with pytest.raises(DataError, match=f"claims version {router.version}"):
         DomainRouter.load(folder, WordEncoder())
 
 
@@ -215,5 +215,5 @@ def test_too_few_texts_is_one_clear_error(left_out: str | None, message: str) ->
 
 def test_no_domain_at_all_is_an_error() -> None:
     texts = ["alarm one", "bank two", "joke three", "song four", "music five"]
-    with pytest.raises(DataError, match="no domain only"):
+    with pytest.raises(DataError, match="no text belongs to a domain"):
         DomainRouter.fit(texts, [None] * 5, WordEncoder(), CONFIG, seed=0)

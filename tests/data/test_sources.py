@@ -1,4 +1,4 @@
-"""Sources to examples."""
+"""Sources of every kind become examples; mistakes are one line."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_braces_in_a_value_stay_as_they_are() -> None:
     assert load(templates("What is {x}?", slots={"x": ("{y}",)}))[0].prompt == "What is {y}?"
 
 
-def test_more_than_the_most_combinations_are_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_combinations_are_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "MAX_COMBINATIONS", 100)
     values = tuple(str(i) for i in range(1000))
     source = templates("{a} {b} {c}?", "{a}?", "Only {d}?", slots={"a": values, "b": values, "c": values, "d": ("x",)})
@@ -79,7 +79,7 @@ def test_slot_names_come_once_and_in_order() -> None:
 
 
 @given(st.lists(st.integers(0, 50)), st.integers(0, 300))
-def test_even_shares_use_what_there_is(sizes: list[int], total: int) -> None:
+def test_even_shares_use_everything_available(sizes: list[int], total: int) -> None:
     shares = even_shares(sizes, total)
     assert sum(shares) == min(total, sum(sizes))
     assert all(share <= size for share, size in zip(shares, sizes, strict=True))
@@ -101,7 +101,7 @@ def test_jsonl_csv_and_parquet_read_alike(tmp_path: Path) -> None:
         assert [e.id for e in examples] == ["rows/x1", "rows/x2"]
 
 
-def test_completions_teacher_blanks_the_source_s_own(tmp_path: Path) -> None:
+def test_completions_teacher_discards_the_source_s_own(tmp_path: Path) -> None:
     rows_file(tmp_path, [{"prompt": "Why?", "a": "So."}])
     assert load(file_source(completion="a"), tmp_path)[0].completion == "So."
     assert load(file_source(completion="a", completions="teacher"), tmp_path)[0].completion == ""
@@ -120,7 +120,7 @@ def test_limit_on_a_file_keeps_the_order_of_the_file(tmp_path: Path) -> None:
         (file_source(path="raws.jsonl"), '{"prompt": "x"}', "no file .*raws.jsonl; in .*: rows.jsonl"),
         (file_source(path="rows.txt"), "", "must end in one of .jsonl, .csv, .parquet"),
         (file_source(), "", "'rows' .* is empty"),
-        (file_source(), '{"prompt": "x"}\n{"prompt": \n', "line 2 is no JSON"),
+        (file_source(), '{"prompt": "x"}\n{"prompt": \n', "line 2 is not valid JSON"),
         (file_source(), "[1, 2]\n", "line 1 is a list"),
         (file_source(prompt="question"), '{"prompt": "x", "b": 1}', "no field 'question' .* fields there: prompt, b"),
         (file_source(completion="answer"), '{"prompt": "x"}', "no field 'answer'"),
@@ -143,14 +143,14 @@ def test_damaged_files_are_data_errors(tmp_path: Path) -> None:
             load(file_source(path=name), tmp_path)
 
 
-def test_a_row_without_prompt_is_no_document(tmp_path: Path) -> None:
+def test_a_row_without_a_prompt_is_not_a_document(tmp_path: Path) -> None:
     rows_file(tmp_path, [{"prompt": None, "a": "So."}])
     assert load(file_source(completion="a"), tmp_path)[0].text == ""
 
 
 def test_two_sources_with_one_id_are_refused() -> None:
     source = templates("What?")
-    with pytest.raises(DataError, match="'made' is there twice"):
+    with pytest.raises(DataError, match="'made' is used twice"):
         load_examples([source, source], root=Path("."), seed=0, count_tokens=count_words)
 
 
@@ -185,7 +185,7 @@ def test_missing_or_empty_document_folders_say_what_is_there(tmp_path: Path) -> 
     (tmp_path / "texts" / "a.pdf").touch()
     with pytest.raises(DataError, match=r"no text in .txt or .md files .*: a\.pdf"):
         load(documents(), tmp_path)
-    with pytest.raises(DataError, match="no prompts to answer"):
+    with pytest.raises(DataError, match="no prompts for the teacher"):
         load(documents(completions="teacher"), tmp_path)
 
 
@@ -230,7 +230,7 @@ def test_the_teacher_s_prompts_are_asked_for_with_the_seed() -> None:
 
     assert [e.id for e in load(source, seed=7, write_prompts=write)] == ["self/0", "self/1"]
     assert asked == [(2, 7)]
-    with pytest.raises(DataError, match="'self': the teacher writes its prompts"):
+    with pytest.raises(DataError, match="'self': the teacher is to write its prompts"):
         load(source)
     with pytest.raises(DataError, match=r"'self' .* is empty"):
         load(source, write_prompts=lambda source, seed: [])

@@ -220,8 +220,8 @@ def test_another_seed_keeps_another_sample(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"prompt": "a?", "response": "A"}, "{no"], "line 2 is no JSON"),
-        (["[1]"], "line 1 is a list, it must be an object"),
+        ([{"prompt": "a?", "response": "A"}, "{no"], "line 2 is not valid JSON"),
+        (["[1]"], "line 1 is a list, expected an object"),
         ([{"instruction": "a?", "response": "A"}], "row 1 has no prompt or question; its fields: instruction, response"),
         ([{}], "row 1 has no prompt or question; its fields: none"),
         ([{"prompt": "a?", "response": ["A"]}], "row 1: response is a list, not a text"),
