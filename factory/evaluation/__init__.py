@@ -1,1 +1,1 @@
-"""Is the student good, and can it be trusted."""
+"""Is a student good, and can it be trusted?"""

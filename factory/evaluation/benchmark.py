@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
 from factory.config.schema import TeacherContext
 from factory.data.formats import beside, read_jsonl
@@ -27,14 +26,13 @@ from factory.data.sources import seeded_sample
 from factory.errors import DataError, in_one_line
 from factory.evaluation.metrics import DASH
 from factory.evaluation.stats import BootstrapConfig, paired_difference, ratio
-from factory.models.chat import NO_CONTEXT, completion_ids, prompt_ids, split_prefix
-from factory.models.forward import hidden_states, logits, make_batch, positions_at_once, unwrap
+from factory.models.chat import NO_CONTEXT, completion_ids, prompt_ids
+from factory.models.scoring import completion_log_probs
 from factory.registry.manifest import MetricValue
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-BATCH = 16
 LONGEST = 800  # characters of a prompt or an answer, about 200 tokens; in characters, so that all models see the same rows
 PROMPT_FIELDS = ("prompt", "question")
 REFERENCE_FIELDS = ("response", "completion", "reference")
@@ -107,7 +105,6 @@ def _text(row: Mapping[str, Any], names: Sequence[str], number: int) -> str:
     return ""
 
 
-@torch.inference_mode()
 def bits_per_byte(
     model: Any, tokenizer: Any, rows: Sequence[Question], *, context: TeacherContext = NO_CONTEXT, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -119,28 +116,10 @@ def bits_per_byte(
     """
     prompts = [prompt_ids(tokenizer, row.prompt, context) for row in rows]
     answers = [completion_ids(tokenizer, row.reference, ends=False) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: len(prompts[i]) + len(answers[i]))
-    bits = np.zeros(len(rows))
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
-        nats = _nats(model, [prompts[i] for i in chosen], [answers[i] for i in chosen], device)
-        bits[chosen] = np.array(nats) / math.log(2)
-    return bits, np.array([len(row.reference.encode()) for row in rows], dtype=float)
-
-
-def _nats(model: Any, prompts: Sequence[list[int]], answers: Sequence[list[int]], device: torch.device) -> list[float]:
-    """Summed over each answer's tokens, (B,). Few logits exist at once: N positions of 262,144 tokens would be gigabytes."""
-    prefix, rest = split_prefix(prompts)
-    batch = make_batch(rest, answers).to(device)
-    targets = torch.tensor([token for answer in answers for token in answer], device=device)  # (N,)
-    size = positions_at_once(unwrap(model).config.get_text_config().vocab_size)
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        states = hidden_states(model, batch, prefix).final[batch.predicts]  # (N, H)
-        parts = [
-            cross_entropy(logits(model, some).float(), wanted, reduction="none")
-            for some, wanted in zip(states.split(size), targets.split(size), strict=True)
-        ]
-    return [float(part.double().sum()) for part in torch.cat(parts).split([len(answer) for answer in answers])]
+        log_probs = completion_log_probs(model, prompts, answers, device)
+    bits = np.array([-float(one.sum(dtype=float)) for one in log_probs]) / math.log(2)
+    return bits, np.array([len(row.reference.encode()) for row in rows], dtype=float)
 
 
 def benchmark_metrics(bits: Mapping[str, np.ndarray], sizes: np.ndarray, bootstrap: BootstrapConfig) -> dict[str, MetricValue]:

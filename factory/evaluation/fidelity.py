@@ -22,6 +22,7 @@ from factory.evaluation.speed import compare_speed
 from factory.evaluation.stats import BootstrapConfig, ExampleSums, concatenate, paired_difference, ratio, summarize
 from factory.models.chat import split_prefix
 from factory.models.forward import Batch, hidden_states, logits, make_batch, mean_pool
+from factory.models.scoring import length_batches
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample
 from factory.registry.manifest import MetricValue, PerExample, Sample, Speeds
@@ -84,15 +85,15 @@ def measure(
     The teacher sees its context, candidates do not. Both predict the same completion tokens over the student's vocabulary.
     ``progress`` is told of every batch of examples.
     """
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt) + len(examples[i].completion))
+    batches = length_batches([len(one.prompt) + len(one.completion) for one in examples], BATCH)
     parts: dict[str, list[ExampleSums]] = {name: [] for name in candidates}
-    for start in range(0, len(order), BATCH):
-        chosen = [examples[i] for i in order[start : start + BATCH]]
+    for batch in batches:
+        chosen = [examples[i] for i in batch]
         for name, sums in _measure_batch(teacher, candidates, chosen).items():
             parts[name].append(sums)
         if progress is not None:
             progress(len(chosen))
-    inverse = np.argsort(order)
+    inverse = np.argsort([i for batch in batches for i in batch])
     return {name: concatenate(sums).select(inverse) for name, sums in parts.items()}
 
 
@@ -200,7 +201,7 @@ def measure_fidelity(
 
 def general_metrics(student: ExampleSums, base: ExampleSums, bootstrap: BootstrapConfig) -> dict[str, MetricValue]:
     """``general_metrics(student, base, bootstrap)["general_retained"]``: on general text, and what is left of the base's."""
-    metrics = {}
+    metrics: dict[str, MetricValue] = {}
     for prefix, sums in (("general", student), ("base_general", base)):
         summary = summarize(sums, None, bootstrap)
         metrics |= {f"{prefix}_{name}": summary[name] for name in ("kl", "top1_agreement")}

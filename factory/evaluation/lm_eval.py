@@ -29,11 +29,12 @@ from factory.evaluation.fidelity import BATCH, Candidate
 from factory.evaluation.golden_set import share_metrics
 from factory.evaluation.stats import BootstrapConfig, FloatArray
 from factory.models.chat import start_token, stop_tokens
-from factory.models.forward import hidden_states, logits, make_batch, positions_at_once, unwrap
+from factory.models.forward import unwrap
 from factory.models.generation import sample
+from factory.models.scoring import score_completions
 from factory.registry.manifest import MetricValue
 
-TOKENS = 8192  # of one batch, padding included: fewer rows where a task has many few-shot examples
+TOKENS = 8192  # of one batch, padding included: a task with long few-shot prompts has fewer rows
 LONGEST = 2048  # tokens of context and continuation, unless the model has fewer positions; the context is cut on the left
 NEW_TOKENS = 256  # of a generated answer, where a task does not say: the harness's own default
 EXAMPLES_SEED = 1234  # draws the few-shot examples: the harness's own default
@@ -277,7 +278,6 @@ def longest_input(model: Any) -> int:
     return min(LONGEST, positions or LONGEST)
 
 
-@torch.inference_mode()
 def log_likelihoods(model: Any, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
     """``log_likelihoods(model, [([1, 2], [3, 4])])``: log p(3, 4 | 1, 2) in nats, and whether both are top-1 tokens.
 
@@ -290,28 +290,9 @@ def log_likelihoods(model: Any, pairs: Sequence[Pair]) -> list[tuple[float, bool
                 f"a task has an answer of {len(continuation)} tokens; only answers of 1 to {longest - 1} tokens can be scored; "
                 "check its doc_to_choice and target_delimiter"
             )
-    cut_left = [(context[-(longest - len(continuation)) :], continuation) for context, continuation in pairs]
-    lengths = [len(context) + len(continuation) for context, continuation in cut_left]
-    order = sorted(range(len(pairs)), key=lambda i: -lengths[i])
-    found: dict[int, tuple[float, bool]] = {}
-    while len(found) < len(order):
-        start = len(found)
-        rows = order[start : start + max(1, min(BATCH, TOKENS // lengths[order[start]]))]
-        found |= dict(zip(rows, _of_one_batch(model, [cut_left[i] for i in rows]), strict=True))
-    return [found[i] for i in range(len(pairs))]
-
-
-def _of_one_batch(model: Any, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-    inner: Any = unwrap(model)
-    batch = make_batch([context for context, _ in pairs], [continuation for _, continuation in pairs]).to(inner.device)
-    states = hidden_states(model, batch).final[batch.predicts]  # (N, H)
-    target = torch.tensor([token for _, continuation in pairs for token in continuation], device=inner.device)  # (N,)
-    some = positions_at_once(inner.config.get_text_config().vocab_size)
-    chosen, likeliest = [], []
-    for part, wanted in zip(states.split(some), target.split(some), strict=True):
-        log_probs = logits(model, part).float().log_softmax(dim=-1)  # (n, V)
-        chosen.append(log_probs.gather(-1, wanted.unsqueeze(-1))[:, 0])
-        likeliest.append(log_probs.argmax(dim=-1) == wanted)
-    sizes = [len(continuation) for _, continuation in pairs]
-    values, greedy = torch.cat(chosen).double().split(sizes), torch.cat(likeliest).split(sizes)
-    return [(float(value.sum()), bool(same.all())) for value, same in zip(values, greedy, strict=True)]
+    contexts = [context[-(longest - len(continuation)) :] for context, continuation in pairs]
+    continuations = [continuation for _, continuation in pairs]
+    widest = max((len(a) + len(b) for a, b in zip(contexts, continuations, strict=True)), default=1)
+    device: torch.device = unwrap(model).device
+    scores = score_completions(model, contexts, continuations, device, batch=max(1, min(BATCH, TOKENS // widest)))
+    return [(float(score.log_probs.sum(dtype=float)), bool(score.top1.all())) for score in scores]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from factory.models.chat import split_prefix, stop_tokens
-from factory.models.forward import hidden_states, logits, make_batch
 from factory.models.generation import generate_ids
+from factory.models.scoring import score_completions
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample
 from factory.registry.manifest import Sample
@@ -43,18 +43,12 @@ def answer_samples(
     )
 
 
-@torch.inference_mode()
 def top1_agreement(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[list[bool]]:
     """``top1_agreement(teacher.model, prompts, answers)``: of each token of each answer, whether it is this model's top-1."""
-    batch = make_batch(prompts, answers).to(next(model.parameters()).device)
-    with torch.autocast(batch.input_ids.device.type, dtype=torch.bfloat16):
-        states = hidden_states(model, batch).final[batch.predicts]  # (N, H)
-        top = logits(model, states).argmax(dim=-1)  # (N,)
-    parts = top.split([len(answer) for answer in answers])
-    return [
-        [token == best for token, best in zip(answer, part.tolist(), strict=True)]
-        for answer, part in zip(answers, parts, strict=True)
-    ]
+    device = next(model.parameters()).device
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        scores = score_completions(model, prompts, answers, device)
+    return [score.top1.tolist() for score in scores]
 
 
 def _text(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -86,8 +86,8 @@ def paired_ratio_difference(
     Both on the same examples, all (E,). n is the sum of the first denominator. NaN where either denominator is 0.
     """
 
-    def difference(*columns: FloatArray, axis: int) -> FloatArray:
-        return _sum_over_sum(*columns[:2], axis=axis) - _sum_over_sum(*columns[2:], axis=axis)
+    def difference(a: FloatArray, of_a: FloatArray, b: FloatArray, of_b: FloatArray, axis: int) -> FloatArray:
+        return _sum_over_sum(a, of_a, axis) - _sum_over_sum(b, of_b, axis)
 
     n = _total(denominator_a)
     if n == 0 or _total(denominator_b) == 0:
@@ -105,8 +105,7 @@ def unpaired_quotient(
     """
 
     def quotient(i: np.ndarray, j: np.ndarray, axis: int) -> FloatArray:
-        of_a, of_b = (_sum_over_sum(*(column[rows] for column in part), axis=axis) for part, rows in ((a, i), (b, j)))
-        return np.asarray(of_a / of_b)
+        return np.asarray(_sum_over_sum(a[0][i], a[1][i], axis) / _sum_over_sum(b[0][j], b[1][j], axis))
 
     n = _total(a[1])
     if n == 0 or _total(b[1]) == 0:
