@@ -87,7 +87,7 @@ def paired_ratio_difference(
     """
 
     def difference(a: FloatArray, of_a: FloatArray, b: FloatArray, of_b: FloatArray, axis: int) -> FloatArray:
-        return _sum_over_sum(a, of_a, axis) - _sum_over_sum(b, of_b, axis)
+        return np.asarray(_sum_over_sum(a, of_a, axis) - _sum_over_sum(b, of_b, axis))
 
     n = _total(denominator_a)
     if n == 0 or _total(denominator_b) == 0:
