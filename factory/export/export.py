@@ -108,7 +108,7 @@ def export_version(
         if format == "ollama":
             _write_modelfile(published, folder)
         write_metadata(version, report, folder)
-        _check_target(target)  # again: it would be replaced
+        _check_target(target)  # again: files put there meanwhile would be replaced
     return report
 
 

@@ -222,20 +222,20 @@ def _check_sha256(spec: ModelSpec, found: str) -> None:
         )
 
 
-def _check_folder(folder: Path, what: str) -> None:
+def _check_folder(folder: Path, name: str) -> None:
     """Raises ModelResolutionError unless there is a config, safetensors weights, and every shard in the index."""
     files = [path.name for path in folder.iterdir()]
-    if not any(name.endswith(".safetensors") for name in files):
-        pickled = sorted(name for name in files if Path(name).suffix in PICKLE_SUFFIXES)
+    if not any(file.endswith(".safetensors") for file in files):
+        pickled = sorted(file for file in files if Path(file).suffix in PICKLE_SUFFIXES)
         found = f"only {', '.join(pickled)}, which can run code when loaded" if pickled else "no weights"
-        raise ModelResolutionError(f"{what} has {found}; convert it to .safetensors or .gguf")
+        raise ModelResolutionError(f"{name} has {found}; convert it to .safetensors or .gguf")
     if "config.json" not in files:
-        raise ModelResolutionError(f"{what} has no config.json, so it is not a transformers model")
+        raise ModelResolutionError(f"{name} has no config.json, so it is not a transformers model")
     index = folder / "model.safetensors.index.json"
     if index.exists():
         missing = sorted(set(json.loads(index.read_text())["weight_map"].values()) - set(files))
         if missing:
-            raise ModelResolutionError(f"{what} lacks {', '.join(missing[:4])}, named in its index; fetch it again")
+            raise ModelResolutionError(f"{name} lacks {', '.join(missing[:4])}, named in its index; fetch it again")
 
 
 def _with_template(folder: Path, reference: str, template: str) -> Path:
