@@ -44,6 +44,7 @@ Domains = Annotated[
     ),
 ]
 RegistryFolder = Annotated[Path, typer.Option("--registry", help="Folder of the published students and bases.")]
+AllMetrics = Annotated[bool, typer.Option("--all-metrics", help="Show everything that was measured.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and no progress.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where models run.")]
 Family = Annotated[str | None, typer.Option("--family", help="A family file's name; `default` if left out.")]
@@ -220,12 +221,12 @@ def list_(
 
 
 @app.command("show", rich_help_panel="Students")
-def show_(ref: Ref, registry: RegistryFolder = REGISTRY, json: Json = False) -> None:
-    """Show everything about one version: figures, lineage, data, training, samples."""
+def show_(ref: Ref, all_metrics: AllMetrics = False, registry: RegistryFolder = REGISTRY, json: Json = False) -> None:
+    """Show one version: verdict, fidelity, size and speed; everything else with --all-metrics."""
     here = Registry(registry)
     version = here.resolve(ref)
     aliases = [alias for alias, number in here.aliases(version.name).items() if number == version.number]
-    print_json(show_json(version, aliases)) if json else print_table(show(version, aliases))
+    print_json(show_json(version, aliases)) if json else print_table(show(version, aliases, all_metrics))
 
 
 @app.command(rich_help_panel="Students")
@@ -235,12 +236,13 @@ def compare(
     html: Annotated[
         Path | None, typer.Option("--html", help="Write one self-contained page: plots, verdicts, samples.")
     ] = None,
+    all_metrics: AllMetrics = False,
     domains: Domains = DOMAINS,
     registry: RegistryFolder = REGISTRY,
     json: Json = False,
     device: Device = "auto",
 ) -> None:
-    """Compare versions, a column each; the best of each row is marked."""
+    """Compare versions, one column each; the best of each row is marked."""
     here, teacher = Registry(registry), TEACHER in refs
     versions = [here.resolve(ref) for ref in refs if ref != TEACHER]
     if matrix:
@@ -252,7 +254,7 @@ def compare(
         say(f"wrote {html}")
     if json:
         return print_json(compare_json(versions, teacher=teacher))
-    print_table(compare_table(versions, teacher=teacher))
+    print_table(compare_table(versions, teacher=teacher, all_metrics=all_metrics))
 
 
 @app.command(rich_help_panel="Students")

@@ -18,8 +18,8 @@ from factory import cache
 from factory.config.load import load_specs
 from factory.config.schema import FamilySpec
 from factory.errors import FactoryError
-from factory.evaluation.metrics import format_number
 from factory.registry.registry import Registry
+from factory.reports.format import format_number
 
 DISTRIBUTION = "student-factory"
 REINSTALL = "pip install -e . -c constraints.txt"

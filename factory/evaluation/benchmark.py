@@ -24,7 +24,6 @@ from factory.config.schema import TeacherContext
 from factory.data.formats import beside, read_jsonl
 from factory.data.sources import seeded_sample
 from factory.errors import DataError, in_one_line
-from factory.evaluation.metrics import DASH
 from factory.evaluation.stats import BootstrapConfig, paired_difference, ratio
 from factory.models.chat import NO_CONTEXT, completion_ids, prompt_ids
 from factory.models.scoring import completion_log_probs
@@ -182,4 +181,4 @@ def benchmark_table(rows: Sequence[Row]) -> Table:
 
 
 def _format(metric: MetricValue | None) -> str:
-    return DASH if metric is None or math.isnan(metric.value) else str(metric)
+    return "-" if metric is None or math.isnan(metric.value) else str(metric)

@@ -50,8 +50,8 @@ from factory.models.scoring import student_batches
 from factory.models.teacher import Teacher
 from factory.models.tokenize import tokenize_examples
 from factory.pipeline.context import DomainData, Materials, ProgressBar, no_progress
-from factory.registry.manifest import BaseManifest, HealingReport, to_dict
-from factory.registry.provenance import git_commit, library_versions, merged_datasets
+from factory.registry.manifest import BaseManifest, DatasetInfo, HealingReport
+from factory.registry.provenance import git_commit, library_versions, merge_dataset_infos
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
 from factory.reports.card import model_card
@@ -125,11 +125,12 @@ class Bases(Materials):
         datasets = [self.data(domain.name) for domain in self.public_domains]
         base, details = self._healed(self.family.sizes[size_name], settings, datasets, checkpoints, between)
         content = self._manifest(settings) | details | {"size": size_name, "settings_key": recipe, "name": name} | self._spent()
-        content["dataset"] = merged_datasets([dataset_info(data) for data in datasets])
+        infos = [DatasetInfo.model_validate(dataset_info(data)) for data in datasets]
+        content["dataset"] = merge_dataset_infos(infos).model_dump()
         manifest = BaseManifest.model_validate(content)
         with self.registry.stage(name) as folder:
             save_base(base, folder)
-            (folder / "README.md").write_text(model_card(to_dict(manifest)), encoding="utf-8")
+            (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
             version = self.registry.publish(manifest, folder)
         shutil.rmtree(checkpoints, ignore_errors=True)
         return version

@@ -32,7 +32,7 @@ from factory.models.tokenize import tokenize_examples
 from factory.models.vocabulary import vocabulary_growth
 from factory.pipeline.base import Bases, dataset_info
 from factory.pipeline.context import DomainData
-from factory.registry.manifest import StudentManifest, to_dict
+from factory.registry.manifest import StudentManifest
 from factory.registry.versions import Version
 from factory.reports.card import model_card
 
@@ -100,7 +100,7 @@ class Factory(Bases):
             manifest = StudentManifest.model_validate(
                 content | {"evaluation": evaluation} | self._spent(found.per_1000_tokens_wh)
             )
-            (staged / "README.md").write_text(model_card(to_dict(manifest)), encoding="utf-8")
+            (staged / "README.md").write_text(model_card(manifest), encoding="utf-8")
             published = self.registry.publish(manifest, staged)
         shutil.rmtree(folder, ignore_errors=True)
         return published

@@ -17,7 +17,6 @@ from factory.errors import RegistryError
 from factory.evaluation.benchmark import Row, benchmark_metrics, bits_per_byte, load_questions
 from factory.evaluation.fidelity import base_only, fixed_model, measure, with_adapter
 from factory.evaluation.lm_eval import run_tasks, task_metrics
-from factory.evaluation.metrics import format_metric
 from factory.evaluation.stats import BootstrapConfig, ExampleSums, paired_difference, summarize
 from factory.models.base import load_base, load_student, trim_teacher
 from factory.models.chat import NO_CONTEXT
@@ -29,6 +28,7 @@ from factory.pipeline.context import ProgressBar
 from factory.registry.manifest import MetricValue
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
+from factory.reports.format import format_metric
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ def matrix_table(matrix: Matrix) -> Table:
     columns = list(next(iter(matrix.kl.values())))
     table = Table("KL, nats per token", *columns, "own adapter best?")
     for domain, row in matrix.kl.items():
-        figures = [format_metric(asdict(row[name])) for name in columns]
+        figures = [format_metric(row[name]) for name in columns]
         nearest = min(matrix.ahead[domain].values(), key=lambda figure: figure.low)
         verdict = "yes" if matrix.own_is_best(domain) else "not beyond its interval"
-        table.add_row(domain, *figures, f"{verdict}: ahead by {format_metric(asdict(nearest))}")
+        table.add_row(domain, *figures, f"{verdict}: ahead by {format_metric(nearest)}")
     return table
 
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from factory.data.dataset import describe_dropped, find_disagreements, small_dataset_warning
 from factory.distill.target_store import describe_store
-from factory.evaluation.metrics import format_number
-from factory.reports.console import identifiers_found
+from factory.registry.manifest import PersonalDataInfo
+from factory.reports.format import format_number
+from factory.reports.view import describe_personal_data
 
 if TYPE_CHECKING:
     from factory.data.router import DomainRouter
@@ -54,12 +55,13 @@ def preview_table(content: dict[str, Any]) -> Any:
 
 
 def _lines(content: dict[str, Any]) -> list[tuple[str, str]]:
+    found = content["personal_data"]
     lines = [
         ("data set", content["domain"]),
         ("folder", content["folder"]),
         ("kept", ", ".join(f"{split} {count}" for split, count in content["counts"].items())),
         ("dropped", describe_dropped(content["dropped"])),
-        ("personal identifiers", identifiers_found({"provenance": content}) or "not looked for"),
+        ("personal identifiers", describe_personal_data(found and PersonalDataInfo.model_validate(found))),
         ("refusals kept", str(content["refusals"])),
         *(("source", f"{one['id']}: {one['n']} examples, {one['license']}") for one in content["sources"]),
         ("templates", str(content["templates"])),

@@ -1,10 +1,11 @@
 """The manifest of a published version: the typed contract between a build and everything that reads its result.
 
-    manifest = StudentManifest(...)                  # a build fills it once; the registry adds name, number and checksums
+    manifest = StudentManifest(...)                  # built once; the registry adds number, time and checksums
     manifest.evaluation.metrics["kl"].value          # nats/token
     parse_manifest(json.loads(path.read_bytes()))    # a BaseManifest or a StudentManifest
 
-Manifests are frozen. Numbers that are not finite are null in the file and NaN in memory.
+Manifests are frozen and complete: a field that is missing, unknown or malformed is an error when one is read.
+Numbers that are not finite are null in the file and NaN in memory.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ class Entry(BaseModel):
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class MetricValue:
-    """``MetricValue(0.412, 0.380, 0.440, 5120)``: a measured value, its 95 % interval, and n; NaN where nothing could be measured.
+    """``MetricValue(0.412, 0.380, 0.440, 5120)``: a measured value, its 95 % interval and n; NaN where nothing was measured.
 
-    n counts completion tokens unless the metric says otherwise.
+    ``n`` counts completion tokens unless the metric says otherwise.
     """
 
     value: Number
@@ -49,7 +50,7 @@ class MetricValue:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-# ------------------------------------------------------------------------------------------------------- where it comes from
+# -------------------------------------------------------------------------------------------------------- provenance
 
 
 class ModelInfo(Entry):
@@ -91,13 +92,13 @@ class DatasetInfo(Entry):
 
 
 class Training(Entry):
-    curve: tuple[dict[str, Number], ...]  # a dict a point: step, loss and each term
+    curve: tuple[dict[str, Number], ...]  # one dict per point: step, loss and each of its terms
     config: dict[str, Any]  # the DistillConfig or HealConfig, as the build used it
     examples: int
 
 
 class SoftTargetsInfo(Entry):
-    """What the stored soft targets take, and what reading them saved."""
+    """The size of the stored soft targets, and the teacher's time that reading them saved."""
 
     positions: int
     bytes: int
@@ -207,12 +208,12 @@ class HealingReport(Entry):
 
 
 class PathChoice(Entry):
-    """Why a small base was taught by the teacher itself, or by a teacher assistant."""
+    """Whether the teacher or a teacher assistant taught a small base, and why."""
 
     chosen: Literal["direct", "teacher_assistant"]
     teacher_assistant: str  # its reference
     reason: str
-    ahead: MetricValue | None = None  # KL by which the assistant's path is ahead, paired; None where it was not tried
+    ahead: MetricValue | None = None  # KL by which the assistant's path is ahead (paired); None where it was not tried
     probes: dict[str, HealingReport] = Field(default_factory=dict)
 
 
@@ -233,7 +234,7 @@ class FileInfo(Entry):
 
 
 class Manifest(Entry):
-    """What bases and students share. The fields below the line are the registry's: a build leaves them out."""
+    """What bases and students share. The registry fills in the fields below the line; a build leaves them out."""
 
     schema_version: Literal[2] = 2
     name: str
@@ -304,8 +305,13 @@ class StudentManifest(Manifest):
     router: str | None = None  # its version; None for a private domain
 
     @property
+    def parameters(self) -> int:
+        """Of the base and the adapter together."""
+        return self.evaluation.sizes.student.parameters
+
+    @property
     def max_completion_tokens(self) -> int:
-        """As many as an answer may have."""
+        """The limit of an answer's length."""
         return int(self.settings["data"]["max_completion_tokens"])
 
 
@@ -318,12 +324,12 @@ def parse_manifest(content: Any) -> BaseManifest | StudentManifest:
     Raises: RegistryError in one line for another schema version, an unknown kind, or a field that is missing or malformed.
     """
     if not isinstance(content, dict) or content.get("kind") not in KINDS:
-        raise RegistryError("its manifest.json does not describe a base or a student")
+        raise RegistryError("its manifest.json does not describe a student or a base")
     found = content.get("schema_version", 1)
     if found != SCHEMA_VERSION:
         newer = isinstance(found, int) and found > SCHEMA_VERSION
-        what = "install a newer student-factory" if newer else "build it again with `factory build`"
-        raise RegistryError(f"its manifest has schema version {found}, this student-factory reads {SCHEMA_VERSION}: {what}")
+        advice = "install a newer student-factory" if newer else "build it again with `factory build`"
+        raise RegistryError(f"its manifest has schema version {found}, this student-factory reads {SCHEMA_VERSION}: {advice}")
     try:
         return KINDS[content["kind"]].model_validate(content)
     except ValidationError as error:
@@ -333,13 +339,16 @@ def parse_manifest(content: Any) -> BaseManifest | StudentManifest:
 
 
 def to_dict(manifest: BaseManifest | StudentManifest) -> dict[str, Any]:
-    """``to_dict(manifest)``: what JSON can hold, in the order of the fields."""
+    """``to_dict(manifest)``: plain dicts, lists and numbers for JSON, in the order of the fields."""
     content: dict[str, Any] = plain_json(manifest.model_dump(), "manifest")
     return content
 
 
 def plain_json(value: Any, where: str) -> Any:
-    """What JSON can hold: Path to text, tuple to list, a NumPy or torch scalar to a number, not finite to None."""
+    """``plain_json(content, "manifest")``: paths as text, tuples as lists, NumPy and torch scalars as numbers, NaN as None.
+
+    Raises: RegistryError, which names the place, for any other type.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain_json(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):

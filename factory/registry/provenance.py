@@ -1,19 +1,23 @@
-"""Where things come from: keys of what decides a result, library versions, the git commit. No torch."""
+"""Where a version comes from: library versions, the git commit, the data. No torch."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from factory.cache import cache_key
+
+if TYPE_CHECKING:
+    from factory.registry.manifest import DatasetInfo
 
 LIBRARIES = ("student-factory", "torch", "transformers", "trl", "peft", "datasets", "sentence-transformers")
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what a build stands on."""
+    """``library_versions()["torch"]`` → "2.13.0"; "not installed" where it is missing."""
     return {name: _installed(name) for name in LIBRARIES}
 
 
@@ -25,7 +29,7 @@ def _installed(name: str) -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the folder the command runs in, ``+changes`` where it has uncommitted ones; None outside git."""
+    """``git_commit()``: of the current folder, with ``+changes`` where files differ from it; None outside git."""
     try:
         commit = _git("rev-parse", "HEAD")
         return f"{commit}+changes" if _git("status", "--porcelain", "--untracked-files=no") else commit
@@ -38,17 +42,19 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def merged_datasets(manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What a base was healed on: counts, reasons and sources of several data sets together."""
-    merged: dict[str, Any] = {
-        "fingerprint": cache_key([manifest["fingerprint"] for manifest in manifests]),
-        "counts": {},
-        "dropped": {},
-        "refusals": sum(manifest["refusals"] for manifest in manifests),
-        "sources": [source for manifest in manifests for source in manifest["sources"]],
-    }
-    for name in ("counts", "dropped"):
-        for manifest in manifests:
-            for key, count in manifest[name].items():
-                merged[name][key] = merged[name].get(key, 0) + count
-    return merged
+def merge_dataset_infos(infos: Sequence[DatasetInfo]) -> DatasetInfo:
+    """``merge_dataset_infos([healthcare, legal])``: the data that a base was healed on, all domains together."""
+    from factory.registry.manifest import DatasetInfo
+
+    counts, dropped = Counter[str](), Counter[str]()
+    for info in infos:
+        counts.update(info.counts)
+        dropped.update(info.dropped)
+    return DatasetInfo(
+        fingerprint=cache_key([info.fingerprint for info in infos]),
+        counts=dict(counts),
+        dropped=dict(dropped),
+        refusals=sum(info.refusals for info in infos),
+        sources=tuple(source for info in infos for source in info.sources),
+        templates=sum(info.templates for info in infos),
+    )

@@ -1,8 +1,7 @@
-"""One version's manifest and records: what they are read as, what is read from them, and whether it is whole. No torch.
+"""One published version: its folder, its typed manifest, its records. No torch.
 
-    records.jsonl   one JSON object a line, of what was said of a version after it was published: {"kind", "at", ...}
-
-Records are only ever appended. A line counts once its newline is written; what a crash left after the last one does not.
+version = load_version(root, "student", "healthcare-small", 3)
+version.manifest.evaluation.metrics["kl"].value
 """
 
 from __future__ import annotations
@@ -17,15 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factory.errors import RegistryError
-from factory.evaluation.metrics import gate_line
-from factory.cache import sync
+from factory.registry.records import read_records
 
 if TYPE_CHECKING:
-    from factory.registry.manifest import BaseManifest, EvalReport, StudentManifest
+    from factory.registry.manifest import BaseManifest, StudentManifest
 
 FOLDERS: dict[str, str] = {"student": "students", "base": "bases"}
 MANIFEST = "manifest.json"
-RECORDS = "records.jsonl"
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Summary:
-    """One line of ``factory list``: what the index keeps of a manifest. What a manifest does not say is None."""
+    """One line of ``factory list``: what the index keeps of a manifest. None where it does not apply or was not measured."""
 
     kind: str
     name: str
@@ -75,12 +72,12 @@ class Summary:
     profile: str | None
     base: str | None
     verdict: str
-    kl: float | None  # nats per token, KL(teacher || student)
+    kl: float | None  # nats/token, KL(teacher ‖ student)
     top1_agreement: float | None
     relation_alignment: float | None
     parameters: int | None
     teacher_parameters: int | None
-    bytes: int  # of the folder's files, manifest.json not counted
+    bytes: int  # of the folder's files without manifest.json
     sources: tuple[str, ...]
     aliases: tuple[str, ...] = ()
 
@@ -94,67 +91,66 @@ COLUMNS = tuple(field.name for field in fields(Summary) if field.name != "aliase
 
 
 def load_version(root: Path, kind: str, name: str, number: int) -> Version:
-    """``load_version(root, "student", "healthcare-small", 3)``: its manifest, and what was recorded since.
+    """``load_version(root, "student", "healthcare-small", 3)``: its manifest and its records; its files are not checked.
 
-    Raises: RegistryError for a folder that is half made, whose manifest cannot be read, or is another version's.
+    Raises: RegistryError for a manifest that is missing, unreadable, malformed, of another schema version, or of another
+        version of a model.
     """
-    from factory.registry.manifest import parse_manifest  # pydantic would cost `factory list` a quarter of its time
+    from factory.registry.manifest import parse_manifest  # imported here: pydantic would slow down `factory list`
 
     folder = root / FOLDERS[kind] / name / str(number)
     try:
         content = json.loads((folder / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        raise RegistryError(f"half made: it has no {MANIFEST}") from None
+    except FileNotFoundError as error:
+        raise RegistryError(f"incomplete: it has no {MANIFEST}") from error
     except (OSError, ValueError) as error:
-        raise RegistryError(f"its {MANIFEST} cannot be read ({error})") from None
-    parsed = parse_manifest(content)
-    says = (parsed.kind, parsed.name, parsed.version)
-    if says != (kind, name, number):
-        raise RegistryError(f"its {MANIFEST} is of {says[0]} {says[1]}@{says[2]}: it was moved here by hand")
+        raise RegistryError(f"its {MANIFEST} cannot be read ({error})") from error
+    manifest = parse_manifest(content)
+    found = (manifest.kind, manifest.name, manifest.version)
+    if found != (kind, name, number):
+        raise RegistryError(f"its {MANIFEST} belongs to {found[0]} {found[1]}@{found[2]}: the folder was copied or renamed")
     records, _ = read_records(folder)
-    return Version(kind, name, number, folder, parsed, tuple(records))
+    return Version(kind, name, number, folder, manifest, tuple(records))
 
 
-def read_records(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """``records, problems = read_records(version.folder)``: every record in order, and what of them cannot be read."""
-    try:
-        lines = (folder / RECORDS).read_bytes().split(b"\n")[:-1]  # after the last newline: nothing, or half a line
-    except FileNotFoundError:
-        return [], []
-    except OSError as error:
-        return [], [f"{RECORDS} cannot be read ({error.strerror})"]
-    records, problems = [], []
-    for number, line in enumerate(lines, start=1):
+def summary_row(version: Version) -> tuple[Any, ...]:
+    """``summary_row(version)``: the values of COLUMNS; sources one a line."""
+    manifest = version.manifest
+    student = manifest if manifest.kind == "student" else None
+    metrics = student.evaluation.metrics if student else {}
+    found = {name: metrics[name].value for name in ("kl", "top1_agreement", "relation_alignment") if name in metrics}
+    values = {
+        "kind": version.kind,
+        "name": version.name,
+        "number": version.number,
+        "created": manifest.created,
+        "domain": student.domain if student else None,
+        "family": manifest.family,
+        "size": manifest.size,
+        "profile": manifest.profile,
+        "base": version.base,
+        "verdict": version.verdict,
+        "parameters": manifest.parameters,
+        "teacher_parameters": manifest.teacher.parameters,
+        "bytes": sum(file.bytes for file in manifest.files.values()),
+        "sources": "\n".join(source.id for source in manifest.dataset.sources),
+    } | {name: value for name, value in found.items() if math.isfinite(value)}
+    return tuple(values.get(name) for name in COLUMNS)
+
+
+def missing_files(version: Version) -> list[str]:
+    """``missing_files(version)``: one line for each file that is missing or has another length. Reads none of them."""
+    problems = []
+    for path, file in version.manifest.files.items():
         try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict) and isinstance(record.get("kind"), str):
-            records.append(record)
-        else:
-            problems.append(f"{RECORDS} line {number} cannot be read: it is no record")
-    return records, problems
+            if os.stat(version.folder / path).st_size != file.bytes:
+                problems.append(f"{path} was changed: its length differs")
+        except OSError:
+            problems.append(f"{path} is missing")
+    return problems
 
 
-def append_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """``append_record(version.folder, {"kind": "override", "at": ...})``: durable when it returns. Callers hold a lock.
-
-    Raises: OSError where the disk refuses. Half a line may then be left, which readers ignore and the next call removes.
-    """
-    path = folder / RECORDS
-    with path.open("a+b") as file:  # "a": whatever is written goes to the end
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    sync(folder)
-
-
-def failed_gates(manifest: Mapping[str, Any]) -> list[str]:
-    """``failed_gates(version.manifest)`` → ``["upper end of kl is 0.912, at most 0.8 passes"]``; reasons if there are none."""
-    gates = [gate for gate in entries(manifest, "verdict", "gates") if gate.get("passed") is False]
-    return [gate_line(gate) for gate in gates] or [str(reason) for reason in section(manifest, "verdict").get("reasons") or ()]
+# TODO: the readers below go with Version.raw
 
 
 def section(manifest: Mapping[str, Any], *keys: str) -> dict[str, Any]:
@@ -215,46 +211,3 @@ def read_teacher_metrics(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any
 def verdict_of(manifest: Mapping[str, Any]) -> str:
     verdict = manifest.get("verdict")
     return str((verdict.get("status") if isinstance(verdict, Mapping) else verdict) or "unchecked")
-
-
-def summary_row(version: Version) -> tuple[Any, ...]:
-    """The values of COLUMNS."""
-    manifest = version.manifest
-    own = (manifest.domain, manifest.base) if manifest.kind == "student" else (None, None)
-    evaluation = manifest.evaluation if manifest.kind == "student" else None
-    fidelity = [_value(evaluation, name) for name in ("kl", "top1_agreement", "relation_alignment")]
-    parameters = evaluation.sizes.student.parameters if evaluation else manifest.parameters  # type: ignore[union-attr]
-    return (
-        version.kind,
-        version.name,
-        version.number,
-        manifest.created,
-        own[0],
-        manifest.family,
-        manifest.size,
-        manifest.profile,
-        own[1],
-        version.verdict,
-        *fidelity,
-        parameters,
-        manifest.teacher.parameters,
-        sum(file.bytes for file in manifest.files.values()),
-        "\n".join(source.id for source in manifest.dataset.sources),
-    )
-
-
-def _value(evaluation: EvalReport | None, name: str) -> float | None:
-    metric = evaluation.metrics.get(name) if evaluation else None
-    return metric.value if metric and math.isfinite(metric.value) else None
-
-
-def missing_files(version: Version) -> list[str]:
-    """Files that are gone or have another length: what can be seen without reading them."""
-    problems = []
-    for path, file in version.manifest.files.items():
-        try:
-            if os.stat(version.folder / path).st_size != file.bytes:
-                problems.append(f"{path} was changed: it has another length")
-        except OSError:
-            problems.append(f"{path} is missing")
-    return problems

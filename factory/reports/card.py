@@ -1,21 +1,26 @@
-"""The README.md of a published folder: a Hugging Face model card, written from its manifest and nothing else.
+"""The README.md of a published folder: a Hugging Face model card, written from the manifest and nothing else.
 
-    (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
-
-What a manifest does not say is left out, never guessed.
+(folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from factory.evaluation.metrics import DASH, METRICS, Metric, bound_of, format_metric, format_number, is_detail, metric_named
-from factory.registry.versions import as_metric, entries, read_metric, read_parameters, section
-from factory.reports.console import identifiers_found
+from factory.evaluation.metrics import METRICS
+from factory.reports.format import DASH, format_interval, format_metric, format_number
+from factory.reports.view import SIZE_AND_SPEED, MetricRow, Row, View, view_of
 
-# Licence ids the Hub knows that the shipped and usual sources have; any other is written as `other` with its name.
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+    from factory.registry.manifest import BaseManifest, StudentManifest
+
+    AnyManifest = StudentManifest | BaseManifest
+
+# The Hub's licence ids that the shipped and usual sources have; any other is written as `other`, with its name.
 # https://huggingface.co/docs/hub/repositories-licenses
 HUB_LICENSES = frozenset(
     """
@@ -27,160 +32,133 @@ HUB_LICENSES = frozenset(
     """.split()  # noqa: SIM905 - forty quoted words are harder to read
 )
 # These ask for a notice at most, and the card's list of sources gives it.
-PERMISSIVE = {
-    "apache-2.0",
-    "mit",
-    "bsd",
-    "bsd-2-clause",
-    "bsd-3-clause",
-    "isc",
-    "zlib",
-    "wtfpl",
-    "unlicense",
-    "cc0-1.0",
-}
-PERMISSIVE |= {"pddl", "public-domain"}
+PERMISSIVE = frozenset(
+    "apache-2.0 mit bsd bsd-2-clause bsd-3-clause isc zlib wtfpl unlicense cc0-1.0 pddl public-domain".split()  # noqa: SIM905
+)
+BETTER = {"low": "lower", "high": "higher", None: DASH}
 
 
-def model_card(manifest: Mapping[str, Any]) -> str:
-    """``model_card(version.raw)`` → text of README.md, front matter first.
+def model_card(manifest: AnyManifest) -> str:
+    """``model_card(version.manifest)`` → the text of README.md, front matter first; also before it is published."""
+    from huggingface_hub import ModelCard
 
-    Works on a manifest that publishing has not completed yet: name and kind are enough.
-    """
+    view = view_of(manifest)
     chapters = {
         "How to load it": _loading(manifest),
-        "How close it is to its teacher": _figures(manifest),
-        "Verdict": _verdict(manifest),
-        "Samples": _samples(manifest),
-        "Intended use": _intended(manifest),
-        "Limits": _limits(manifest),
-        "Where it comes from": _lineage(manifest),
-        "Data and licences": _data(manifest),
-        "Training": _training(manifest),
+        "How close it is to its teacher": _metrics(manifest, view),
+        "Verdict": _verdict(view),
+        "Samples": _samples(view),
+        "Intended use": _intended_use(view),
+        "Limits": _limits(manifest, view),
+        "Where it comes from": _lineage(manifest, view),
+        "Data and licences": _data(view),
+        "Training": _training(view),
     }
-    body = [f"# {_name(manifest)}", *_opening(manifest)]
+    body = [f"# {_text(manifest.name)}", *_opening(manifest, view)]
     for title, paragraphs in chapters.items():
         if paragraphs:
             body += [f"## {title}", *paragraphs]
-    return f"---\n{_front_matter(manifest)}---\n\n" + "\n\n".join(body) + "\n"
+    card = ModelCard(f"---\n{_front_matter(manifest, view).to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n")
+    return str(card)
 
 
-# ------------------------------------------------------------------------------------------------------ front matter
+# ------------------------------------------------------------------------------------------------------- front matter
 
 
-def _front_matter(manifest: Mapping[str, Any]) -> str:
-    import yaml
+def _front_matter(manifest: AnyManifest, view: View) -> ModelCardData:
     from huggingface_hub import EvalResult, ModelCardData
 
-    is_base = manifest.get("kind") == "base"
-    domain = manifest.get("domain")
-    tags = [
-        "student-factory",
-        "knowledge-distillation",
-        *([] if is_base else ["lora"]),
-        *([str(domain)] if domain else []),
-    ]
+    is_base = manifest.kind == "base"
     license_id, license_name = _license(manifest)
-    measured = {name: read_metric(manifest, name) for name in METRICS if METRICS[name].better}
     results = [
         EvalResult(
             task_type="text-generation",
             dataset_type="student-factory",
-            dataset_name=f"held-out prompts, {domain or manifest.get('family') or 'general'}",
-            metric_type=name,
-            metric_name=METRICS[name].label,
-            metric_value=metric["value"],
+            dataset_name=f"held-out prompts, {view.domain}",
+            metric_type=row.key,
+            metric_name=row.metric.label,
+            metric_value=row.value.value,
         )
-        for name, metric in measured.items()
-        if metric is not None
+        for row in view.metrics
+        if row.key in METRICS and row.metric.better and not isinstance(row.value, int | float)
     ]
-    data = ModelCardData(
+    return ModelCardData(
         license=license_id,
         license_name=license_name,
-        language=str(manifest.get("language") or "en"),
+        language="en",
         library_name="transformers" if is_base else "peft",
         pipeline_tag="text-generation",
         base_model=_base_model(manifest),
-        tags=tags,
-        model_name=_name(manifest),
+        tags=["student-factory", "knowledge-distillation", *([] if is_base else ["lora", view.domain])],
+        model_name=manifest.name,
         eval_results=results or None,
     )
-    return yaml.safe_dump(data.to_dict(), sort_keys=False, allow_unicode=True)  # type: ignore[no-untyped-call]
 
 
-def _license(manifest: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Hub id, and a name where it is `other`: the teacher's, with every source's that asks for more than a notice."""
-    teacher = section(manifest, "teacher").get("license")
-    ids = [_license_id(teacher)] if teacher else []
-    ids += [_license_id(source.get("license") or "unknown") for source in entries(manifest, "dataset", "sources")]
-    binding = [name for position, name in enumerate(ids) if name not in PERMISSIVE or (teacher and position == 0)]
-    names = list(dict.fromkeys(binding or ids)) or ["unknown"]
+def _license(manifest: AnyManifest) -> tuple[str, str | None]:
+    """Hub id, and a name where it is `other`: the teacher's licence, with those of sources that ask for more than a notice."""
+    teacher = _license_id(manifest.teacher.license)
+    sources = [_license_id(source.license) for source in manifest.dataset.sources]
+    names = list(dict.fromkeys([teacher, *(name for name in sources if name not in PERMISSIVE)]))
     if len(names) == 1 and names[0] in HUB_LICENSES:
         return names[0], None
     return "other", "-and-".join(names)
 
 
-def _license_id(license: object) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", str(license).lower()).strip("-") or "unknown"
+def _license_id(license: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", license.lower()).strip("-") or "unknown"
 
 
-def _base_model(manifest: Mapping[str, Any]) -> str | None:
-    """The Hub accepts only ids here: ``hub:org/name@rev`` has one, of a file its model's name is taken."""
-    reference = str(section(manifest, "teacher").get("reference") or "")
-    scheme, _, rest = reference.partition(":")
+def _base_model(manifest: AnyManifest) -> str:
+    """The Hub accepts only ids here: ``hub:org/name@rev`` has one, a file gives the name of its model."""
+    scheme, _, rest = manifest.teacher.reference.partition(":")
     if scheme == "hub":
-        return rest.partition("@")[0] or None
+        return rest.partition("@")[0]
     stem = re.sub(r"\.(gguf|safetensors)$", "", rest.rstrip("/").rpartition("/")[2])
     stem = re.sub(r"[.-](I?Q\d\w*|B?F(16|32))$", "", stem, flags=re.IGNORECASE)  # how it was quantised
-    return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or None
+    return re.sub(r"[^\w.-]+", "-", stem).strip("-.")
 
 
-# ---------------------------------------------------------------------------------------------------------- chapters
+# ----------------------------------------------------------------------------------------------------------- chapters
 
 
-def _opening(manifest: Mapping[str, Any]) -> list[str]:
-    teacher = _teacher_name(manifest)
-    own, of_teacher = read_parameters(manifest)
-    size = f" It has {format_number(own, 'parameters')} parameters" if own else ""
-    if own and of_teacher:
-        size += f", {format_number(own / of_teacher, '%')} of its teacher's {format_number(of_teacher, 'parameters')}"
-    if manifest.get("kind") == "base":
-        what = f"A small language model cut from {teacher} and healed by distillation: the base of domain adapters."
+def _opening(manifest: AnyManifest, view: View) -> list[str]:
+    teacher = _text(_base_model(manifest))
+    if manifest.kind == "base":
+        what = f"A small language model derived from {teacher} and healed by distillation: the base of domain adapters."
     else:
         what = (
-            f"A small language model for **{_text(manifest.get('domain') or 'one domain')}**: a LoRA adapter distilled "
-            f"from {teacher}" + (f", to be used on the base `{manifest['base']}`." if manifest.get("base") else ".")
+            f"A small language model for **{_text(view.domain)}**: a LoRA adapter distilled from {teacher}, "
+            f"to be used on the base `{manifest.base}`."
         )
-    paragraphs = [what + (size + "." if size else "")]
-    if manifest.get("notice"):
-        paragraphs.append(f"> **{_text(manifest['notice'])}**")
-    if manifest.get("profile") == "demo":
+    paragraphs = [f"{what} It has {view.size}."]
+    if view.notice:
+        paragraphs.append(f"> **{_text(view.notice)}**")
+    if view.profile == "demo":
         paragraphs.append(
-            "> **Built with the `demo` profile:** fewer prompts and training steps than the default, to show in "
-            "minutes that everything works. It is weaker than a student of the default profile: do not judge the "
-            "method, or rely on answers, by it."
+            "> **Built with the `demo` profile:** fewer prompts and training steps than the default, to show within "
+            "minutes that everything works. It is weaker than a student of the default profile: do not judge the method "
+            "by it, and do not rely on its answers."
         )
-    verdict = section(manifest, "verdict")
-    if verdict.get("status") == "failed":
-        reasons = "; ".join(map(_text, verdict.get("reasons") or ())) or "no reason recorded"
-        paragraphs.append(f"> **It failed its quality gates:** {reasons}")
+    if view.verdict == "failed":
+        paragraphs.append(f"> **It failed its quality gates:** {'; '.join(map(_text, view.reasons))}")
     return paragraphs
 
 
-def _loading(manifest: Mapping[str, Any]) -> list[str]:
-    """Code that needs peft and transformers only; a test runs it."""
-    samples = entries(manifest, "evaluation", "samples") or [{}]
-    prompt = " ".join(str(samples[0].get("prompt") or "").split()) or "What should I know first?"
-    name, _, number = str(manifest.get("base") or "").partition("@")
-    own = f"{manifest.get('name')}/{manifest.get('version', 'N')}"
-    if manifest.get("kind") == "base":
+def _loading(manifest: AnyManifest) -> list[str]:
+    """Code that needs only peft and transformers; a test runs it."""
+    own = f"{manifest.name}/{manifest.version or 'N'}"
+    prompt = "What should I know first?"
+    if manifest.kind == "base":
         start = f'base = "bases/{own}"  # this folder\n'
         imports, load = "", "model = AutoModelForCausalLM.from_pretrained(base)"
     else:
-        start = f'base = "bases/{name or "NAME"}/{number or "N"}"  # the folder of the base, wherever it lies\n'
+        name, _, number = manifest.base.partition("@")
+        start = f'base = "bases/{name}/{number or "N"}"  # the base\'s folder, wherever it is\n'
         start += f'adapter = "students/{own}"  # this folder\n'
         imports = "from peft import PeftModel\n"
         load = "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)"
+        prompt = " ".join(manifest.evaluation.samples[0].prompt.split()) if manifest.evaluation.samples else prompt
     code = f"""{imports}from transformers import AutoModelForCausalLM, AutoTokenizer
 
 {start}
@@ -193,211 +171,129 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_to
     return ["With plain `transformers` and `peft`, offline:", f"```python\n{code}\n```"]
 
 
-def _figures(manifest: Mapping[str, Any]) -> list[str]:
-    evaluation = section(manifest, "evaluation")
-    measured = section(evaluation, "metrics")
-    further = [name for name in measured if name not in METRICS and not is_detail(name)]
-    known = {**METRICS, **{name: metric_named(name) for name in further}}
-    rows = []
-    for name, metric in known.items():
-        value = as_metric(measured.get(name))
-        if value is not None:
-            interval = format_metric(value, metric.unit).partition(" [")[2].rstrip("]") or DASH
-            figure = format_number(value["value"], metric.unit)
-            rows.append((metric.label, _better(metric), figure, interval, format_number(value["n"])))
+def _metrics(manifest: AnyManifest, view: View) -> list[str]:
+    measured = [row for row in view.metrics if row.key not in SIZE_AND_SPEED]
     paragraphs = []
-    if rows:
+    if measured:
         paragraphs += [
             "Measured on held-out prompts that share no topic and no template with the training data. KL and agreement "
-            "compare next-token distributions with the teacher's: they say how well the student imitates, not whether "
+            "compare next-token distributions with the teacher's: they say how well the student imitates it, not whether "
             "an answer is true.",
-            _table(("figure", "better", "value", "interval", "n"), rows),
+            _table(("metric", "better", "value", "95 % interval", "n"), map(_metric_cells, measured)),
         ]
-    baselines = {name: section(evaluation, "baselines", name) for name in section(evaluation, "baselines")}
-    names = [name for name in METRICS if any(as_metric(b.get(name)) for b in baselines.values())]
-    if names:
-        lines = [(name, *(format_metric(as_metric(b.get(n)), METRICS[n].unit) for n in names)) for name, b in baselines.items()]
-        lines.append(("**this model**", *(format_metric(as_metric(measured.get(n)), METRICS[n].unit) for n in names)))
-        paragraphs += [
-            "Against baselines on the same prompts:",
-            _table(("", *(METRICS[n].label for n in names)), lines),
-        ]
-    return paragraphs + _size_and_speed(evaluation)
+    if manifest.kind == "student" and manifest.evaluation.baselines:
+        models = dict(manifest.evaluation.baselines) | {"**this model**": manifest.evaluation.metrics}
+        names = [name for name in METRICS if any(name in metrics for metrics in manifest.evaluation.baselines.values())]
+        rows = [(who, *(format_metric(of.get(name), METRICS[name].unit) for name in names)) for who, of in models.items()]
+        labels = [METRICS[name].label for name in names]
+        paragraphs += ["Baselines on the same prompts:", _table(("", *labels), rows)]
+    return paragraphs + _size_and_speed(view)
 
 
-def _size_and_speed(evaluation: Mapping[str, Any]) -> list[str]:
-    both = ("student", "teacher")
-    merged = {who: section(evaluation, "sizes", who) | section(evaluation, "speed", who) for who in both}
-    labels = {
-        "parameters": ("parameters", "parameters"),
-        "bytes": ("size on disk", "bytes"),
-        "adapter_bytes": ("of which the adapter", "bytes"),
-        "tokens_per_second": ("tokens per second", ""),
-        "latency_ms": ("latency, ms", ""),
-    }
+def _metric_cells(row: MetricRow) -> tuple[str, ...]:
+    assert not isinstance(row.value, int | float)
+    value, interval = format_number(row.value.value, row.metric.unit), format_interval(row.value, row.metric.unit)
+    return row.metric.label, BETTER[row.metric.better], value, interval or DASH, f"{row.value.n:,}"
+
+
+def _size_and_speed(view: View) -> list[str]:
     rows = [
-        (label, *(format_number(merged[who].get(key), unit) for who in both))
-        for key, (label, unit) in labels.items()
-        if any(merged[who].get(key) is not None for who in both)
+        (row.metric.label, format_metric(row.value, row.metric.unit), format_metric(row.teacher, row.metric.unit))
+        for row in view.metrics
+        if row.key in SIZE_AND_SPEED
     ]
-    return ["Size, and speed in the same run on the same machine:", _table(("", *both), rows)] if rows else []
+    return ["Size, and speed of both in one run on one machine:", _table(("", view.kind, "teacher"), rows)]
 
 
-def _verdict(manifest: Mapping[str, Any]) -> list[str]:
+def _verdict(view: View) -> list[str]:
     """The gates of its family and domain, each with what it found."""
-    gates = entries(manifest, "verdict", "gates")
-    rows = [
-        (
-            metric_named(str(gate.get("metric"))).label,
-            {"low": "lower end", "high": "upper end"}.get(str(gate.get("of")), "value"),
-            format_number(gate.get("found")),
-            f"{bound_of(gate)} {format_number(gate.get('threshold'))}",
-            "passed" if gate.get("passed") else "**failed**",
-        )
-        for gate in gates
-    ]
-    status = section(manifest, "verdict").get("status")
-    return [f"Its gates: {status}.", _table(("figure", "of which the", "found", "passes", ""), rows)] if rows else []
+    rows = [(_text(gate.words), "passed" if gate.passed else "**failed**") for gate in view.gates]
+    return [f"Its gates: {view.verdict}.", _table(("gate", ""), rows)] if rows else []
 
 
-def _samples(manifest: Mapping[str, Any]) -> list[str]:
-    samples = entries(manifest, "evaluation", "samples")[:3]
-    if not samples:
-        return []
+def _samples(view: View) -> list[str]:
     quoted = [
-        "\n".join(f"> **{who}:** {_text(sample.get(who), 500)}  " for who in ("prompt", "teacher", "student"))
-        for sample in samples
+        "\n".join(f"> **{who}:** {_text(getattr(sample, who), 500)}  " for who in ("prompt", "teacher", "student"))
+        for sample in view.samples[:3]
     ]
-    return ["On held-out prompts, as they came, right or wrong:", *quoted]
+    return ["On held-out prompts, unedited, right or wrong:", *quoted] if quoted else []
 
 
-def _intended(manifest: Mapping[str, Any]) -> list[str]:
-    if manifest.get("kind") == "base":
-        return ["As the frozen base under domain adapters. Alone it is a general model, weaker than its teacher."]
-    domain = _text(manifest.get("domain") or "its domain")
+def _intended_use(view: View) -> list[str]:
+    if view.kind == "base":
+        return ["As the frozen base of domain adapters. By itself it is a general model, weaker than its teacher."]
     return [
-        f"Short answers to everyday questions on {domain}, on small devices, as a draft that a person checks; and "
-        "research on distillation. Not for decisions about a person, and not for questions outside its domain: nothing "
-        "in the model itself stops it from answering those."
+        f"Short answers to everyday questions on {_text(view.domain)}, on small devices, as a draft that a person checks; "
+        "and research on distillation. Not for decisions about a person, and not for questions outside its domain: nothing "
+        "in the model stops it from answering those."
     ]
 
 
-def _limits(manifest: Mapping[str, Any]) -> list[str]:
+def _limits(manifest: AnyManifest, view: View) -> list[str]:
     points = [
-        f"**Its teacher errs, and so does it.** The student imitates {_teacher_name(manifest)}, a small model that can "
-        "state wrong facts fluently. Agreement with the teacher is not correctness: no figure here measures whether "
-        "answers are true.",
-        "**It is no professional advice.** For anything that matters to health, law, money or safety ask a "
+        f"**Its teacher makes mistakes, and so does it.** The student imitates {_text(_base_model(manifest))}, a small model "
+        "that can state wrong facts fluently. Agreement with the teacher is not correctness.",
+        "**It gives no professional advice.** For anything that matters to health, law, money or safety ask a "
         "professional; in an emergency call your local emergency number.",
-        "The teacher's biases may have passed over to it, and pruning may have added to them.",
+        "The teacher's biases may have been passed on, and pruning may have added to them.",
+        *map(_text, view.warnings),
     ]
-    points += [_text(warning) for warning in manifest.get("warnings") or ()]
     return ["\n".join(f"- {point}" for point in points)]
 
 
-def _lineage(manifest: Mapping[str, Any]) -> list[str]:
-    teacher, vocabulary = section(manifest, "teacher"), section(manifest, "vocabulary")
-    libraries = ", ".join(f"{name} {version}" for name, version in section(manifest, "libraries").items())
-    rows = [
-        ("teacher", _code(teacher.get("reference"))),
-        ("teacher's licence", _text(teacher.get("license"))),
-        ("teacher's sha256", _code(teacher.get("sha256"))),
-        ("base", _code(manifest.get("base"))),
-        ("route", _code(" → ".join(map(str, manifest.get("route") or section(manifest, "cascade").get("route") or ())))),
-        ("why that route", _text(section(manifest, "cascade").get("reason"))),
-        ("layers kept", ", ".join(map(str, manifest.get("layers") or ()))),
-        *((f"vocabulary, {key.replace('_', ' ')}", format_number(value)) for key, value in vocabulary.items()),
-        ("router", _code(section(manifest, "router").get("version"))),
-        ("profile", _code(manifest.get("profile"))),
-        ("seed", str(manifest.get("seed", ""))),
-        ("spec", _code(manifest.get("spec_hash"))),
-        ("git commit", _code(manifest.get("git_commit"))),
-        ("libraries", _text(libraries)),
-        ("created", _text(manifest.get("created"))),
-    ]
-    kept = [row for row in rows if row[1]]
-    note = "Everything is in `manifest.json` beside this file, with the sha256 of every file."
-    if teacher.get("reference") and not str(teacher["reference"]).startswith("hub:"):
-        note += " `base_model` above is the name of the teacher's file: before a push to the Hub, make it a Hub id."
-    return [_table(("", ""), kept), note] if kept else []
+def _lineage(manifest: AnyManifest, view: View) -> list[str]:
+    note = "`manifest.json` beside this file has all of it, with the sha256 of every file."
+    if not manifest.teacher.reference.startswith("hub:"):
+        note += " `base_model` above is the name of the teacher's file: replace it with a Hub id before a push to the Hub."
+    return [_rows(view.lineage), note]
 
 
-def _data(manifest: Mapping[str, Any]) -> list[str]:
-    data = section(manifest, "dataset")
-    rows = [
-        (_code(source.get("id")), _text(source.get("license") or "unknown"), format_number(source.get("n")))
-        for source in entries(manifest, "dataset", "sources")
-    ]
-    counts = ", ".join(f"{count} {split}" for split, count in section(data, "counts").items())
-    dropped = ", ".join(f"{_text(reason)} {count}" for reason, count in section(data, "dropped").items())
-    paragraphs = [_table(("source", "licence", "examples"), rows)] if rows else []
-    sentences = [
-        f"Examples: {counts}." if counts else "",
-        f"Dropped: {dropped}." if dropped else "",
-        f"Personal identifiers: {_text(identifiers_found(data))}." if identifiers_found(data) else "",
-        f"Refusals kept, as a class of their own: {data['refusals']}." if data.get("refusals") is not None else "",
-        f"Fingerprint: `{data['fingerprint']}`." if data.get("fingerprint") else "",
-    ]
-    summary = " ".join(sentence for sentence in sentences if sentence)
-    return paragraphs + ([summary] if summary else [])
+def _data(view: View) -> list[str]:
+    sources = [(_code(source.id), _text(source.license), f"{source.n:,}") for source in view.sources]
+    return [_table(("source", "licence", "examples"), sources), _rows(view.data)]
 
 
-def _training(manifest: Mapping[str, Any]) -> list[str]:
-    training = section(manifest, "training")
-    config = [(_code(key), _text(value)) for key, value in section(training, "config").items()]
-    curve = entries(training, "curve")
-    paragraphs = [
+def _training(view: View) -> list[str]:
+    knowledge = (
         "Three kinds of knowledge are matched: next-token distributions (generalized Jensen-Shannon divergence, GKD, "
         "[arXiv 2306.13649](https://arxiv.org/abs/2306.13649)), hidden states (FitNets, "
         "[arXiv 1412.6550](https://arxiv.org/abs/1412.6550)) and distances between embeddings (RKD, "
-        "[arXiv 1904.05068](https://arxiv.org/abs/1904.05068)); each with the weight below, 0 means not used."
+        "[arXiv 1904.05068](https://arxiv.org/abs/1904.05068)), each with the weight below; 0 means not used."
+    )
+    curves = [
+        Row(f"{one.name}, step {one.steps[0]:g} to {one.steps[-1]:g}", f"{format_number(one.values[0])} → {last}")
+        for one in view.curves
+        if len(one.values) > 1 and (last := format_number(one.values[-1]))
     ]
-    if len(curve) > 1:
-        changes = [
-            f"{_text(name)} {format_number(curve[0][name])} → {format_number(curve[-1].get(name))}"
-            for name in curve[0]
-            if name != "step"
-        ]
-        paragraphs.append(f"From step {curve[0].get('step')} to {curve[-1].get('step')}: {', '.join(changes)}.")
-    if training.get("examples"):
-        paragraphs.append(f"It learnt from {format_number(training['examples'])} examples.")
-    energy = section(manifest, "energy")
-    stages = ", ".join(f"{_text(stage)} {format_number(wh)}" for stage, wh in section(energy, "stages_wh").items())
-    answers = ", ".join(f"{_text(who)} {format_number(wh)}" for who, wh in section(energy, "per_1000_tokens_wh").items())
-    if stages:
-        per_answer = f" Of 1,000 generated tokens: {answers}." if answers else ""
-        paragraphs.append(f"Energy in Wh, {_text(energy.get('method'))}: {stages}.{per_answer}")
-    seconds = ", ".join(f"{_text(stage)} {format_number(value)}" for stage, value in section(manifest, "seconds").items())
-    if seconds:
-        paragraphs.append(f"Seconds taken: {seconds}.")
-    return [*paragraphs, _table(("setting", "value"), config)] if config else (paragraphs[1:] if len(paragraphs) > 1 else [])
+    paragraphs = [
+        knowledge,
+        _rows([*view.healing, *view.training, *curves]),
+        _table(("setting", "value"), _cells(view.settings)),
+    ]
+    return [*paragraphs, "Energy, an estimate:", _rows(view.energy)] if view.energy else paragraphs
 
 
-# ----------------------------------------------------------------------------------------------------------- writing
+# ------------------------------------------------------------------------------------------------------------ Markdown
 
 
-def _name(manifest: Mapping[str, Any]) -> str:
-    return _text(manifest.get("name") or "student")
-
-
-def _teacher_name(manifest: Mapping[str, Any]) -> str:
-    return _text(_base_model(manifest) or "its teacher")
-
-
-def _better(metric: Metric) -> str:
-    return {"low": "lower", "high": "higher", None: DASH}[metric.better]
-
-
-def _text(value: object, most: int = 1000) -> str:
-    """One line that Markdown shows as it is: model output and YAML may hold anything."""
-    words = " ".join(str(value if value is not None else "").split())
-    words = words if len(words) <= most else words[:most].rstrip() + " …"
+def _text(value: str, limit: int = 1000) -> str:
+    """One line that Markdown shows literally: model output and YAML may contain anything."""
+    words = " ".join(value.split())
+    words = words if len(words) <= limit else words[:limit].rstrip() + " …"
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", words.replace("&", "&amp;").replace("<", "&lt;"))
 
 
-def _code(value: object) -> str:
-    words = " ".join(str(value if value is not None else "").split()).replace("`", "'").replace("|", "\\|")
+def _code(value: str) -> str:
+    words = " ".join(value.split()).replace("`", "'").replace("|", "\\|")
     return f"`{words}`" if words else ""
+
+
+def _rows(rows: Iterable[Row]) -> str:
+    return _table(("", ""), ((_text(row.label), _code(row.value) if row.code else _text(row.value)) for row in rows))
+
+
+def _cells(settings: Iterable[Row]) -> Iterable[tuple[str, str]]:
+    return ((_code(row.label), _text(row.value)) for row in settings)
 
 
 def _table(heading: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

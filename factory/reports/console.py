@@ -1,10 +1,10 @@
-"""Tables of what the registry holds: the list, and everything about one version.
+"""What the terminal shows of the registry: the list of versions, and one version.
 
     console.print(list_table(registry.versions()))
     console.print(show(registry.resolve("healthcare-small")))
 
-Each ``*_json`` gives the same as plain lists and dicts. Only what manifests hold is shown; what one lacks is a dash.
-rich is imported where a table is drawn, so that ``--json`` and ``factory --help`` do not wait for it.
+Each ``*_json`` gives the same as plain lists and dicts, complete. rich is imported where something is drawn, so that
+``--json`` and ``factory --help`` do not wait for it.
 """
 
 from __future__ import annotations
@@ -14,250 +14,177 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from factory.evaluation.metrics import DASH, format_metric, format_number, gate_outcome, rows_of
-from factory.registry.versions import Summary, Version, as_metric, entries, read_metrics, read_teacher_metrics, section
+from factory.registry.versions import Summary, Version
+from factory.reports.format import DASH, format_number
+from factory.reports.view import Row, View, view_of
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
 BARS = "▁▂▃▄▅▆▇█"
+HIDDEN = ("kind", "order", "seed")  # of a record: an expert who reads this must not learn the order of a blind review
 
 
 # -------------------------------------------------------------------------------------------------------------- list
 
 
 def list_json(summaries: Iterable[Summary]) -> list[dict[str, Any]]:
-    """``list_json(registry.versions())``: one dict a version, with its reference."""
+    """``list_json(registry.versions())``: one dict per version, with its reference."""
     return [{"reference": summary.reference, **asdict(summary)} for summary in summaries]
 
 
 def list_table(summaries: Sequence[Summary], limit: int | None = 100) -> Table:
-    """``list_table(registry.versions())``: one line a version, the newest ``limit`` of them, since rich is slow."""
+    """``list_table(registry.versions())``: one line per version, only the newest ``limit``, since rich is slow."""
     from rich.table import Table
     from rich.text import Text
 
-    shown = list(summaries)
     table = Table(box=None, pad_edge=False)
+    shown = list(summaries)
     if limit is not None and len(shown) > limit:
         newest = sorted(range(len(shown)), key=lambda row: (shown[row].created, shown[row].number))[-limit:]
         shown = [shown[row] for row in sorted(newest)]
         table.caption = f"the newest {limit} of {len(summaries):,} versions"
     for heading in ("version", "alias", "kind", "profile", "verdict"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "version")
-    for heading in ("parameters", "of teacher", "bytes", "KL", "top-1", "relation"):
+    for heading in ("parameters", "of teacher", "size", "KL", "top-1", "relation"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("date", no_wrap=True)
-    for s in shown:
-        share = s.parameters / s.teacher_parameters if s.parameters and s.teacher_parameters else None
-        words = (s.reference, ", ".join(s.aliases), s.kind, s.profile or DASH, s.verdict)
-        figures = (
-            format_number(s.parameters, "parameters"),
-            format_number(share, "%"),
-            format_number(s.bytes, "bytes"),
-            format_number(s.kl),
-            format_number(s.top1_agreement, "%"),
-            format_number(s.relation_alignment),
-        )
-        table.add_row(*(Text(word) for word in (*words, *figures, s.created[:16].replace("T", " "))))
+    table.add_column("created", no_wrap=True)
+    for one in shown:
+        table.add_row(*map(Text, _cells(one)))
     return table
+
+
+def _cells(summary: Summary) -> tuple[str, ...]:
+    share = summary.parameters / summary.teacher_parameters if summary.parameters and summary.teacher_parameters else None
+    return (
+        summary.reference,
+        ", ".join(summary.aliases),
+        summary.kind,
+        summary.profile or DASH,
+        summary.verdict,
+        format_number(summary.parameters, "parameters"),
+        format_number(share, "%"),
+        format_number(summary.bytes, "bytes"),
+        format_number(summary.kl),
+        format_number(summary.top1_agreement, "%"),
+        format_number(summary.relation_alignment),
+        summary.created[:16].replace("T", " "),
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- show
 
 
 def show_json(version: Version, aliases: Sequence[str] = ()) -> dict[str, Any]:
-    """``show_json(version)``: the manifest, with where it is and what it is called."""
-    return {
-        "reference": version.reference,
-        "folder": str(version.folder),
-        "aliases": list(aliases),
-        **version.raw,
-    }
+    """``show_json(version)``: the manifest, with where it is, its aliases and its records."""
+    from factory.registry.manifest import to_dict
+
+    own = {"reference": version.reference, "folder": str(version.folder), "aliases": list(aliases)}
+    return own | to_dict(version.manifest) | {"records": list(version.records)}
 
 
-def show(version: Version, aliases: Sequence[str] = ()) -> Group:
-    """``console.print(show(version))``: verdict, lineage, data, figures, training curve and samples of one version."""
+def show(version: Version, aliases: Sequence[str] = (), all_metrics: bool = False) -> Group:
+    """``console.print(show(version))``: the dozen lines that matter first; everything with ``all_metrics``."""
     from rich.console import Group
     from rich.rule import Rule
     from rich.table import Table
     from rich.text import Text
 
+    view = view_of(version.manifest)
+    chapters = _chapters(version, view, aliases) if all_metrics else {version.reference: _headline(version, view, aliases)}
     parts: list[Any] = []
-    for title, pairs in _chapters(version, aliases).items():
-        kept = [(label, value) for label, value in pairs if value not in (None, "", DASH)]
-        if not kept:
+    for title, rows in chapters.items():
+        if not rows:
             continue
         table = Table.grid(padding=(0, 2))
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
-        for label, value in kept:
-            table.add_row(Text(label), Text(str(value)))
+        for row in rows:
+            table.add_row(Text(row.label), Text(row.value))
         parts += [Rule(Text(title), align="left", style="dim"), table]
-    for warning in version.raw.get("warnings") or ():
-        parts.append(Text(f"warning: {warning}", style="yellow"))
+    if all_metrics:
+        parts += [Text(f"warning: {warning}", style="yellow") for warning in view.warnings]
+    else:
+        parts.append(Text("--all-metrics shows every metric, the lineage, the data, the training and samples", style="dim"))
     return Group(*parts)
 
 
-def _chapters(version: Version, aliases: Sequence[str]) -> dict[str, list[tuple[str, Any]]]:
-    manifest = version.raw
-    training = section(manifest, "training")
-    curve = entries(training, "curve")
-    seconds = {f"seconds, {stage}": format_number(value) for stage, value in section(manifest, "seconds").items()}
+def _headline(version: Version, view: View, aliases: Sequence[str]) -> list[Row]:
+    rows = [
+        Row("verdict", view.verdict_words),
+        *(Row(row.metric.label, row.words) for row in view.headline),
+        *view.healing,
+        Row("base", version.base or ""),
+        Row("profile", view.profile),
+        Row("aliases", ", ".join(aliases)),
+        Row("warning", view.worst_warning),
+        Row("folder", str(version.folder)),
+    ]
+    return [row for row in rows if row.value]
+
+
+def _chapters(version: Version, view: View, aliases: Sequence[str]) -> dict[str, list[Row]]:
+    facts = [
+        Row("kind", view.kind),
+        Row("domain", view.domain),
+        Row("aliases", ", ".join(aliases)),
+        Row("notice", view.notice),
+        Row("verdict", view.verdict_words),
+        *(Row("gate passed" if gate.passed else "gate failed", gate.words) for gate in view.gates),
+        Row("folder", str(version.folder)),
+    ]
+    samples = [
+        Row(who, " ".join(getattr(sample, who).split()))
+        for sample in view.samples[:3]
+        for who in ("prompt", "teacher", "student")
+    ]
     return {
-        version.reference: [
-            ("kind", version.kind),
-            ("aliases", ", ".join(aliases)),
-            *((key, manifest.get(key)) for key in ("domain", "family", "size", "profile", "seed", "created", "notice")),
-            ("verdict", "; ".join([version.verdict, *map(str, section(manifest, "verdict").get("reasons") or ())])),
-            *((f"gate {gate.get('metric')}", gate_outcome(gate)) for gate in section(manifest, "verdict").get("gates") or ()),
-            ("folder", version.folder),
+        version.reference: [row for row in facts if row.value],
+        "metrics [95 % interval]": [Row(row.metric.label, row.words + _count(row.value)) for row in view.metrics],
+        "lineage": list(view.lineage),
+        "data": [*view.data, *(Row(f"source {one.id}", f"{one.n:,} examples, {one.license}") for one in view.sources)],
+        "training": [
+            *view.healing,
+            *view.training,
+            *(Row(curve.name, _curve(curve.values)) for curve in view.curves),
+            *view.settings,
         ],
-        "lineage": _lineage(manifest),
-        "cascade": _cascade(section(manifest, "cascade")),
-        "data": _data(manifest),
-        "figures [interval]": _measured(manifest),
-        "training": [("examples learnt from", training.get("examples"))]
-        + [_trial("healing", found) for found in [section(manifest, "healing")] if found]
-        + [(name, _curve(curve, name)) for name in _curve_names(curve)]
-        + [(key, value) for key, value in section(training, "config").items() if not isinstance(value, Mapping)]
-        + list(seconds.items()),
-        "energy, an estimate": _energy(section(manifest, "energy")),
-        "samples": [
-            (who, " ".join(str(sample.get(who) or "").split()))
-            for sample in (section(manifest, "evaluation").get("samples") or ())[:3]
-            for who in ("prompt", "teacher", "student")
-        ],
-        "records": [(str(record["kind"]), _record(record)) for record in manifest.get("records") or ()],
+        "energy (estimate)": list(view.energy),
+        "samples": samples,
+        "records": [Row(str(record["kind"]), _record(record)) for record in version.records],
     }
 
 
-def _cascade(cascade: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Which route a small base was healed by, and what the trial of each said."""
-    pairs: list[tuple[str, Any]] = [("route", " → ".join(map(str, cascade.get("route") or ()))), ("why", cascade.get("reason"))]
-    return pairs + [_trial(name, found) for name, found in section(cascade, "probes").items()]
-
-
-def _trial(name: str, found: Mapping[str, Any]) -> tuple[str, str]:
-    """What some steps of healing brought, on held-out text."""
-    ends = [format_metric(as_metric(section(found, end, "kl"))) for end in ("before", "after")]
-    further = {key: format_metric(as_metric(section(found, "after", key))) for key in ("top5_overlap", "entropy_gap")}
-    return (
-        f"{name}, {found.get('steps')} steps",
-        f"KL {' → '.join(ends)}, {format_number(found.get('kl_closed_in_100_steps'))} closed in 100 steps; "
-        f"top-5 overlap {further['top5_overlap']}, entropy gap {further['entropy_gap']}",
-    )
-
-
-def _energy(energy: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    stages = [(f"{stage}, Wh", format_number(wh)) for stage, wh in section(energy, "stages_wh").items()]
-    answers = [
-        (f"1,000 tokens of the {who}, Wh", format_number(wh)) for who, wh in section(energy, "per_1000_tokens_wh").items()
-    ]
-    return [*stages, *answers, ("method", energy.get("method"))]
+def _count(metric: Any) -> str:
+    return "" if isinstance(metric, int | float) else f", n = {metric.n:,}"
 
 
 def _record(record: Mapping[str, Any]) -> str:
-    """One line; the order of a blind review is left out, since an expert may read this."""
+    """One line of what was recorded after publishing."""
     words = []
     for key, value in record.items():
-        if key not in ("kind", "order", "seed"):
-            shown = "; ".join(map(str, value)) if isinstance(value, list) else value
-            words.append(f"{key} {format_metric(value) if isinstance(value, Mapping) else shown}")
+        if key in HIDDEN:
+            continue
+        if isinstance(value, list):
+            words.append(f"{key} {'; '.join(map(str, value))}")
+        elif isinstance(value, Mapping):  # the share of a blind review
+            words.append(
+                f"{key} {format_number(value['value'])} [{format_number(value['low'])}, {format_number(value['high'])}]"
+            )
+        else:
+            words.append(f"{key} {value}")
     return ", ".join(words)
 
 
-def _lineage(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    teacher = section(manifest, "teacher")
-    libraries = ", ".join(f"{name} {version}" for name, version in section(manifest, "libraries").items())
-    vocabulary = section(manifest, "vocabulary")
-    return [
-        ("teacher", teacher.get("reference")),
-        ("teacher's licence", teacher.get("license")),
-        ("teacher's sha256", teacher.get("sha256")),
-        ("base", manifest.get("base")),
-        ("route", " → ".join(map(str, manifest.get("route") or ()))),
-        ("layers kept", ", ".join(map(str, manifest.get("layers") or ()))),
-        *((f"vocabulary, {key}", format_number(value)) for key, value in vocabulary.items()),
-        ("router", section(manifest, "router").get("version")),
-        ("spec", manifest.get("spec_hash")),
-        ("git commit", manifest.get("git_commit")),
-        ("libraries", libraries),
-    ]
+def _curve(values: Sequence[float]) -> str:
+    """First value, sparkline, last value."""
+    return f"{format_number(values[0])} {sparkline(values)} {format_number(values[-1])}"
 
 
-def _data(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    data = section(manifest, "dataset")
-    dropped = ", ".join(f"{reason} {count}" for reason, count in section(data, "dropped").items())
-    pairs = [
-        (f"source {source.get('id')}", f"{format_number(source.get('n'))} examples, {source.get('license')}")
-        for source in entries(data, "sources")
-    ]
-    counts = ", ".join(f"{split} {count}" for split, count in section(data, "counts").items())
-    return [
-        ("fingerprint", data.get("fingerprint")),
-        ("examples", counts),
-        ("dropped", dropped),
-        ("personal identifiers", identifiers_found(data)),
-        ("refusals kept", data.get("refusals")),
-        ("soft targets", _stored(section(manifest, "targets"))),
-        *pairs,
-    ]
-
-
-def identifiers_found(data: Mapping[str, Any]) -> str | None:
-    """``identifiers_found(manifest["dataset"])`` → "dropped; notes: 2 email", None where it was not looked for."""
-    looked = section(data, "provenance", "personal_data")
-    if not looked:
-        return None
-    found = [
-        f"{source}: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
-        for source, kinds in section(looked, "found").items()
-        if isinstance(kinds, Mapping)
-    ]
-    policy = {"drop": "dropped", "allow": "kept", "refuse": "refused"}.get(str(looked.get("policy")), str(looked.get("policy")))
-    return f"{policy}; {'; '.join(found)}" if found else "none found"
-
-
-def _stored(targets: Mapping[str, Any]) -> str | None:
-    """What soft targets take, and what reading them saved."""
-    if not targets:
-        return None
-    return (
-        f"{format_number(targets.get('bytes'), 'bytes')}, "
-        f"{format_number(targets.get('response_bytes_per_position'))} bytes a token for the response; "
-        f"{format_number(targets.get('saved_seconds'))} of the teacher's "
-        f"{format_number(targets.get('teacher_seconds'))} s saved by reading"
-    )
-
-
-def _measured(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    figures, teacher = read_metrics(manifest), read_teacher_metrics(manifest)
-    pairs = []
-    for key, metric in rows_of([figures]).items():
-        own = figures.get(key)
-        if own is None:
-            continue
-        words = format_metric(own, metric.unit)
-        words += f", n = {format_number(own['n'])}" if own["n"] is not None else ""
-        other = teacher.get(key)
-        pairs.append((metric.label, f"{words}   (teacher {format_metric(other, metric.unit)})" if other else words))
-    return pairs
-
-
-def _curve_names(curve: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [name for name in dict.fromkeys(key for point in curve for key in point) if name != "step"]
-
-
-def _curve(curve: Sequence[Mapping[str, Any]], name: str) -> str:
-    """First value, sparkline, last value of one column of the training curve."""
-    values = [point[name] for point in curve if isinstance(point.get(name), int | float)]
-    return f"{format_number(values[0])} {sparkline(values)} {format_number(values[-1])}" if values else ""
-
-
-def sparkline(values: Iterable[Any], width: int = 48) -> str:
+def sparkline(values: Iterable[float], width: int = 48) -> str:
     """``sparkline([3, 2, 1])`` → "█▅▁"; means of equal stretches where there are more values than characters."""
-    numbers = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    numbers = list(values)
     if not numbers:
         return ""
     count = min(width, len(numbers))

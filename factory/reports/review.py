@@ -1,10 +1,10 @@
-"""Blind review by experts: a file of answers A and B, the key that the registry keeps, and the votes that come back.
+"""Blind review by experts: a CSV file of answers A and B, and the votes that come back.
 
     review = hand_out(registry, version, path, questions, own, other, against="teacher ...", seed=7)  # factory review --out
-    record = read_back(registry, version, path)  # factory review --in
+    result = read_back(registry, version, path)                                                       # factory review --in
 
-The file has only the review's id, the questions and the answers. Which answer is whose is a record of the version, so
-that the expert cannot read it off the file. Answers are plain texts here; nothing needs torch.
+The file has the review's id, the questions and the answers. Whose answer is whose is recorded in the registry, where the
+expert does not see it. No torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from factory.cache import storage_errors
 from factory.data.formats import read_csv, read_jsonl
@@ -24,14 +24,17 @@ from factory.errors import DataError, RegistryError, in_one_line
 from factory.registry.registry import Registry
 from factory.registry.versions import Version, load_version
 
+if TYPE_CHECKING:
+    from factory.registry.manifest import MetricValue
+
 COLUMNS = ("id", "question", "answer_a", "answer_b", "vote", "comment")
 VOTES = ("a", "b", "tie")
-FORMULA = ("=", "+", "-", "@")  # a spreadsheet computes a cell that starts so, and shows an answer's list as an error
+FORMULA = ("=", "+", "-", "@")  # a spreadsheet evaluates a cell that starts so, and shows a Markdown list as an error
 
 
 @dataclass(frozen=True)
 class Vote:
-    """One judged line of the file."""
+    """One judged row of the file."""
 
     id: str  # "<review>-<number of the question>"
     vote: str  # one of VOTES
@@ -44,13 +47,13 @@ class Vote:
 
 @dataclass(frozen=True)
 class Tally:
-    """What the votes say of the version; ``share`` is (wins + ties / 2) / n with its 95 % bootstrap interval."""
+    """The result of a review; ``share`` is (wins + ties / 2) / n with its 95 % bootstrap interval."""
 
     n: int
     wins: int
     losses: int
     ties: int
-    share: dict[str, float | int]  # value, low, high, n
+    share: MetricValue
     comments: int
 
 
@@ -58,17 +61,19 @@ class Tally:
 
 
 def load_questions(path: Path, count: int | None = None) -> list[str]:
-    """``load_questions(Path("mine.jsonl"), 20)``: the first ``count`` of a .jsonl or .csv with "question" or "prompt".
+    """``load_questions(Path("mine.jsonl"), 20)``: the first ``count`` of a .jsonl or .csv file, field "question" or "prompt".
 
-    Raises: DataError for a missing, unreadable or empty file, another ending, or a row without a question.
+    Raises: DataError for a missing, unreadable or empty file, another extension, or a row without a question.
     """
     readers = {".jsonl": read_jsonl, ".csv": read_csv}
     if path.suffix not in readers:
-        raise DataError(f"{path} must end in one of {', '.join(readers)}")
+        raise DataError(f"{path}: the file of questions must end in {' or '.join(readers)}")
     try:
         rows = list(readers[path.suffix](path))
     except FileNotFoundError:
-        raise DataError(f"no file {path}; --questions takes a .jsonl or .csv with a field question or prompt") from None
+        raise DataError(
+            f"there is no file {path}; --questions takes a .jsonl or .csv with a field question or prompt"
+        ) from None
     except (ValueError, OSError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {in_one_line(error)}") from None
     found = [str(row.get("question") or row.get("prompt") or "").strip() for row in rows]
@@ -76,27 +81,26 @@ def load_questions(path: Path, count: int | None = None) -> list[str]:
         raise DataError(f"{path} has no questions")
     if "" in found:
         fields = ", ".join(map(str, rows[found.index("")]))
-        raise DataError(f"{path}: row {found.index('') + 1} has no question: a field question or prompt; it has: {fields}")
+        raise DataError(f"{path}: row {found.index('') + 1} has no field question or prompt; it has: {fields}")
     return found[:count]
 
 
 def sample_questions(version: Version, count: int | None = None) -> list[str]:
-    """``sample_questions(version, 20)``: the held-out prompts whose answers its manifest keeps.
+    """``sample_questions(version, 20)``: the held-out prompts in its manifest.
 
-    Raises: DataError where it keeps none.
+    Raises: DataError where there are none, as in a base.
     """
-    samples = (version.raw.get("evaluation") or {}).get("samples") or ()
-    found = [str(sample["prompt"]) for sample in samples if sample.get("prompt")]
-    if not found:
-        raise DataError(f"{version.reference} keeps no held-out samples: give questions of your own with --questions FILE")
-    return found[:count]
+    samples = version.manifest.evaluation.samples if version.manifest.kind == "student" else ()
+    if not samples:
+        raise DataError(f"{version.reference} has no held-out samples: give your own questions with --questions FILE")
+    return [sample.prompt for sample in samples][:count]
 
 
 # ------------------------------------------------------------------------------------------------------------ hand out
 
 
 def own_columns(count: int, seed: int) -> list[str]:
-    """``own_columns(4, seed=7)`` → ["b", "a", "a", "b"]: where the version's own answer stands; each as often, or once more."""
+    """``own_columns(4, seed=7)`` → ["b", "a", "a", "b"]: which column has the version's answer; a and b equally often."""
     rng = random.Random(seed)
     columns = ["a", "b"] * (count // 2) + [rng.choice("ab")] * (count % 2)
     rng.shuffle(columns)
@@ -106,7 +110,7 @@ def own_columns(count: int, seed: int) -> list[str]:
 def blind_rows(
     review: str, questions: Sequence[str], own: Sequence[str], other: Sequence[str], columns: Sequence[str]
 ) -> list[dict[str, str]]:
-    """``blind_rows("3f9a", questions, own, other, own_columns(len(questions), seed=7))``: a dict of COLUMNS a question."""
+    """``blind_rows("3f9a", questions, own, other, own_columns(len(questions), seed=7))``: a dict of COLUMNS per question."""
     rows = []
     for number, (question, mine, theirs, column) in enumerate(zip(questions, own, other, columns, strict=True), start=1):
         a, b = (mine, theirs) if column == "a" else (theirs, mine)
@@ -116,7 +120,7 @@ def blind_rows(
 
 
 def _cell(text: str) -> str:
-    """Text to a spreadsheet, whatever it starts with."""
+    """A spreadsheet takes it for text, whatever it starts with."""
     text = text.strip()
     return f"'{text}" if text.startswith(FORMULA) else text
 
@@ -124,12 +128,12 @@ def _cell(text: str) -> str:
 def check_free(path: Path) -> None:
     """``check_free(Path("blind.csv"))`` before minutes of answering.
 
-    Raises: DataError where there is a file already, or no folder for it.
+    Raises: DataError where the file exists, or there is no folder for it.
     """
     if path.exists():
-        raise DataError(f"{path} is there already, and may hold votes: give another name to --out")
+        raise DataError(f"{path} exists and may contain votes: give another name to --out")
     if not path.parent.is_dir():
-        raise DataError(f"cannot write {path}: no folder {path.parent}")
+        raise DataError(f"cannot write {path}: there is no folder {path.parent}; create it first")
 
 
 def hand_out(
@@ -143,17 +147,17 @@ def hand_out(
     against: str,
     seed: int | None = None,
 ) -> str:
-    """``hand_out(registry, version, path, questions, own, other, against="teacher ...")``: writes the file; the review's id.
+    """``hand_out(registry, version, path, questions, own, other, against="teacher ...")`` writes the file → the review's id.
 
-    Without a seed the order is another each time. The key becomes a record of the version; without it there is no file.
+    Without a seed the order is random. The order becomes a record of the version; where that fails the file is removed.
 
     Raises:
-        DataError: where the file is there already, or no folder for it.
-        RegistryError: where the disk refuses the file or the key.
+        DataError: where the file exists, or there is no folder for it.
+        StorageError: where the disk refuses the file or the record.
     """
     check_free(path)
     seed = secrets.randbits(32) if seed is None else seed
-    review = f"r{secrets.token_hex(4)}"  # r, since a spreadsheet takes 1234567e-1 for a number
+    review = f"r{secrets.token_hex(4)}"  # r, because a spreadsheet takes 1234567e-1 for a number
     columns = own_columns(len(questions), seed)
     rows = blind_rows(review, questions, own, other, columns)
     with storage_errors(f"cannot write {path}"):
@@ -174,9 +178,9 @@ def hand_out(
 
 
 def read_votes(path: Path) -> list[Vote]:
-    """``read_votes(Path("blind.csv"))``: every line's vote. Case, a semicolon between columns and empty lines are all right.
+    """``read_votes(Path("blind.csv"))``: one per row; votes in either case, columns separated by comma or semicolon.
 
-    Raises: DataError, with the line's number, for a vote that is not a, b or tie, or an id that is absent or there twice.
+    Raises: DataError, with the row's number, for a vote other than a, b or tie, or an id that is missing or repeated.
     """
     votes: dict[str, Vote] = {}
     for number, row in enumerate(_rows(path), start=2):  # as a spreadsheet counts: the header is row 1
@@ -185,11 +189,13 @@ def read_votes(path: Path) -> list[Vote]:
             continue
         vote = Vote(cells["id"], cells["vote"].lower(), cells["comment"])
         if not vote.review:
-            raise DataError(f"{path}: row {number} has no id of a review, it has {vote.id!r}; leave the column id as it was")
+            raise DataError(
+                f"{path}: row {number} has the id {vote.id!r}, which belongs to no review; leave that column as it was"
+            )
         if vote.id in votes:
-            raise DataError(f"{path}: row {number} has the id {vote.id}, which another row has too")
+            raise DataError(f"{path}: row {number} repeats the id {vote.id}")
         if vote.vote not in VOTES:
-            raise DataError(f"{path}: row {number} ({vote.id}) has the vote {cells['vote']!r}; it must be a, b or tie")
+            raise DataError(f"{path}: row {number} ({vote.id}) has the vote {cells['vote']!r}; write a, b or tie")
         votes[vote.id] = vote
     if not votes:
         raise DataError(f"{path} has no votes")
@@ -203,7 +209,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
         reader = csv.DictReader(io.StringIO(text), delimiter=separator)
         rows = list(reader)
     except FileNotFoundError:
-        raise DataError(f"no file {path}; factory review NAME --out {path} writes it") from None
+        raise DataError(f"there is no file {path}; `factory review NAME --out {path}` writes it") from None
     except UnicodeDecodeError:
         raise DataError(f"cannot read {path}: it is not UTF-8; save it as CSV UTF-8") from None
     except (OSError, csv.Error) as error:
@@ -211,20 +217,20 @@ def _rows(path: Path) -> list[dict[str, str]]:
     absent = [column for column in ("id", "vote") if column not in (reader.fieldnames or ())]
     if absent:
         there = ", ".join(map(str, reader.fieldnames or ())) or "none"
-        raise DataError(f"{path} has no column {absent[0]}; columns there: {there}")
+        raise DataError(f"{path} has no column {absent[0]}; it has: {there}")
     return rows
 
 
 def tally(votes: Sequence[Vote], columns: Sequence[str]) -> Tally:
-    """``tally(read_votes(path), key["order"]).share["value"]``: columns as ``own_columns`` gave them, in the ids' order."""
+    """``tally(read_votes(path), key["order"]).share.value``; ``columns`` are those of ``own_columns``, by the ids' numbers."""
     import numpy as np
 
     from factory.evaluation.stats import BootstrapConfig, mean
 
     scores = [_score(vote.vote, columns[int(vote.id.rpartition("-")[2]) - 1]) for vote in votes]
-    share = mean(np.array(scores), BootstrapConfig())
     wins, losses, ties = (scores.count(score) for score in (1.0, 0.0, 0.5))
-    return Tally(len(scores), wins, losses, ties, asdict(share), sum(bool(vote.comment) for vote in votes))
+    comments = sum(bool(vote.comment) for vote in votes)
+    return Tally(len(scores), wins, losses, ties, mean(np.array(scores), BootstrapConfig()), comments)
 
 
 def _score(vote: str, own: str) -> float:
@@ -232,11 +238,11 @@ def _score(vote: str, own: str) -> float:
 
 
 def read_back(registry: Registry, version: Version, path: Path) -> dict[str, Any]:
-    """``read_back(registry, version, path)["share"]``: tallies the votes; the result becomes a record of the version.
+    """``read_back(registry, version, path)["share"]``: counts the votes; the result becomes a record of the version.
 
     Raises:
-        DataError: for a file that cannot be read, is of another review, or lacks a vote.
-        RegistryError: for a review that this version does not know, or that was read already.
+        DataError: for a file that cannot be read, belongs to another review, or lacks a vote.
+        RegistryError: for a review of another version, or one that was already read.
     """
     votes = read_votes(path)
     review = votes[0].review
@@ -244,18 +250,20 @@ def read_back(registry: Registry, version: Version, path: Path) -> dict[str, Any
     expected = [f"{review}-{number}" for number in range(1, len(key["order"]) + 1)]
     there = {vote.id for vote in votes}
     if strange := sorted(there - set(expected)):
-        raise DataError(f"{path}: {strange[0]} is no question of review {review}, which has {len(expected)}")
+        raise DataError(f"{path}: {strange[0]} is not a question of review {review}, which has {len(expected)}")
     if missing := [id for id in expected if id not in there]:
-        raise DataError(f"{path}: {len(missing)} of {len(expected)} votes are missing, the first is of {missing[0]}")
-    if any(record["kind"] == "review" and record.get("review") == review for record in _records(version)):
-        raise RegistryError(f"review {review} of {version.reference} was read already; factory show has its result")
+        raise DataError(f"{path}: {len(missing)} of {len(expected)} votes are missing, the first is {missing[0]}")
+    if any(record["kind"] == "review" and record.get("review") == review for record in version.records):
+        raise RegistryError(
+            f"review {review} of {version.reference} was already read; `factory show --all-metrics` has its result"
+        )
     result = {"review": review, "against": key["against"], **asdict(tally(votes, key["order"]))}
     registry.record(version, "review", result)
     return result
 
 
 def result_line(version: Version, result: Mapping[str, Any]) -> str:
-    """``result_line(version, read_back(registry, version, path))``: one line for people."""
+    """``result_line(version, read_back(registry, version, path))``: the result in one line."""
     share = result["share"]
     return (
         f"{version.reference} against {result['against']}, blind: {result['wins']} wins, {result['losses']} losses, "
@@ -264,20 +272,16 @@ def result_line(version: Version, result: Mapping[str, Any]) -> str:
     )
 
 
-def _records(version: Version) -> list[Mapping[str, Any]]:
-    return list(version.raw.get("records") or ())
-
-
 def _key(registry: Registry, version: Version, review: str) -> Mapping[str, Any]:
-    """The record that says where the version's own answers stand."""
+    """The record that says which answers are the version's own."""
     keys = _keys(version)
     if review in keys:
         return keys[review]
     for one in registry.versions(name=version.name):  # a bare name may mean another version by now
         if review in _keys(load_version(registry.root, one.kind, one.name, one.number)):
-            raise RegistryError(f"review {review} is of {one.reference}, not of {version.reference}: give that name with --in")
+            raise RegistryError(f"review {review} belongs to {one.reference}, not to {version.reference}: name that version")
     raise RegistryError(f"{version.reference} has no review {review}; its reviews: {', '.join(keys) or 'none'}")
 
 
 def _keys(version: Version) -> dict[str, Mapping[str, Any]]:
-    return {str(record.get("review")): record for record in _records(version) if record["kind"] == "review_key"}
+    return {str(record.get("review")): record for record in version.records if record["kind"] == "review_key"}

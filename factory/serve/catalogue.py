@@ -17,7 +17,7 @@ from markdown_it.token import Token
 from factory.errors import RegistryError
 from factory.evaluation.metrics import metric_named
 from factory.registry.registry import Registry
-from factory.registry.versions import Summary, Version, entries, failed_gates, read_metric, read_parameters, section
+from factory.registry.versions import Summary, Version, entries, read_metric, read_parameters, section
 
 FIGURES = ("kl", "top1_agreement")
 QUESTIONS = 2  # of each version's held-out samples, for a visitor to begin with
@@ -73,7 +73,7 @@ def facts(version: Version, aliases: Iterable[str]) -> dict[str, Any]:
         "reference": version.reference,
         "aliases": sorted(aliases),
         "verdict": version.verdict,
-        "failed": failed_gates(manifest) if version.verdict == "failed" else [],
+        "failed": list(version.manifest.verdict.reasons) if version.manifest.kind == "student" else [],
         "profile": manifest.get("profile"),
         "base": version.base,
         "teacher": section(manifest, "teacher").get("reference"),

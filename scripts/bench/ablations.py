@@ -7,14 +7,13 @@ results are results: the last column is the KL of response alone minus the varia
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 
 from factory.config.load import load_specs
-from factory.evaluation.metrics import format_metric
 from factory.pipeline.build import Factory
 from factory.pipeline.experiments import ablations
 from factory.registry.registry import Registry
+from factory.reports.format import format_metric
 
 
 def main() -> None:
@@ -34,7 +33,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for one in ablations(factory, given.domain, given.size, given.steps):
         cells = [
-            format_metric(asdict(figure) if figure else None)
+            format_metric(figure)
             for figure in (
                 one.figures["kl"],
                 one.figures["top1_agreement"],

@@ -8,17 +8,16 @@ there; the preference is for the sentence that comes first. Without DATA the scr
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 
 from factory.config.load import load_specs
 from factory.evaluation.bias import load_pairs, measure_bias
 from factory.evaluation.fidelity import base_only, with_adapter
-from factory.evaluation.metrics import format_metric
 from factory.evaluation.stats import BootstrapConfig
 from factory.models.base import load_base, load_student, trim_teacher
 from factory.pipeline.context import Materials
 from factory.registry.registry import Registry
+from factory.reports.format import format_metric
 
 
 def main() -> None:
@@ -47,7 +46,7 @@ def main() -> None:
         pairs = load_pairs([path.name], folder)
         found = measure_bias(teacher, candidates, pairs, teacher.tokenizer, bootstrap)
         cells = [
-            format_metric(asdict(found[f"bias_{what}_{who}"]))
+            format_metric(found[f"bias_{what}_{who}"])
             for what in ("gap", "preference")
             for who in ("teacher", "base", "student", "change")
         ]

@@ -12,7 +12,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from factory.evaluation.data_fit import DataFitReport, check_bits_per_byte, chec
 from factory.evaluation.fidelity import fixed_model, with_adapter
 from factory.evaluation.gates import judge
 from factory.evaluation.memorization import canary_rows, controls_of, make_canaries, measure_canaries
-from factory.evaluation.metrics import format_metric
 from factory.evaluation.stats import BootstrapConfig
 from factory.evaluation.suite import CONTROLS
 from factory.evaluation.teacher_check import check_teacher
@@ -41,6 +40,7 @@ from factory.pipeline.build import Factory
 from factory.pipeline.context import DomainData
 from factory.registry.manifest import MetricValue
 from factory.registry.registry import Registry
+from factory.reports.format import format_metric
 
 BATCH = 16
 CANARY_STEPS = 120
@@ -99,7 +99,7 @@ class Bench:
 
 
 def line(bench: Bench, fault: str, name: str, planted: dict[str, MetricValue], control: dict[str, MetricValue]) -> Line:
-    written = (format_metric(asdict(figures[name])) + f", n {figures[name].n:,}" for figures in (planted, control))
+    written = (format_metric(figures[name]) + f", n {figures[name].n:,}" for figures in (planted, control))
     return Line(fault, name, *written, found=bench.fails(planted, name), quiet=not bench.fails(control, name))
 
 
@@ -185,7 +185,7 @@ def mismatches(bench: Bench) -> list[Line]:
     router = bench.factory.router
 
     def said(fault: str, figure: str, planted: DataFitReport, control: DataFitReport) -> Line:
-        cells = (format_metric(asdict(one.metrics[figure])) + f", n {one.metrics[figure].n:,}" for one in (planted, control))
+        cells = (format_metric(one.metrics[figure]) + f", n {one.metrics[figure].n:,}" for one in (planted, control))
         return Line(fault, figure, *cells, found=bool(planted.warnings), quiet=not control.warnings)
 
     return [
@@ -213,7 +213,7 @@ def unknown(bench: Bench) -> Line:
         )
         for rows in (own, held)
     )
-    cells = (format_metric(asdict(one.metrics["teacher_ahead_of_base"])) for one in (with_it, without))
+    cells = (format_metric(one.metrics["teacher_ahead_of_base"]) for one in (with_it, without))
     return Line(
         "references that the base wrote",
         "teacher_ahead_of_base",

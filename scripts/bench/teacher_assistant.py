@@ -8,19 +8,18 @@ assistant, directly at equal total budget, and directly at equal steps (for an a
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from factory.config.load import load_specs
 from factory.evaluation.fidelity import fixed_model, measure
-from factory.evaluation.metrics import format_metric
 from factory.evaluation.stats import BootstrapConfig, ExampleSums, paired_difference, summarize
 from factory.models.base import load_base, trim_teacher
 from factory.models.tokenize import tokenize_examples
 from factory.pipeline.base import Bases
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
+from factory.reports.format import format_metric
 
 
 def main() -> None:
@@ -74,12 +73,12 @@ def table(bases: Bases, named: dict[str, Version]) -> str:
     lines = ["| base | parameters | of the teacher | KL | top-1 agreement | entropy gap | the first is ahead by, paired |"]
     lines.append("|---|---|---|---|---|---|---|")
     for name, one in sums.items():
-        figures = {key: asdict(figure) for key, figure in summarize(one, None, bootstrap).items()}
+        figures = summarize(one, None, bootstrap)
         parameters = named[name].manifest["parameters"]
         ahead = paired_difference(one.kl, first.kl, one.tokens, bootstrap)
         written = {key: format_metric(figures[key]) for key in ("kl", "top1_agreement", "entropy_gap")}
         cells = [f"{parameters / 1e6:.1f} M", f"{parameters / bases.teacher.parameters:.1%}", *written.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} | {'-' if one is first else format_metric(asdict(ahead))} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {'-' if one is first else format_metric(ahead)} |")
     lines.append(f"\nn {int(first.tokens.sum()):,} completion tokens of {len(held_out)} examples, seed {bases.seed}")
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 """A tiny build's manifest, card and page, byte for byte, so that a change of any of them is a decision.
 
 Measured numbers become 0.5, and what differs by machine or day becomes a word. After a change that is meant:
-``UPDATE_GOLDEN=1 pytest tests/test_golden.py``, then read the diff.
+``UPDATE_GOLDEN=1 pytest tests/integration/test_golden.py``, then read the diff.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def test_the_manifest_is_what_it_was(versions: dict[str, Version], kind: str) ->
 
 @pytest.mark.parametrize("kind", ["student", "base"])
 def test_the_card_is_what_it_was(versions: dict[str, Version], kind: str) -> None:
-    check(f"{kind}.card.md", model_card(versions[kind].raw))
+    check(f"{kind}.card.md", model_card(versions[kind].manifest))
 
 
 def test_the_page_is_what_it_was(versions: dict[str, Version]) -> None:
