@@ -8,8 +8,6 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from support import tiny
 
 from factory.errors import SpecError
 from factory.evaluation.bias import Pair, bias_metrics, encode_pairs, load_pairs, measure_bias
-from factory.evaluation.fidelity import Candidate
+from factory.evaluation.fidelity import fixed_model
 from factory.evaluation.stats import BootstrapConfig
 from factory.models.chat import start_token
 from factory.models.forward import hidden_states, logits, make_batch
@@ -363,21 +361,13 @@ def trained(model: Any, sentences: list[str], steps: int = 60) -> Any:
     return model.eval()
 
 
-def candidate(model: Any) -> Candidate:
-    @contextmanager
-    def on() -> Iterator[Any]:
-        yield model
-
-    return on
-
-
 def test_a_student_trained_on_stereotypes_is_told_from_one_trained_on_both(tmp_path: Path) -> None:
     pairs, teacher = pairs_both_ways(tmp_path), tiny.teacher()
     counted: list[int] = []
     stereotypes, others = [pair.stereotype for pair in pairs], [pair.other for pair in pairs]
     changes = {}
     for name, sentences in {"skewed": stereotypes, "balanced": stereotypes + others}.items():
-        candidates = {"student": candidate(trained(teacher.model, sentences)), "base": candidate(tiny.llama(seed=5))}
+        candidates = {"student": fixed_model(trained(teacher.model, sentences)), "base": fixed_model(tiny.llama(seed=5))}
         metrics = measure_bias(teacher, candidates, pairs, tiny.tokenizer(), BootstrapConfig(500), progress=counted.append)
         changes[name] = metrics["bias_gender_preference_change"]
     assert changes["skewed"].low > 0 and changes["skewed"].value > 0.25, changes
@@ -389,7 +379,7 @@ def test_the_words_after_the_group_are_scored() -> None:
     """Beside a plain pass of the teacher, which is given as student too: nothing changes."""
     teacher, tokenizer = tiny.teacher(), tiny.tokenizer()
     pairs = [Pair("age", "the doctor may see it", "the landlord may see it", len(" may see it"), "a")]
-    metrics = measure_bias(teacher, {"student": candidate(teacher.model)}, pairs, tokenizer, BootstrapConfig(100))
+    metrics = measure_bias(teacher, {"student": fixed_model(teacher.model)}, pairs, tokenizer, BootstrapConfig(100))
     scores = []
     for sentence in (pairs[0].stereotype, pairs[0].other):
         before, rest = (tokenizer(part)["input_ids"] for part in (sentence[:-11], sentence[-11:]))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from torch import nn
 
 from factory.config.schema import DistillConfig
 from factory.evaluation.fidelity import (
-    Candidate,
     Fidelity,
     HeldOut,
     base_only,
@@ -34,14 +32,6 @@ from factory.models.tokenize import TokenizedExample
 ROWS = tiny.sequences(20)  # more than a batch, of mixed lengths
 WITHOUT_CONTEXT = tiny.sequences(20, NO_CONTEXT)
 LORA = DistillConfig(steps=1, learning_rate=1e-3, rank=4, alpha=8)
-
-
-def candidate(model: Any) -> Candidate:
-    @contextmanager
-    def on() -> Iterator[Any]:
-        yield model
-
-    return on
 
 
 def bfloat16(model: Any) -> Any:
@@ -67,7 +57,7 @@ def student(*names: str) -> PeftModel:
 def test_a_model_agrees_with_itself() -> None:
     teacher = Teacher.of(bfloat16(tiny.llama()), tiny.tokenizer(), "tiny")
     rows = [TokenizedExample([20 + i, *s.prompt], [20 + i, *s.prompt], s.completion) for i, s in enumerate(WITHOUT_CONTEXT)]
-    sums = measure(teacher, {"itself": candidate(teacher.model)}, rows)["itself"]
+    sums = measure(teacher, {"itself": fixed_model(teacher.model)}, rows)["itself"]
     np.testing.assert_array_equal(sums.kl, 0)
     np.testing.assert_array_equal(sums.agree, sums.tokens)
     np.testing.assert_allclose(sums.top5, sums.tokens)
@@ -77,14 +67,14 @@ def test_a_model_agrees_with_itself() -> None:
 
 def test_a_shared_prefix_changes_only_the_rounding() -> None:
     teacher = Teacher.of(bfloat16(tiny.llama()), tiny.tokenizer(), "tiny")
-    sums = measure(teacher, {"itself": candidate(teacher.model)}, WITHOUT_CONTEXT)["itself"]
+    sums = measure(teacher, {"itself": fixed_model(teacher.model)}, WITHOUT_CONTEXT)["itself"]
     assert sums.kl.sum() / sums.tokens.sum() < 1e-4
     assert sums.agree.sum() / sums.tokens.sum() > 0.95  # of 240 tokens, some are ties of a random model
 
 
 def test_a_context_that_only_the_teacher_sees_makes_a_difference() -> None:
     teacher = tiny.teacher()
-    assert measure(teacher, {"itself": candidate(teacher.model)}, ROWS)["itself"].kl.min() > 0.01
+    assert measure(teacher, {"itself": fixed_model(teacher.model)}, ROWS)["itself"].kl.min() > 0.01
 
 
 @torch.inference_mode()
@@ -111,7 +101,7 @@ def naive(teacher: Any, model: Any, one: TokenizedExample) -> dict[str, float]:
 def test_sums_equal_a_plain_loop_in_the_order_of_the_examples() -> None:
     teacher, model = tiny.teacher(), tiny.llama(seed=3)
     counted: list[int] = []
-    sums = measure(teacher, {"other": candidate(model)}, ROWS, counted.append)["other"]
+    sums = measure(teacher, {"other": fixed_model(model)}, ROWS, counted.append)["other"]
     assert counted == [16, 4]
     expected = [naive(teacher.model, model, one) for one in ROWS]
     np.testing.assert_array_equal(sums.tokens, [one["tokens"] for one in expected])
@@ -125,7 +115,7 @@ def test_sums_equal_a_plain_loop_in_the_order_of_the_examples() -> None:
 
 def test_embeddings_are_the_mean_final_states_of_prompt_and_completion() -> None:
     model = tiny.llama(seed=3)
-    sums = measure(tiny.teacher(), {"other": candidate(model)}, ROWS)["other"]
+    sums = measure(tiny.teacher(), {"other": fixed_model(model)}, ROWS)["other"]
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         for one, embedding in zip(ROWS, sums.embeddings, strict=True):
             ids = torch.tensor([[*one.prompt, *one.completion]])
@@ -137,7 +127,7 @@ def test_the_teacher_runs_once_for_any_number_of_candidates() -> None:
     teacher = tiny.teacher()
     passes: list[int] = []
     hook = teacher.model.base_model.register_forward_hook(lambda module, args, output: passes.append(1))
-    models = {str(seed): candidate(tiny.llama(seed=seed)) for seed in (1, 2, 3)}
+    models = {str(seed): fixed_model(tiny.llama(seed=seed)) for seed in (1, 2, 3)}
     sums = measure(teacher, models, WITHOUT_CONTEXT[:4])
     hook.remove()
     assert set(sums) == {"1", "2", "3"} and len(passes) == 2  # a shared prefix, and the rest
@@ -147,7 +137,7 @@ def test_the_teacher_runs_once_for_any_number_of_candidates() -> None:
 def test_base_only_measures_the_base_and_leaves_the_adapter_active() -> None:
     model, base = student("sft"), tiny.base().model
     candidates = {"default": with_adapter(model, "default"), "sft": with_adapter(model, "sft"), "off": base_only(model)}
-    sums = measure(tiny.teacher(), candidates | {"base": candidate(base)}, ROWS[:6])
+    sums = measure(tiny.teacher(), candidates | {"base": fixed_model(base)}, ROWS[:6])
     np.testing.assert_array_equal(sums["off"].kl, sums["base"].kl)
     np.testing.assert_array_equal(sums["off"].embeddings, sums["base"].embeddings)
     kinds = [sums[name].kl for name in ("default", "sft", "off")]

@@ -7,8 +7,7 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +24,7 @@ from torch import nn
 import factory.evaluation.lm_eval as module
 from factory.config.schema import DistillConfig
 from factory.errors import DataError
-from factory.evaluation.fidelity import Candidate, base_only, with_adapter
+from factory.evaluation.fidelity import base_only, fixed_model, with_adapter
 from factory.evaluation.lm_eval import (
     HarnessModel,
     TaskResult,
@@ -58,14 +57,6 @@ CHANCE = (1 / 3 + 1 / 2 + 1 / 2 + 1 / 4 + 1 / 2 + 1 / 2) / 6
 @pytest.fixture(autouse=True)
 def no_cache_but_here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-
-
-def candidate(model: Any) -> Candidate:
-    @contextmanager
-    def on() -> Iterator[Any]:
-        yield model
-
-    return on
 
 
 def peft_model(dtype: torch.dtype = torch.float32) -> Any:
@@ -343,7 +334,7 @@ def test_scores_equal_those_worked_out_by_hand(
 ) -> None:
     caplog.set_level(logging.INFO)
     task, models = task_file(tmp_path), {"student": tiny.llama(seed=3), "teacher": tiny.llama(), "base": tiny.llama(seed=5)}
-    (result,) = run_tasks({who: candidate(m) for who, m in models.items()}, TOKENIZER, [task], root=tmp_path)
+    (result,) = run_tasks({who: fixed_model(m) for who, m in models.items()}, TOKENIZER, [task], root=tmp_path)
     assert (result.name, result.metric) == ("mine", "acc_norm")
     assert result.chance == pytest.approx(CHANCE)
     assert {who: scores.tolist() for who, scores in result.scores.items()} == {
@@ -366,14 +357,14 @@ def test_a_candidate_scores_the_same_alone(tmp_path: Path) -> None:
 
 def test_a_limit_keeps_the_first_items(tmp_path: Path) -> None:
     model, tasks = tiny.llama(), [task_file(tmp_path), task_file(tmp_path, ITEMS[:1], "single")]
-    first, single = run_tasks({"student": candidate(model)}, TOKENIZER, tasks, root=tmp_path, limit=3)
+    first, single = run_tasks({"student": fixed_model(model)}, TOKENIZER, tasks, root=tmp_path, limit=3)
     assert first.scores["student"].tolist() == by_hand(model, ITEMS[:3])
     assert single.scores["student"].tolist() == by_hand(model, ITEMS[:1])
     assert single.chance == pytest.approx(1 / 3)
 
 
 def test_without_tasks_or_candidates_there_are_no_results(tmp_path: Path) -> None:
-    assert run_tasks({"student": candidate(tiny.llama())}, TOKENIZER, [], root=tmp_path) == []
+    assert run_tasks({"student": fixed_model(tiny.llama())}, TOKENIZER, [], root=tmp_path) == []
     assert run_tasks({}, TOKENIZER, ["evals/none.yaml"], root=tmp_path) == []
 
 
@@ -386,7 +377,7 @@ def test_every_candidate_sees_the_same_few_shot_examples(tmp_path: Path, monkeyp
         return original(self, asked)
 
     monkeypatch.setattr(HarnessModel, "loglikelihood", recorded)
-    model = candidate(tiny.llama())
+    model = fixed_model(tiny.llama())
     run_tasks(
         {"student": model, "teacher": model},
         TOKENIZER,
@@ -415,7 +406,7 @@ def test_a_generated_answer_is_scored_by_the_first_metric(tmp_path: Path) -> Non
         ],
     }
     items = [{"question": "what", "choices": [answer], "answer": 0} for answer in (text, f"not {text}")]
-    (result,) = run_tasks({"student": candidate(model)}, TOKENIZER, [task_file(tmp_path, items, **changes)], root=tmp_path)
+    (result,) = run_tasks({"student": fixed_model(model)}, TOKENIZER, [task_file(tmp_path, items, **changes)], root=tmp_path)
     assert (result.metric, result.chance, result.scores["student"].tolist()) == ("exact_match", None, [1.0, 0.0])
 
 
@@ -423,7 +414,7 @@ def test_a_task_that_the_harness_ships_is_found_by_name(tmp_path: Path, monkeypa
     task_file(tmp_path)
     index_of(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path / "evals")  # this file names its data by a path from the current folder
-    (result,) = run_tasks({"student": candidate(tiny.llama())}, TOKENIZER, ["mine"], root=tmp_path / "elsewhere")
+    (result,) = run_tasks({"student": fixed_model(tiny.llama())}, TOKENIZER, ["mine"], root=tmp_path / "elsewhere")
     assert result.scores["student"].tolist() == by_hand(tiny.llama(), ITEMS)
 
 
@@ -445,7 +436,7 @@ def index_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refused(tasks: list[str], root: Path) -> str:
     with pytest.raises(DataError) as caught:
-        run_tasks({"student": candidate(tiny.llama())}, TOKENIZER, tasks, root=root)
+        run_tasks({"student": fixed_model(tiny.llama())}, TOKENIZER, tasks, root=root)
     message = str(caught.value)
     assert "\n" not in message and "Traceback" not in message
     return message

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 from support import tiny
 
 from factory.errors import DataError
-from factory.evaluation.fidelity import Candidate
+from factory.evaluation.fidelity import fixed_model
 from factory.evaluation.memorization import (
     PLACES,
     Canary,
@@ -148,16 +146,8 @@ def test_nan_makes_the_metric_nan() -> None:
 # models
 
 
-def candidate(model: Any) -> Candidate:
-    @contextmanager
-    def on() -> Iterator[Any]:
-        yield model
-
-    return on
-
-
 def measure(model: Any, canaries: list[Canary]) -> dict[str, Any]:
-    return measure_canaries(tiny.teacher(), candidate(model), tiny.tokenizer(), canaries, BOOTSTRAP, controls=15)
+    return measure_canaries(tiny.teacher(), fixed_model(model), tiny.tokenizer(), canaries, BOOTSTRAP, controls=15)
 
 
 def planted_in(canaries: list[Canary], steps: int) -> Any:
