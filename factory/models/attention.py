@@ -1,4 +1,4 @@
-"""Attention for models on a CPU: two matrix products for all heads that share keys, and no keys repeated.
+"""Grouped-query attention for the CPU: two matrix products per group of heads, without repeating keys.
 
 torch's own kernel for grouped heads takes half of a training step of short texts, most of it backward; this one a tenth
 (docs/log.md). It holds scores of all pairs, (B, heads, T, S): less than a layer's other activations up to some 500 tokens.
@@ -42,10 +42,12 @@ def grouped_attention(
 ) -> tuple[Tensor, None]:
     """query (B, heads, T, D), key and value (B, groups, S, D), mask (B, 1, T, S) to add → (B, T, heads, D).
 
-    Called by transformers. Raises: TrainingError for attention sinks, which are not known here.
+    Called by transformers. Raises: TrainingError for attention sinks, which it does not support.
     """
     if s_aux is not None:
-        raise TrainingError(f"{type(module).__name__} has attention sinks; on a CPU choose a teacher without")
+        raise TrainingError(
+            f"{type(module).__name__} has attention sinks, which are not supported on a CPU; choose another teacher"
+        )
     batch, heads, length, width = query.shape
     groups, seen = key.shape[1:3]
     rows = (query * scaling).reshape(batch * groups, heads // groups * length, width)

@@ -1,4 +1,4 @@
-"""A student: a base shared by the family, and an adapter. Make one, load one, save one."""
+"""Bases and adapters: prune and trim a teacher, save and load the result, attach a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from factory.models.teacher import Teacher
 from factory.models.vocabulary import kept_tokens, trim_embeddings, trim_tokenizer
 from factory.registry.versions import Version
 
-SHAPE = "factory-base.json"  # in a base's folder: which layers and tokens of the teacher it has
+SHAPE = "factory-base.json"  # in a base's folder: its ``Shape``
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Which part of the teacher a base is; ``None`` where it is a model of its own, or has the whole vocabulary."""
+    """The part of the teacher that a base is. No layers: it is a model of its own. No tokens: it has the whole vocabulary."""
 
     layers: tuple[int, ...] | None
     tokens: tuple[int, ...] | None
@@ -36,7 +36,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Base:
-    """A base in memory: model, tokenizer and what it was made of."""
+    """A base in memory. While it is healed, ``shape.layers`` are layers of the teacher that heals it."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ class Base:
 
 
 def choose_tokens(teacher: Teacher, texts: Iterable[str], size: SizeSpec) -> tuple[int, ...] | None:
-    """``choose_tokens(teacher, texts, size)``: old ids to keep, or None where the size keeps the whole vocabulary."""
+    """``choose_tokens(teacher, texts, size)``: the token ids to keep, or None for the whole vocabulary."""
     tokenizer: Any = teacher.tokenizer
     if size.vocabulary is None or size.vocabulary >= len(tokenizer):
         return None
@@ -52,7 +52,7 @@ def choose_tokens(teacher: Teacher, texts: Iterable[str], size: SizeSpec) -> tup
 
 
 def trim_teacher(teacher: Teacher, tokens: Sequence[int] | None) -> Teacher:
-    """``trim_teacher(teacher, shape.tokens)``: a teacher that scores in the student's vocabulary; the given one stays whole."""
+    """``trim_teacher(teacher, shape.tokens)``: a teacher with the student's vocabulary; the given one is unchanged."""
     if tokens is None:
         return teacher
     kept, config = list(tokens), copy.deepcopy(teacher.config)
@@ -60,7 +60,9 @@ def trim_teacher(teacher: Teacher, tokens: Sequence[int] | None) -> Teacher:
 
     def load_model() -> PreTrainedModel:
         whole = teacher.load_model()
-        shared: dict[int, Any] = {id(weight): weight for weight in whole.parameters()}  # trimming replaces two of them
+        shared: dict[int, Any] = {
+            id(weight): weight for weight in whole.parameters()
+        }  # shared, because trimming replaces only embedding and head
         model = copy.deepcopy(whole, shared)
         trim_embeddings(model, kept)
         return model
@@ -70,7 +72,7 @@ def trim_teacher(teacher: Teacher, tokens: Sequence[int] | None) -> Teacher:
 
 
 def prune_teacher(teacher: Teacher, tokens: tuple[int, ...] | None, layers: int, batch: Batch) -> Base:
-    """``prune_teacher(trimmed_teacher, tokens, 20, batch)``: an unhealed float32 base, its layers chosen on the batch."""
+    """``prune_teacher(trimmed_teacher, tokens, 20, batch)``: an unhealed float32 base; the batch decides its layers."""
     kept = layers_to_keep(teacher.model, batch, layers)
     model = copy.deepcopy(teacher.model).float()
     prune_layers(model, kept)
@@ -80,28 +82,28 @@ def prune_teacher(teacher: Teacher, tokens: tuple[int, ...] | None, layers: int,
 
 
 def assistant_teacher(version: Version, base: Base, device: torch.device) -> Teacher:
-    """``assistant_teacher(version, base, device)``: a published base, loaded, that teaches a smaller one."""
+    """``assistant_teacher(version, base, device)``: a published base as the teacher of a smaller one."""
     revision = str(version.manifest.manifest_sha256)
     config = base.model.config
     return Teacher(lambda: load_causal_model(version.folder, device, torch.bfloat16), base.tokenizer, revision, config, device)
 
 
 def layers_of_teacher(pruned: Base, assistant: Base) -> tuple[int, ...] | None:
-    """``layers_of_teacher(pruned, assistant)``: which of the teacher's layers a base has that was cut from an assistant."""
+    """``layers_of_teacher(pruned, assistant)``: the original teacher's layers in a base that was cut from an assistant."""
     if pruned.shape.layers is None or assistant.shape.layers is None:
         return None
     return tuple(assistant.shape.layers[layer] for layer in pruned.shape.layers)
 
 
-def foreign_base(folder: Path, teacher: Teacher) -> Base:
-    """``foreign_base(resolve(size.base).folder, teacher)``: another causal model as base; it must have the teacher's tokens.
+def load_external_base(folder: Path, teacher: Teacher) -> Base:
+    """``load_external_base(resolve(size.base).folder, teacher)``: another causal model as base.
 
-    Raises: TrainingError where the vocabularies differ.
+    Raises: TrainingError if its vocabulary is not the teacher's.
     """
     model: Any = load_causal_model(folder, teacher.device, torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     check_vocabularies(tokenizer, teacher.tokenizer)
-    model.resize_token_embeddings(len(tokenizer))  # some models pad their rows to a round number
+    model.resize_token_embeddings(len(tokenizer))  # some models pad their embedding rows
     tokenizer.chat_template = teacher.tokenizer.chat_template
     model.generation_config.eos_token_id = stop_tokens(tokenizer)
     check_head(model)
@@ -109,7 +111,7 @@ def foreign_base(folder: Path, teacher: Teacher) -> Base:
 
 
 def check_vocabularies(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Raises TrainingError unless both tokenizers give every token the same id."""
+    """``check_vocabularies(student, teacher)``: raises TrainingError unless every token has the same id in both."""
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours != theirs:
         differing = len(set(ours.items()) ^ set(theirs.items()))
@@ -120,7 +122,7 @@ def check_vocabularies(student: PreTrainedTokenizerBase, teacher: PreTrainedToke
 
 
 def save_base(base: Base, folder: Path) -> None:
-    """Writes a plain transformers folder in bfloat16, and beside it the shape."""
+    """``save_base(base, folder)``: a plain transformers folder in bfloat16, with the shape beside it."""
     half: Any = copy.deepcopy(base.model)
     half.to(torch.bfloat16).save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
@@ -141,7 +143,7 @@ def load_base(folder: Path, device: torch.device, dtype: torch.dtype = torch.bfl
 
 
 def attach_adapter(base: Base, config: DistillConfig) -> PeftModel:
-    """``attach_adapter(base, config)``: LoRA on every linear layer but the head, adapter weights in float32."""
+    """``attach_adapter(base, config)``: LoRA on every linear layer except the head, with float32 weights."""
     lora = LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
@@ -152,7 +154,7 @@ def attach_adapter(base: Base, config: DistillConfig) -> PeftModel:
 
 
 def load_student(base: Base, adapter: Path) -> PeftModel:
-    """``load_student(base, version.folder)``: the base with the adapter on it, in evaluation mode."""
+    """``load_student(base, version.folder)``: the base with the adapter, in evaluation mode."""
     model: PeftModel = PeftModel.from_pretrained(base.model, adapter)
     return model.eval()
 
@@ -161,10 +163,10 @@ def load_student(base: Base, adapter: Path) -> PeftModel:
 def trimming_cost(
     teacher: Teacher, trimmed: Teacher, tokens: Sequence[int] | None, batches: Sequence[Batch]
 ) -> dict[str, float]:
-    """``trimming_cost(teacher, trimmed, tokens, batches)``: mass that the kept tokens hold, and KL(trimmed ‖ full), nats.
+    """``trimming_cost(teacher, trimmed, tokens, batches)``: the mass of the kept tokens, and KL(trimmed ‖ full) in nats.
 
-    ``batches`` are in the trimmed vocabulary. The trimmed teacher is the full one renormalised over the kept tokens, so
-    KL(trimmed ‖ full) = -log(kept mass) at each position, which is what is averaged here.
+    ``batches`` use the trimmed vocabulary. The trimmed teacher is the full one renormalised over the kept tokens, so at
+    each position KL(trimmed ‖ full) = -log(kept mass); both are averaged over positions.
     """
     if tokens is None:
         return {

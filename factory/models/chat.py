@@ -1,4 +1,4 @@
-"""Prompts and completions as token ids, the same way for teacher and student; only the teacher sees a context."""
+"""Prompts and completions as token ids, alike for teacher and student; only the teacher sees a context."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def messages(prompt: str, context: TeacherContext = NO_CONTEXT) -> list[dict[str
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, context: TeacherContext = NO_CONTEXT) -> list[int]:
     """``prompt_ids(tokenizer, "What is gout?")``: ids up to where the answer begins.
 
-    An empty prompt stands before a chunk of a document: one start token, so that every token of the chunk is predicted.
+    An empty prompt, before a chunk of a document, is one start token, so that every token of the chunk is predicted.
     """
     if not prompt:
         return [start_token(tokenizer)]
@@ -32,12 +32,12 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, context: Teacher
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: str, *, ends: bool = True) -> list[int]:
-    """``completion_ids(tokenizer, "Gout is ...")``: ids of the answer and, where it ``ends``, the end of the turn."""
+    """``completion_ids(tokenizer, "Gout is ...")``: ids of the answer and, if it ``ends``, of the end of the turn."""
     return [*_ids(tokenizer, completion), *([end_of_turn(tokenizer)] if ends else [])]
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """``end_of_turn(tokenizer)``: the token that the chat template writes after an answer (``<|im_end|>``, a newline, …)."""
+    """``end_of_turn(tokenizer)``: the chat template's token after an answer (``<|im_end|>``, a newline, ...)."""
     answer = "An answer."
     turns = [*messages("A question?"), {"role": "assistant", "content": answer}]
     opened = _render(tokenizer, messages("A question?"), add_generation_prompt=True) + answer
@@ -45,26 +45,24 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def end_of_prompt(tokenizer: PreTrainedTokenizerBase) -> int:
-    """``end_of_prompt(tokenizer)``: the token that the chat template writes after the user's words."""
+    """``end_of_prompt(tokenizer)``: the chat template's token after the user's words."""
     question = "A question?"
     whole = _render(tokenizer, messages(question), add_generation_prompt=True)
     return _token_after(tokenizer, whole.partition(question)[0] + question, whole, "a user's turn")
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends an answer: the template's, and the tokenizer's end of text."""
+    """``stop_tokens(tokenizer)``: the tokens that end an answer: the template's, and the tokenizer's end of text."""
     eos = tokenizer.eos_token_id
     return sorted({end_of_turn(tokenizer), *([eos] if isinstance(eos, int) else [])})
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token a document begins with: the tokenizer's begin of text, else its end of text."""
+    """``start_token(tokenizer)``: the first token of a document: begin of text, else end of text."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if isinstance(token, int):
             return token
-    raise ModelResolutionError(
-        "the tokenizer has neither a bos nor an eos token, so a document chunk has nothing to start with"
-    )
+    raise ModelResolutionError("the tokenizer has neither a bos nor an eos token, so a chunk of a document has no start token")
 
 
 def _token_after(tokenizer: PreTrainedTokenizerBase, opened: str, whole: str, what: str) -> int:
@@ -73,7 +71,7 @@ def _token_after(tokenizer: PreTrainedTokenizerBase, opened: str, whole: str, wh
     shared = len(shared_prefix([begun, ids]))
     if shared != len(begun) or len(ids) == shared:
         raise ModelResolutionError(
-            f"the chat template does not end {what} with a token of its own: write one after "
+            f"the chat template does not end {what} with a token of its own; write one after "
             "message['content'] in the family's teacher.chat_template"
         )
     return int(ids[shared])
@@ -81,7 +79,7 @@ def _token_after(tokenizer: PreTrainedTokenizerBase, opened: str, whole: str, wh
 
 def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
     if not tokenizer.chat_template:
-        raise ModelResolutionError("the teacher has no chat template: give it one as teacher.chat_template in the family file")
+        raise ModelResolutionError("the teacher has no chat template; set teacher.chat_template in the family file")
     text: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
     return str(text)
 
@@ -92,7 +90,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def shared_prefix(sequences: Sequence[list[int]]) -> list[int]:
     """``shared_prefix([[1, 2, 3], [1, 2, 4]])``: ``[1, 2]``, the ids that all sequences begin with."""
-    shortest, longest = min(sequences), max(sequences)  # what these two share, all do
+    shortest, longest = min(sequences), max(sequences)  # what these two share, all share
     for index, token in enumerate(shortest):
         if token != longest[index]:
             return list(shortest[:index])

@@ -1,4 +1,4 @@
-"""LoRA on frozen linear layers in fewer operations than peft's: while an adapter trains, and while it samples."""
+"""LoRA in fewer operations than peft: 3 to 5 % more training tokens/s, 3 % less memory (docs/log.md)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 def fused_adapters(model: nn.Module) -> Iterator[None]:
     """``with fused_adapters(peft_model): loss.backward()``: the same values and gradients, computed in place.
 
-    peft writes x A, (x A) B, its product with the scale and its sum with the layer's output, keeps x once more in the
-    adapter's type, and does as much again backward. A layer with dropout, DoRA or several active adapters stays peft's.
+    peft materialises x A, (x A) B, the scaled product and the sum, and keeps a second copy of x in the adapter's dtype.
+    Layers with dropout, DoRA or several active adapters are left to peft.
     """
     with _instead(model, lambda module: partial(_forward, module)):
         yield
@@ -26,7 +26,7 @@ def fused_adapters(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def merged_adapters(model: nn.Module) -> Iterator[None]:
-    """``with merged_adapters(peft_model): sample(…)``: one product a layer, with W + s B A beside W, which stays as it is."""
+    """``with merged_adapters(peft_model): sample(…)``: one product per layer, by W + s B A; W itself is unchanged."""
 
     def merged(module: Any) -> Callable[[Tensor], Tensor]:
         (name,), base = module.active_adapters, module.base_layer
@@ -39,7 +39,7 @@ def merged_adapters(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _instead(model: nn.Module, forward: Callable[[Any], Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Plain LoRA layers have another ``forward`` while it lasts."""
+    """Replaces the ``forward`` of plain LoRA layers inside the context."""
     chosen = [module for module in model.modules() if isinstance(module, Linear) and _plain(module)]
     try:
         for module in chosen:

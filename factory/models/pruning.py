@@ -1,4 +1,4 @@
-"""Which layers a student keeps: again and again the layer leaves whose absence changes the predictions least.
+"""Layer pruning: remove, again and again, the layer whose absence changes the predictions least.
 
 prune_layers(model, layers_to_keep(model, batch, 20))
 """
@@ -21,9 +21,9 @@ from factory.models.forward import Batch, hidden_states, logits
 def layers_to_keep(model: PreTrainedModel, batch: Batch, n: int) -> list[int]:
     """``layers_to_keep(teacher.model, batch, 20)``: the numbers of n layers, sorted.
 
-    Greedy: the layer leaves without which KL(whole model ‖ what is left), averaged over the batch's completion positions,
-    is least, until n are left. With L layers each round runs L²/2 of them.
-    Raises: TrainingError where there are fewer than ``n`` layers, ``n`` is below 1, or no position is a completion's.
+    Greedy: each round removes the layer that leaves KL(whole model ‖ rest) smallest, averaged over the batch's completion
+    positions. With L layers a round runs L²/2 of them.
+    Raises: TrainingError if ``n`` is below 1 or above the number of layers, or the batch has no completion position.
     Source: Song et al. 2024, SLEB, arXiv 2402.09025, there by perplexity. Ranking all layers at once by block influence
     (ShortGPT, arXiv 2403.03853) left SmolLM2 worse before and after healing: docs/log.md has the figures.
     """
@@ -57,7 +57,7 @@ def layers_to_keep(model: PreTrainedModel, batch: Batch, n: int) -> list[int]:
 
 
 def _calls(model: PreTrainedModel, layers: nn.ModuleList, batch: Batch) -> tuple[Tensor, list[dict[str, Any]]]:
-    """What the first layer is given, (B, T, H), and how each is called: masks and positions are the architecture's affair."""
+    """The first layer's input (B, T, H), and each layer's keyword arguments: masks and positions of this architecture."""
     states: list[Tensor] = []
     settings: list[dict[str, Any]] = []
 
@@ -75,11 +75,11 @@ def _calls(model: PreTrainedModel, layers: nn.ModuleList, batch: Batch) -> tuple
 
 
 def prune_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
-    """``prune_layers(model, [0, 1, 4, 5])``: in place; the model then has these layers, in this order.
+    """``prune_layers(model, [0, 1, 4, 5])``: in place; the model keeps these layers.
 
-    Attention modules are numbered anew (a layer's number is its place in the key-value cache), and the config's layer
-    count and per-layer lists follow (``layer_types``: a Gemma 3 layer stays sliding or full).
-    Raises: TrainingError where ``keep`` is empty, unsorted, or names a layer that is not there.
+    Attention modules are renumbered, since a layer's number is its place in the key-value cache; so are the config's layer
+    count and per-layer lists (``layer_types``: a Gemma 3 layer stays sliding or full).
+    Raises: TrainingError if ``keep`` is empty, unsorted, or names a missing layer.
     """
     layers = _decoder_layers(model)
     last = len(layers) - 1
@@ -101,5 +101,5 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
 def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     layers = getattr(model.base_model, "layers", None)
     if not isinstance(layers, nn.ModuleList):
-        raise TrainingError(f"{type(model).__name__} has no decoder layers at model.layers: it cannot be pruned")
+        raise TrainingError(f"{type(model).__name__} has no decoder layers at model.layers, so it cannot be pruned")
     return layers

@@ -1,10 +1,9 @@
-"""The teacher: it writes prompts, writes missing completions, and scores completions. Nothing on disk is asked for twice."""
+"""The teacher: its weights, the completions and the prompts that it writes."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from factory.cache import cache_key
 from factory.config.schema import TeacherContext, TeacherPromptSource
 from factory.data.dataset import Completion
 from factory.data.sources import Example
@@ -33,14 +33,14 @@ from factory.models.generation import sample
 from factory.models.references import ResolvedModel
 
 Progress = Callable[[int], None]
-CHUNK = 512  # prompts between two writes to disk
+CHUNK = 512  # prompts between writes to disk
 
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
     """``Teacher.load(resolved, device).complete(examples, context, folder=folder, max_new_tokens=96, seed=0)``.
 
-    Its weights are in memory from their first use until ``release``; what it is, is known without them.
+    The weights are loaded on first use and stay in memory until ``release``; everything else is known without them.
     """
 
     load_model: Callable[[], PreTrainedModel]
@@ -62,7 +62,7 @@ class Teacher:
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, revision: str) -> Teacher:
-        """``Teacher.of(model, tokenizer, "a name")``: one whose model is there, and stays."""
+        """``Teacher.of(model, tokenizer, "a name")``: a teacher whose model is in memory already."""
         return cls(lambda: model, tokenizer, revision, model.config, model.device)
 
     @cached_property
@@ -70,15 +70,18 @@ class Teacher:
         return self.load_model()
 
     def release(self) -> None:
-        """``teacher.release()``: its weights leave memory; the next use loads them again."""
+        """``teacher.release()``: frees the weights; the next use of ``model`` loads them again.
+
+        Only callers release: nothing in this package does so on its own.
+        """
         self.__dict__.pop("model", None)
         gc.collect()
-        with suppress(OSError, AttributeError):  # not glibc's: it keeps the pages of what is freed
+        with suppress(OSError, AttributeError):  # glibc keeps freed pages unless told; other libraries have no malloc_trim
             ctypes.CDLL(None).malloc_trim(0)
 
     @cached_property
     def parameters(self) -> int:
-        """A tied head counts once."""
+        """``teacher.parameters``: their number, without loading them; a tied head counts once."""
         with torch.device("meta"):
             shape: Any = AutoModelForCausalLM.from_config(self.config)
         return sum(parameter.numel() for parameter in shape.parameters())
@@ -94,13 +97,13 @@ class Teacher:
         seed: int,
         progress: Progress | None = None,
     ) -> dict[str, Completion]:
-        """Completions by example id, greedy, of every example that has none of its own.
+        """``teacher.complete(examples, context, folder=folder, ...)[example.id].text``: greedy completions of those without.
 
-        Kept in ``folder`` as JSON lines under what decides them (teacher, context, limit), each beside its prompt: a stop
-        loses at most the last ``CHUNK`` prompts, and the same prompt of another build is not asked again.
+        They are cached in ``folder`` as JSON lines, in a file named by the cache key of what decides them, so an
+        interrupted run loses at most ``CHUNK`` prompts and other builds do not repeat a prompt.
         """
-        decides = [self.revision, context.model_dump(), max_new_tokens, repetition_penalty, self.tokenizer.chat_template]
-        key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+        template = self.tokenizer.chat_template
+        key = cache_key(self.revision, context.model_dump(), max_new_tokens, repetition_penalty, template)
         path = folder / f"{key}.jsonl"
         known = read_completions(path)
         wanted = [example for example in examples if not example.completion]
@@ -148,8 +151,8 @@ class Teacher:
     def write_prompts(self, source: TeacherPromptSource, seed: int) -> list[str]:
         """``teacher.write_prompts(source, seed)``: what the teacher writes as a user (Magpie, arXiv 2406.08464).
 
-        The chat template is cut where the user's words would begin, ``source.opening`` is put there, and the teacher
-        goes on until the turn ends. Unfinished and empty turns are left out.
+        The teacher continues the chat template from where the user's words begin, after ``source.opening``, until the
+        turn ends. Unfinished and empty turns are left out.
         """
         opened = prompt_ids(self.tokenizer, "\N{SNOWMAN}", NO_CONTEXT)
         other = prompt_ids(self.tokenizer, "Which", NO_CONTEXT)
@@ -171,11 +174,11 @@ class Teacher:
 
 
 def read_completions(path: Path) -> dict[str, Completion]:
-    """Completions by prompt; a last line that a stop cut short is not read, and is written again."""
+    """``read_completions(path)``: completions by prompt; an incomplete last line is removed from the file."""
     if not path.exists():
         return {}
     known: dict[str, Completion] = {}
-    whole = 0  # bytes; text may be cut inside a character, and has line ends of its own (U+2028) that bytes have not
+    whole = 0  # bytes: a line may be cut inside a character, and text has more line ends (U+2028)
     for line in path.read_bytes().splitlines(keepends=True):
         if not line.endswith(b"\n"):
             os.truncate(path, whole)

@@ -1,4 +1,4 @@
-"""Which tokens a student keeps, and the tokenizer and embeddings that result. Trimming loses no text.
+"""Trimming a vocabulary without losing any text: which tokens to keep, and the resulting tokenizer and embeddings.
 
     kept = kept_tokens(tokenizer, texts, size=17_000)
     trimmed = trim_tokenizer(tokenizer, kept)  # new id of kept[i] is i
@@ -37,7 +37,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from factory.errors import TrainingError
 
-# Added tokens that stand for nothing yet: Gemma 3 has 6,242 of them. Kept only where a text has them.
+# Added tokens without a meaning yet (Gemma 3 has 6,242); kept only if a text contains them.
 PLACEHOLDER = re.compile(r"<\|?(unused|reserved|extra_id)\w*?\d+\|?>|\[unused\d+\]")
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -48,7 +48,7 @@ def kept_tokens(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], size: 
     Always kept: special and added tokens (placeholders such as ``<unused7>`` aside), byte tokens, and what the chat
     template writes. Then the texts' tokens, most frequent first, each with what its merges pass through; then the
     tokenizer's most general merges (lowest rank; those in the texts' letters first), until there is no room.
-    Raises: TrainingError where the tokenizer is no BPE over bytes, or ``size`` is too small for what is always kept.
+    Raises: TrainingError if the tokenizer is not a BPE over bytes, or ``size`` is too small for what is always kept.
     """
     bpe = _read_bpe(tokenizer)
     kept: set[int] = set()
@@ -82,7 +82,7 @@ def trim_tokenizer(tokenizer: PreTrainedTokenizerFast, kept: Sequence[int]) -> P
     """``trim_tokenizer(tokenizer, kept)``: the same tokenizer with these tokens only; new id of ``kept[i]`` is ``i``.
 
     Chat template, special and added tokens, pre-tokenizer and decoder stay; ids in the post-processor follow.
-    Raises: TrainingError where ``kept`` lacks a token that the tokenizer names (bos, eos, unk ...).
+    Raises: TrainingError if ``kept`` lacks a token that the tokenizer names (bos, eos, unk ...).
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     new_ids = {old: new for new, old in enumerate(kept)}
@@ -125,7 +125,7 @@ def trim_embeddings(model: PreTrainedModel, kept: Sequence[int]) -> None:
 
     The dtype and a tie between embedding and head stay; vocabulary size and token ids in ``config`` and
     ``generation_config`` follow (an id whose token is gone becomes None).
-    Raises: TrainingError where ``kept`` names a row that the model does not have.
+    Raises: TrainingError if ``kept`` names a row that the model does not have.
     """
     untyped: Any = model
     embedding = untyped.get_input_embeddings()  # weight: (V, D)
@@ -205,9 +205,9 @@ def _read_bpe(tokenizer: PreTrainedTokenizerFast) -> _Bpe:
     byte_level = any(part["type"] == "ByteLevel" for part in _parts(state["pre_tokenizer"], "pretokenizers"))
     if model["type"] != "BPE" or not (byte_level or model["byte_fallback"]):
         kind = model["type"] if model["type"] != "BPE" else "BPE without bytes"
-        raise TrainingError(f"a {kind} vocabulary cannot be trimmed without loss: leave `vocabulary` out of this size")
+        raise TrainingError(f"a {kind} vocabulary cannot be trimmed without loss; leave `vocabulary` out of this size")
     if model["continuing_subword_prefix"] or model["end_of_word_suffix"]:
-        raise TrainingError("a BPE with word affixes cannot be trimmed: leave `vocabulary` out of this size")
+        raise TrainingError("a BPE with word affixes cannot be trimmed; leave `vocabulary` out of this size")
     ids = tokenizer.get_vocab()
     merges = [(first, second) for first, second in _merges(model) if first + second in model["vocab"]]
     return _Bpe(

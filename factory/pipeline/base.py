@@ -35,9 +35,9 @@ from factory.models.base import (
     Base,
     assistant_teacher,
     choose_tokens,
-    foreign_base,
     layers_of_teacher,
     load_base,
+    load_external_base,
     prune_teacher,
     save_base,
     trim_teacher,
@@ -151,7 +151,7 @@ class Bases(Materials):
             mixed = [one for group in zip(*sequences, strict=False) for one in group][:CALIBRATION]
             calibration = [batch.to(self.device) for batch in student_batches(mixed, 16)]
             if size.base is not None:
-                base = foreign_base(resolve(size.base, root=self.specs.root).folder, teacher)
+                base = load_external_base(resolve(size.base, root=self.specs.root).folder, teacher)
             else:
                 base = prune_teacher(teacher, tokens, size.layers or 1, calibration[0])
             untyped: Any = base.model

@@ -59,7 +59,7 @@ def test_the_end_of_a_prompt_is_what_the_template_writes_after_the_user_s_words(
 
 
 def test_a_missing_template_is_refused_with_what_to_do() -> None:
-    with pytest.raises(ModelResolutionError, match=r"has no chat template: give it one as teacher.chat_template"):
+    with pytest.raises(ModelResolutionError, match=r"has no chat template; set teacher.chat_template"):
         prompt_ids(tiny.tokenizer(None), "what is asthma")
 
 
