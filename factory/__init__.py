@@ -1,11 +1,11 @@
 """Distils one teacher into small domain students, kept in a local registry.
 
     from pathlib import Path
-    from factory import Factory, Registry, load_specs
+    from factory import Registry, build_student, load_specs, make_context
 
     specs = load_specs(Path("domains"))
-    factory = Factory(specs, specs.family("default"), profile="demo", registry=Registry("registry"))
-    version = factory.student("healthcare", "small")
+    context = make_context(specs, specs.family("default"), profile="demo", registry=Registry("registry"))
+    version = build_student(context, "healthcare", "small")
 
 ModelResolver are imported when they are first used, so ``import factory`` and the command line load no torch.
 """
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from factory.export.export import export_version
     from factory.export.metadata import ParityReport
     from factory.models.teacher import Teacher
-    from factory.pipeline.build import Factory
+    from factory.pipeline.build import build_student
+    from factory.pipeline.context import make_context
     from factory.registry.manifest import EvalReport
     from factory.registry.registry import Registry
     from factory.registry.versions import Summary, Version
@@ -45,7 +46,6 @@ __all__ = [
     "DomainSpec",
     "EvalReport",
     "ExportError",
-    "Factory",
     "FactoryError",
     "FamilySpec",
     "ModelResolutionError",
@@ -62,12 +62,15 @@ __all__ = [
     "TrainingError",
     "Version",
     "__version__",
+    "build_student",
     "export_version",
     "load_specs",
+    "make_context",
 ]
 
 HOMES = {
-    "factory.pipeline.build": ("Factory",),
+    "factory.pipeline.build": ("build_student",),
+    "factory.pipeline.context": ("make_context",),
     "factory.data.router": ("DomainRouter", "Route"),
     "factory.errors": (
         "DataError",

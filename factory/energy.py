@@ -1,13 +1,15 @@
-"""How much electrical energy each stage of a build takes, as codecarbon estimates it; no network, no file, no log line.
+"""The seconds and the electrical energy of each stage of a build.
 
-    meter = EnergyMeter()
+    meter = Meter()
     with meter.stage("heal"):
         ...
-    meter.stages_wh  # {"heal": 12.3}
-    meter.method     # how codecarbon found it, in one line
+    meter.seconds    # {"heal": 990.4}
+    meter.stages_wh  # {"heal": 12.3}, an estimate
+    meter.method     # how codecarbon made the estimate, in one line
 
-Energy is of the whole machine while a stage runs, other programs included: that is what RAPL and NVML count, and what the
-estimates for machines without them stand for. codecarbon's CO2 is not reported: it would need to know where the power is from.
+Energy is that of the whole machine while a stage runs, other programs included: RAPL and NVML count nothing else, and the
+estimates for machines without them stand for the same. No network, file or log line is used, and CO2 is not reported, since
+it would depend on where the power comes from.
 """
 
 from __future__ import annotations
@@ -22,31 +24,42 @@ from typing import Any
 
 from factory.errors import in_one_line
 
-MIN_SECONDS = 1.0  # of a measured action: a processor's load is counted in hundredths of a second, NVML's energy in tenths
+MIN_SECONDS = 1.0  # of a measured action: CPU load is counted in hundredths of a second, NVML's energy in tenths
 READ = {"intel_rapl": "RAPL", "windows_emi": "the Energy Meter Interface", "intel_power_gadget": "Intel Power Gadget"}
 
 
-class EnergyMeter:
-    """``with meter.stage("heal"): …``, then ``meter.stages_wh`` (Wh) and ``meter.method``.
+class Meter:
+    """``with meter.stage("heal"): ...``, then ``meter.seconds``, ``meter.stages_wh`` and ``meter.method``.
 
-    A stage entered again adds to its sum; one inside another counts for the outer one alone. Where codecarbon does not start,
-    ``stages_wh`` stays empty and ``method`` says why: nothing is ever raised, for a build must not fail because of it.
+    One meter belongs to one version and is handed to the stages that make it. A stage that is entered again adds to its sum;
+    energy inside a nested stage counts for the outer one. Where codecarbon cannot start, ``stages_wh`` stays empty and
+    ``method`` says why. Nothing is ever raised: a build must not fail because of its meter.
     """
 
     def __init__(self) -> None:
         self.method = "energy was not measured: no stage has run"
+        self.seconds: dict[str, float] = {}
         self._wh: dict[str, float] = {}
         self._inside = False
         self._failed = False
 
     @property
     def stages_wh(self) -> dict[str, float]:
-        """Wh by stage in the order they were entered first; empty where codecarbon failed: a part would pass for the whole."""
+        """Wh by stage, in the order of first entry; empty where codecarbon failed, since a part would pass for the whole."""
         return {} if self._failed else dict(self._wh)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """``with meter.stage("heal"): …``: its energy counts even where it ends in an exception, which passes."""
+        """``with meter.stage("heal"): ...``: counted even where it ends in an exception, which passes through."""
+        begun = time.perf_counter()
+        try:
+            with self._energy(name):
+                yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+
+    @contextmanager
+    def _energy(self, name: str) -> Iterator[None]:
         if self._inside:
             yield
             return
@@ -78,9 +91,9 @@ class EnergyMeter:
         return 1000 * wh / tokens if wh is not None and tokens else None
 
     def _start(self) -> Any | None:
-        """A tracker of its own for each stage: the hardware is looked at once a process, and a stopped one cannot go on.
+        """A new tracker for each stage: a stopped one cannot go on, and the hardware is detected once per process anyway.
 
-        Not codecarbon's tasks: these read a counter at both ends alone, and RAPL's turns over within minutes on a big machine.
+        Not codecarbon's tasks: they read a counter at both ends only, and RAPL's wraps within minutes on a big machine.
         """
         if self._failed:
             return None
@@ -90,7 +103,7 @@ class EnergyMeter:
             self.method = _method(tracker)
             tracker.start()
             return tracker
-        except Exception as error:  # of any kind: what it reads differs on every machine
+        except Exception as error:  # of any kind: what it reads differs between machines
             self._fail(error)
             return None
 
@@ -111,32 +124,32 @@ class EnergyMeter:
 
 
 def _tracker() -> Any:
-    """Every setting by which a user's codecarbon file could ask for a file, a log or the network is given here.
+    """Sets everything by which a user's codecarbon file could ask for a file, a log or the network.
 
-    A processor whose power codecarbon does not know may be described there or as ``CODECARBON_FORCE_CPU_POWER`` (watts).
+    The power of a CPU that codecarbon does not know can be given there, or as ``CODECARBON_FORCE_CPU_POWER`` in watts.
     """
     from codecarbon import OfflineEmissionsTracker
 
-    logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it speaks before it reads log_level
+    logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it logs before it reads log_level
     return OfflineEmissionsTracker(
         tracking_mode="machine",
         measure_power_secs=15,
         country_iso_code=None,
         cloud_provider=None,
-        force_carbon_intensity_g_co2e_kwh=0.0,  # asks no service, and does not load tables that only CO2 needs
+        force_carbon_intensity_g_co2e_kwh=0.0,  # asks no service and loads no tables that only CO2 needs
         force_ram_power=None,
         pue=1.0,
         output_methods=[],
         output_handlers=[],
         emissions_endpoint=False,
         output_dir=tempfile.gettempdir(),  # Power Gadget's own log
-        allow_multiple_runs=True,  # a lock would be a file, and two builds may run
+        allow_multiple_runs=True,  # a lock would be a file, and two builds may run at once
         log_level="critical",
     )
 
 
 def _method(tracker: Any) -> str:
-    """codecarbon keeps what it chose in private fields alone."""
+    """One line from codecarbon's private fields: it has no public ones for what it chose."""
     parts = ", ".join(_source(part) for part in tracker._hardware)
     return f"an estimate by codecarbon {version('codecarbon')} for the whole machine: {parts}"
 

@@ -1,46 +1,65 @@
-"""A whole tiny factory on disk: a random teacher, two domains, a general pool. Nothing here needs a network."""
+"""A whole tiny factory on disk: a small trained teacher, two domains, a general pool. Nothing here needs a network."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.workplace import Refused, Result, Workplace, tiny_models
+from support.workplace import Refused, Result, Workplace, make_models
 
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Workplace:
-    """Specs only: its models' folders are not there."""
+    """Specs only: the folders of its models are not there."""
     place = Workplace(tmp_path)
-    place.domains.mkdir()
     place.write_all()
     return place
 
 
+@pytest.fixture(scope="session")
+def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``teacher/`` and ``encoder/``, made once for all tests."""
+    folder = tmp_path_factory.mktemp("models")
+    make_models(folder)
+    return folder
+
+
 @pytest.fixture
-def with_models(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+def with_models(workplace: Workplace, models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     """Everything that a build needs."""
-    tiny_models(workplace, monkeypatch)
+    shutil.copytree(models_folder, workplace.domains, dirs_exist_ok=True)
+    monkeypatch.setenv("FACTORY_HOME", str(workplace.root / "home"))
     return workplace
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A workplace where ``plants-mini`` and its base are published, made once for a whole file."""
-    place = Workplace(tmp_path_factory.mktemp("built"))
-    place.domains.mkdir()
+@pytest.fixture(scope="session")
+def built_once(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> Workplace:
+    """A workplace where ``plants-mini`` and its base are published. Tests get copies: ``built``."""
+    place = Workplace(tmp_path_factory.mktemp("built-once"))
     place.write_all()
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        tiny_models(place, monkeypatch)
+    shutil.copytree(models_folder, place.domains, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("FACTORY_HOME", str(place.root / "home"))
         result = place.run("build", "plants", "--baselines")
         assert result.exit_code == 0, (result.output, result.exception)
-        yield place
+    return place
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, built_once: Workplace) -> Iterator[Workplace]:
+    """``plants-mini`` and its base, published, in a folder that this file's tests may change."""
+    root = tmp_path_factory.mktemp("built")
+    shutil.copytree(built_once.root, root, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("FACTORY_HOME", str(root / "home"))
+        yield Workplace(root)
 
 
 @pytest.fixture
 def refused() -> Refused:
-    """``line = refused(result)``: it failed with exit code 1 and one line of stderr, which is given; no traceback."""
+    """``line = refused(result)``: it failed with exit code 1 and one line on stderr, which is returned; no traceback."""
 
     def check(result: Result) -> str:
         assert result.exit_code == 1, (result.output, result.exception)

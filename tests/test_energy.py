@@ -14,7 +14,7 @@ import codecarbon
 import pytest
 
 import factory.energy as module
-from factory.energy import EnergyMeter
+from factory.energy import Meter
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,7 +57,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeTracker]:
 
 
 def test_stages_have_their_wh_and_one_entered_again_their_sum(fake: type[FakeTracker]) -> None:
-    meter = EnergyMeter()
+    meter = Meter()
     assert meter.stages_wh == {} and meter.method == "energy was not measured: no stage has run"
     for name in ("targets", "heal", "targets"):
         with meter.stage(name):
@@ -68,7 +68,7 @@ def test_stages_have_their_wh_and_one_entered_again_their_sum(fake: type[FakeTra
 
 
 def test_a_stage_inside_another_counts_for_the_outer_one_alone(fake: type[FakeTracker]) -> None:
-    meter = EnergyMeter()
+    meter = Meter()
     with meter.stage("build"):
         with meter.stage("heal"):
             pass
@@ -81,7 +81,7 @@ def test_a_stage_inside_another_counts_for_the_outer_one_alone(fake: type[FakeTr
 
 
 def test_an_exception_passes_and_its_stage_has_its_energy(fake: type[FakeTracker]) -> None:
-    meter = EnergyMeter()
+    meter = Meter()
     with pytest.raises(KeyboardInterrupt), meter.stage("build"), meter.stage("heal"):
         raise KeyboardInterrupt
     assert meter.stages_wh == {"build": 2.0}
@@ -92,7 +92,7 @@ def test_an_exception_passes_and_its_stage_has_its_energy(fake: type[FakeTracker
 
 @pytest.mark.parametrize("step", ["made", "detected", "started", "stopped"])
 def test_where_codecarbon_fails_energy_is_absent_and_the_method_says_why(fake: type[FakeTracker], step: str) -> None:
-    meter = EnergyMeter()
+    meter = Meter()
     with meter.stage("prune"):
         pass
     fake.fails_at = step
@@ -108,14 +108,14 @@ def test_where_codecarbon_fails_energy_is_absent_and_the_method_says_why(fake: t
 
 def test_without_codecarbon_energy_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "codecarbon", None)
-    meter = EnergyMeter()
+    meter = Meter()
     with pytest.raises(ZeroDivisionError), meter.stage("heal"):
         raise ZeroDivisionError
     assert meter.stages_wh == {} and "codecarbon failed with ModuleNotFoundError" in meter.method and "\n" not in meter.method
 
 
 def test_the_energy_of_an_action_is_wh_per_1000_tokens_inside_a_stage_too(fake: type[FakeTracker]) -> None:
-    meter = EnergyMeter()
+    meter = Meter()
     assert meter.energy_of(lambda: 50) == pytest.approx(40.0)  # 2 Wh for 50 tokens
     with meter.stage("evaluate"):
         assert meter.energy_of(lambda: 8) == pytest.approx(250.0)
@@ -130,7 +130,7 @@ def test_a_short_action_is_repeated_and_all_its_tokens_count(fake: type[FakeTrac
     clock = iter([0.0, 0.4, 0.8, 1.2])
     monkeypatch.setattr(module, "MIN_SECONDS", 1.0)
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
-    assert EnergyMeter().energy_of(lambda: 10) == pytest.approx(1000 * 2 / 30)
+    assert Meter().energy_of(lambda: 10) == pytest.approx(1000 * 2 / 30)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,8 @@ def test_each_part_of_a_machine_has_a_plain_line(kind: str, fields: dict[str, An
 
 REAL_STAGE = """
 import json, threading, time
-from factory.energy import EnergyMeter
-meter = EnergyMeter()
+from factory.energy import Meter
+meter = Meter()
 with meter.stage("heal"):
     time.sleep(0.15)
 threads = [thread.name for thread in threading.enumerate()]
@@ -180,5 +180,5 @@ def test_a_real_stage_has_energy_and_leaves_no_thread_no_file_and_no_line(tmp_pa
 
 
 def test_reading_the_module_does_not_load_codecarbon() -> None:
-    code = "import sys, factory.energy; factory.energy.EnergyMeter(); sys.exit('codecarbon' in sys.modules)"
+    code = "import sys, factory.energy; factory.energy.Meter(); sys.exit('codecarbon' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

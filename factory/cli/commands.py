@@ -21,7 +21,6 @@ from factory.reports.console import list_json, list_table, show, show_json
 if TYPE_CHECKING:
     from factory.config.schema import FamilySpec, Specs
     from factory.inference import ChatModel
-    from factory.pipeline.build import Factory
     from factory.registry.versions import Version
 
 app = typer.Typer(
@@ -124,13 +123,14 @@ def data(
     spec, _ = _chosen(specs, None, family, profile)
     specs.domain(name)  # an unknown domain is said before torch is loaded
     load_libraries(shown=not json)
-    from factory.pipeline.build import Factory
+    from factory.pipeline.context import make_context, resolve_models
+    from factory.pipeline.dataset import make_dataset
     from factory.pipeline.preview import preview, preview_table
 
-    here, bars = Registry(REGISTRY), progress_bars(shown=not json)
-    factory = Factory(specs, spec, profile=profile, registry=here, device=device, seed=seed, progress=bars)
-    spec = factory.specs.domain(name)
-    content = preview(factory.data(name), None if spec.private else factory.router)
+    bars = progress_bars(shown=not json)
+    context = make_context(specs, spec, profile=profile, registry=Registry(REGISTRY), device=device, seed=seed, progress=bars)
+    models = resolve_models(spec, specs.root, context.device)
+    content = preview(context, models, make_dataset(context, models, specs.domain(name)))
     print_json(content) if json else print_table(preview_table(content))
 
 
@@ -146,13 +146,14 @@ def route(
     specs = _specs(domains)
     spec, _ = _chosen(specs, None, family)
     load_libraries(shown=not json)
-    from factory.pipeline.build import Factory
+    from factory.pipeline.context import make_context, resolve_models
+    from factory.pipeline.dataset import load_router
 
-    bars = progress_bars(shown=not json)
-    factory = Factory(specs, spec, profile="default", registry=Registry(REGISTRY), device=device, progress=bars)
-    found = factory.router.route([text])[0]
+    context = make_context(specs, spec, registry=Registry(REGISTRY), device=device, progress=progress_bars(shown=not json))
+    router = load_router(context, resolve_models(spec, specs.root, context.device))
+    found = router.route([text])[0]
     if json:
-        return print_json({**vars(found), "router": factory.router.version})
+        return print_json({**vars(found), "router": router.version})
     scores = ", ".join(f"{name} {score:.3f}" for name, score in found.scores.items())
     typer.echo(f"{found.domain or 'none'}   score {found.score:.3f}, threshold {found.threshold:.3f}   ({scores})")
 
@@ -175,6 +176,8 @@ def build(
     canaries: Annotated[
         int, typer.Option("--canaries", min=0, max=64, help="Plant so many secrets, and measure how well they are memorised.")
     ] = 0,
+    base: Annotated[str | None, typer.Option("--base", help="Use this published base.")] = None,
+    rebuild_base: Annotated[bool, typer.Option("--rebuild-base", help="Make a new base.")] = False,
     domains: Domains = DOMAINS,
     registry: RegistryFolder = REGISTRY,
     json: Json = False,
@@ -185,9 +188,10 @@ def build(
     spec, size_name = _chosen(specs, size, family, profile)
     names = _domains_to_build(specs, name, every)
     load_libraries(shown=not json)
-    from factory.pipeline.build import Factory
+    from factory.pipeline.build import BuildOptions, build_students
+    from factory.pipeline.context import make_context
 
-    factory = Factory(
+    context = make_context(
         specs,
         spec,
         profile=profile,
@@ -197,10 +201,14 @@ def build(
         resume=resume,
         force=force,
         progress=progress_bars(shown=not json),
+        say=say,
     )
+    options = BuildOptions(baselines, canaries, base, rebuild_base)
     if dry_run:
-        return _print_plan(factory, names, size_name, baselines, json)
-    versions = [_build(factory, one, size_name, baselines, canaries, shown=not json) for one in names]
+        from factory.pipeline.plan import plan
+
+        return print_json([vars(step) for step in plan(context, names, size_name, options)])
+    versions = list(build_students(context, names, size_name, options))
     print_json(list(map(show_json, versions))) if json else print_table(compare_table(versions, teacher=True))
 
 
@@ -381,12 +389,16 @@ def useful(
     version = here.resolve(ref)
     load_libraries(shown=not json)
     from factory.evaluation.benchmark import benchmark_json, benchmark_table
-    from factory.models.device import pick_device
     from factory.pipeline.experiments import run_benchmark
 
     others = [specs.family(name) for name in against or ()]
     bars = progress_bars(shown=not json)
-    rows = run_benchmark(version, here, specs, questions, others, limit, pick_device(device), bars)
+    from factory.pipeline.context import make_context
+
+    family = specs.family(version.raw["family"])
+    rows = run_benchmark(
+        make_context(specs, family, registry=here, device=device, progress=bars), version, questions, others, limit
+    )
     print_json(benchmark_json(rows)) if json else print_table(benchmark_table(rows))
 
 
@@ -508,9 +520,9 @@ def _counted(specs: Specs) -> dict[str, int]:
 
 def _chosen(specs: Specs, size: str | None, family: str | None, profile: str = "default") -> tuple[FamilySpec, str]:
     """The family and size meant; a wrong name is said before torch is loaded."""
-    from factory.pipeline.plan import choose
+    from factory.pipeline.plan import choose_family
 
-    return choose(specs, size, family, profile)
+    return choose_family(specs, size, family, profile)
 
 
 def _domains_to_build(specs: Specs, name: str | None, every: bool) -> list[str]:
@@ -519,36 +531,20 @@ def _domains_to_build(specs: Specs, name: str | None, every: bool) -> list[str]:
     return list(specs.domains) if name is None else [specs.domain(name).name]
 
 
-def _build(factory: Factory, domain: str, size: str, baselines: bool, canaries: int, *, shown: bool) -> Version:
-    version = factory.student(domain, size, baselines=baselines, canaries=canaries)
-    if shown:
-        say(f"published {version.reference} in {version.folder}")
-        for warning in version.manifest.warnings:
-            say(f"warning: {warning}")
-        for reason in version.manifest.verdict.reasons:
-            say(f"gate failed: {reason}")
-    return version
-
-
 def _print_matrix(versions: list[Version], registry: Registry, domains: Path, device: str, json: bool) -> None:
     if not versions:
         raise RegistryError("a matrix needs two or more students of one base, not the teacher alone; factory list shows them")
     specs, first = _specs(domains), versions[0].raw
     load_libraries(shown=not json)
-    from factory.pipeline.build import Factory
-    from factory.pipeline.experiments import adapter_matrix, matrix_json, matrix_table
+    from dataclasses import asdict
 
-    factory = Factory(
-        specs,
-        specs.family(first["family"]),
-        profile=first["profile"],
-        registry=registry,
-        device=device,
-        seed=first["seed"],
-        progress=progress_bars(shown=not json),
-    )
-    found = adapter_matrix(factory, versions)
-    print_json(matrix_json(found)) if json else print_table(matrix_table(found))
+    from factory.pipeline.context import make_context
+    from factory.pipeline.experiments import adapter_matrix
+
+    family = specs.family(first["family"])
+    context = make_context(specs, family, profile=first["profile"], registry=registry, device=device, seed=first["seed"])
+    found = adapter_matrix(context, versions)
+    print_json({"kl": {d: {n: asdict(m) for n, m in row.items()} for d, row in found.kl.items()}})
 
 
 def _serving() -> Any:
@@ -559,13 +555,6 @@ def _serving() -> Any:
     except ImportError as error:
         raise ServeError(f"{error.name} is not installed: pip install 'student-factory[serve]'") from error
     return server
-
-
-def _print_plan(factory: Factory, names: list[str], size: str, baselines: bool, json: bool) -> None:
-    from factory.pipeline.plan import plan, plan_table
-
-    steps = plan(factory, names, size, baselines=baselines)
-    print_json([vars(step) for step in steps]) if json else print_table(plan_table(steps))
 
 
 def _student(ref: str, registry: Path, device: str, json: bool) -> ChatModel:

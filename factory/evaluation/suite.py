@@ -1,45 +1,55 @@
-"""Everything that is asked of a trained student before its verdict: fidelity, bias, memory, tasks, refusals, energy.
+"""Everything that is measured about a trained student before its verdict. Nothing is made here: all data is handed in.
 
-evaluation = evaluate_student(factory, EvalTarget(adapter, teacher, data, canaries), settings)
-judge(evaluation.figures, family.gates_of(domain))
+suite = load_eval_suite(domain, specs.root)           # before anything is trained
+measured = evaluate_student(target, data, suite, config, bootstrap)
+measured.metrics["kl"].value
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from factory.config.schema import DomainSpec, Settings
+import numpy as np
+
+from factory.config.schema import DomainSpec, EvaluateConfig
+from factory.data.router import DomainRouter
 from factory.evaluation.bias import Pair, load_pairs, measure_bias
 from factory.evaluation.data_fit import DataFitReport, check_bits_per_byte, check_routing, check_templates, merge_reports
-from factory.evaluation.fidelity import Candidate, Fidelity, HeldOut, base_only, measure_fidelity, teacher_model, with_adapter
+from factory.evaluation.fidelity import (
+    Candidate,
+    Fidelity,
+    HeldOut,
+    base_only,
+    measure_fidelity,
+    with_adapter,
+)
 from factory.evaluation.golden_set import Question, load_golden_set, measure_golden_set
 from factory.evaluation.lm_eval import TaskResult, load_tasks, run_tasks, task_metrics
 from factory.evaluation.memorization import Canary, measure_canaries
 from factory.evaluation.refusals import measure_refusals
 from factory.evaluation.stats import BootstrapConfig
-from factory.models.chat import NO_CONTEXT, prompt_ids, stop_tokens
-from factory.models.generation import sample
-from factory.models.lora import merged_adapters
+from factory.models.chat import NO_CONTEXT
 from factory.models.teacher import Teacher
 from factory.models.tokenize import tokenize_examples
-from factory.pipeline.context import DomainData, Materials
 from factory.registry.manifest import MetricValue
 
-MAX_ROUTED = 500  # prompts of a domain behind its mismatch figures
-CONTROLS = 63  # secrets that were not planted, beside each that was
-ENERGY_TOKENS = 64  # of each of 16 answers, behind the energy of 1,000 tokens
+MAX_ROUTED = 500  # prompts of a domain behind its data-fit metrics
+CANARY_CONTROLS = 63  # secrets that were not planted, beside each that was
+MEASUREMENTS = 6  # steps of the progress bar after fidelity
+
+Row = Mapping[str, Any]
+Metrics = dict[str, MetricValue]
 
 
 @dataclass(frozen=True)
 class EvalSuite:
-    """A domain's own files, read before anything is trained: a mistake in them must not cost a training."""
+    """A domain's own evaluation files, read before training, since a mistake in them must not cost a training."""
 
-    pairs: Sequence[Pair]
-    questions: Sequence[Question]
+    bias_pairs: Sequence[Pair]
+    golden_set: Sequence[Question]
 
 
 def load_eval_suite(spec: DomainSpec, root: Path) -> EvalSuite:
@@ -50,14 +60,11 @@ def load_eval_suite(spec: DomainSpec, root: Path) -> EvalSuite:
 
 @dataclass(frozen=True)
 class EvalTarget:
-    """A trained student with what it is judged by."""
+    """A trained student beside its teacher."""
 
-    adapter: Any  # a peft model; "default" is the student, "sft" its baseline where there is one
+    adapter: Any  # a peft model: "default" is the student, "sft" its baseline where there is one
     teacher: Teacher  # trimmed to the student's vocabulary
-    data: DomainData
-    suite: EvalSuite
-    canaries: Sequence[Canary] = ()
-    tasks: Sequence[TaskResult] = ()  # of the domain's tasks, what teacher and base have scored in the check
+    tasks: Sequence[TaskResult] = ()  # what teacher and base scored on the domain's tasks in the pre-check
 
     @property
     def candidates(self) -> dict[str, Candidate]:
@@ -67,113 +74,142 @@ class EvalTarget:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """All figures by name, the report they extend, what a user should know, and the energy of answers."""
+class DomainRows:
+    """Rows of a data set with the domain they belong to."""
 
-    figures: dict[str, MetricValue]
-    report: Fidelity
+    spec: DomainSpec
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    test: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class EvalData:
+    """What a student is measured on."""
+
+    domain: DomainRows
+    others: Sequence[DomainRows]  # the family's other domains, as far as their data sets exist
+    general: Sequence[Row]  # general prompts with the teacher's answers
+    general_texts: Sequence[str]  # the general pool's texts, for the bits-per-byte ratio
+    embed: Callable[[Sequence[Row]], np.ndarray]  # rows → (E, D) of the family's encoder
+    router: DomainRouter | None  # None for a private domain
+    canaries: Sequence[Canary] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All metrics by name, the fidelity report they extend, and what a user should know."""
+
+    metrics: Metrics
+    fidelity: Fidelity
     warnings: tuple[str, ...]
-    per_1000_tokens_wh: dict[str, float]
 
 
-def evaluate_student(factory: Materials, target: EvalTarget, settings: Settings) -> Evaluation:
-    """``evaluate_student(factory, target, settings).figures["kl"].value``: on held-out text and on the domain's own files."""
-    bootstrap = BootstrapConfig(settings.evaluate.bootstrap, factory.seed)
-    data, spec, tokenizer = target.data, target.data.spec, target.teacher.tokenizer
-    report = _fidelity(factory, target, settings)
-    figures = dict(report.metrics)
-    with factory.timed("evaluate"), factory.progress(f"{spec.name}: trust", 6) as advance:
-        figures |= refusals(factory, target, bootstrap)
-        advance(1)
-        if target.suite.pairs:
-            figures |= measure_bias(target.teacher, target.candidates, target.suite.pairs, tokenizer, bootstrap)
-        advance(1)
-        trained = {name: candidate for name, candidate in target.candidates.items() if name != "base"}
-        results = run_tasks(trained, tokenizer, spec.tasks, root=factory.specs.root)
-        for result, known in zip(results, target.tasks, strict=True):
-            figures |= task_metrics(replace(result, scores=result.scores | known.scores), bootstrap)
-        advance(1)
-        figures |= measure_golden_set(
-            target.teacher, target.candidates, tokenizer, target.suite.questions, spec.teacher_context, bootstrap
-        )
-        advance(1)
-        if target.canaries:
-            student = target.candidates["student"]
-            figures |= measure_canaries(target.teacher, student, tokenizer, target.canaries, bootstrap, controls=CONTROLS)
-        advance(1)
-        fit = data_fit(factory, target.teacher, data, bootstrap)
-        energy = answer_energy(factory, target)
-        advance(1)
-    unasked = [] if target.suite.pairs else [f"bias transfer was not measured: {spec.name} has no `bias_pairs`"]
-    return Evaluation(figures | fit.metrics, report, (*fit.warnings, *unasked), energy)
+def evaluate_student(
+    target: EvalTarget,
+    data: EvalData,
+    suite: EvalSuite,
+    config: EvaluateConfig,
+    bootstrap: BootstrapConfig,
+    *,
+    root: Path,
+    progress: Callable[[int], None] = lambda steps: None,
+) -> Measured:
+    """``evaluate_student(target, data, suite, settings.evaluate, bootstrap, root=specs.root).metrics["kl"].value``
 
-
-def _fidelity(factory: Materials, target: EvalTarget, settings: Settings) -> Fidelity:
-    """On the domain's test split, on general text, and on as many examples of the family's other domains."""
-    data, config = target.data, settings.evaluate
-    test = list(data.rows["test"])[: config.examples]
-    general = factory.general_rows()
-    tokenizer = target.teacher.tokenizer
-    others = [other for other in factory.public_domains if other.name != data.spec.name]
-    elsewhere = [
-        sequence
-        for other in others
-        for sequence in tokenize_examples(
-            list(factory.data(other.name).rows["test"])[: max(2, config.general // len(others))],
-            tokenizer,
-            other.teacher_context,
-        )
-    ]
-    total = len(test) + len(general) + len(elsewhere)
-    with factory.timed("evaluate"), factory.progress(f"{data.spec.name}: evaluate", total) as advance:
-        held_out = HeldOut(
-            [row["prompt"] for row in test],
-            tokenize_examples(test, tokenizer, data.spec.teacher_context),
-            factory.embed_rows(test),
-            tokenize_examples(general, tokenizer, NO_CONTEXT),
-            elsewhere,
-        )
-        bootstrap = BootstrapConfig(config.bootstrap, factory.seed)
-        return measure_fidelity(target.adapter, target.teacher, held_out, bootstrap, advance)
-
-
-def refusals(factory: Materials, target: EvalTarget, bootstrap: BootstrapConfig) -> dict[str, MetricValue]:
-    """Where the teacher declined on held-out prompts of any domain, the share that student and base decline as well.
-
-    No figure where the teacher declined nowhere.
+    ``root`` is the folder of the YAML files, where paths of tasks start; ``progress`` counts examples, then measurements.
     """
-    every = [target.data, *(factory.data(one.name) for one in factory.public_domains if one.name != target.data.spec.name)]
-    declined = [
-        row["prompt"] for data in every for split in ("test", "validation") for row in data.rows[split] if row["refusal"]
+    spec, tokenizer = data.domain.spec, target.teacher.tokenizer
+    held_out = held_out_text(target, data, config)
+    fidelity = measure_fidelity(target.adapter, target.teacher, held_out, bootstrap, progress)
+    measurements: list[Callable[[], Metrics]] = [
+        lambda: measure_refusals(target.candidates, tokenizer, declined_prompts(data), bootstrap),
+        lambda: measure_bias(target.teacher, target.candidates, suite.bias_pairs, tokenizer, bootstrap),
+        lambda: measure_tasks(target, spec, root, bootstrap),
+        lambda: measure_golden_set(
+            target.teacher, target.candidates, tokenizer, suite.golden_set, spec.teacher_context, bootstrap
+        ),
+        lambda: measure_canaries(
+            target.teacher,
+            target.candidates["student"],
+            tokenizer,
+            data.canaries,
+            bootstrap,
+            controls=CANARY_CONTROLS,
+        ),
     ]
-    return measure_refusals(target.candidates, target.teacher.tokenizer, declined, bootstrap)
+    metrics = dict(fidelity.metrics)
+    for measurement in measurements:
+        metrics |= measurement()
+        progress(1)
+    fit = data_fit(target.teacher, data, bootstrap)
+    progress(1)
+    unmeasured = () if suite.bias_pairs else (f"bias transfer was not measured: {spec.name} has no `bias_pairs`",)
+    return Measured(metrics | fit.metrics, fidelity, (*fit.warnings, *unmeasured))
 
 
-def data_fit(factory: Materials, teacher: Teacher, data: DomainData, bootstrap: BootstrapConfig) -> DataFitReport:
-    """Whether a domain's data is of that domain, and of what the teacher knows."""
-    name, rows = data.spec.name, list(data.rows["train"])
-    prompts = [f"{row['prompt']}\n{row['completion']}" if row["own_completion"] else row["prompt"] for row in rows[:MAX_ROUTED]]
-    general = [example.text for example in factory.general[:MAX_ROUTED]]
-    parts = [check_templates(rows, name, bootstrap), check_bits_per_byte(teacher, prompts, general, name, bootstrap)]
-    if not data.spec.private:
-        parts.append(
-            check_routing([row["prompt"] or row["completion"] for row in rows[:MAX_ROUTED]], factory.router, name, bootstrap)
-        )
+def evaluation_steps(data: EvalData, config: EvaluateConfig) -> int:
+    """``evaluation_steps(data, settings.evaluate)``: what ``progress`` of ``evaluate_student`` adds up to."""
+    return len(_test_rows(data, config)) + len(data.general) + len(_other_rows(data, config)) + MEASUREMENTS
+
+
+def held_out_text(target: EvalTarget, data: EvalData, config: EvaluateConfig) -> HeldOut:
+    """``held_out_text(target, data, config)``: the test split, general text, and as much of the family's other domains."""
+    test, tokenizer = _test_rows(data, config), target.teacher.tokenizer
+    return HeldOut(
+        [row["prompt"] for row in test],
+        tokenize_examples(test, tokenizer, data.domain.spec.teacher_context),
+        data.embed(test),
+        tokenize_examples(data.general, tokenizer, NO_CONTEXT),
+        [one for spec, row in _other_rows(data, config) for one in tokenize_examples([row], tokenizer, spec.teacher_context)],
+    )
+
+
+def _test_rows(data: EvalData, config: EvaluateConfig) -> Sequence[Row]:
+    return data.domain.test[: config.examples]
+
+
+def _other_rows(data: EvalData, config: EvaluateConfig) -> list[tuple[DomainSpec, Row]]:
+    share = max(2, config.general // max(1, len(data.others)))
+    return [(other.spec, row) for other in data.others for row in other.test[:share]]
+
+
+def declined_prompts(data: EvalData) -> list[str]:
+    """``declined_prompts(data)``: held-out prompts of any domain that the teacher declined to answer."""
+    return [
+        row["prompt"]
+        for domain in (data.domain, *data.others)
+        for rows in (domain.test, domain.validation)
+        for row in rows
+        if row["refusal"]
+    ]
+
+
+def measure_tasks(target: EvalTarget, spec: DomainSpec, root: Path, bootstrap: BootstrapConfig) -> Metrics:
+    """``measure_tasks(target, spec, specs.root, bootstrap)``: of student and SFT.
+
+    Teacher and base were scored on the same items by the pre-check.
+    """
+    trained = {name: candidate for name, candidate in target.candidates.items() if name != "base"}
+    results = run_tasks(trained, target.teacher.tokenizer, spec.tasks, root=root)
+    metrics: Metrics = {}
+    for result, known in zip(results, target.tasks, strict=True):
+        metrics |= task_metrics(replace(result, scores=result.scores | known.scores), bootstrap)
+    return metrics
+
+
+def data_fit(teacher: Teacher, data: EvalData, bootstrap: BootstrapConfig) -> DataFitReport:
+    """``data_fit(teacher, data, bootstrap).warnings``: whether the data belongs to the domain.
+
+    And whether the teacher is familiar with it.
+    """
+    name, rows = data.domain.spec.name, data.domain.train
+    first = rows[:MAX_ROUTED]
+    prompts = [f"{row['prompt']}\n{row['completion']}" if row["own_completion"] else row["prompt"] for row in first]
+    parts = [
+        check_templates(rows, name, bootstrap),
+        check_bits_per_byte(teacher, prompts, data.general_texts[:MAX_ROUTED], name, bootstrap),
+    ]
+    if data.router is not None:
+        parts.append(check_routing([row["prompt"] or row["completion"] for row in first], data.router, name, bootstrap))
     return merge_reports(parts)
-
-
-def answer_energy(factory: Materials, target: EvalTarget) -> dict[str, float]:
-    """Wh of 1,000 generated tokens by teacher and student, 16 answers at once."""
-    stop, rows = stop_tokens(target.teacher.tokenizer), list(target.data.rows["test"])[:16]
-    prompts = [prompt_ids(target.teacher.tokenizer, row["prompt"]) for row in rows]
-    found = {}
-    for who, candidate in (("teacher", teacher_model(target.teacher)), ("student", target.candidates["student"])):
-        with candidate() as model, merged_adapters(model):
-            spent = factory.energy.energy_of(partial(_write, model, prompts, stop))
-        if spent is not None:
-            found[who] = spent
-    return found
-
-
-def _write(model: Any, prompts: Sequence[Sequence[int]], stop: Sequence[int]) -> int:
-    return sum(map(len, sample(model, prompts, stop=stop, max_new_tokens=ENERGY_TOKENS)))

@@ -190,3 +190,8 @@ def _fast(tokenizer: PreTrainedTokenizerBase) -> Any:
             f"trimming a vocabulary needs a fast tokenizer, not {type(tokenizer).__name__}; leave `vocabulary` out"
         )
     return tokenizer
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """``count_parameters(base.model)``: a tied head counts once, as ``parameters()`` does."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -229,7 +229,7 @@ def _check_folder(folder: Path, name: str) -> None:
         pickled = sorted(file for file in files if Path(file).suffix in PICKLE_SUFFIXES)
         found = f"only {', '.join(pickled)}, which can run code when loaded" if pickled else "no weights"
         raise ModelResolutionError(f"{name} has {found}; convert it to .safetensors or .gguf")
-    if "config.json" not in files:
+    if not {"config.json", "modules.json"} & set(files):  # modules.json: sentence-transformers without a transformer
         raise ModelResolutionError(f"{name} has no config.json, so it is not a transformers model")
     index = folder / "model.safetensors.index.json"
     if index.exists():

@@ -1,45 +1,54 @@
-"""What a build would do: which family it uses, what it fetches, which stages are on disk already.
+"""What a build would do: the models it fetches, the stages that are on disk already, and how long the rest takes.
 
-    family, size = choose(specs, size=None, family="gemma")
-    for step in plan(factory, ["veterinary"], size): print(step.what, step.state, step.detail)
+    family, size = choose_family(specs, size=None, family="gemma")
+    for step in plan(make_context(specs, family, registry=registry), ["veterinary"], size):
+        print(step.what, step.state, step.detail)
 
-Nothing is made or fetched here.
+Nothing is made or fetched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from factory.config.schema import DEFAULT_PROFILE, FamilySpec, ModelSpec, Specs
+from factory.config.schema import DEFAULT_PROFILE, DomainSpec, FamilySpec, ModelSpec, SizeSpec, Specs
+from factory.data.dataset import load_dataset_folder
 from factory.errors import SpecError
 from factory.models.references import is_cached
-
-if TYPE_CHECKING:
-    from factory.pipeline.build import Factory
+from factory.pipeline.base import base_name, choose_base
+from factory.pipeline.build import BuildOptions
+from factory.pipeline.context import BuildContext, FamilyModels, resolve_models
+from factory.pipeline.dataset import dataset_folder, dataset_key, router_folder
+from factory.pipeline.estimate import generation_seconds, matrix_rate, scoring_seconds, training_seconds
+from factory.pipeline.publish import student_name
 
 DEFAULT_FAMILY = "default"
+PRUNING_PASSES = 60  # forward passes over the calibration examples that choosing layers takes, roughly
+ROUTER_SECONDS = 30.0  # of embedding the texts of a few domains
+EVALUATED_EXAMPLES = 700  # short texts behind bias, tasks, golden set and refusals, roughly, for three models
 
 
 @dataclass(frozen=True)
 class Step:
-    """One line of a plan."""
+    """One line of a plan; ``seconds`` is an estimate, 0 where nothing is left to do, None where it depends on the network."""
 
     what: str
     state: Literal["on disk", "to do", "to fetch"]
     detail: str
+    seconds: float | None = 0.0
 
 
-def choose(
+def choose_family(
     specs: Specs, size: str | None = None, family: str | None = None, profile: str = DEFAULT_PROFILE
 ) -> tuple[FamilySpec, str]:
-    """``choose(specs, size="gemma-tiny")``: the family of a size; ``family`` alone means its default size.
+    """``choose_family(specs, size="gemma-tiny")``: the family of a size; ``family`` alone means its default size.
 
-    Raises: SpecError for a name that does not exist, or a size that is another family's.
+    Raises: SpecError for a name that does not exist, or a size of another family.
     """
     chosen, size = _family_and_size(specs, size, family)
-    chosen.settings(profile)  # says which profiles there are
+    chosen.settings(profile)  # an unknown profile is an error here, before anything is loaded
     return chosen, size
 
 
@@ -56,72 +65,148 @@ def _family_and_size(specs: Specs, size: str | None, family: str | None) -> tupl
     return owner, size
 
 
-def plan(factory: Factory, domains: Sequence[str], size: str, *, baselines: bool = False) -> list[Step]:
-    """``plan(factory, ["healthcare"], "small")``: every stage of that build, in order.
+# --------------------------------------------------------------------------------------------------------------------- plan
 
-    The encoder is loaded, where it is in the cache, to find the data sets that belong to its router.
+
+def plan(context: BuildContext, domains: Sequence[str], size: str, options: BuildOptions | None = None) -> list[Step]:
+    """``plan(context, ["healthcare"], "small")``: every stage of that build, in order.
+
+    Without the teacher's files nothing is known of what is on disk, and there are no estimates.
     """
-    models = [_fetch("teacher", factory.family.teacher, factory), _fetch("encoder", factory.family.encoder, factory)]
-    foreign = factory.family.sizes[size].base
-    if foreign is not None:
-        models.append(_fetch("base", foreign, factory))
-    routed = factory.router_folder.exists() and all(step.state == "on disk" for step in models)
-    base = factory.published_base(size) if routed else None
-    names = list(dict.fromkeys([*domains, *([] if base else [domain.name for domain in factory.public_domains])]))
+    options, family = options or BuildOptions(), context.family
+    model = family.sizes[size].base
+    fetched = [("teacher", family.teacher), ("encoder", family.encoder), *([("base", model)] if model else [])]
+    steps = [_fetch(context, what, spec) for what, spec in fetched]
+    if steps[0].state == "to fetch":
+        names = dict.fromkeys([*domains, *(domain.name for domain in context.public_domains)])
+        return [
+            *steps,
+            *(Step(f"data set {name}", "to do", _data_detail(context, context.specs.domain(name)), None) for name in names),
+            Step(f"base {base_name(context, size)}", "to do", _base_detail(context, family.sizes[size]), None),
+            *(
+                Step(f"student {student_name(name, size)}", "to do", _student_detail(context, name, options), None)
+                for name in domains
+            ),
+        ]
+    models = resolve_models(family, context.specs.root, context.device)
+    rate = matrix_rate(context.device)
+    bases = _bases(context, models, size, options, rate)
+    making = any(step.state == "to do" for step in bases)
+    names = list(dict.fromkeys([*domains, *([domain.name for domain in context.public_domains] if making else [])]))
     return [
-        *models,
-        Step("router", "on disk" if routed else "to do", f"{len(factory.public_domains)} domains and the general pool"),
-        *(_data(factory, name, routed=routed) for name in names),
-        _base(factory, size, None if base is None else base.reference),
-        *(_student(factory, name, size, baselines) for name in domains),
+        *steps,
+        *(_data(context, models, context.specs.domain(name), rate) for name in names),
+        _router(context),
+        *bases,
+        *(_student(context, models, name, size, options, rate, making=making) for name in domains),
     ]
 
 
-def _fetch(what: str, spec: ModelSpec, factory: Factory) -> Step:
-    cached = is_cached(spec, factory.specs.root)
-    return Step(what, "on disk" if cached else "to fetch", f"{spec.model} ({spec.license})")
+def _unknown(context: BuildContext, domains: Sequence[str], size: str, options: BuildOptions) -> list[Step]:
+    """Everything after the teacher, whose files are not here yet."""
+    names = dict.fromkeys([*domains, *(domain.name for domain in context.public_domains)])
+    details = {f"data set {name}": _data_detail(context, context.specs.domain(name)) for name in names}
+    details[f"base {base_name(context, size)}"] = _base_detail(context, context.family.sizes[size])
+    details |= {f"student {student_name(name, size)}": _student_detail(context, name, options) for name in domains}
+    return [Step(what, "to do", detail, None) for what, detail in details.items()]
 
 
-def _data(factory: Factory, name: str, *, routed: bool) -> Step:
-    from factory.data.dataset import load_dataset_folder
+def total_seconds(steps: Sequence[Step]) -> float:
+    """``total_seconds(plan(...))``: of all that can be estimated."""
+    return sum(step.seconds or 0.0 for step in steps)
 
-    domain = factory.specs.domain(name)
-    settings = factory.family.settings(factory.profile, domain).data
-    folder = factory.data_folder(domain) if routed else None
-    if folder is not None and folder.exists():
+
+def _fetch(context: BuildContext, what: str, spec: ModelSpec) -> Step:
+    if is_cached(spec, context.specs.root):
+        return Step(what, "on disk", f"{spec.model} ({spec.license})")
+    return Step(what, "to fetch", f"{spec.model} ({spec.license})", None)
+
+
+def _router(context: BuildContext) -> Step:
+    there = router_folder(context).exists()
+    return Step(
+        "router",
+        "on disk" if there else "to do",
+        f"{len(context.public_domains)} domains and the general pool",
+        0 if there else 30,
+    )
+
+
+def _data(context: BuildContext, models: FamilyModels, spec: DomainSpec, rate: float) -> Step:
+    folder = dataset_folder(spec, dataset_key(context, models.teacher_files.sha256, spec))
+    if folder.exists():
         counts = load_dataset_folder(folder)[1].counts
-        return Step(f"data set {name}", "on disk", ", ".join(f"{split} {count}" for split, count in counts.items()))
-    wanted = f"at most {settings.max_examples} training examples of {len(domain.sources)} sources, the teacher answers"
-    return Step(f"data set {name}", "to do", wanted)
+        return Step(f"data set {spec.name}", "on disk", ", ".join(f"{split} {count}" for split, count in counts.items()))
+    config = context.settings(spec).data
+    prompts = round(config.max_examples * (1 + config.validation + config.test))
+    seconds = generation_seconds(rate, models.teacher.parameters, prompts)
+    return Step(f"data set {spec.name}", "to do", _data_detail(context, spec), seconds)
 
 
-def _base(factory: Factory, size: str, published: str | None) -> Step:
-    if published is not None:
-        return Step("base", "on disk", published)
-    heal, spec = factory.family.settings(factory.profile).heal, factory.family.sizes[size]
+def _data_detail(context: BuildContext, spec: DomainSpec) -> str:
+    config = context.settings(spec).data
+    return f"at most {config.max_examples} training examples from {len(spec.sources)} sources; the teacher answers the prompts"
+
+
+def _bases(context: BuildContext, models: FamilyModels, size: str, options: BuildOptions, rate: float) -> list[Step]:
+    """The base, after the teacher assistant that it needs."""
+    choice = choose_base(context, models.teacher_files.sha256, size, pinned=options.base, rebuild=options.rebuild_base)
+    if choice.version is not None:
+        detail = f"{choice.version.reference}{f' ({choice.reason})' if choice.reason else ''}"
+        return [Step(f"base {base_name(context, size)}", "on disk", detail)]
+    assistant, spec = context.family.teacher_assistant(size), context.family.sizes[size]
+    before = _bases(context, models, assistant, BuildOptions(), rate) if assistant else []
+    heal, domains = context.settings().heal, context.public_domains
+    examples = sum(context.settings(domain).data.max_examples for domain in domains)
+    seconds = scoring_seconds(rate, models.teacher.parameters, PRUNING_PASSES * 16 + examples) + training_seconds(
+        rate, _base_parameters(models, spec), heal.steps * heal.batch
+    )
+    detail = f"{choice.reason + '; ' if choice.reason else ''}{_base_detail(context, spec)}"
+    return [*before, Step(f"base {base_name(context, size)}", "to do", detail, seconds)]
+
+
+def _base_parameters(models: FamilyModels, spec: SizeSpec) -> int:
+    depth = models.teacher.config.get_text_config().num_hidden_layers
+    return round(models.teacher.parameters * (spec.layers or depth) / depth)
+
+
+def _base_detail(context: BuildContext, spec: SizeSpec) -> str:
+    heal = context.settings().heal
     made = f"{spec.layers} layers of the teacher" if spec.base is None else spec.base.model
-    kept = f"{spec.vocabulary} tokens" if spec.vocabulary else "the teacher's vocabulary"
-    on = ", ".join(domain.name for domain in factory.public_domains)
-    return Step("base", "to do", f"{made}, {kept}; healed for {heal.steps} steps of {heal.batch} on {on}")
+    kept = f"{spec.vocabulary:,} tokens" if spec.vocabulary else "the teacher's vocabulary"
+    on = ", ".join(domain.name for domain in context.public_domains)
+    return f"{made}, {kept}; healed for {heal.steps} steps of {heal.batch} on {on}"
 
 
-def _student(factory: Factory, name: str, size: str, baselines: bool) -> Step:
-    settings = factory.family.settings(factory.profile, factory.specs.domain(name))
-    distill, measured = settings.distill, settings.evaluate.examples
-    sft = "; the SFT baseline for as many" if baselines else ""
-    detail = f"distil for {distill.steps} steps of {distill.batch}{sft}; evaluate on at most {measured} prompts"
-    return Step(f"student {name}-{size}", "to do", detail)
+def _student(
+    context: BuildContext,
+    models: FamilyModels,
+    name: str,
+    size: str,
+    options: BuildOptions,
+    rate: float,
+    *,
+    making: bool,
+) -> Step:
+    spec = context.specs.domain(name)
+    settings, parameters = context.settings(spec), _base_parameters(models, context.family.sizes[size])
+    trainings = 2 if options.baselines else 1
+    seconds = (
+        (0 if making else scoring_seconds(rate, models.teacher.parameters, settings.data.max_examples))
+        + trainings * training_seconds(rate, parameters, settings.distill.steps * settings.distill.batch)
+        + generation_seconds(rate, models.teacher.parameters, settings.evaluate.general + 40)
+        + 3 * scoring_seconds(rate, models.teacher.parameters, settings.evaluate.examples + 2 * settings.evaluate.general)
+        + scoring_seconds(rate, models.teacher.parameters, EVALUATED_EXAMPLES)
+    )
+    return Step(f"student {student_name(name, size)}", "to do", _student_detail(context, name, options), seconds)
 
 
-def plan_table(steps: Sequence[Step]) -> Any:
-    """``print_table(plan_table(plan(factory, ["healthcare"], "small")))``: a stage a line."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for _ in range(3):
-        table.add_column(overflow="fold")
-    for step in steps:
-        style = "green" if step.state == "on disk" else "yellow"
-        table.add_row(Text(step.state, style=style), Text(step.what), Text(step.detail))
-    return table
+def _student_detail(context: BuildContext, name: str, options: BuildOptions) -> str:
+    settings = context.settings(context.specs.domain(name))
+    distill, measured = settings.distill, settings.evaluate
+    sft = "; the SFT baseline for as many" if options.baselines else ""
+    others = ", ".join(domain.name for domain in context.public_domains if domain.name != name)
+    return (
+        f"distil for {distill.steps} steps of {distill.batch}{sft}; evaluate on at most {measured.examples} test prompts, "
+        f"{measured.general} general ones{f', and what exists of {others}' if others else ''}"
+    )

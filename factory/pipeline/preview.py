@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from factory.data.dataset import describe_dropped, find_disagreements, small_dataset_warning
+from factory.data.dataset import small_dataset_warning
 from factory.distill.target_store import describe_store
-from factory.registry.manifest import PersonalDataInfo
-from factory.reports.format import format_number
-from factory.reports.view import describe_personal_data
-
-if TYPE_CHECKING:
-    from factory.data.router import DomainRouter
-    from factory.pipeline.context import DomainData
+from factory.evaluation.metrics import format_number
+from factory.pipeline.context import BuildContext, FamilyModels
+from factory.pipeline.dataset import DomainDataset, load_router
 
 SAMPLES = 5
 
 
-def preview(data: DomainData, router: DomainRouter | None) -> dict[str, Any]:
-    """``preview(factory.data("legal"), factory.router)``: plain lists and dicts; a private domain has no router."""
-    manifest = data.manifest
-    texts = [row["prompt"] or row["completion"] for part in data.rows.values() for row in part]
-    disagreements = find_disagreements(texts, manifest.domain, router) if router is not None else []
-    rows = data.rows["train"].select(range(min(SAMPLES, len(data.rows["train"]))))
+def preview(context: BuildContext, models: FamilyModels, data: DomainDataset) -> dict[str, Any]:
+    """``preview(context, models, make_dataset(context, models, spec))``: plain lists and dicts.
+
+    "disagreements" are prompts that the router would send elsewhere; a private domain has none. Whether the data set is too
+    small is judged by its size alone; a build adds what its losses say.
+    """
+    manifest, rows = data.manifest, data.rows["train"].select(range(min(SAMPLES, len(data.rows["train"]))))
+    prompts = [row["prompt"] or row["completion"] for split in data.rows.values() for row in split]
+    routes = [] if data.spec.private else load_router(context, models).route(prompts)
+    elsewhere = [(p, route.domain) for p, route in zip(prompts, routes, strict=False) if route.domain != data.spec.name]
     return {
         "domain": manifest.domain,
         "folder": str(data.folder),
@@ -32,9 +32,9 @@ def preview(data: DomainData, router: DomainRouter | None) -> dict[str, Any]:
         "refusals": manifest.refusals,
         "sources": manifest.sources,
         "templates": manifest.templates,
-        "disagreements": len(disagreements),
         "personal_data": manifest.provenance.get("personal_data"),
-        "disagreement_examples": [[one.prompt, one.routed_to] for one in disagreements[:SAMPLES]],
+        "disagreements": len(elsewhere),
+        "disagreement_examples": [list(one) for one in elsewhere[:SAMPLES]],
         "too_small": small_dataset_warning(1.0, 1.0, manifest),
         "soft_targets": [describe_store(folder) for folder in data.targets_folders()],
         "samples": [{name: row[name] for name in ("prompt", "completion", "source", "refusal")} for row in rows],
@@ -55,13 +55,13 @@ def preview_table(content: dict[str, Any]) -> Any:
 
 
 def _lines(content: dict[str, Any]) -> list[tuple[str, str]]:
-    found = content["personal_data"]
+    dropped = sorted(content["dropped"].items(), key=lambda reason: -reason[1])
     lines = [
         ("data set", content["domain"]),
         ("folder", content["folder"]),
         ("kept", ", ".join(f"{split} {count}" for split, count in content["counts"].items())),
-        ("dropped", describe_dropped(content["dropped"])),
-        ("personal identifiers", describe_personal_data(found and PersonalDataInfo.model_validate(found))),
+        ("dropped", ", ".join(f"{reason} {count}" for reason, count in dropped) or "nothing"),
+        ("personal identifiers", _identifiers(content["personal_data"])),
         ("refusals kept", str(content["refusals"])),
         *(("source", f"{one['id']}: {one['n']} examples, {one['license']}") for one in content["sources"]),
         ("templates", str(content["templates"])),
@@ -77,3 +77,14 @@ def _lines(content: dict[str, Any]) -> list[tuple[str, str]]:
         answer = " ".join(row["completion"].split())
         lines += [("", ""), (row["source"], row["prompt"]), ("refusal" if row["refusal"] else "answer", answer)]
     return lines
+
+
+def _identifiers(personal: dict[str, Any] | None) -> str:
+    """How many personal identifiers of each kind every source holds, and what was done about them."""
+    if personal is None:
+        return "not looked for"
+    found = [
+        f"{source}: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}" for source, kinds in personal["found"].items()
+    ]
+    done = {"drop": "dropped", "allow": "kept", "refuse": "refused"}[personal["policy"]]
+    return f"{done}; {'; '.join(found)}" if found else "none found"

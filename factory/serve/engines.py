@@ -28,7 +28,6 @@ from factory.errors import RegistryError, ServeError
 from factory.export.gguf import write_adapter_gguf, write_base_gguf
 from factory.models.base import load_base
 from factory.models.llama_server import LlamaServer, lora_choice
-from factory.pipeline.context import Materials
 from factory.registry.registry import CHAMPION, Registry
 from factory.registry.versions import Version
 from factory.serve.limits import AdapterScheduler, Limits
@@ -80,7 +79,7 @@ class Upstream:
 class GgufFiles:
     """What llama.cpp reads: made once of each published folder and kept under ``home() / "serve"``."""
 
-    def __init__(self, registry: Registry, materials: Materials, quantization: str) -> None:
+    def __init__(self, registry: Registry, materials: Any, quantization: str) -> None:
         self.registry, self.materials, self.quantization = registry, materials, quantization
 
     def base(self, reference: str) -> Path:

@@ -12,7 +12,6 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from factory.pipeline.context import Materials
 from factory.registry.registry import Registry
 from factory.serve.limits import APIError
 from factory.serve.resolver import TEACHER, Target
@@ -21,7 +20,7 @@ from factory.serve.resolver import TEACHER, Target
 class Prompts:
     """``Prompts(registry, materials, most)``: tokenizers of the bases are loaded once."""
 
-    def __init__(self, registry: Registry, materials: Materials, most: int) -> None:
+    def __init__(self, registry: Registry, materials: Any, most: int) -> None:
         self.registry, self.materials, self.most = registry, materials, most
         self._tokenizers: dict[str, Any] = {}  # by base; transformers' own types of them are partial
 

@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 
 from factory.data.router import DomainRouter, Route
 from factory.errors import RegistryError
-from factory.pipeline.context import Materials
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
 from factory.serve.limits import APIError, Caller
@@ -61,7 +61,7 @@ class Target:
 class ModelResolver:
     """Nothing of the registry is kept: an alias that moved, or a version that came, counts from the next request on."""
 
-    def __init__(self, registry: Registry, materials: Materials) -> None:
+    def __init__(self, registry: Registry, materials: Any) -> None:
         self.registry, self.materials = registry, materials
         self._reader = ThreadPoolExecutor(1, "router")  # one text after the other: an encoder takes every core
 

@@ -29,7 +29,6 @@ from factory.models.chat import stop_tokens
 from factory.models.forward import hidden_states, logits, make_batch, mean_pool
 from factory.models.generation import sample
 from factory.models.tokenize import token_text, token_texts
-from factory.pipeline.context import Materials
 from factory.registry.registry import Registry
 from factory.serve.resolver import Target
 
@@ -61,7 +60,7 @@ class Scored:
 class Scorer:
     """``Scorer(registry, materials)``: models are loaded when first asked for, and stay."""
 
-    def __init__(self, registry: Registry, materials: Materials) -> None:
+    def __init__(self, registry: Registry, materials: Any) -> None:
         self.registry, self.materials = registry, materials
         self._worker = ThreadPoolExecutor(1, "scorer")
         self._loaded: dict[str, tuple[Any, PreTrainedTokenizerBase]] = {}  # by base: a model with its adapters

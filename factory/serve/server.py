@@ -9,15 +9,18 @@ import ipaddress
 import logging
 import socket
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import uvicorn
 from fastapi import FastAPI
 
 from factory.config.schema import FamilySpec, Specs
+from factory.data.router import DomainRouter
 from factory.errors import ServeError
-from factory.pipeline.context import Materials
+from factory.pipeline.context import FamilyModels, make_context, resolve_models
+from factory.pipeline.dataset import load_router
 from factory.registry.registry import Registry
 from factory.serve.agreement import Agreements
 from factory.serve.app import gateway
@@ -49,7 +52,7 @@ def make_app(registry: Registry, specs: Specs, family: FamilySpec, options: Opti
 
     Raises: ServeError for a keys file, or a file of the upstream's key, that cannot be read.
     """
-    materials = Materials(specs, family, profile="default", device=options.device)
+    materials = _Models(registry, specs, family, options.device)
     files = GgufFiles(registry, materials, options.quantization)
     return gateway(
         ModelResolver(registry, materials),
@@ -59,6 +62,25 @@ def make_app(registry: Registry, specs: Specs, family: FamilySpec, options: Opti
         limits=options.limits,
         keys=Keys.load(options.api_keys),
     )
+
+
+class _Models:
+    """The family's models and router, loaded when they are first used."""
+
+    def __init__(self, registry: Registry, specs: Specs, family: FamilySpec, device: str) -> None:
+        self.family, self.context = family, make_context(specs, family, registry=registry, device=device)
+        self.device = self.context.device
+
+    @cached_property
+    def models(self) -> FamilyModels:
+        return resolve_models(self.family, self.context.specs.root, self.device)
+
+    @cached_property
+    def router(self) -> DomainRouter:
+        return load_router(self.context, self.models)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.models, name)
 
 
 def run(app: FastAPI, listening: socket.socket, limits: Limits) -> None:

@@ -1,64 +1,234 @@
-"""Bases: the routes that a small one is healed by, and the teacher's check before anything is trained."""
+"""Bases: when a published one is used again, who teaches a small one, and what healing resumes from."""
 
 from __future__ import annotations
 
-import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from support.workplace import Refused, Workplace
+from support.workplace import BIRDS, STARS, Workplace, domain
 
 from factory.config.schema import FamilySpec
-from factory.registry.registry import Registry
+from factory.errors import TrainingError, UsageError
+from factory.pipeline.base import choose_base, publish_base
+from factory.pipeline.context import BuildContext, FamilyModels, resolve_models
+from factory.registry.manifest import BaseManifest
+from factory.registry.versions import Version
 
 SIZES = {"mini": {"layers": 3, "vocabulary": 340}, "micro": {"layers": 1, "vocabulary": 340}}
 
 
-def family_with(workplace: Workplace, **changes: Any) -> dict[str, Any]:
+def write_family(workplace: Workplace, **changes: Any) -> dict[str, Any]:
     family = workplace.family | {"sizes": SIZES} | changes
     workplace.write("default.family.yaml", family)
     return family
 
 
-def base_of(workplace: Workplace, size: str) -> dict[str, Any]:
-    registry = Registry(workplace.root / "registry")
-    return dict(registry.resolve(f"default-{size}-base").manifest)
+def models_of(context: BuildContext) -> FamilyModels:
+    return resolve_models(context.family, context.specs.root, context.device)
 
 
-def test_auto_tries_both_routes_and_keeps_what_is_ahead_and_says_why(with_models: Workplace) -> None:
-    family_with(with_models, path="auto")
-    result = with_models.run("build", "plants", "--size", "micro", "--json")
-    assert result.exit_code == 0, result.output
-    cascade = base_of(with_models, "micro")["cascade"]
-    assert cascade["assistant"] == "default-mini-base@1"
-    assert set(cascade["probes"]) == {"direct", "assistant"}
-    assert all(one["steps"] == 1 and one["after"]["kl"]["n"] > 0 for one in cascade["probes"].values())
-    assert (cascade["chosen"] == "assistant") == (cascade["ahead"]["low"] > 0)
-    assert cascade["route"] == ["teacher", *(["default-mini-base@1"] if cascade["chosen"] == "assistant" else [])]
-    assert "after 1 steps each" in cascade["reason"]
-    student = json.loads(result.stdout)[0]
-    assert student["route"] == [*cascade["route"], "default-micro-base@1"]
-    shown = " ".join(with_models.run("show", "default-micro-base").stdout.split())
-    assert all(words in shown for words in ("route", "direct, 1 steps", "assistant, 1 steps", "closed in 100 steps"))
-    assert base_of(with_models, "mini")["cascade"] is None  # nothing is larger than it
+def publish(workplace: Workplace, size: str = "mini", **more: Any) -> Version:
+    context = workplace.context(**more)
+    return publish_base(context, models_of(context), size)
 
 
-def test_a_named_assistant_is_forced_and_the_layers_are_still_the_teacher_s(with_models: Workplace) -> None:
-    family_with(with_models, path=["mini"])
-    assert with_models.run("build", "plants", "--size", "micro").exit_code == 0
-    micro, mini = base_of(with_models, "micro"), base_of(with_models, "mini")
-    assert micro["cascade"]["chosen"] == "assistant" and micro["cascade"]["probes"] == {}
-    assert micro["cascade"]["route"] == ["teacher", "default-mini-base@1"]
-    assert set(micro["layers"]) < set(mini["layers"])
-    assert micro["vocabulary"]["kept"] == mini["vocabulary"]["kept"]
+def manifest(version: Version) -> BaseManifest:
+    assert version.manifest.kind == "base"
+    return version.manifest
 
 
-def test_none_forbids_an_assistant(with_models: Workplace) -> None:
-    family_with(with_models, path="none")
-    assert with_models.run("build", "plants", "--size", "micro").exit_code == 0
-    assert base_of(with_models, "micro")["cascade"] is None
-    assert [one.name for one in Registry(with_models.root / "registry").versions(kind="base")] == ["default-micro-base"]
+def choice(workplace: Workplace, size: str = "mini", **more: Any) -> tuple[str | None, str]:
+    context = workplace.context()
+    found = choose_base(context, models_of(context).teacher_files.sha256, size, **more)
+    return (found.version.reference if found.version else None), found.reason
+
+
+# ----------------------------------------------------------------------------------------------------- used again, or made
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory, models_folder: Path) -> Workplace:
+    """``default-mini-base@1`` in a registry; tests get copies."""
+    place = Workplace(tmp_path_factory.mktemp("published"))
+    place.write_all()
+    shutil.copytree(models_folder, place.domains, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("FACTORY_HOME", str(place.root / "home"))
+        assert publish(place).reference == "default-mini-base@1"
+    return place
+
+
+@pytest.fixture
+def place(published: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+    shutil.copytree(published.root, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("FACTORY_HOME", str(tmp_path / "home"))
+    return Workplace(tmp_path)
+
+
+def test_a_base_is_used_again_while_nothing_changes(place: Workplace) -> None:
+    assert choice(place) == ("default-mini-base@1", "")
+
+
+def test_changed_data_of_a_domain_makes_a_new_base_and_says_why(place: Workplace) -> None:
+    place.write("stars.yaml", domain("stars", BIRDS))
+    reference, reason = choice(place)
+    assert reference is None
+    assert "the data of stars changed since default-mini-base@1 was healed" in reason
+    assert "--base default-mini-base@1 keeps the old one" in reason
+
+
+@pytest.mark.parametrize("key", ["description", "notice", "gates", "distill"])
+def test_what_decides_no_rows_leaves_the_base_as_it_is(place: Workplace, key: str) -> None:
+    changes = {
+        "description": "other words",
+        "notice": "Ask somebody.",
+        "gates": {"kl": {"at_most": 1}},
+        "distill": {"steps": 3},
+    }
+    place.write(
+        "stars.yaml",
+        domain("stars", STARS) | {key: changes[key]},
+    )
+    assert choice(place)[0] == "default-mini-base@1"
+
+
+def test_a_domain_that_became_private_makes_a_new_base(place: Workplace) -> None:
+    place.write(
+        "stars.yaml",
+        domain("stars", STARS) | {"private": True},
+    )
+    assert choice(place)[0] is None
+
+
+def test_a_new_domain_keeps_the_published_base_unless_asked(place: Workplace) -> None:
+    place.write("birds.yaml", domain("birds", BIRDS))
+    reference, reason = choice(place)
+    assert reference == "default-mini-base@1"
+    assert "healed without birds" in reason and "--rebuild-base" in reason
+    assert choice(place, rebuild=True)[0] is None
+
+
+def test_other_settings_make_a_new_base_and_say_so(place: Workplace) -> None:
+    place.family["heal"]["steps"] = 3
+    place.write("default.family.yaml", place.family)
+    assert choice(place) == (
+        None,
+        "default-mini-base@1 was made with other settings: making a new base (--base default-mini-base@1 keeps the old one)",
+    )
+
+
+def test_a_pinned_base_is_used_whatever_changed_and_the_line_says_what(place: Workplace) -> None:
+    place.write("stars.yaml", domain("stars", BIRDS))
+    reference, reason = choice(place, pinned="default-mini-base@1")
+    assert reference == "default-mini-base@1"
+    assert reason == "using default-mini-base@1 as --base asks, although the data of stars changed since it was healed"
+
+
+def test_a_pin_of_another_size_is_refused_with_what_exists(place: Workplace) -> None:
+    write_family(place)
+    with pytest.raises(UsageError, match=r"needs a base called default-micro-base; there are: none"):
+        choice(place, "micro", pinned="default-mini-base@1")
+
+
+# --------------------------------------------------------------------------------------------------------- stop and resume
+
+
+class Stopped(Exception):
+    pass
+
+
+def watching(seen: dict[str, list[int]], stop_at: int | None = None) -> Callable[..., Any]:
+    """A progress bar that notes every advance, and stops healing after so many steps."""
+
+    @contextmanager
+    def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
+        def advance(steps: int) -> None:
+            seen.setdefault(description, []).append(steps)
+            if description == "base: healing" and sum(seen[description]) == stop_at:
+                raise Stopped
+
+        yield advance
+
+    return bar
+
+
+def heal(place: Workplace, stop_at: int | None = None) -> int:
+    """Steps that were on disk when healing went on; the build is stopped after ``stop_at`` steps."""
+    seen: dict[str, list[int]] = {}
+    try:
+        publish(place, progress=watching(seen, stop_at))
+        assert stop_at is None
+    except Stopped:
+        assert stop_at is not None
+    first = seen["base: healing"][0]
+    return first if first > 1 else 0
+
+
+def long_healing(place: Workplace) -> None:
+    place.family["heal"]["steps"] = 56  # a checkpoint is written every 50 steps
+    place.write("default.family.yaml", place.family)
+
+
+def test_a_stopped_healing_goes_on_and_after_an_edit_of_the_yaml_it_begins_anew(with_models: Workplace) -> None:
+    long_healing(with_models)
+    assert heal(with_models, stop_at=53) == 0
+    original = (with_models.domains / "stars.yaml").read_text()
+    with_models.write("stars.yaml", domain("stars", BIRDS))
+    assert heal(with_models, stop_at=2) == 0  # other data: not from the older weights
+    (with_models.domains / "stars.yaml").write_text(original)
+    assert heal(with_models) == 50
+
+
+def test_two_checkouts_with_one_home_never_resume_from_each_other(
+    with_models: Workplace, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = Workplace(tmp_path_factory.mktemp("other"))
+    shutil.copytree(with_models.domains, other.domains)
+    other.write("stars.yaml", domain("stars", BIRDS))
+    for place in (with_models, other):
+        long_healing(place)
+    assert heal(with_models, stop_at=53) == 0
+    assert heal(other, stop_at=53) == 0
+    assert heal(with_models) == 50
+    assert heal(other) == 50
+
+
+# ------------------------------------------------------------------------------------------------------- teacher assistants
+
+
+def test_auto_tries_both_paths_and_keeps_the_assistant_only_if_it_is_ahead(with_models: Workplace) -> None:
+    write_family(with_models, path="auto")
+    found = manifest(publish(with_models, "micro"))
+    choice = found.path_choice
+    assert choice is not None and choice.teacher_assistant == "default-mini-base@1"
+    assert set(choice.probes) == {"direct", "teacher_assistant"}
+    assert all(probe.steps == 1 and probe.after["kl"].n > 0 for probe in choice.probes.values())
+    assert choice.ahead is not None and (choice.chosen == "teacher_assistant") == (choice.ahead.low > 0)
+    assert found.path == ("teacher", *(["default-mini-base@1"] if choice.chosen == "teacher_assistant" else []))
+    assert "after 1 steps each" in choice.reason
+    assert manifest(with_models.context().registry.resolve("default-mini-base")).path_choice is None  # nothing is larger
+
+
+def test_a_named_assistant_teaches_untried_and_the_layers_are_the_original_teacher_s(with_models: Workplace) -> None:
+    write_family(with_models, path=["mini"])
+    micro = manifest(publish(with_models, "micro"))
+    mini = manifest(with_models.context().registry.resolve("default-mini-base"))
+    assert micro.path_choice is not None
+    assert micro.path_choice.chosen == "teacher_assistant" and micro.path_choice.probes == {}
+    assert micro.path == ("teacher", "default-mini-base@1")
+    assert set(micro.layers or ()) < set(mini.layers or ())
+    assert micro.vocabulary.kept == mini.vocabulary.kept
+
+
+def test_none_makes_no_assistant(with_models: Workplace) -> None:
+    write_family(with_models, path="none")
+    assert manifest(publish(with_models, "micro")).path == ("teacher",)
+    assert [one.name for one in with_models.context().registry.versions(kind="base")] == ["default-micro-base"]
 
 
 @pytest.mark.parametrize(
@@ -77,45 +247,39 @@ def test_none_forbids_an_assistant(with_models: Workplace) -> None:
 def test_the_assistant_is_the_next_larger_size_with_as_many_tokens(
     workplace: Workplace, sizes: dict[str, Any], path: Any, size: str, assistant: str | None
 ) -> None:
-    family = FamilySpec.model_validate(family_with(workplace, sizes=SIZES | sizes, path=path))
+    family = FamilySpec.model_validate(write_family(workplace, sizes=SIZES | sizes, path=path))
     assert family.teacher_assistant(size) == assistant
 
 
-@pytest.mark.parametrize("path", [["maxi"], "always", ["foreign"]])
+@pytest.mark.parametrize("path", [["maxi"], "always", ["named"]])
 def test_a_path_through_what_is_not_a_pruned_size_is_refused(workplace: Workplace, path: Any) -> None:
-    foreign = {"base": {"model": "path:./other", "license": "mit"}}
+    named = {"base": {"model": "path:./other", "license": "mit"}}
     with pytest.raises(ValidationError, match="path"):
-        FamilySpec.model_validate(family_with(workplace, sizes=SIZES | {"foreign": foreign}, path=path))
+        FamilySpec.model_validate(write_family(workplace, sizes=SIZES | {"named": named}, path=path))
 
 
-def test_a_teacher_that_knows_nothing_is_refused_before_training_and_nothing_is_published(
-    with_models: Workplace, refused: Refused
-) -> None:
-    line = refused(with_models.run("build", "plants", "--no-force"))
-    assert "teacher pre-check failed for" in line and "ahead of chance" in line and "--force" in line
-    assert Registry(with_models.root / "registry").versions() == []
+# ------------------------------------------------------------------------------------------------- pre-check and warnings
+
+
+def same_model(workplace: Workplace) -> None:
+    """The base is the teacher itself, so that the teacher is ahead of it by nothing."""
+    size = {"base": {"model": "path:./teacher", "license": "apache-2.0"}}
+    write_family(workplace, sizes={"mini": size})
+
+
+def test_a_teacher_that_is_not_ahead_of_the_base_is_refused_before_training(with_models: Workplace) -> None:
+    same_model(with_models)
+    with pytest.raises(TrainingError, match=r"teacher pre-check failed for plants: .*--force builds anyway"):
+        publish(with_models)
+    assert with_models.context().registry.versions() == []
     assert not (with_models.root / "home" / "heal").exists()  # not a step was trained
 
 
-def test_with_force_it_is_built_and_its_card_says_so(with_models: Workplace) -> None:
-    result = with_models.run("build", "plants", "--json")
-    assert result.exit_code == 0
-    student = json.loads(result.stdout)[0]
-    assert any("built with --force although the teacher pre-check failed" in warning for warning in student["warnings"])
-    card = (with_models.root / "registry" / "students" / "plants-mini" / "1" / "README.md").read_text(encoding="utf-8")
-    assert "built with --force although" in card
-    assert student["evaluation"]["metrics"]["teacher_ahead_of_chance"]["value"] < 0.01
-
-
-def test_what_healing_brought_is_kept_and_a_base_that_it_spoiled_warns_its_students(with_models: Workplace) -> None:
-    family_with(with_models, heal=with_models.family["heal"] | {"learning_rate": 0.3})
-    result = with_models.run("build", "plants", "--json")
-    assert result.exit_code == 0, result.output
-    base = base_of(with_models, "mini")
-    assert base["healing"]["steps"] == 2 and base["healing"]["before"]["kl"]["n"] > 0
-    assert base["healing"]["after"]["kl"]["value"] > base["healing"]["before"]["kl"]["value"]
-    (warning,) = base["warnings"]
-    assert "healing brought the base no nearer" in warning
-    assert warning in json.loads(result.stdout)[0]["warnings"]
-    shown = " ".join(with_models.run("show", "default-mini-base").stdout.split())
-    assert "healing, 2 steps" in shown and "warning: healing brought" in shown
+def test_a_base_that_healing_made_worse_warns(with_models: Workplace) -> None:
+    with_models.family["heal"]["learning_rate"] = 0.3
+    with_models.write("default.family.yaml", with_models.family)
+    found = manifest(publish(with_models))
+    assert found.healing.steps == 2 and found.healing.before["kl"].n > 0
+    assert found.healing.after["kl"].value > found.healing.before["kl"].value
+    (warning,) = found.warnings
+    assert "closer to its teacher" in warning

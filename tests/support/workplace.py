@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
 import yaml
 from typer.testing import CliRunner
+
+from support.teacher import ANSWERS
 
 Result = Any  # of typer.testing, which has moved its class between versions
 
@@ -29,7 +28,12 @@ FAMILY: dict[str, Any] = {
     "evaluate": {"examples": 4, "general": 4, "bootstrap": 100},
     "profiles": {"demo": {"distill": {"steps": 1}}},
 }
-WHAT = ("signs", "cause", "test", "price", "name", "age", "colour", "weight", "length", "use", "origin", "smell")
+WHAT = tuple(ANSWERS)
+PLANTS = "oak elm ash fir yew ivy moss fern reed lime pine rose"
+STARS = "sun vega rigel deneb altair spica mira sirius castor algol pollux hadar"
+GENERAL = "shoe cup pen hat bag fork lamp sofa ring belt coat rug"
+BIRDS = "robin wren finch owl crow jay swan duck goose hawk kite tern"  # of a domain that tests add
+THINGS = f"{PLANTS} {STARS} {GENERAL} {BIRDS}".split()
 
 
 def domain(name: str, things: str) -> dict[str, Any]:
@@ -55,62 +59,56 @@ class Workplace:
         return path
 
     def write_all(self) -> None:
+        self.domains.mkdir(parents=True, exist_ok=True)
         self.write("default.family.yaml", self.family)
-        self.write("plants.yaml", domain("plants", "oak elm ash fir yew ivy moss fern reed lime pine rose"))
-        self.write("stars.yaml", domain("stars", "sun vega rigel deneb altair spica mira sirius castor algol pollux hadar"))
-        self.write("general.pool.yaml", domain("general", "shoe cup pen hat bag fork lamp sofa ring belt coat rug"))
+        self.write("plants.yaml", domain("plants", PLANTS))
+        self.write("stars.yaml", domain("stars", STARS))
+        self.write("general.pool.yaml", domain("general", GENERAL))
 
     def run(self, command: str, *arguments: str) -> Result:
         """The command with this workplace's folders, as its name in the shell would run it."""
-        from factory.cli.commands import app
+        from factory.cli import app
 
         folders = ["--domains", str(self.domains)] if command not in NO_DOMAINS else []
         folders += ["--registry", str(self.root / "registry")] if command not in NO_REGISTRY else []
-        forced = ["--force"] if command == "build" and "--no-force" not in arguments else []  # a random teacher knows nothing
-        return CliRunner().invoke(app, [command, *folders, *forced, *(one for one in arguments if one != "--no-force")])
+        return CliRunner().invoke(app, [command, *folders, *arguments])
 
-    def factory(self) -> Any:
-        """What ``build`` would use."""
+    def context(self, **more: Any) -> Any:
+        """``workplace.context(force=True)``: what ``build`` would use."""
         from factory.config.load import load_specs
-        from factory.pipeline.build import Factory
+        from factory.pipeline.context import make_context
         from factory.registry.registry import Registry
 
         specs = load_specs(self.domains)
-        return Factory(specs, specs.family("default"), profile="default", registry=Registry(self.root / "registry"), force=True)
+        return make_context(specs, specs.family("default"), registry=Registry(self.root / "registry"), **more)
 
 
 NO_DOMAINS = {"list", "show", "compare", "promote"}
 NO_REGISTRY = {"new", "validate", "data", "route"}
 
 
-class BagOfWords:
-    """A sentence encoder whose vectors are the words' own: what a router and a duplicate search need, at once."""
+def make_models(folder: Path) -> None:
+    """``make_models(folder)``: a trained teacher in ``folder/teacher`` and a bag of words in ``folder/encoder``."""
+    from support.teacher import train_teacher
 
-    def encode(self, sentences: list[str], /, **_: Any) -> np.ndarray:
-        vectors = np.zeros((len(sentences), 64), dtype=np.float32)
-        for row, sentence in enumerate(sentences):
-            for word in sentence.split():
-                vectors[row, zlib.crc32(word.encode()) % 64] += 1
-        return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9))
+    prompts = [f"what is the {what} of {thing} ?" for what in WHAT for thing in THINGS]
+    train_teacher(folder / "teacher", prompts)
+    save_encoder(folder / "encoder", [*prompts, *" ".join(ANSWERS.values()).split()])
 
 
-def tiny_models(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A random teacher in ``domains/teacher`` that answers in sentences, a bag of words as encoder, an own cache."""
-    import factory.pipeline.context
-    from factory.data.dataset import Completion
-    from factory.models.teacher import Teacher
-    from support import tiny
+def save_encoder(folder: Path, texts: list[str]) -> None:
+    """A sentence-transformers folder whose vectors are the means of random word vectors."""
+    import numpy as np
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
-    tiny.llama().save_pretrained(place.domains / "teacher")
-    tiny.tokenizer().save_pretrained(place.domains / "teacher")
-    (place.domains / "encoder").mkdir()
-
-    def write(self: Teacher, prompts: list[str], *_: Any) -> dict[str, Completion]:
-        return {prompt: Completion(f"the answer to {prompt.strip(' ?')} is light", finished=True) for prompt in prompts}
-
-    monkeypatch.setattr(Teacher, "_write", write)
-    monkeypatch.setattr(factory.pipeline.context, "load_encoder", lambda *_, **__: BagOfWords())
-    monkeypatch.setenv("FACTORY_HOME", str(place.root / "home"))
+    words = dict.fromkeys(["[UNK]", *(word for text in texts for word in text.split())])
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    vectors = np.random.default_rng(0).normal(size=(len(words), 64)).astype(np.float32)
+    module = StaticEmbedding(tokenizer, embedding_weights=vectors)
+    SentenceTransformer(modules=[module], device="cpu").save(str(folder), create_model_card=False)
 
 
 Refused = Callable[[Result], str]

@@ -1,0 +1,136 @@
+"""Stage `adapter`: one domain's LoRA adapter, distilled on the frozen base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from factory.cache import cache_key, home, remove_folder
+from factory.config.schema import DistillConfig
+from factory.distill.trainer import TrainingSet, asks_teacher, concat, distill
+from factory.evaluation.fidelity import fixed_model
+from factory.evaluation.memorization import Canary
+from factory.evaluation.teacher_check import TeacherCheck
+from factory.models.base import attach_adapter, load_base
+from factory.pipeline.base import StudentBase
+from factory.pipeline.context import BuildContext, FamilyModels
+from factory.pipeline.dataset import DomainDataset
+from factory.pipeline.precheck import check_domain, require_teacher
+from factory.pipeline.training_set import make_canary_set, make_training_set, training_set_key
+
+SFT = {"lmbda": 0.0, "beta": 0.0, "temperature": 1.0, "seq_kd": False, "response": 1.0, "feature": 0.0, "relation": 0.0}
+
+
+@dataclass(frozen=True)
+class TrainedAdapter:
+    """A trained student: its peft model in memory and its files on disk."""
+
+    model: Any  # "default" is the student, "sft" its baseline where it was trained
+    folder: Path  # checkpoints; `final/` holds the adapter's files, removed once they are published
+    curve: list[dict[str, float]]
+    training_set: TrainingSet
+    check: TeacherCheck
+    warnings: tuple[str, ...]
+
+    @property
+    def files(self) -> Path:
+        """The adapter as peft writes it."""
+        return self.folder / "final"
+
+    @property
+    def parameters(self) -> int:
+        """Of the adapter alone."""
+        return sum(p.numel() for name, p in self.model.named_parameters() if ".default." in name)
+
+
+def train_adapter(
+    context: BuildContext,
+    models: FamilyModels,
+    data: DomainDataset,
+    base: StudentBase,
+    *,
+    canaries: Sequence[Canary] = (),
+    baselines: bool = False,
+) -> TrainedAdapter:
+    """``train_adapter(context, models, data, base).model``: checks the teacher, then distils.
+
+    ``canaries`` are planted in the training split; ``baselines`` trains plain SFT as well.
+    Raises: TrainingError where the teacher pre-check fails, unless the context is to ``force`` it.
+    """
+    config = context.settings(data.spec).distill
+    candidate = fixed_model(base.base.model)
+    check = check_domain(context, models, data, base.teacher, candidate, base.base.shape.tokens, tasks=data.spec.tasks)
+    warnings = require_teacher(context, data, check)
+    models.teacher.release()  # from here on the trimmed one is asked
+    training_set = adapter_training_set(context, models, data, base, config)
+    if canaries:
+        training_set = concat([training_set, make_canary_set(models, canaries, data, base.teacher, config)])
+    model, curve, folder = distil_adapter(context, data, base, training_set, config, "distill")
+    if baselines:
+        plain = config.model_copy(update=SFT)
+        fresh = replace(base, base=load_base(base.version.folder, context.device))
+        sft, _, sft_folder = distil_adapter(context, data, fresh, replace(training_set, targets=None), plain, "sft")
+        sft.save_pretrained(sft_folder / "final")
+        model.load_adapter(str(sft_folder / "final"), "sft")
+        remove_folder(sft_folder)
+    trained = TrainedAdapter(model, folder, curve, training_set, check, tuple(warnings))
+    model.save_pretrained(trained.files)  # the SFT baseline in a folder of its own
+    return trained
+
+
+def adapter_training_set(
+    context: BuildContext, models: FamilyModels, data: DomainDataset, base: StudentBase, config: DistillConfig
+) -> TrainingSet:
+    """``adapter_training_set(context, models, data, base, config)``: the domain's examples that the base was not healed on.
+
+    What a base has learnt teaches its adapter nothing new. A domain that the base has not seen gives all of its examples.
+    """
+    training_set = make_training_set(context, models, data, base.teacher, config)
+    manifest = base.manifest
+    healed = manifest.domains.get(data.spec.name)
+    seen = healed is not None and healed.fingerprint == data.manifest.fingerprint
+    return training_set.slice(manifest.heal_share, 1) if seen and manifest.heal_share < 1 else training_set
+
+
+def distil_adapter(
+    context: BuildContext,
+    data: DomainDataset,
+    base: StudentBase,
+    training_set: TrainingSet,
+    config: DistillConfig,
+    stage: str,
+) -> tuple[Any, list[dict[str, float]], Path]:
+    """``model, curve, folder = distil_adapter(context, data, base, training_set, config, "distill")``
+
+    ``folder`` holds checkpoints under the key of all that decides the weights: a later call with the same key goes on.
+    """
+    key = cache_key(
+        stage,
+        base.version.manifest.manifest_sha256,  # not its reference: another registry may have that too
+        training_set_key(training_set),
+        config.model_dump(exclude={"report_to"}),
+        context.family.encoder.model_dump(),
+        context.seed,
+    )
+    folder = home() / "distill" / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(context.seed)
+    model = attach_adapter(base.base, config)
+    with (
+        context.meter.stage(stage),
+        FileLock(f"{folder}.lock"),
+        context.progress(f"{data.spec.name}: {stage}", config.steps) as advance,
+    ):
+        if not context.resume:
+            remove_folder(folder)
+        if not asks_teacher(config):
+            base.teacher.release()  # its soft targets are stored
+        curve = distill(
+            model, base.base, base.teacher, training_set, config, folder=folder, seed=context.seed, progress=advance
+        )
+    return model, curve, folder

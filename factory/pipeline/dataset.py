@@ -1,0 +1,276 @@
+"""Stage `dataset`: a domain's data set with the teacher's completions, kept under the key of all that decides it.
+
+data = make_dataset(context, models, specs.domain("legal"))
+data.rows["train"], data.manifest.counts
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+
+from factory.cache import cache_key, home
+from factory.config.schema import DomainSpec, PoolSpec, TeacherPromptSource
+from factory.data.dataset import DatasetManifest, finish_dataset, load_dataset_folder, make_prompts, make_rows, route_pool
+from factory.data.pii import filter_pii
+from factory.data.router import DomainRouter
+from factory.data.sources import Example, content_hash, load_examples, sample_evenly
+from factory.errors import DataError
+from factory.models.chat import NO_CONTEXT, prompt_ids
+from factory.pipeline.context import BuildContext, FamilyModels
+from factory.registry.manifest import DatasetInfo, PersonalDataInfo, SourceInfo
+
+# Fields of a domain's YAML that decide nothing about its rows (its `data` overrides are part of the settings).
+NOT_DATA = {"description", "notice", "append_notice", "bias_pairs", "tasks", "golden_set", "gates", "distill", "data"}
+
+
+@dataclass(frozen=True)
+class DomainDataset:
+    """One domain's data set on disk."""
+
+    spec: DomainSpec
+    key: str  # cache key of all that decides it
+    folder: Path
+    rows: DatasetDict
+    manifest: DatasetManifest
+
+    @property
+    def held_out(self) -> list[Any]:
+        """The rows that decisions before the final evaluation may look at."""
+        return list(self.rows["validation"]) or list(self.rows["test"])
+
+    @property
+    def info(self) -> DatasetInfo:
+        """As a version's manifest describes it."""
+        found, personal = self.manifest, self.manifest.provenance.get("personal_data")
+        return DatasetInfo(
+            fingerprint=found.fingerprint,
+            counts=found.counts,
+            dropped=found.dropped,
+            refusals=found.refusals,
+            sources=tuple(SourceInfo(**source) for source in found.sources),
+            templates=found.templates,
+            personal_data=PersonalDataInfo(**personal) if personal else None,
+        )
+
+    def without_context(self) -> DomainDataset:
+        """``data.without_context()``: the same examples, which a teacher then sees as its student does."""
+        return replace(self, spec=self.spec.model_copy(update={"teacher_context": NO_CONTEXT}))
+
+    def first(self, share: float) -> DomainDataset:
+        """``data.first(0.5)``: only the first half of the training examples, as a data set of its own."""
+        count = round(share * len(self.rows["train"]))
+        rows = DatasetDict({**self.rows, "train": self.rows["train"].select(range(count))})
+        fingerprint = f"{self.manifest.fingerprint[:12]}-first-{count}"
+        return replace(self, rows=rows, manifest=replace(self.manifest, fingerprint=fingerprint))
+
+    def targets_folder(self, key: str) -> Path:
+        """``data.targets_folder(key)``: the soft targets of this data set, by what else decides them."""
+        return home() / "targets" / f"{self.spec.name}-{self.manifest.fingerprint[:12]}-{key}"
+
+    def targets_folders(self) -> list[Path]:
+        """Every folder of soft targets of this data set."""
+        pattern = self.targets_folder("*")
+        return sorted(pattern.parent.glob(pattern.name))
+
+
+# -------------------------------------------------------------------------------------------------------------------- keys
+
+
+def router_key(context: BuildContext) -> str:
+    """``router_key(context)``: of all that decides the router.
+
+    That is the public domains' sources, the general pool, the settings, the encoder and the seed.
+    """
+    root = context.specs.root
+    public = [
+        [domain.model_dump(include={"name", "sources"}), content_hash(domain.sources, root)]
+        for domain in context.public_domains
+    ]
+    return cache_key(
+        public, general_key(context), context.family.router.model_dump(), context.family.encoder.model_dump(), context.seed
+    )
+
+
+def router_folder(context: BuildContext) -> Path:
+    """``router_folder(context)``: where the router is, or will be."""
+    return home() / "routers" / router_key(context)
+
+
+def general_key(context: BuildContext) -> str:
+    """``general_key(context)``: of the general pool's content."""
+    pool = general_pool(context)
+    return cache_key(pool.model_dump(), content_hash(pool.sources, context.specs.root))
+
+
+def dataset_key(context: BuildContext, teacher_sha256: str, spec: DomainSpec) -> str:
+    """``dataset_key(context, models.teacher_files.sha256, spec)``: of all that decides a domain's rows, file contents included.
+
+    The router counts only where the family has a pool for it to sort, so that a new domain leaves the others as they are.
+    """
+    family = context.family
+    return cache_key(
+        spec.model_dump(exclude=NOT_DATA),
+        context.settings(spec).data.model_dump(),
+        context.seed,
+        teacher_sha256,
+        family.teacher.chat_template,
+        family.encoder.model_dump(),
+        [source.model_dump() for source in family.pool],
+        router_key(context) if family.pool and not spec.private else None,
+        content_hash([*spec.sources, *family.pool], context.specs.root),
+    )
+
+
+def dataset_folder(spec: DomainSpec, key: str) -> Path:
+    """``dataset_folder(spec, dataset_key(...))``: where the data set is, or will be."""
+    return home() / "data" / f"{spec.name}-{key}"
+
+
+# ------------------------------------------------------------------------------------------------------- examples and router
+
+
+def general_pool(context: BuildContext) -> PoolSpec:
+    """``general_pool(context)``: prompts of no domain; the router abstains on them, forgetting is measured on them."""
+    return context.specs.pools[context.family.general]
+
+
+def load_domain_examples(context: BuildContext, models: FamilyModels, sources: Iterable[Any]) -> list[Example]:
+    """``load_domain_examples(context, models, spec.sources)``: of these sources.
+
+    The teacher is loaded only where a source has it write prompts.
+    """
+
+    def count(text: str) -> int:
+        return len(models.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def write(source: TeacherPromptSource, seed: int) -> list[str]:
+        return models.teacher.write_prompts(source, seed)
+
+    return load_examples(list(sources), root=context.specs.root, seed=context.seed, count_tokens=count, write_prompts=write)
+
+
+def general_examples(context: BuildContext, models: FamilyModels) -> list[Example]:
+    """``general_examples(context, models)``: every prompt of the general pool."""
+    return load_domain_examples(context, models, general_pool(context).sources)
+
+
+def load_router(context: BuildContext, models: FamilyModels) -> DomainRouter:
+    """``load_router(context, models).route(["Can my landlord keep my deposit?"])``: trained once, then read from disk.
+
+    It learns from the public domains' own texts and the general pool.
+    """
+    folder = router_folder(context)
+    if folder.exists():
+        return DomainRouter.load(folder, models.encoder)
+    with context.meter.stage("router"), context.progress("router", 1) as advance:
+        labelled: list[tuple[Example, str | None]] = [
+            (example, domain.name)
+            for domain in context.public_domains
+            for example in load_domain_examples(context, models, [s for s in domain.sources if s.kind != "teacher_prompts"])
+        ]
+        labelled += [(example, None) for example in general_examples(context, models)]
+        router = DomainRouter.fit(
+            [example.text for example, _ in labelled],
+            [name for _, name in labelled],
+            models.encoder,
+            context.family.router,
+            context.seed,
+            groups=[example.template or example.id for example, _ in labelled],
+        )
+        router.save(folder)
+        advance(1)
+    return router
+
+
+# ---------------------------------------------------------------------------------------------------------------- data set
+
+
+def find_dataset(context: BuildContext, models: FamilyModels, spec: DomainSpec) -> DomainDataset | None:
+    """``find_dataset(context, models, spec)``: the data set where it is on disk already; makes nothing."""
+    key = dataset_key(context, models.teacher_files.sha256, spec)
+    folder = dataset_folder(spec, key)
+    if not folder.exists():
+        return None
+    rows, manifest = load_dataset_folder(folder)
+    return DomainDataset(spec, key, folder, rows, manifest)
+
+
+def make_dataset(context: BuildContext, models: FamilyModels, spec: DomainSpec) -> DomainDataset:
+    """``make_dataset(context, models, specs.domain("legal")).manifest.counts``: made where it is not on disk yet.
+
+    Raises: DataError where too few examples are left.
+    """
+    found = find_dataset(context, models, spec)
+    if found is not None:
+        return found
+    config, dropped = context.settings(spec).data, Counter[str]()
+    with context.meter.stage("data"), context.progress(f"{spec.name}: prompts", 1) as advance:
+        every = load_domain_examples(context, models, spec.sources)
+        if context.family.pool and not spec.private:
+            pool = load_domain_examples(context, models, context.family.pool)
+            every += route_pool(pool, load_router(context, models)).get(spec.name, [])
+        kept, identifiers = filter_pii(every, spec.personal_data, domain=spec.name, dropped=dropped)
+        prompts = make_prompts(
+            kept,
+            domain=spec.name,
+            encoder=models.encoder,
+            count_tokens=lambda text: len(prompt_ids(models.tokenizer, text)),
+            config=config,
+            seed=context.seed,
+        )
+        prompts = replace(prompts, dropped=prompts.dropped | dropped)
+        advance(1)
+    completions = _complete(context, models, [*prompts.train, *prompts.validation, *prompts.test], spec)
+    key = dataset_key(context, models.teacher_files.sha256, spec)
+    provenance = {
+        "teacher": context.family.teacher.model,
+        "teacher_sha256": models.teacher_files.sha256,
+        "teacher_context": spec.teacher_context.model_dump(),
+        "personal_data": {"policy": spec.personal_data, "found": identifiers},  # counts, never the values
+    }
+    finish_dataset(prompts, completions, dataset_folder(spec, key), domain=spec.name, seed=context.seed, provenance=provenance)
+    made = find_dataset(context, models, spec)
+    assert made is not None
+    return made
+
+
+def _complete(
+    context: BuildContext, models: FamilyModels, examples: Sequence[Example], spec: DomainSpec | None
+) -> Mapping[str, Any]:
+    """The teacher's completions of the examples that have none; ``spec`` None is the general pool, without a context."""
+    if all(example.completion for example in examples):
+        return {}
+    config, name = context.settings(spec).data, spec.name if spec else "general"
+    with context.meter.stage("completions"), context.progress(f"{name}: teacher's answers", len(examples)) as advance:
+        return models.teacher.complete(
+            examples,
+            spec.teacher_context if spec else NO_CONTEXT,
+            folder=home() / "completions",
+            max_new_tokens=config.max_completion_tokens,
+            repetition_penalty=config.repetition_penalty,
+            seed=context.seed,
+            progress=advance,
+        )
+
+
+def make_general_rows(context: BuildContext, models: FamilyModels) -> list[dict[str, Any]]:
+    """``make_general_rows(context, models)``: a sample of the general pool with the teacher's own answers, without a context.
+
+    Raises: DataError where the teacher finishes none of them.
+    """
+    settings = context.settings()
+    chosen = sample_evenly(general_examples(context, models), settings.evaluate.general, context.seed)
+    rows = make_rows(chosen, _complete(context, models, chosen, None), Counter())
+    if not rows:
+        raise DataError(
+            f"the teacher finished none of {len(chosen)} general prompts, so forgetting outside the domain cannot be measured; "
+            f"raise data.max_completion_tokens ({settings.data.max_completion_tokens}) or evaluate.general "
+            f"({settings.evaluate.general})"
+        )
+    return rows

@@ -1,0 +1,55 @@
+"""How long a build will take, from the arithmetic that it needs and how fast this machine multiplies matrices.
+
+    rate = matrix_rate(context.device)                       # FLOP/s
+    seconds = training_seconds(rate, parameters, tokens)
+
+An estimate within a factor of two: tokens are guessed from the settings, and efficiencies were measured on two CPU cores
+(docs/log.md, "the default profile to its end").
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+EXAMPLE_TOKENS = 150  # prompt and completion of an average example
+COMPLETION_TOKENS = 80  # that a teacher writes for an average prompt
+# Share of the matrix rate that each kind of work reaches.
+GENERATION_EFFICIENCY = 0.19
+SCORING_EFFICIENCY = 0.6
+TRAINING_EFFICIENCY = 0.5
+
+
+def matrix_rate(device: torch.device, seconds: float = 0.2) -> float:
+    """``matrix_rate(torch.device("cpu"))``: FLOP/s of bfloat16 products of 1,024² matrices, measured for ``seconds``."""
+    one = torch.ones(1024, 1024, dtype=torch.bfloat16, device=device)
+    one @ one  # the first call loads kernels
+    done, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        (one @ one)[0, 0].item()  # waits for the device
+        done += 1
+    return done * 2 * 1024**3 / (time.perf_counter() - begun)
+
+
+def generation_seconds(rate: float, parameters: int, completions: int) -> float:
+    """``generation_seconds(rate, 134_000_000, 1_000)``: of so many sampled completions."""
+    return 2 * parameters * completions * COMPLETION_TOKENS / (rate * GENERATION_EFFICIENCY)
+
+
+def scoring_seconds(rate: float, parameters: int, examples: int) -> float:
+    """``scoring_seconds(rate, 134_000_000, 1_000)``: of one forward pass over so many examples."""
+    return 2 * parameters * examples * EXAMPLE_TOKENS / (rate * SCORING_EFFICIENCY)
+
+
+def training_seconds(rate: float, parameters: int, examples: int) -> float:
+    """``training_seconds(rate, 80_000_000, 320 * 8)``: of forward and backward passes over so many examples."""
+    return 6 * parameters * examples * EXAMPLE_TOKENS / (rate * TRAINING_EFFICIENCY)
+
+
+def format_duration(seconds: float) -> str:
+    """``format_duration(1_500)`` → "25 min"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,158 @@
+"""Stage `evaluate`: the trained student beside its teacher, as one report that everything shown later is drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from factory.cache import folder_bytes
+from factory.data.dataset import small_dataset_warning
+from factory.evaluation.fidelity import measure, teacher_model, with_adapter
+from factory.evaluation.memorization import Canary
+from factory.evaluation.suite import (
+    DomainRows,
+    EvalData,
+    EvalSuite,
+    EvalTarget,
+    evaluate_student,
+    evaluation_steps,
+)
+from factory.models.chat import prompt_ids, stop_tokens
+from factory.models.generation import sample
+from factory.models.lora import merged_adapters
+from factory.models.tokenize import tokenize_examples
+from factory.models.vocabulary import vocabulary_growth
+from factory.pipeline.adapter import TrainedAdapter
+from factory.pipeline.base import StudentBase
+from factory.pipeline.context import BuildContext, FamilyModels
+from factory.pipeline.dataset import DomainDataset, find_dataset, general_examples, load_router, make_general_rows
+from factory.pipeline.training_set import embed_rows
+from factory.registry.manifest import EvalReport, ModelSize, Sizes
+
+ENERGY_PROMPTS, ENERGY_TOKENS = 16, 64  # generated at once, behind the energy of 1,000 tokens
+LOSS_EXAMPLES = 64  # of train and validation, behind the warning that a data set is too small
+MAX_GROWTH = 0.05  # more tokens than with the teacher's own tokenizer, before a warning
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that was measured of a student, what a user should know, and Wh of 1,000 generated tokens by model."""
+
+    report: EvalReport
+    warnings: tuple[str, ...]
+    per_1000_tokens_wh: dict[str, float]
+
+
+def gather_eval_data(
+    context: BuildContext, models: FamilyModels, data: DomainDataset, canaries: Sequence[Canary] = ()
+) -> EvalData:
+    """``gather_eval_data(context, models, data)``: what a student of this domain is measured on.
+
+    The teacher answers general prompts here, before training, so that a pool it cannot answer is found early. Other domains
+    are measured as far as their data sets exist: none is made for it.
+    """
+    others = [
+        found
+        for spec in context.public_domains
+        if spec.name != data.spec.name and (found := find_dataset(context, models, spec)) is not None
+    ]
+    return EvalData(
+        domain=_rows(data),
+        others=[_rows(other) for other in others],
+        general=make_general_rows(context, models),
+        general_texts=[example.text for example in general_examples(context, models)],
+        embed=partial(embed_rows, models),
+        router=None if data.spec.private else load_router(context, models),
+        canaries=canaries,
+    )
+
+
+def _rows(data: DomainDataset) -> DomainRows:
+    return DomainRows(data.spec, *(list(data.rows[split]) for split in ("train", "validation", "test")))
+
+
+def evaluate_adapter(
+    context: BuildContext,
+    models: FamilyModels,
+    data: DomainDataset,
+    eval_data: EvalData,
+    suite: EvalSuite,
+    base: StudentBase,
+    adapter: TrainedAdapter,
+) -> Evaluation:
+    """``evaluate_adapter(context, models, data, eval_data, suite, base, adapter).report.metrics["kl"].value``"""
+    settings = context.settings(data.spec)
+    target = EvalTarget(adapter.model, base.teacher, adapter.check.tasks)
+    steps = evaluation_steps(eval_data, settings.evaluate)
+    with context.meter.stage("evaluate"), context.progress(f"{data.spec.name}: evaluate", steps) as advance:
+        measured = evaluate_student(
+            target, eval_data, suite, settings.evaluate, context.bootstrap, root=context.specs.root, progress=advance
+        )
+        energy = generation_energy(context, target, eval_data)
+        warnings = data_warnings(models, data, base, adapter)
+    report = EvalReport(
+        metrics=measured.metrics | adapter.check.metrics,
+        baselines=measured.fidelity.baselines,
+        sizes=model_sizes(models, base, adapter),
+        speed=measured.fidelity.speed,
+        samples=measured.fidelity.samples,
+        per_example=measured.fidelity.per_example,
+    )
+    inherited = base.manifest.warnings
+    return Evaluation(report, (*adapter.warnings, *warnings, *measured.warnings, *inherited), energy)
+
+
+def model_sizes(models: FamilyModels, base: StudentBase, adapter: TrainedAdapter) -> Sizes:
+    """``model_sizes(models, base, adapter)``: parameters and bytes on disk."""
+    adapter_bytes = (adapter.files / "adapter_model.safetensors").stat().st_size
+    of_base = base.manifest.parameters
+    return Sizes(
+        teacher=ModelSize(parameters=models.teacher.parameters, bytes=folder_bytes(models.teacher_files.folder)),
+        student=ModelSize(
+            parameters=of_base + adapter.parameters,
+            bytes=adapter_bytes + folder_bytes(base.version.folder),
+            base_parameters=of_base,
+            adapter_bytes=adapter_bytes,
+        ),
+    )
+
+
+def generation_energy(context: BuildContext, target: EvalTarget, data: EvalData) -> dict[str, float]:
+    """``generation_energy(context, target, eval_data)``: Wh of 1,000 generated tokens by teacher and student, 16 at once."""
+    stop = stop_tokens(target.teacher.tokenizer)
+    prompts = [prompt_ids(target.teacher.tokenizer, row["prompt"]) for row in data.domain.test[:ENERGY_PROMPTS]]
+
+    def count(model: Any) -> int:
+        return sum(map(len, sample(model, prompts, stop=stop, max_new_tokens=ENERGY_TOKENS)))
+
+    found = {}
+    for who, candidate in (("teacher", teacher_model(target.teacher)), ("student", target.candidates["student"])):
+        with candidate() as model, merged_adapters(model):
+            spent = context.meter.energy_of(partial(count, model))
+        if spent is not None:
+            found[who] = spent
+    return found
+
+
+def data_warnings(models: FamilyModels, data: DomainDataset, base: StudentBase, adapter: TrainedAdapter) -> list[str]:
+    """``data_warnings(models, data, base, adapter)``: a data set that is too small, a vocabulary that does not fit."""
+    found = []
+    name, teacher = data.spec.name, base.teacher
+    held_out = tokenize_examples(data.rows["validation"], teacher.tokenizer, data.spec.teacher_context)[:LOSS_EXAMPLES]
+    if held_out:
+        learnt = [adapter.training_set.examples[i] for i in adapter.training_set.indices[:LOSS_EXAMPLES]]
+        candidate = {"student": with_adapter(adapter.model, "default")}
+        sums = [measure(teacher, candidate, part)["student"] for part in (learnt, held_out)]
+        train, validation = (float(one.kl.sum() / one.tokens.sum()) for one in sums)
+        found.append(small_dataset_warning(train, validation, data.manifest))
+    if base.manifest.layers is not None:
+        texts = [f"{row['prompt']} {row['completion']}" for row in data.rows["train"]]
+        growth = vocabulary_growth(models.tokenizer, teacher.tokenizer, texts)  # type: ignore[arg-type]
+        if growth > MAX_GROWTH:
+            found.append(
+                f"{name} needs {growth:.1%} more tokens than with the teacher's tokenizer: use a larger `vocabulary`, or "
+                "--rebuild-base to choose the tokens with this domain's text"
+            )
+    return [warning for warning in found if warning]

@@ -1,0 +1,288 @@
+"""How a base is made: cut from a teacher, then healed, which is distillation of all its weights on all public domains.
+
+A small base can be taught by the teacher itself or by a *teacher assistant*, a larger base that has learnt from the teacher
+(Mirzadeh et al. 2019, arXiv 1902.03393). A ``DistillationPath`` is one of these ways.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from factory.cache import cache_key, home, remove_folder
+from factory.config.schema import HealConfig, SizeSpec
+from factory.distill.trainer import TrainingSet, asks_teacher, concat, distill
+from factory.evaluation.fidelity import fixed_model, measure
+from factory.evaluation.healing import healing_report, teacher_assistant_helps
+from factory.evaluation.stats import ExampleSums
+from factory.models.base import (
+    Base,
+    assistant_teacher,
+    choose_tokens,
+    foreign_base,
+    layers_of_teacher,
+    load_base,
+    prune_teacher,
+    trim_teacher,
+    trimming_cost,
+)
+from factory.models.chat import messages
+from factory.models.forward import Batch
+from factory.models.references import resolve
+from factory.models.scoring import student_batches
+from factory.models.teacher import Teacher
+from factory.models.tokenize import tokenize_examples
+from factory.pipeline.context import BuildContext, FamilyModels
+from factory.pipeline.dataset import DomainDataset, general_examples
+from factory.pipeline.training_set import make_training_set, training_set_key
+from factory.registry.manifest import HealingReport, PathChoice
+from factory.registry.versions import Version
+
+CALIBRATION_EXAMPLES = 64  # behind the cost of trimming; layers are chosen on the first batch of 16
+HELD_OUT_EXAMPLES = 48  # of each domain, behind the healing report
+PROBE_SHARE = 1 / 8  # of the healing steps, after which two paths are compared
+
+
+@dataclass(frozen=True)
+class DistillationPath:
+    """One way to heal a base: what it starts from, who teaches it, and what it learns from.
+
+    ``base.shape.layers`` are numbers of the layers of whoever teaches; ``layers`` are the original teacher's.
+    """
+
+    name: str  # "direct" or "teacher_assistant"
+    base: Base
+    teacher: Teacher
+    training_set: TrainingSet
+    layers: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class CutBase:
+    """A base before healing, with the teacher in its vocabulary."""
+
+    base: Base
+    teacher: Teacher  # trimmed to the base's vocabulary
+    vocabulary_cost: dict[str, float]  # kept_mass, kl_to_full_teacher, positions
+    calibration: Batch  # on which layers are chosen
+
+
+@dataclass(frozen=True)
+class HealedBase:
+    base: Base
+    path: DistillationPath
+    curve: list[dict[str, float]]
+    report: HealingReport
+
+
+# --------------------------------------------------------------------------------------------------------------------- cut
+
+
+def cut_base(
+    context: BuildContext,
+    models: FamilyModels,
+    size: SizeSpec,
+    datasets: Sequence[DomainDataset],
+    tokens: tuple[int, ...] | None,
+) -> CutBase:
+    """``cut_base(context, models, family.sizes["small"], datasets, tokens)``: not healed yet.
+
+    It has the chosen layers and tokens of the teacher, or is the model that the size names.
+    """
+    with context.meter.stage("prune"), context.progress("base: layers and tokens", 1) as advance:
+        teacher = trim_teacher(models.teacher, tokens)
+        batches = [batch.to(context.device) for batch in _calibration_batches(datasets, teacher)]
+        if size.base is not None:
+            base = foreign_base(resolve(size.base, root=context.specs.root).folder, teacher)
+        else:
+            base = prune_teacher(teacher, tokens, size.layers or 1, batches[0])
+        _to_device(base, context.device)
+        cost = trimming_cost(models.teacher, teacher, tokens, batches)
+        advance(1)
+    return CutBase(base, teacher, cost, batches[0])
+
+
+def choose_base_tokens(
+    context: BuildContext, models: FamilyModels, size: SizeSpec, datasets: Sequence[DomainDataset]
+) -> tuple[int, ...] | None:
+    """``choose_base_tokens(context, models, size, datasets)``: old ids to keep, by the family's text; None keeps them all.
+
+    The text is training examples, the teacher's contexts and general prompts.
+    """
+    texts = [f"{row['prompt']}\n{row['completion']}" for data in datasets for row in data.rows["train"]]
+    texts += [turn["content"] for data in datasets for turn in messages("", data.spec.teacher_context)]
+    texts += [example.prompt for example in general_examples(context, models)]
+    return choose_tokens(models.teacher, texts, size)
+
+
+def _calibration_batches(datasets: Sequence[DomainDataset], teacher: Teacher) -> list[Batch]:
+    """The first training examples of every domain in turn, as a student sees them."""
+    tokenized = [
+        tokenize_examples(
+            data.rows["train"].select(range(min(CALIBRATION_EXAMPLES, len(data.rows["train"])))),
+            teacher.tokenizer,
+            data.spec.teacher_context,
+        )
+        for data in datasets
+    ]
+    mixed = [one for group in zip(*tokenized, strict=False) for one in group][:CALIBRATION_EXAMPLES]
+    return student_batches(mixed, 16)
+
+
+def _to_device(base: Base, device: torch.device) -> None:
+    untyped: Any = base.model
+    untyped.to(device)
+
+
+# -------------------------------------------------------------------------------------------------------------------- paths
+
+
+def direct_path(
+    context: BuildContext, models: FamilyModels, cut: CutBase, datasets: Sequence[DomainDataset]
+) -> DistillationPath:
+    """``direct_path(context, models, cut, datasets)``: the teacher itself teaches, each domain with its context."""
+    config = context.settings().heal
+    parts = [make_training_set(context, models, data, cut.teacher, config).slice(0, config.share) for data in datasets]
+    return DistillationPath("direct", cut.base, cut.teacher, concat(parts), cut.base.shape.layers)
+
+
+def assistant_path(
+    context: BuildContext,
+    models: FamilyModels,
+    cut: CutBase,
+    size: SizeSpec,
+    assistant: Version,
+    datasets: Sequence[DomainDataset],
+) -> DistillationPath:
+    """``assistant_path(context, models, cut, size, assistant, datasets)``: cut from and taught by the assistant.
+
+    The assistant has learnt what the contexts say, so it teaches without them.
+    """
+    config, between = context.settings().heal, load_base(assistant.folder, context.device)
+    teacher = assistant_teacher(assistant, between, context.device)
+    base = prune_teacher(teacher, between.shape.tokens, size.layers or 1, cut.calibration)
+    _to_device(base, context.device)
+    plain = [data.without_context().first(config.share) for data in datasets]
+    training_set = concat([make_training_set(context, models, data, teacher, config) for data in plain])
+    return DistillationPath("teacher_assistant", base, teacher, training_set, layers_of_teacher(base, between))
+
+
+def choose_path(
+    context: BuildContext,
+    models: FamilyModels,
+    cut: CutBase,
+    size: SizeSpec,
+    assistant: Version,
+    datasets: Sequence[DomainDataset],
+) -> tuple[DistillationPath, PathChoice]:
+    """``path, choice = choose_path(context, models, cut, size, assistant, datasets)``: direct, or through the assistant.
+
+    Where the family says ``path: auto``, both are tried for a share of the steps and measured beside the teacher; the
+    assistant's is kept if it is ahead by more than its interval. A family that names sizes gets the assistant untried.
+    """
+    assisted = assistant_path(context, models, cut, size, assistant, datasets)
+    if context.family.path != "auto":
+        reason = f"the family file names {assistant.manifest.size}"
+        return assisted, PathChoice(chosen="teacher_assistant", teacher_assistant=assistant.reference, reason=reason)
+    paths = {path.name: path for path in (direct_path(context, models, cut, datasets), assisted)}
+    probes = {name: _probe(context, path, cut.teacher, datasets) for name, path in paths.items()}
+    helps, ahead = teacher_assistant_helps(probes["direct"][1], probes["teacher_assistant"][1], context.bootstrap)
+    chosen = "teacher_assistant" if helps else "direct"
+    reason = (
+        f"after {probes['direct'][0].steps} steps each, the teacher assistant's path is {'' if helps else 'not '}ahead beyond "
+        f"the interval: {ahead} nats/token, n {ahead.n:,}"
+    )
+    choice = PathChoice(
+        chosen=chosen,
+        teacher_assistant=assistant.reference,
+        reason=reason,
+        ahead=ahead,
+        probes={name: report for name, (report, _) in probes.items()},
+    )
+    return paths[chosen], choice
+
+
+def _probe(
+    context: BuildContext, path: DistillationPath, teacher: Teacher, datasets: Sequence[DomainDataset]
+) -> tuple[HealingReport, ExampleSums]:
+    """A short healing of a copy of the path's base, and its sums beside the teacher after it."""
+    config = context.settings().heal
+    short = config.model_copy(update={"steps": max(1, round(config.steps * PROBE_SHARE))})
+    tried = replace(path, base=replace(path.base, model=copy.deepcopy(path.base.model)))
+    folder = heal_folder(context, tried, short)
+    with context.meter.stage("probe"):
+        _, report, after = _heal(context, tried, teacher, datasets, short, folder, f"probe, {path.name}")
+    remove_folder(folder)
+    return report, after
+
+
+# --------------------------------------------------------------------------------------------------------------------- heal
+
+
+def heal_base(context: BuildContext, path: DistillationPath, teacher: Teacher, datasets: Sequence[DomainDataset]) -> HealedBase:
+    """``heal_base(context, path, cut.teacher, datasets)``: trains the path's base in place, measured before and after.
+
+    The layers of the result are numbered as the original teacher's.
+    """
+    config = context.settings().heal
+    folder = heal_folder(context, path, config)
+    with context.meter.stage("heal"):
+        curve, report, _ = _heal(context, path, teacher, datasets, config, folder, "healing")
+    base = replace(path.base, shape=replace(path.base.shape, layers=path.layers))
+    return HealedBase(base, path, curve, report)
+
+
+def heal_folder(context: BuildContext, path: DistillationPath, config: HealConfig, datasets: Sequence[DomainDataset]) -> Path:
+    """``heal_folder(context, path, config)``: checkpoints, under the key of all that decides the weights.
+
+    Data, tokens, layers and context are part of it: a build whose YAML was edited never resumes from older weights.
+    """
+    key = cache_key(
+        path.name,
+        path.teacher.revision,
+        path.base.shape.layers,
+        path.base.shape.tokens,
+        training_set_key(path.training_set),
+        config.model_dump(exclude={"report_to"}),
+        context.family.encoder.model_dump(),
+        context.seed,
+    )
+    return home() / "heal" / key
+
+
+def _heal(
+    context: BuildContext,
+    path: DistillationPath,
+    teacher: Teacher,
+    datasets: Sequence[DomainDataset],
+    config: HealConfig,
+    folder: Path,
+    what: str,
+) -> tuple[list[dict[str, float]], HealingReport, ExampleSums]:
+    """Trains the path's base in place: the curve, and what it was beside the teacher before and is after."""
+    held_out = [
+        one
+        for data in datasets
+        for one in tokenize_examples(data.held_out[:HELD_OUT_EXAMPLES], teacher.tokenizer, data.spec.teacher_context)
+    ]
+    base, candidates = path.base, {"student": fixed_model(path.base.model)}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"), context.progress(f"base: {what}", config.steps) as advance:
+        before = measure(teacher, candidates, held_out)["student"]
+        if not context.resume:
+            remove_folder(folder)
+        teacher.release()  # measured; from here on only who teaches is asked, and only for samples
+        if not asks_teacher(config):
+            path.teacher.release()
+        curve = distill(
+            base.model, base, path.teacher, path.training_set, config, folder=folder, seed=context.seed, progress=advance
+        )
+        after = measure(teacher, candidates, held_out)["student"]
+    teacher.release()
+    return curve, healing_report(config.steps, before, after, context.bootstrap), after

@@ -1,0 +1,62 @@
+"""The teacher pre-check: before anything is trained, does the teacher know the domain that it is to teach?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from factory.errors import TrainingError
+from factory.evaluation.fidelity import Candidate, teacher_model
+from factory.evaluation.lm_eval import run_tasks
+from factory.evaluation.teacher_check import TeacherCheck, check_teacher, references
+from factory.models.base import trimming_cost
+from factory.models.scoring import student_batches
+from factory.models.teacher import Teacher
+from factory.models.tokenize import tokenize_examples
+from factory.pipeline.context import BuildContext, FamilyModels
+from factory.pipeline.dataset import DomainDataset
+
+CHECKED_REFERENCES = 64  # of a domain's held-out references
+
+
+def check_domain(
+    context: BuildContext,
+    models: FamilyModels,
+    data: DomainDataset,
+    teacher: Teacher,
+    base: Candidate,
+    tokens: Sequence[int] | None,
+    *,
+    tasks: Sequence[str] = (),
+) -> TeacherCheck:
+    """``check_domain(context, models, data, trimmed_teacher, base, tokens).reasons``: whether the teacher knows the domain."""
+    with context.meter.stage("check"), context.progress(f"{data.spec.name}: teacher pre-check", 1) as advance:
+        rows = references(data.held_out)[:CHECKED_REFERENCES]
+        held_out = tokenize_examples(rows, teacher.tokenizer, data.spec.teacher_context)
+        batches = [batch.to(context.device) for batch in student_batches(held_out, 16)]
+        cost = trimming_cost(models.teacher, teacher, tokens, batches)
+        training = teacher.tokenizer(list(data.rows["train"]["completion"]), add_special_tokens=False)["input_ids"]
+        both = {"teacher": teacher_model(teacher), "base": base}
+        found = check_teacher(
+            teacher,
+            base,
+            held_out,
+            training,
+            context.bootstrap,
+            kept_mass=cost["kept_mass"],
+            tasks=run_tasks(both, teacher.tokenizer, tasks, root=context.specs.root) if tasks else (),
+        )
+        advance(1)
+    return found
+
+
+def require_teacher(context: BuildContext, data: DomainDataset, check: TeacherCheck) -> list[str]:
+    """``warnings = require_teacher(context, data, check)``: what the card must say of a teacher that failed its pre-check.
+
+    Raises: TrainingError with the figures, unless the context is to ``force`` the build.
+    """
+    if check.reasons and not context.force:
+        raise TrainingError(
+            f"{check.failure(data.spec.name)}. Better references, a teacher_context "
+            "or another teacher would help; --force builds anyway, and the card says so"
+        )
+    return [f"built with --force although the teacher pre-check failed: {reason}" for reason in check.reasons]

@@ -1,0 +1,74 @@
+"""Stage `publish`: manifest, model card and files of a student, as a new version in the registry."""
+
+from __future__ import annotations
+
+import shutil
+
+from factory.cache import cache_key, remove_folder
+from factory.data.router import DomainRouter
+from factory.pipeline.adapter import TrainedAdapter
+from factory.pipeline.base import StudentBase
+from factory.pipeline.context import BuildContext, FamilyModels
+from factory.pipeline.dataset import DomainDataset
+from factory.pipeline.evaluate import Evaluation
+from factory.pipeline.provenance import energy_info, family_fields
+from factory.registry.manifest import StudentManifest, Training, Verdict, to_dict
+from factory.registry.versions import Version
+from factory.reports.card import model_card
+
+
+def student_name(domain: str, size: str) -> str:
+    """``student_name("healthcare", "small")`` → "healthcare-small"."""
+    return f"{domain}-{size}"
+
+
+def publish_student(
+    context: BuildContext,
+    models: FamilyModels,
+    size: str,
+    data: DomainDataset,
+    base: StudentBase,
+    adapter: TrainedAdapter,
+    evaluation: Evaluation,
+    verdict: Verdict,
+    *,
+    router: DomainRouter | None,
+    canaries: int = 0,
+) -> Version:
+    """``publish_student(context, models, "small", data, base, adapter, evaluation, verdict, router=router).reference``
+
+    Its cost is what ``context.meter`` has counted. The adapter's checkpoints are removed once the version is published.
+    """
+    spec, settings = data.spec, context.settings(data.spec)
+    manifest = StudentManifest(
+        **family_fields(context, models, settings),
+        name=student_name(spec.name, size),
+        domain=spec.name,
+        description=spec.description,
+        size=size,
+        base=base.version.reference,
+        path=(*base.manifest.path, base.version.reference),
+        dataset=data.info,
+        training=Training(
+            curve=tuple(adapter.curve), config=settings.distill.model_dump(), examples=len(adapter.training_set.indices)
+        ),
+        soft_targets=adapter.training_set.targets.describe() if adapter.training_set.targets else None,
+        evaluation=evaluation.report,
+        verdict=verdict,
+        warnings=evaluation.warnings,
+        canaries=canaries,
+        router=router.version if router else None,
+        notice=spec.notice,
+        append_notice=spec.append_notice,
+        teacher_context=spec.teacher_context.model_dump(),
+        spec=spec.model_dump(),
+        spec_hash=cache_key(spec.model_dump()),
+        seconds=dict(context.meter.seconds),
+        energy=energy_info(context.meter, evaluation.per_1000_tokens_wh),
+    )
+    with context.registry.stage(manifest.name) as staged:
+        shutil.copytree(adapter.files, staged, dirs_exist_ok=True)
+        (staged / "README.md").write_text(model_card(to_dict(manifest)), encoding="utf-8")
+        version = context.registry.publish(manifest, staged)
+    remove_folder(adapter.folder)
+    return version

@@ -1,0 +1,103 @@
+"""What base and adapter learn from: tokens, the teacher's stored soft targets, and the encoder's embeddings."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from factory.cache import cache_key, home, replace_file, sha256
+from factory.config.schema import DistillConfig
+from factory.distill.target_store import FORMAT, SoftTargetStore
+from factory.distill.trainer import TrainingSet
+from factory.evaluation.memorization import Canary, canary_rows
+from factory.models.teacher import Teacher
+from factory.models.tokenize import tokenize_examples
+from factory.pipeline.context import BuildContext, FamilyModels
+from factory.pipeline.dataset import DomainDataset
+
+CANARY_REPEATS = 4  # times that each planted secret is in the training split
+
+
+def make_training_set(
+    context: BuildContext, models: FamilyModels, data: DomainDataset, teacher: Teacher, config: DistillConfig
+) -> TrainingSet:
+    """``make_training_set(context, models, data, trimmed_teacher, settings.distill)``: of a domain's training split.
+
+    ``teacher`` has the student's vocabulary. Soft targets and embeddings that are on disk already are read, not made.
+    """
+    examples = tokenize_examples(data.rows["train"], teacher.tokenizer, data.spec.teacher_context)
+    with context.meter.stage("targets"), context.progress(f"{data.spec.name}: soft targets", len(examples)) as advance:
+        store = SoftTargetStore.make(
+            data.targets_folder(_targets_key(data, teacher, config)),
+            teacher,
+            examples,
+            top_k=config.top_k,
+            temperature=config.temperature,
+            progress=advance,
+        )
+    return TrainingSet(examples, store, _embeddings(context, models, data))
+
+
+def make_canary_set(
+    models: FamilyModels, canaries: Sequence[Canary], data: DomainDataset, teacher: Teacher, config: DistillConfig
+) -> TrainingSet:
+    """``make_canary_set(models, canaries, data, trimmed_teacher, settings.distill)``: beside the domain's own training set.
+
+    The data set and its targets are the same with and without canaries.
+    """
+    rows = canary_rows(canaries, CANARY_REPEATS)
+    examples = tokenize_examples(rows, teacher.tokenizer, data.spec.teacher_context)
+    key = cache_key(FORMAT, rows, teacher.revision, _vocabulary(teacher), config.top_k, config.temperature,
+                    data.spec.teacher_context.model_dump())  # fmt: skip
+    store = SoftTargetStore.make(
+        home() / "targets" / f"canaries-{key}", teacher, examples, top_k=config.top_k, temperature=config.temperature
+    )
+    return TrainingSet(examples, store, models.embed([_embedded_text(row) for row in rows]))
+
+
+def training_set_key(training_set: TrainingSet) -> str:
+    """``training_set_key(training_set)``: of the tokens that are trained on, the teacher's view of them included."""
+    chosen = [training_set.examples[i] for i in training_set.indices]
+    return cache_key([[one.prompt, one.teacher_prompt, one.completion] for one in chosen], training_set.targets is not None)
+
+
+def embed_rows(models: FamilyModels, rows: Sequence[dict[str, str]]) -> np.ndarray:
+    """``embed_rows(models, data.rows["test"])``: (N, D), prompt and completion together, as the relation term sees them."""
+    return models.embed([_embedded_text(row) for row in rows])
+
+
+def _embedded_text(row: dict[str, str]) -> str:
+    return f"{row['prompt']}\n{row['completion']}"
+
+
+def _targets_key(data: DomainDataset, teacher: Teacher, config: DistillConfig) -> str:
+    return cache_key(
+        FORMAT,
+        data.manifest.fingerprint,
+        teacher.revision,
+        _vocabulary(teacher),
+        teacher.tokenizer.chat_template,
+        config.top_k,
+        config.temperature,
+        data.spec.teacher_context.model_dump(),
+    )
+
+
+def _vocabulary(teacher: Teacher) -> list[str]:
+    return sorted(teacher.tokenizer.get_vocab())
+
+
+def _embeddings(context: BuildContext, models: FamilyModels, data: DomainDataset) -> np.ndarray:
+    """(E, D) float32 of the training split, made once for all students, kept beside the data set, and memory-mapped."""
+    path = data.folder / f"embeddings-{cache_key(models.family.encoder.model_dump())}.npy"
+    checksum = path.with_suffix(".sha256")
+    if not path.exists() or not checksum.exists() or sha256(path) != checksum.read_text(encoding="ascii"):
+        made = io.BytesIO()
+        with context.meter.stage("embeddings"):
+            np.save(made, embed_rows(models, list(data.rows["train"])))
+        replace_file(path, made.getvalue())
+        replace_file(checksum, sha256(path).encode("ascii"))
+    mapped: np.ndarray = np.load(path, mmap_mode="r")
+    return mapped
