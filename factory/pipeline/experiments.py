@@ -12,7 +12,7 @@ import numpy as np
 from factory.cache import remove_folder
 from factory.config.schema import FamilySpec, TeacherContext
 from factory.errors import RegistryError
-from factory.evaluation.benchmark import Row, benchmark_figures, bits_per_byte, load_questions
+from factory.evaluation.benchmark import Row, benchmark_metrics, bits_per_byte, load_questions
 from factory.evaluation.fidelity import base_only, fixed_model, measure, with_adapter
 from factory.evaluation.lm_eval import run_tasks, task_metrics
 from factory.evaluation.stats import ExampleSums, paired_difference, summarize
@@ -179,7 +179,7 @@ def run_benchmark(
                     result.name: task_metrics(result, context.bootstrap)[f"task_{result.name}_accuracy"] for result in results
                 }
             advance(1)
-    metrics = benchmark_figures(bits, sizes, context.bootstrap)
+    metrics = benchmark_metrics(bits, sizes, context.bootstrap)
     return [
         Row(name, parameters[name], metrics[name], metrics.get(f"student_below_{name}"), tasks.get(name, {})) for name in bits
     ]

@@ -238,7 +238,7 @@ def heal_base(context: BuildContext, path: DistillationPath, teacher: Teacher, d
     return HealedBase(base, path, curve, report)
 
 
-def heal_folder(context: BuildContext, path: DistillationPath, config: HealConfig, datasets: Sequence[DomainDataset]) -> Path:
+def heal_folder(context: BuildContext, path: DistillationPath, config: HealConfig) -> Path:
     """``heal_folder(context, path, config)``: checkpoints, under the key of all that decides the weights.
 
     Data, tokens, layers and context are part of it: a build whose YAML was edited never resumes from older weights.
