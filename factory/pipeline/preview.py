@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from factory.data.dataset import small_dataset_warning
+from factory.data.dataset import find_disagreements, small_dataset_warning
 from factory.distill.target_store import describe_store
 from factory.evaluation.metrics import format_number
 from factory.pipeline.context import BuildContext, FamilyModels
@@ -21,8 +21,7 @@ def preview(context: BuildContext, models: FamilyModels, data: DomainDataset) ->
     """
     manifest, rows = data.manifest, data.rows["train"].select(range(min(SAMPLES, len(data.rows["train"]))))
     prompts = [row["prompt"] or row["completion"] for split in data.rows.values() for row in split]
-    routes = [] if data.spec.private else load_router(context, models).route(prompts)
-    elsewhere = [(p, route.domain) for p, route in zip(prompts, routes, strict=False) if route.domain != data.spec.name]
+    elsewhere = [] if data.spec.private else find_disagreements(prompts, data.spec.name, load_router(context, models))
     return {
         "domain": manifest.domain,
         "folder": str(data.folder),
@@ -34,7 +33,7 @@ def preview(context: BuildContext, models: FamilyModels, data: DomainDataset) ->
         "templates": manifest.templates,
         "personal_data": manifest.provenance.get("personal_data"),
         "disagreements": len(elsewhere),
-        "disagreement_examples": [list(one) for one in elsewhere[:SAMPLES]],
+        "disagreement_examples": [[one.prompt, one.routed_to] for one in elsewhere[:SAMPLES]],
         "too_small": small_dataset_warning(1.0, 1.0, manifest),
         "soft_targets": [describe_store(folder) for folder in data.targets_folders()],
         "samples": [{name: row[name] for name in ("prompt", "completion", "source", "refusal")} for row in rows],
