@@ -33,7 +33,7 @@ from factory.pipeline.healing import (
 )
 from factory.pipeline.precheck import check_domain, require_teacher
 from factory.pipeline.provenance import energy_info, family_fields
-from factory.registry.manifest import BaseDomain, BaseManifest, PathChoice, Training, VocabularyInfo, to_dict
+from factory.registry.manifest import BaseDomain, BaseManifest, PathChoice, Training, VocabularyInfo
 from factory.registry.provenance import merge_dataset_infos
 from factory.registry.versions import Version
 from factory.reports.card import model_card
@@ -200,7 +200,7 @@ def publish_base(
     manifest = _base_manifest(context, models, size, cut, healed, choice, datasets)
     with context.registry.stage(manifest.name) as folder:
         save_base(healed.base, folder)
-        (folder / "README.md").write_text(model_card(to_dict(manifest)), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
         version = context.registry.publish(manifest, folder)
     remove_folder(heal_folder(context, path, context.settings().heal))
     return version

@@ -218,7 +218,6 @@ def make_dataset(context: BuildContext, models: FamilyModels, spec: DomainSpec) 
         kept, identifiers = filter_pii(every, spec.personal_data, domain=spec.name, dropped=dropped)
         prompts = make_prompts(
             kept,
-            domain=spec.name,
             encoder=models.encoder,
             count_tokens=lambda text: len(prompt_ids(models.tokenizer, text)),
             config=config,

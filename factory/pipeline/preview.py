@@ -6,9 +6,10 @@ from typing import Any
 
 from factory.data.dataset import find_disagreements, small_dataset_warning
 from factory.distill.target_store import describe_store
-from factory.evaluation.metrics import format_number
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import DomainDataset, load_router
+from factory.reports.format import format_number
+from factory.reports.view import describe_personal_data
 
 SAMPLES = 5
 
@@ -31,7 +32,7 @@ def preview(context: BuildContext, models: FamilyModels, data: DomainDataset) ->
         "refusals": manifest.refusals,
         "sources": manifest.sources,
         "templates": manifest.templates,
-        "personal_data": manifest.provenance.get("personal_data"),
+        "personal_data": describe_personal_data(data.info.personal_data),
         "disagreements": len(elsewhere),
         "disagreement_examples": [[one.prompt, one.routed_to] for one in elsewhere[:SAMPLES]],
         "too_small": small_dataset_warning(1.0, 1.0, manifest),
@@ -60,7 +61,7 @@ def _lines(content: dict[str, Any]) -> list[tuple[str, str]]:
         ("folder", content["folder"]),
         ("kept", ", ".join(f"{split} {count}" for split, count in content["counts"].items())),
         ("dropped", ", ".join(f"{reason} {count}" for reason, count in dropped) or "nothing"),
-        ("personal identifiers", _identifiers(content["personal_data"])),
+        ("personal identifiers", content["personal_data"]),
         ("refusals kept", str(content["refusals"])),
         *(("source", f"{one['id']}: {one['n']} examples, {one['license']}") for one in content["sources"]),
         ("templates", str(content["templates"])),
@@ -76,14 +77,3 @@ def _lines(content: dict[str, Any]) -> list[tuple[str, str]]:
         answer = " ".join(row["completion"].split())
         lines += [("", ""), (row["source"], row["prompt"]), ("refusal" if row["refusal"] else "answer", answer)]
     return lines
-
-
-def _identifiers(personal: dict[str, Any] | None) -> str:
-    """How many personal identifiers of each kind every source holds, and what was done about them."""
-    if personal is None:
-        return "not looked for"
-    found = [
-        f"{source}: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}" for source, kinds in personal["found"].items()
-    ]
-    done = {"drop": "dropped", "allow": "kept", "refuse": "refused"}[personal["policy"]]
-    return f"{done}; {'; '.join(found)}" if found else "none found"

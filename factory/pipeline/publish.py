@@ -12,7 +12,7 @@ from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import DomainDataset
 from factory.pipeline.evaluate import Evaluation
 from factory.pipeline.provenance import energy_info, family_fields
-from factory.registry.manifest import StudentManifest, Training, Verdict, to_dict
+from factory.registry.manifest import StudentManifest, Training, Verdict
 from factory.registry.versions import Version
 from factory.reports.card import model_card
 
@@ -68,7 +68,7 @@ def publish_student(
     )
     with context.registry.stage(manifest.name) as staged:
         shutil.copytree(adapter.files, staged, dirs_exist_ok=True)
-        (staged / "README.md").write_text(model_card(to_dict(manifest)), encoding="utf-8")
+        (staged / "README.md").write_text(model_card(manifest), encoding="utf-8")
         version = context.registry.publish(manifest, staged)
     remove_folder(adapter.folder)
     return version
