@@ -25,9 +25,9 @@ from factory.models.base import (
     Base,
     assistant_teacher,
     choose_tokens,
-    foreign_base,
     layers_of_teacher,
     load_base,
+    load_external_base,
     prune_teacher,
     trim_teacher,
     trimming_cost,
@@ -99,7 +99,7 @@ def cut_base(
         teacher = trim_teacher(models.teacher, tokens)
         batches = [batch.to(context.device) for batch in _calibration_batches(datasets, teacher)]
         if size.base is not None:
-            base = foreign_base(resolve(size.base, root=context.specs.root).folder, teacher)
+            base = load_external_base(resolve(size.base, root=context.specs.root).folder, teacher)
         else:
             base = prune_teacher(teacher, tokens, size.layers or 1, batches[0])
         _to_device(base, context.device)
