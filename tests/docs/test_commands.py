@@ -14,6 +14,7 @@ from typer.main import get_command
 from factory.cli.commands import app
 
 HISTORY = {"docs/log.md"}  # what was typed then
+HELP = {"--help", "-h"}
 CLI: Any = get_command(app)
 current = pytest.mark.parametrize("page", [page for page in pages() if name_of(page) not in HISTORY], ids=name_of)
 
@@ -21,7 +22,7 @@ current = pytest.mark.parametrize("page", [page for page in pages() if name_of(p
 def problem(arguments: list[str], *, complete: bool) -> str | None:
     """Why the command line refuses these arguments; a call that is not ``complete`` may lack some, or hold placeholders."""
     if not arguments or arguments[0].startswith("-"):
-        known = {name for parameter in CLI.params for name in parameter.opts} | {"--help", "-h"}
+        known = {name for parameter in CLI.params for name in parameter.opts} | HELP
         return None if set(arguments) <= known else f"unknown option of factory: {arguments}"
     name, *rest = arguments
     command = CLI.commands.get(name)

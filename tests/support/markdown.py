@@ -77,7 +77,7 @@ def inline_commands(page: Path, program: str) -> Iterator[list[str]]:
 
 
 def _calls(line: str, program: str) -> Iterator[list[str]]:
-    words = shlex.split(line, comments=True)
+    words = shlex.split(line, comments=True) if program in line else []
     while words:
         end = next((i for i, word in enumerate(words) if word in BETWEEN), len(words))
         call = words[:end]
