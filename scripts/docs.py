@@ -1,6 +1,7 @@
 """Writes the generated pages of docs/: ``python scripts/docs.py``; ``--check`` fails if one is out of date.
 
-A page is a function that returns Markdown, registered in ``PAGES``.
+A page is a function that returns Markdown, registered in ``PAGES``. Of a page that is partly prose only what stands between
+``<!-- generated: NAME -->`` and ``<!-- end -->`` is written.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from factory.config import schema
+from factory.evaluation.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
 NOTE = "<!-- Written by scripts/docs.py: change {source} and run `python scripts/docs.py`. -->\n\n"
@@ -44,6 +46,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def with_generated(path: str, name: str, content: str) -> str:
+    """``with_generated("docs/evaluation.md", "metrics", table(...))``: the page as it is, with new content at the marker."""
+    before, begin, rest = (ROOT / path).read_text(encoding="utf-8").partition(f"<!-- generated: {name} -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    if not begin or not end:
+        sys.exit(f"error: {path} has no place for {name}: <!-- generated: {name} --> and, below it, <!-- end -->")
+    return before + begin + content + end + after
 
 
 # ------------------------------------------------------------------------------------------------- docs/domains.md
@@ -168,6 +179,14 @@ def field_default(field: FieldInfo) -> str:
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 
+# ------------------------------------------------------------------------------------------------- docs/evaluation.md
+
+
+def evaluation_page() -> str:
+    rows = [(f"`{key}`", metric.label, metric.better or "", metric.unit) for key, metric in METRICS.items()]
+    return with_generated("docs/evaluation.md", "metrics", table(("metric", "label", "better", "unit"), rows))
+
+
 # ------------------------------------------------------------------------------------------------- docs/results/
 
 TRAINERS_HEAD = """\
@@ -218,6 +237,7 @@ def trainers_table(runs: Iterable[dict[str, Any]]) -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "docs/domains.md": domains_page,
+    "docs/evaluation.md": evaluation_page,
     "docs/results/trainers.md": trainers_page,
 }
 

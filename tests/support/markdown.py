@@ -62,12 +62,16 @@ def anchors(page: Path) -> set[str]:
 
 
 def shell_commands(page: Path, program: str) -> Iterator[list[str]]:
-    """``shell_commands(page, "factory")``: the arguments of each call in its bash and console blocks."""
-    for block in blocks(page, "bash", "console"):
+    """``shell_commands(page, "factory")``: the arguments of each call in its blocks of commands.
+
+    In a console block commands follow a ``$``, and the rest is output; a block without a language may be a drawing.
+    """
+    for block in blocks(page, "bash", "console", ""):
         for line in block.text.replace("\\\n", " ").splitlines():
             if block.language == "console" and not line.startswith("$ "):
-                continue  # output
-            yield from _calls(line.removeprefix("$ "), program)
+                continue
+            if block.language or line.startswith(f"{program} "):
+                yield from _calls(line.removeprefix("$ "), program)
 
 
 def inline_commands(page: Path, program: str) -> Iterator[list[str]]:
