@@ -151,7 +151,7 @@ class DistillTrainer(GKDTrainer):
             self.projection.load_state_dict(load_file(path))
 
     def finished(self, checkpoint: str) -> bool:
-        """``trainer.finished(checkpoint)``: whether this is the last step's checkpoint; if so its weights and curve are loaded."""
+        """``trainer.finished(checkpoint)``: whether no step is left; the weights and the curve are then loaded."""
         state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         if state.global_step < self.config.steps:
             return False
@@ -290,7 +290,7 @@ def distill(
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[dict[str, float]]:
-    """``distill(model, base, teacher, training_set, config, folder=folder, seed=0)``: trains ``model`` in place and returns the curve.
+    """``distill(model, base, teacher, training_set, config, folder=folder, seed=0)``: trains in place, returns the curve.
 
     ``base.shape.layers`` are layers of this ``teacher``. ``folder`` holds checkpoints; a later call with the same folder
     resumes from the last one. Unless ``asks_teacher(config)``, the teacher's weights are not used, so the caller may release
