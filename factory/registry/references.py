@@ -23,7 +23,7 @@ ALIASES = "aliases.json"
 
 def check_name(name: str, what: str = "name") -> str:
     """``check_name("healthcare-small")`` returns it. Raises: RegistryError unless it is a plain folder name."""
-    from factory.config.schema import NAME  # imported here: pydantic would slow down `factory list`
+    from factory.config.schema import NAME  # imported here: `factory list` needs no pydantic
 
     if len(name) > 100 or not re.fullmatch(NAME, name):
         raise RegistryError(f"bad {what} {name!r}: use lower-case letters and digits, joined by single hyphens")

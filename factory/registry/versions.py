@@ -96,7 +96,7 @@ def load_version(root: Path, kind: str, name: str, number: int) -> Version:
     Raises: RegistryError for a manifest that is missing, unreadable, malformed, of another schema version, or of another
         version of a model.
     """
-    from factory.registry.manifest import parse_manifest  # imported here: pydantic would slow down `factory list`
+    from factory.registry.manifest import parse_manifest  # imported here: `factory list` reads only the index
 
     folder = root / FOLDERS[kind] / name / str(number)
     try:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from factory.registry.provenance import LIBRARIES, git_commit, library_versions, merged_datasets
 from factory.cache import cache_key
+from factory.registry.manifest import DatasetInfo
+from factory.registry.provenance import LIBRARIES, git_commit, library_versions, merge_dataset_infos
 
 
 def test_a_digest_is_the_same_for_the_same_parts_in_any_order_of_keys() -> None:
@@ -60,11 +61,15 @@ def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_merged_data_sets_add_up() -> None:
-    first = {"fingerprint": "f1", "counts": {"train": 10, "test": 2}, "dropped": {"empty": 1}, "refusals": 1}
-    second = {"fingerprint": "f2", "counts": {"train": 5}, "dropped": {"empty": 2, "long": 3}, "refusals": 0}
-    first["sources"], second["sources"] = [{"id": "a"}], [{"id": "b"}]
-    merged = merged_datasets([first, second])
-    assert merged["counts"] == {"train": 15, "test": 2} and merged["dropped"] == {"empty": 3, "long": 3}
-    assert merged["refusals"] == 1 and merged["sources"] == [{"id": "a"}, {"id": "b"}]
-    assert merged["fingerprint"] == cache_key(["f1", "f2"]) != merged_datasets([second, first])["fingerprint"]
-    assert first["counts"] == {"train": 10, "test": 2}
+    own = {"license": "mit", "n": 5}
+    first = DatasetInfo(
+        fingerprint="f1", counts={"train": 10, "test": 2}, dropped={"empty": 1}, refusals=1, sources=[{"id": "a", **own}]
+    )
+    second = DatasetInfo(
+        fingerprint="f2", counts={"train": 5}, dropped={"empty": 2, "long": 3}, refusals=0, sources=[{"id": "b", **own}]
+    )
+    merged = merge_dataset_infos([first, second])
+    assert merged.counts == {"train": 15, "test": 2} and merged.dropped == {"empty": 3, "long": 3}
+    assert merged.refusals == 1 and [source.id for source in merged.sources] == ["a", "b"]
+    assert merged.fingerprint == cache_key(["f1", "f2"]) != merge_dataset_infos([second, first]).fingerprint
+    assert first.counts == {"train": 10, "test": 2}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from factory.registry.manifest import BaseManifest, StudentManifest
+from factory.registry.registry import Registry
 from factory.registry.versions import Version
 
 TEACHER = {
@@ -115,3 +117,27 @@ def base(name: str = "default-small-base", number: int = 1, **more: Any) -> Vers
     return Version(
         "base", name, number, Path("/registry/bases") / name / str(number), base_manifest(name, version=number, **more)
     )
+
+
+BASE = "default-small-base"
+
+
+def publish(registry: Registry, name: str = "healthcare-small", kind: str = "student", **more: Any) -> Version:
+    """``publish(registry, seed=7)``: a version with two small files; of a student, on ``default-small-base@1``."""
+    if kind == "student" and "base" not in more and not registry.versions("base", BASE):
+        publish(registry, BASE, "base")
+    with registry.stage(name) as folder:
+        (folder / "adapter_model.safetensors").write_bytes(b"weights")
+        (folder / "tokenizer").mkdir()
+        (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+        manifest = student_manifest(name, **more) if kind == "student" else base_manifest(name, **more)
+        return registry.publish(manifest, folder)
+
+
+def rendered(renderable: Any, width: int = 160) -> str:
+    """``rendered(compare_table(versions))``: what the terminal would show."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width)
+    console.print(renderable)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
