@@ -10,7 +10,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock
@@ -193,7 +193,7 @@ def choose_path(
     paths = {path.name: path for path in (direct_path(context, models, cut, datasets), assisted)}
     probes = {name: _probe(context, path, cut.teacher, datasets) for name, path in paths.items()}
     helps, ahead = teacher_assistant_helps(probes["direct"][1], probes["teacher_assistant"][1], context.bootstrap)
-    chosen = "teacher_assistant" if helps else "direct"
+    chosen: Literal["direct", "teacher_assistant"] = "teacher_assistant" if helps else "direct"
     reason = (
         f"after {probes['direct'][0].steps} steps each, the teacher assistant's path is {'' if helps else 'not '}ahead beyond "
         f"the interval: {ahead} nats/token, n {ahead.n:,}"

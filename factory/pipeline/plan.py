@@ -78,16 +78,7 @@ def plan(context: BuildContext, domains: Sequence[str], size: str, options: Buil
     fetched = [("teacher", family.teacher), ("encoder", family.encoder), *([("base", model)] if model else [])]
     steps = [_fetch(context, what, spec) for what, spec in fetched]
     if steps[0].state == "to fetch":
-        names = dict.fromkeys([*domains, *(domain.name for domain in context.public_domains)])
-        return [
-            *steps,
-            *(Step(f"data set {name}", "to do", _data_detail(context, context.specs.domain(name)), None) for name in names),
-            Step(f"base {base_name(context, size)}", "to do", _base_detail(context, family.sizes[size]), None),
-            *(
-                Step(f"student {student_name(name, size)}", "to do", _student_detail(context, name, options), None)
-                for name in domains
-            ),
-        ]
+        return [*steps, *_unknown(context, domains, size, options)]
     models = resolve_models(family, context.specs.root, context.device)
     rate = matrix_rate(context.device)
     bases = _bases(context, models, size, options, rate)
@@ -166,7 +157,7 @@ def _bases(context: BuildContext, models: FamilyModels, size: str, options: Buil
 
 
 def _base_parameters(models: FamilyModels, spec: SizeSpec) -> int:
-    depth = models.teacher.config.get_text_config().num_hidden_layers
+    depth = int(models.teacher.config.get_text_config().num_hidden_layers)
     return round(models.teacher.parameters * (spec.layers or depth) / depth)
 
 

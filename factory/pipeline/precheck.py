@@ -56,7 +56,7 @@ def require_teacher(context: BuildContext, data: DomainDataset, check: TeacherCh
     """
     if check.reasons and not context.force:
         raise TrainingError(
-            f"{check.failure(data.spec.name)}. Better references, a teacher_context "
+            f"teacher pre-check failed for {data.spec.name}: {'; '.join(check.reasons)}. Better references, a teacher_context "
             "or another teacher would help; --force builds anyway, and the card says so"
         )
     return [f"built with --force although the teacher pre-check failed: {reason}" for reason in check.reasons]
