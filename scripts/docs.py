@@ -7,7 +7,9 @@ A page is a function that returns Markdown, registered in ``PAGES``. Of a page t
 from __future__ import annotations
 
 import argparse
+import ast
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -235,7 +237,38 @@ def trainers_table(runs: Iterable[dict[str, Any]]) -> str:
     return table(head, rows)
 
 
+# ------------------------------------------------------------------------------------------------- docs/design.md
+
+AROUND = {  # what stands beside factory/
+    "domains/": "what ships: families, domains, the general pool; evals/ holds what students are asked",
+    "docs/": "these pages; results/ is rendered from the JSON that scripts write",
+    "registry/": "the local registry; git keeps its README alone",
+    "scripts/": "demo.sh, test.sh, install.sh, docs.py; bench/ holds the benchmarks",
+    "tests/": "the same folders as factory/; support/ is shared, integration/ runs whole builds",
+}
+
+
+def design_page() -> str:
+    """The tree, with the first sentence of every module's docstring."""
+    lines = ["factory/"]
+    for path in sorted((ROOT / "factory").rglob("*.py"), key=lambda path: (path.parent, path.name != "__init__.py", path.name)):
+        folder, phrase = path.parent.relative_to(ROOT / "factory"), first_sentence(path)
+        if path.name == "__init__.py":
+            lines += [f"  {folder}/".ljust(30) + phrase] if folder.parts else []
+        else:
+            lines.append(f"{'  ' * (len(folder.parts) + 1)}{path.name}".ljust(30) + phrase)
+    lines += [name.ljust(30) + phrase for name, phrase in AROUND.items()]
+    return with_generated("docs/design.md", "tree", "```\n" + "\n".join(line.rstrip() for line in lines) + "\n```\n")
+
+
+def first_sentence(path: Path) -> str:
+    """``first_sentence(Path("factory/cache.py"))``: of the module's docstring, without its full stop."""
+    summary = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n\n")[0]
+    return re.split(r"\.\s+(?=[A-Z])", " ".join(summary.split()))[0].removesuffix(".").replace("``", "")
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "docs/design.md": design_page,
     "docs/domains.md": domains_page,
     "docs/evaluation.md": evaluation_page,
     "docs/results/trainers.md": trainers_page,

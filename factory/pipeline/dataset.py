@@ -25,6 +25,7 @@ from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.registry.manifest import DatasetInfo, PersonalDataInfo, SourceInfo
 
+DATASET_FORMAT = 2  # raised when what is written of a data set changes, so that older folders are not read as it
 # Fields of a domain's YAML that decide nothing about its rows (its `data` overrides are part of the settings).
 NOT_DATA = {"description", "notice", "append_notice", "bias_pairs", "tasks", "golden_set", "gates", "distill", "data"}
 
@@ -115,6 +116,7 @@ def dataset_key(context: BuildContext, teacher_sha256: str, spec: DomainSpec) ->
     """
     family = context.family
     return cache_key(
+        DATASET_FORMAT,
         spec.model_dump(exclude=NOT_DATA),
         context.settings(spec).data.model_dump(),
         context.seed,
