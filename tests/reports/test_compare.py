@@ -1,78 +1,110 @@
+"""Who is the best of a row, who is tied, and which rows are shown first."""
+
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from support.versions import student, text
+from support.manifests import COMMON, TEACHER, base, evaluation, metric, rendered, student
 
 from factory.errors import RegistryError
 from factory.registry.versions import Version
-from factory.reports.compare import BEST, TIED, compare_json, compare_table, paired_interval
+from factory.reports.compare import BEST, TIED, compare_json, compare_table
+
+SUMS = ("tokens", "kl", "agree", "top5", "correct", "teacher_correct", "nll", "teacher_nll")
 
 
-def measured(name: str, kl: list[float], key: str | None = "k1", **sums: list[float]) -> Version:
-    """Ten tokens an example; all intervals overlap, so that only pairs can tell versions apart."""
-    version = student(name, sum(kl) / (10 * len(kl)) if kl else 0.4)
-    version.manifest["evaluation"]["metrics"]["kl"] |= {"low": 0.0, "high": 9.0}
-    version.manifest["evaluation"]["per_example"] = {"key": key, "tokens": [10.0] * len(kl), "kl": kl, **sums}
-    return version
+def plain(name: str, kl: float | None = 0.4, width: float = 0.02, **metrics: Any) -> Version:
+    """Measured on examples of its own, so that only intervals can decide."""
+    found = {"kl": metric(kl, width=width), "top1_agreement": metric(0.76)} | metrics
+    own = {"key": name} | {key: [1.0, 2.0] for key in SUMS}
+    return student(name, evaluation=evaluation(metrics=found, per_example=own))
+
+
+def measured(name: str, kl: list[float], key: str = "k1", metrics: Any = None, **sums: list[float]) -> Version:
+    """Ten tokens per example; all intervals overlap, so that only pairs can tell versions apart."""
+    own = {"key": key} | dict.fromkeys(SUMS, [10.0] * len(kl)) | {"kl": kl} | sums
+    found = {"kl": metric(sum(kl) / (10 * len(kl)), width=9.0)} | (metrics or {})
+    return student(name, evaluation=evaluation(metrics=found, per_example=own))
+
+
+def sized(name: str, parameters: int, **metrics: Any) -> Version:
+    version = plain(name, **metrics)
+    sizes = evaluation()["sizes"]
+    sizes["student"] = {"parameters": parameters, "bytes": 1}
+    content = version.manifest.model_dump() | {"evaluation": version.manifest.evaluation.model_dump() | {"sizes": sizes}}
+    return student(name, **{"evaluation": content["evaluation"]})
 
 
 def compared(*versions: Version) -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in compare_json(versions)["rows"]}
 
 
-def test_versions_without_figures_are_compared_by_their_verdicts_alone() -> None:
-    bare = Version("base", "default-small", 1, Path("/b"), {})
-    assert "verdict" in text(compare_table([bare]))
-    assert "unchecked" in text(compare_table([bare]))
+def line_of(written: str, label: str) -> str:
+    return next(line for line in written.splitlines() if line.startswith(label))
 
 
-def test_compare_marks_the_best_of_each_row() -> None:
-    versions = [student("a-small", 0.4), student("b-small", 0.3)]
-    versions[1].manifest["evaluation"]["metrics"]["kl"] |= {"low": 0.28, "high": 0.32}
+# --------------------------------------------------------------------------------------------------------- what is shown
+
+
+def test_the_table_begins_with_a_dozen_rows_that_matter() -> None:
+    more = {"entropy_gap": metric(0.1), "golden_set_passed": metric(0.9), "task_pubmedqa_accuracy": metric(0.5)}
+    versions = [plain("a-small", **more), plain("b-small", **more)]
+    labels = [line.partition("  ")[0] for line in rendered(compare_table(versions)).splitlines()[1:-1]]
+    assert labels[:9] == [
+        "verdict",
+        "KL(teacher ‖ student), nats/token",
+        "top-1 agreement with the teacher",
+        "golden set passed",
+        "accuracy on pubmedqa",
+        "parameters",
+        "size on disk",
+        "tokens/s, one stream",
+        "base",
+    ]
+    assert "entropy" not in rendered(compare_table(versions))
+    assert "entropy minus the teacher's" in rendered(compare_table(versions, all_metrics=True))
+    assert "entropy_gap" in compared(*versions)  # JSON has all
+
+
+def test_a_long_warning_is_cut() -> None:
+    version = student(warnings=["the data set is small: " + "more templates " * 20, "another"])
+    assert len(line_of(rendered(compare_table([version])), "warning")) < 130
+
+
+def test_bases_are_compared_by_size() -> None:
+    written = rendered(compare_table([base("a-base"), base("b-base", parameters=70_000_000)]))
+    assert "unchecked" in written
+    assert "70.0 M " + BEST in written
+
+
+# --------------------------------------------------------------------------------------------------------------- ranking
+
+
+def test_the_best_of_each_row_is_starred() -> None:
+    versions = [plain("a-small", 0.4), plain("b-small", 0.3)]
     rows = compared(*versions)
-    assert rows["kl"]["best"] == ["b-small@1"]
-    assert rows["kl"]["tied"] == []
-    assert rows["top1_agreement"]["best"] == []  # equal
-    assert rows["teacher_perplexity"]["best"] == []  # nobody wins it
-    line = next(line for line in text(compare_table(versions)).splitlines() if line.startswith("KL("))
+    assert (rows["kl"]["best"], rows["kl"]["tied"]) == (["b-small@1"], [])
+    line = line_of(rendered(compare_table(versions)), "KL(")
     assert line.count(BEST) == 1
     assert "0.300 [0.280, 0.320] " + BEST in line
-    assert TIED not in text(compare_table(versions))
+
+
+def test_metrics_for_reference_have_no_winner() -> None:
+    versions = [plain("a-small", teacher_perplexity=metric(4.0)), plain("b-small", teacher_perplexity=metric(3.0))]
+    assert compared(*versions)["teacher_perplexity"]["best"] == []
 
 
 def test_versions_whose_intervals_overlap_are_tied_and_nobody_is_starred() -> None:
-    versions = [student("a-small", 0.4), student("b-small", 0.3), student("c-small", 0.9)]
-    versions[2].manifest["evaluation"]["metrics"]["kl"] |= {"low": 0.8, "high": 1.0}
+    versions = [plain("a-small", 0.4, 0.08), plain("b-small", 0.3, 0.08), plain("c-small", 0.9)]
     row = compared(*versions)["kl"]
     assert (row["best"], row["tied"], row["paired"]) == ([], ["a-small@1", "b-small@1"], False)
-    written = text(compare_table(versions))
-    line = next(line for line in written.splitlines() if line.startswith("KL("))
+    written = rendered(compare_table(versions))
+    line = line_of(written, "KL(")
     assert line.count(TIED) == 2 and BEST not in line
-    assert "their 95 % intervals overlap" in written and "paired" not in written.replace("steps, paired", "")
-
-
-def test_one_interval_that_holds_the_others_value_is_a_tie() -> None:
-    versions = [student("a-small", 0.43), student("b-small", 0.43)]
-    versions[1].manifest["evaluation"]["metrics"]["kl"] = 0.39
-    assert compared(*versions)["kl"]["tied"] == ["a-small@1", "b-small@1"]
-    versions[1].manifest["evaluation"]["metrics"]["kl"] = 0.1
-    assert compared(*versions)["kl"]["best"] == ["b-small@1"]
-
-
-def test_accuracy_retained_is_of_what_the_teacher_gets_right() -> None:
-    correct = [3.0, 5.0, 4.0, 6.0]
-    versions = [
-        measured("a-small", [1.0] * 4, correct=correct, teacher_correct=[8.0, 8.0, 9.0, 8.0]),
-        measured("b-small", [1.0] * 4, correct=correct, teacher_correct=[7.0, 7.0, 8.0, 7.0]),
-    ]
-    for version, value in zip(versions, (18 / 33, 18 / 29), strict=True):
-        version.manifest["evaluation"]["metrics"]["accuracy_retained"] = {"value": value, "low": 0.0, "high": 1.0}
-    assert compared(*versions)["accuracy_retained"]["best"] == ["b-small@1"]
+    assert "their 95 % intervals overlap" in " ".join(written.split())
 
 
 def test_a_small_difference_on_every_example_is_no_tie_though_intervals_overlap() -> None:
@@ -87,7 +119,7 @@ def test_a_difference_of_single_examples_is_a_tie() -> None:
     versions = [measured("a-small", kl), measured("b-small", mixed), measured("c-small", [value + 5 for value in kl])]
     row = compared(*versions)["kl"]
     assert (row["best"], row["tied"], row["paired"]) == ([], ["a-small@1", "b-small@1"], True)
-    assert "paired difference holds 0" in " ".join(text(compare_table(versions)).split())
+    assert "paired difference contains 0" in " ".join(rendered(compare_table(versions)).split())
 
 
 @pytest.mark.parametrize(
@@ -102,35 +134,32 @@ def test_a_difference_of_single_examples_is_a_tie() -> None:
 def test_each_paired_row_is_decided_by_its_own_sums(row: str, above: str, below: str, better: int) -> None:
     sums, extra = [3.0, 5.0, 4.0, 6.0], {} if below == "tokens" else {below: [8.0, 8.0, 9.0, 8.0]}
     versions = [
-        measured("a-small", [1.0] * 4, **{above: [value + better for value in sums]}, **extra),
-        measured("b-small", [1.0] * 4, **{above: sums}, **extra),
+        measured(name, [1.0] * 4, metrics={row: metric(value, width=9.0)}, **{above: [one + add for one in sums]}, **extra)
+        for name, value, add in (("a-small", 0.5 + 0.1 * better, better), ("b-small", 0.5, 0))
     ]
-    for version, value in zip(versions, (0.5 + 0.1 * better, 0.5), strict=True):
-        version.manifest["evaluation"]["metrics"][row] = {"value": value, "low": 0.0, "high": 9.0, "n": 40}
     decided = compared(*versions)[row]
     assert (decided["best"], decided["tied"], decided["paired"]) == (["a-small@1"], [], True)
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        measured("b-small", [1.0, 2.0, 3.0], key="k2"),
-        measured("b-small", [1.0, 2.0, 3.0], key=None),
-        measured("b-small", [1.0, 2.0]),
-        measured("b-small", [1.0, 2.0, 3.0], tokens=[10.0, None, 10.0]),  # type: ignore[list-item]
-        measured("b-small", [1.0, 2.0, 3.0], tokens=[]),
-        student("b-small", 0.1),
-    ],
-    ids=["other examples", "no key", "fewer", "a gap", "no tokens", "nothing kept"],
-)
+def test_accuracy_retained_is_of_what_the_teacher_gets_right() -> None:
+    correct, retained = [3.0, 5.0, 4.0, 6.0], "accuracy_retained"
+    versions = [
+        measured(
+            name, [1.0] * 4, metrics={"accuracy_retained": metric(18 / sum(of), width=0.5)}, correct=correct, teacher_correct=of
+        )
+        for name, of in (("a-small", [8.0, 8.0, 9.0, 8.0]), ("b-small", [7.0, 7.0, 8.0, 7.0]))
+    ]
+    assert compared(*versions)[retained]["best"] == ["b-small@1"]
+
+
+@pytest.mark.parametrize("other", [measured("b-small", [1.0, 2.0, 3.0], key="k2"), plain("b-small", 0.1, 9.0)])
 def test_without_the_same_examples_intervals_decide(other: Version) -> None:
     row = compared(measured("a-small", [4.0, 5.0, 6.0]), other)["kl"]
     assert (row["best"], row["tied"], row["paired"]) == ([], ["a-small@1", "b-small@1"], False)
 
 
-def test_a_version_that_lacks_the_figure_does_not_spoil_the_pair() -> None:
-    bare = Version("base", "c-small", 1, Path("/c"), {})
-    row = compared(measured("a-small", [4.0, 5.0, 6.0]), bare, measured("b-small", [1.0, 2.0, 3.0]))["kl"]
+def test_a_base_beside_them_does_not_spoil_the_pair() -> None:
+    row = compared(measured("a-small", [4.0, 5.0, 6.0]), base(), measured("b-small", [1.0, 2.0, 3.0]))["kl"]
     assert (row["best"], row["paired"]) == (["b-small@1"], True)
 
 
@@ -138,97 +167,56 @@ def test_one_example_decides_nothing() -> None:
     assert compared(measured("a-small", [4.0]), measured("b-small", [1.0]))["kl"]["tied"] == ["a-small@1", "b-small@1"]
 
 
-def test_a_figure_that_is_no_number_neither_wins_nor_ties() -> None:
-    versions = [student("a-small", float("nan")), student("b-small", 0.3), student("c-small", None)]
-    row = compared(*versions)["kl"]
+def test_a_metric_that_could_not_be_measured_neither_wins_nor_ties() -> None:
+    row = compared(plain("a-small", None), plain("b-small", 0.3))["kl"]
     assert (row["best"], row["tied"]) == ([], [])
+    assert row["values"]["a-small@1"] == {"value": None, "low": None, "high": None, "n": 5120}  # JSON has no NaN
 
 
-def test_sizes_have_a_winner_and_no_tie() -> None:
-    versions = [student("a-small"), student("b-small"), student("c-small")]
-    versions[2].manifest["evaluation"]["sizes"]["student"] = {"parameters": 90_000_000}
-    row = compared(*versions)["parameters"]
+def test_sizes_have_winners_and_no_tie() -> None:
+    row = compared(sized("a-small", 80), sized("b-small", 80), sized("c-small", 90))["parameters"]
     assert (row["best"], row["tied"], row["paired"]) == (["a-small@1", "b-small@1"], [], False)
 
 
-def test_the_paired_interval_of_a_constant_difference_is_that_difference() -> None:
-    tokens = [10.0, 20.0, 30.0, 40.0]
-    ours = [4.0 + 0.5 * n for n in tokens]
-    theirs = [4.0] * 4
-    assert paired_interval((ours, tokens), (theirs, tokens)) == pytest.approx((0.5, 0.5))
-    assert paired_interval((ours, tokens), (ours, tokens)) == (0.0, 0.0)
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=5))
+def test_the_winners_are_the_smallest_unless_all_are_equal(parameters: list[int]) -> None:
+    versions = [sized(f"s{number}-small", value) for number, value in enumerate(parameters)]
+    smallest = [one.reference for one, value in zip(versions, parameters, strict=True) if value == min(parameters)]
+    assert compared(*versions)["parameters"]["best"] == (smallest if len(smallest) < len(versions) else [])
 
 
-def test_the_paired_interval_of_two_examples_spans_both() -> None:
-    """Per token 0.1 and 0.3 are drawn twice, once each, or mixed: 2.5 % and 97.5 % of that are the two themselves."""
-    assert paired_interval(([2.0, 4.0], [10.0, 10.0]), ([1.0, 1.0], [10.0, 10.0])) == pytest.approx((0.1, 0.3))
-
-
-def test_the_paired_interval_is_that_of_the_measured_figures() -> None:
-    import numpy as np
-
-    from factory.evaluation.stats import BootstrapConfig, paired_difference
-
-    rng = np.random.default_rng(0)
-    tokens, a = rng.integers(20, 80, 150).astype(float), rng.gamma(2, 10, 150)
-    b = a + rng.normal(0.3, 3, 150)
-    ours = paired_interval((a.tolist(), tokens.tolist()), (b.tolist(), tokens.tolist()), resamples=4000)
-    figure = paired_difference(a, b, tokens, BootstrapConfig(4000))
-    assert ours == pytest.approx((figure.low, figure.high), abs=0.05 * (figure.high - figure.low))
-
-
-@given(st.lists(st.tuples(*[st.floats(0, 100)] * 2, st.integers(1, 90)), min_size=2, max_size=12))
-@settings(max_examples=25, deadline=None)
-def test_the_paired_interval_turns_round_with_its_sides(examples: list[tuple[float, float, int]]) -> None:
-    a, b, tokens = (list(map(float, column)) for column in zip(*examples, strict=True))
-    low, high = paired_interval((a, tokens), (b, tokens), resamples=200)
-    assert low <= high
-    assert paired_interval((b, tokens), (a, tokens), resamples=200) == pytest.approx((-high, -low), abs=1e-9)
-
-
-@pytest.mark.parametrize("sums", [([], []), ([1.0], [2.0]), ([1.0, 2.0], [0.0, 0.0]), ([float("nan")] * 3, [1.0] * 3)])
-def test_the_paired_interval_of_too_little_is_no_number(sums: tuple[list[float], list[float]]) -> None:
-    assert all(value != value for value in paired_interval(sums, sums))
-
-
-def test_the_higher_agreement_and_the_lower_size_win() -> None:
-    a, b = student("a-small"), student("b-small")
-    b.manifest["evaluation"]["metrics"]["top1_agreement"] = 0.8
-    b.manifest["evaluation"]["sizes"]["student"] = {"parameters": 90_000_000}
-    rows = {row["key"]: row for row in compare_json([a, b])["rows"]}
-    assert rows["top1_agreement"]["best"] == ["b-small@1"]
-    assert rows["parameters"]["best"] == ["a-small@1"]
+# --------------------------------------------------------------------------------------------------------------- columns
 
 
 def test_the_teacher_is_taken_from_the_first_student_and_never_wins() -> None:
-    versions = [student("a-small"), student("b-small", 0.3)]
+    more = {"student_perplexity": metric(4.2), "teacher_perplexity": metric(3.9)}
+    more |= {"golden_set_passed": metric(0.5), "golden_set_passed_teacher": metric(0.95)}
+    versions = [plain("a-small", **more), plain("b-small", 0.3, **more)]
     content = compare_json(versions, teacher=True)
     rows = {row["key"]: row for row in content["rows"]}
     assert content["columns"] == ["a-small@1", "b-small@1", "teacher"]
     assert rows["student_perplexity"]["values"]["teacher"]["value"] == 3.9
-    assert rows["parameters"]["values"]["teacher"]["value"] == 134_515_008
+    assert rows["golden_set_passed"]["values"]["teacher"]["value"] == 0.95
+    assert rows["parameters"]["values"]["teacher"] == {"value": 134_515_008, "low": None, "high": None, "n": None}
     assert rows["bytes"]["best"] == []
     assert rows["kl"]["values"]["teacher"] is None
-    assert "28.0" in text(compare_table(versions, teacher=True))
+    assert "28.0" in rendered(compare_table(versions, teacher=True))
 
 
 def test_students_of_two_teachers_have_a_column_for_each() -> None:
-    other = {"evaluation": {"sizes": {"teacher": {"parameters": 268_098_176}}}, "teacher": {"sha256": "b"}}
-    versions = [
-        student("a-small", teacher={"sha256": "a"}),
-        student("c-small", teacher={"sha256": "a"}),
-        student("b-mini", **other),
-    ]
+    other = TEACHER | {"sha256": "b"}
+    sizes = evaluation()["sizes"] | {"teacher": {"parameters": 268_098_176, "bytes": 1}}
+    versions = [student("a-small"), student("c-small"), student("b-mini", teacher=other, evaluation=evaluation(sizes=sizes))]
     content = compare_json(versions, teacher=True)
     assert content["columns"][3:] == ["teacher of a-small@1", "teacher of b-mini@1"]
     values = next(row for row in content["rows"] if row["key"] == "parameters")["values"]
     assert values["teacher of b-mini@1"]["value"] == 268_098_176
 
 
-def test_compare_warns_when_the_test_sets_differ() -> None:
-    other = student("b-small", dataset={"fingerprint": "f1"})
-    assert "compare only roughly" in " ".join(text(compare_table([student("a-small"), other])).split())
-    assert "compare only" not in text(compare_table([student("a-small"), student("b-small")]))
+def test_different_test_sets_are_said() -> None:
+    other = student("b-small", dataset=COMMON["dataset"] | {"fingerprint": "f1"})
+    assert "compare only roughly" in " ".join(rendered(compare_table([student("a-small"), other])).split())
+    assert "compare only" not in rendered(compare_table([student("a-small"), student("b-small")]))
 
 
 def test_compare_without_versions_is_an_error() -> None:

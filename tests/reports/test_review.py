@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import tiny
+from support.manifests import base_manifest, evaluation, publish, student_manifest
 from support.workplace import Refused, Workplace
 
 from factory.config.schema import DistillConfig
-from factory.errors import DataError, FactoryError, RegistryError
+from factory.errors import DataError, FactoryError, RegistryError, StorageError
 from factory.models.base import attach_adapter, save_base
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
@@ -37,12 +38,6 @@ QUESTIONS = ["What is asthma?", "What is a fever, in short?", 'What does "benign
 OWN = [f"own answer {n}" for n in range(4)]
 OTHER = [f"another answer {n},\nin two lines" for n in range(4)]
 TEACHER = "teacher path:./teacher"
-
-
-def publish(registry: Registry, **more: Any) -> Version:
-    with registry.stage("healthcare-small") as folder:
-        (folder / "adapter_model.safetensors").write_bytes(b"weights")
-        return registry.publish("student", "healthcare-small", folder, {"verdict": {"status": "passed"}} | more)
 
 
 @pytest.fixture
@@ -72,7 +67,7 @@ def fill(path: Path, votes: list[str], comments: list[str] | None = None, separa
 
 def votes_for(registry: Registry, outcome: str) -> list[str]:
     """``votes_for(registry, "wlt")``: what to vote in the last review so that the version wins, loses, ties."""
-    order = registry.resolve("healthcare-small").manifest["records"][-1]["order"]
+    order = registry.resolve("healthcare-small").records[-1]["order"]
     other = {"a": "b", "b": "a"}
     return [{"w": own, "l": other[own], "t": "tie"}[one] for one, own in zip(outcome, order, strict=True)]
 
@@ -118,37 +113,37 @@ def test_the_file_says_nothing_of_the_candidates(registry: Registry, tmp_path: P
     order = own_columns(4, 7)
     assert [row[f"answer_{own}"] for row, own in zip(rows, order, strict=True)] == OWN
     assert {row["vote"] + row["comment"] for row in rows} == {""}
-    (key,) = registry.resolve("healthcare-small").manifest["records"]
+    (key,) = registry.resolve("healthcare-small").records
     assert (key["kind"], key["review"], key["against"], key["order"]) == ("review_key", review, TEACHER, order)
 
 
 def test_one_seed_gives_one_order_and_none_gives_another_each_time(registry: Registry, tmp_path: Path) -> None:
     version = publish(registry)
     ids = [handed_out(registry, version, tmp_path / f"{n}.csv") for n in range(2)]
-    first, second = (registry.resolve("healthcare-small").manifest["records"][n] for n in (0, 1))
+    first, second = (registry.resolve("healthcare-small").records[n] for n in (0, 1))
     assert first["order"] == second["order"]
     assert len({*ids}) == 2
     for n in range(2, 6):
         handed_out(registry, version, tmp_path / f"{n}.csv", seed=None)
-    seeds = [record["seed"] for record in registry.resolve("healthcare-small").manifest["records"][2:]]
+    seeds = [record["seed"] for record in registry.resolve("healthcare-small").records[2:]]
     assert len({*seeds}) == 4
 
 
 def test_a_file_that_is_there_is_never_overwritten(registry: Registry, tmp_path: Path) -> None:
     version = publish(registry)
     (tmp_path / "blind.csv").write_text("votes of a day")
-    with pytest.raises(DataError, match=r"blind\.csv is there already"):
+    with pytest.raises(DataError, match=r"blind\.csv exists and may contain votes"):
         handed_out(registry, version, tmp_path / "blind.csv")
     assert (tmp_path / "blind.csv").read_text() == "votes of a day"
-    with pytest.raises(DataError, match="no folder"):
+    with pytest.raises(DataError, match="there is no folder"):
         handed_out(registry, version, tmp_path / "nowhere" / "blind.csv")
-    assert "records" not in registry.resolve("healthcare-small").manifest
+    assert registry.resolve("healthcare-small").records == ()
 
 
 def test_a_key_that_cannot_be_kept_leaves_no_file(registry: Registry, tmp_path: Path) -> None:
     version = publish(registry)
     shutil.rmtree(version.folder)
-    with pytest.raises(RegistryError, match="cannot record a review_key"):
+    with pytest.raises(StorageError, match="cannot record a review_key"):
         handed_out(registry, version, tmp_path / "blind.csv")
     assert not (tmp_path / "blind.csv").exists()
 
@@ -167,12 +162,12 @@ def test_questions_come_from_jsonl_or_csv_under_either_name(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("q.txt", "one", "must end in one of .jsonl, .csv"),
+        ("q.txt", "one", "must end in .jsonl or .csv"),
         ("q.jsonl", "", "has no questions"),
-        ("q.jsonl", "{", "cannot read .*line 1 is no JSON"),
-        ("q.jsonl", '{"question": "one"}\n{"ask": "two"}', r"row 2 has no question.*it has: ask"),
+        ("q.jsonl", "{", "cannot read .*line 1 is not valid JSON"),
+        ("q.jsonl", '{"question": "one"}\n{"ask": "two"}', r"row 2 has no field question or prompt; it has: ask"),
         ("q.csv", "question\n\nx\n,,\n", "cannot read .*more fields"),
-        ("q.csv", None, "no file"),
+        ("q.csv", None, "there is no file"),
     ],
 )
 def test_a_bad_file_of_questions_is_one_line(tmp_path: Path, name: str, content: str | None, words: str) -> None:
@@ -184,11 +179,12 @@ def test_a_bad_file_of_questions_is_one_line(tmp_path: Path, name: str, content:
 
 
 def test_held_out_samples_are_the_questions_where_no_file_is_given(registry: Registry) -> None:
-    version = publish(registry, evaluation={"samples": [{"prompt": "one", "teacher": "x"}, {"prompt": "two"}]})
+    samples = [{"prompt": prompt, "teacher": "x", "student": "y"} for prompt in ("one", "two")]
+    version = publish(registry, evaluation=evaluation(samples=samples))
     assert sample_questions(version) == ["one", "two"]
     assert sample_questions(version, 1) == ["one"]
-    with pytest.raises(DataError, match=r"healthcare-small@2 keeps no held-out samples.*--questions"):
-        sample_questions(publish(registry))
+    with pytest.raises(DataError, match=r"default-small-base@1 has no held-out samples.*--questions"):
+        sample_questions(registry.resolve("default-small-base"))
 
 
 # ----------------------------------------------------------------------------------------------------------- read back
@@ -198,23 +194,23 @@ def test_shares_are_wins_and_half_of_the_ties() -> None:
     votes = [Vote("3f9a-1", "a", ""), Vote("3f9a-2", "a", "odd"), Vote("3f9a-3", "tie", ""), Vote("3f9a-4", "b", "")]
     found = tally(votes, ["a", "b", "a", "b"])  # win, loss, tie, win
     assert (found.n, found.wins, found.losses, found.ties, found.comments) == (4, 2, 1, 1, 1)
-    assert found.share["value"] == 0.625  # (2 + 0.5) / 4
-    assert found.share["n"] == 4
-    assert 0 <= found.share["low"] < 0.625 < found.share["high"] <= 1
+    assert found.share.value == 0.625  # (2 + 0.5) / 4
+    assert found.share.n == 4
+    assert 0 <= found.share.low < 0.625 < found.share.high <= 1
     assert tally(votes[::-1], ["a", "b", "a", "b"]).wins == 2  # ids count, not rows
 
 
 def test_one_vote_has_a_share() -> None:
     found = tally([Vote("3f9a-1", "b", "")], ["a"])
-    assert (found.losses, found.share["value"], found.share["low"], found.share["high"]) == (1, 0.0, 0.0, 0.0)
+    assert (found.losses, found.share.value, found.share.low, found.share.high) == (1, 0.0, 0.0, 0.0)
 
 
 def test_the_interval_is_as_wide_as_the_binomial_s() -> None:
     votes = [Vote(f"3f9a-{n + 1}", "a" if n % 2 else "b", "") for n in range(100)]
     share = tally(votes, ["a"] * 100).share
-    assert share["value"] == 0.5
-    assert share["low"] == pytest.approx(0.402, abs=0.02)  # 0.5 - 1.96 * sqrt(0.25 / 100)
-    assert share["high"] == pytest.approx(0.598, abs=0.02)
+    assert share.value == 0.5
+    assert share.low == pytest.approx(0.402, abs=0.02)  # 0.5 - 1.96 * sqrt(0.25 / 100)
+    assert share.high == pytest.approx(0.598, abs=0.02)
 
 
 @pytest.mark.parametrize("separator", [",", ";"])
@@ -223,7 +219,7 @@ def test_votes_become_a_record_of_the_version(registry: Registry, tmp_path: Path
     review = handed_out(registry, version, path)
     fill(path, [vote.upper() for vote in votes_for(registry, "wwlt")], ["", "too long; vague", "", ""], separator)
     result = read_back(registry, registry.resolve("healthcare-small"), path)
-    key, record = registry.resolve("healthcare-small").manifest["records"]
+    key, record = registry.resolve("healthcare-small").records
     assert {name: value for name, value in record.items() if name not in ("kind", "at")} == result
     assert (record["kind"], record["review"], record["against"]) == ("review", review, key["against"])
     assert [result[name] for name in ("n", "wins", "losses", "ties", "comments")] == [4, 2, 1, 1, 1]
@@ -237,9 +233,9 @@ def test_a_review_is_read_once(registry: Registry, tmp_path: Path) -> None:
     handed_out(registry, version, path)
     fill(path, votes_for(registry, "wwww"))
     read_back(registry, registry.resolve("healthcare-small"), path)
-    with pytest.raises(RegistryError, match="was read already"):
+    with pytest.raises(RegistryError, match="was already read"):
         read_back(registry, registry.resolve("healthcare-small"), path)
-    assert [r["kind"] for r in registry.resolve("healthcare-small").manifest["records"]] == ["review_key", "review"]
+    assert [r["kind"] for r in registry.resolve("healthcare-small").records] == ["review_key", "review"]
 
 
 def test_a_review_of_another_version_is_named(registry: Registry, tmp_path: Path) -> None:
@@ -247,7 +243,7 @@ def test_a_review_of_another_version_is_named(registry: Registry, tmp_path: Path
     review = handed_out(registry, first, path)
     fill(path, votes_for(registry, "wwww"))
     second = publish(registry)
-    with pytest.raises(RegistryError, match=f"review {review} is of healthcare-small@1, not of healthcare-small@2"):
+    with pytest.raises(RegistryError, match=f"review {review} belongs to healthcare-small@1, not to healthcare-small@2"):
         read_back(registry, second, path)
     path.write_text(path.read_text(encoding="utf-8-sig").replace(review, "0000"), encoding="utf-8")
     with pytest.raises(RegistryError, match=f"healthcare-small@1 has no review 0000; its reviews: {review}"):
@@ -257,14 +253,17 @@ def test_a_review_of_another_version_is_named(registry: Registry, tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda rows: rows[:-1], "1 of 4 votes are missing, the first is of ID-4"),
-        (lambda rows: [*rows[:2], rows[2] | {"vote": ""}, rows[3]], r"row 4 \(ID-3\) has the vote ''; it must be a, b or tie"),
+        (lambda rows: rows[:-1], "1 of 4 votes are missing, the first is ID-4"),
+        (lambda rows: [*rows[:2], rows[2] | {"vote": ""}, rows[3]], r"row 4 \(ID-3\) has the vote ''; write a, b or tie"),
         (lambda rows: [rows[0] | {"vote": "A "}, rows[1] | {"vote": "c"}, *rows[2:]], r"row 3 \(ID-2\) has the vote 'c'"),
-        (lambda rows: [*rows, rows[0]], "row 6 has the id ID-1, which another row has too"),
-        (lambda rows: [*rows[1:], rows[0] | {"id": rows[0]["id"][:-1] + "9"}], "ID-9 is no question of review ID, which has 4"),
-        (lambda rows: [*rows[1:], rows[0] | {"id": rows[0]["id"][:-1] + "01"}], "ID-01 is no question of review ID"),
-        (lambda rows: [*rows, rows[0] | {"id": "other-1"}], "other-1 is no question of review ID"),
-        (lambda rows: [rows[0] | {"id": "1"}, *rows[1:]], "row 2 has no id of a review, it has '1'"),
+        (lambda rows: [*rows, rows[0]], "row 6 repeats the id ID-1"),
+        (
+            lambda rows: [*rows[1:], rows[0] | {"id": rows[0]["id"][:-1] + "9"}],
+            "ID-9 is not a question of review ID",
+        ),
+        (lambda rows: [*rows[1:], rows[0] | {"id": rows[0]["id"][:-1] + "01"}], "ID-01 is not a question of review ID"),
+        (lambda rows: [*rows, rows[0] | {"id": "other-1"}], "other-1 is not a question of review ID"),
+        (lambda rows: [rows[0] | {"id": "1"}, *rows[1:]], "row 2 has the id '1', which belongs to no review"),
         (lambda rows: [], "has no votes"),
         (lambda rows: [dict.fromkeys(COLUMNS, "")], "has no votes"),
     ],
@@ -283,15 +282,15 @@ def test_what_is_wrong_with_the_votes_is_one_line_with_its_row(
     with pytest.raises(FactoryError, match=words.replace("ID", review)) as caught:
         read_back(registry, registry.resolve("healthcare-small"), path)
     assert "\n" not in str(caught.value)
-    assert len(registry.resolve("healthcare-small").manifest["records"]) == 1
+    assert len(registry.resolve("healthcare-small").records) == 1
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, r"no file .*factory review NAME --out"),
-        (b"", "no column id; columns there: none"),
-        (b"id,question\nx-1,why\n", "no column vote; columns there: id, question"),
+        (None, r"there is no file .*factory review NAME --out"),
+        (b"", "no column id; it has: none"),
+        (b"id,question\nx-1,why\n", "no column vote; it has: id, question"),
         (b"id,vote,comment\nx-1,a,caf\xe9\n", "not UTF-8; save it as CSV UTF-8"),
         (b'id,vote\nx-1,"' + b"a" * 200_000 + b'"\n', "cannot read .*field larger than"),
     ],
@@ -317,17 +316,17 @@ def test_empty_lines_and_other_columns_do_not_matter(tmp_path: Path) -> None:
 @pytest.fixture
 def published(with_models: Workplace) -> Workplace:
     """A teacher, a base and a student of random weights: whoever answers, without a build."""
-    registry, base = Registry(with_models.root / "registry"), tiny.base(layers=2)
+    registry, made = Registry(with_models.root / "registry"), tiny.base(layers=2)
     with registry.stage("default-mini-base") as folder:
-        save_base(base, folder)
-        registry.publish("base", "default-mini-base", folder, {"family": "default"})
-    samples = [{"prompt": f"what is the {what} of oak ?"} for what in ("age", "use", "colour", "smell")]
+        save_base(made, folder)
+        registry.publish(base_manifest("default-mini-base"), folder)
+    prompts = [f"what is the {what} of oak ?" for what in ("age", "use", "colour", "smell")]
+    samples = [{"prompt": prompt, "teacher": "x", "student": "y"} for prompt in prompts]
     with registry.stage("plants-mini") as folder:
-        attach_adapter(base, DistillConfig(steps=1, learning_rate=1e-3, rank=2)).save_pretrained(
-            folder, selected_adapters=["default"]
-        )
-        manifest = {"family": "default", "base": "default-mini-base@1", "evaluation": {"samples": samples}}
-        registry.publish("student", "plants-mini", folder, manifest)
+        config = DistillConfig(steps=1, learning_rate=1e-3, rank=2)
+        attach_adapter(made, config).save_pretrained(folder, selected_adapters=["default"])
+        content = {"base": "default-mini-base@1", "evaluation": evaluation(samples=samples)}
+        registry.publish(student_manifest("plants-mini", **content), folder)
     return with_models
 
 
@@ -339,17 +338,16 @@ def test_a_review_from_the_questions_to_the_share(published: Workplace) -> None:
     assert "plants-mini@1 against teacher path:./teacher" in result.stdout
     assert "plants-mini" not in path.read_text(encoding="utf-8-sig")
     registry = Registry(published.root / "registry")
-    manifest = registry.resolve("plants-mini@1").manifest
-    order = manifest["records"][-1]["order"]
-    samples, rows = manifest["evaluation"]["samples"], rows_of(path)
-    assert [row["question"] for row in rows] == [sample["prompt"] for sample in samples[:3]]
+    version = registry.resolve("plants-mini@1")
+    order, rows = version.records[-1]["order"], rows_of(path)
+    assert [row["question"] for row in rows] == [sample.prompt for sample in version.manifest.evaluation.samples[:3]]
     asked = json.loads(published.run("ask", "plants-mini@1", rows[0]["question"], "--json").stdout)
     assert rows[0][f"answer_{order[0]}"].lstrip("'") == asked["answer"].strip()
     fill(path, [order[0], "tie", "tie"])
     counted = json.loads(published.run("review", "plants-mini@1", "--in", str(path), "--json").stdout)
     assert (counted["wins"], counted["losses"], counted["ties"]) == (1, 0, 2)
     assert counted["share"]["value"] == pytest.approx(2 / 3)
-    shown = published.run("show", "plants-mini@1").stdout
+    shown = published.run("show", "plants-mini@1", "--all-metrics").stdout
     assert "wins 1" in shown
     assert "; ".join(order) not in shown
 
@@ -366,12 +364,15 @@ def test_two_versions_can_be_reviewed_with_questions_of_one_s_own(published: Wor
 def test_a_review_that_cannot_be_is_one_line(published: Workplace, refused: Refused) -> None:
     blind = str(published.root / "new.csv")
     assert "against itself" in refused(published.run("review", "plants-mini@1", "plants-mini", "--out", blind))
-    assert "keeps no held-out samples" in refused(published.run("review", "default-mini-base", "--out", blind))
-    assert "no file" in refused(published.run("review", "plants-mini", "--out", blind, "--questions", "no.csv"))
-    assert "no file" in refused(published.run("review", "plants-mini", "--in", blind))
+    assert "has no held-out samples" in refused(published.run("review", "default-mini-base", "--out", blind))
+    assert "there is no file" in refused(published.run("review", "plants-mini", "--out", blind, "--questions", "no.csv"))
+    assert "there is no file" in refused(published.run("review", "plants-mini", "--in", blind))
     assert "no student" in refused(published.run("review", "nobody", "--in", blind))
-    (published.root / "taken.csv").write_text("")
-    assert "is there already" in refused(published.run("review", "plants-mini", "--out", str(published.root / "taken.csv")))
+    taken = str(published.root / "taken.csv")
+    Path(taken).write_text("")
+    assert "exists and may contain votes" in refused(
+        published.run("review", "plants-mini", "--out", str(published.root / "taken.csv"))
+    )
     assert not Path(blind).exists()
 
 
