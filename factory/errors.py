@@ -1,16 +1,16 @@
 """Every error the factory raises on purpose. One line each: what failed, the value, what exists, what to do.
 
-FactoryError
-├── SpecError            a YAML in domains/ is wrong
-├── ModelResolutionError       a model reference cannot be resolved, or its checksum does not match
-├── DataError            a source, a data set or the router cannot be built; a file of votes cannot be read
-├── TrainingError        teacher and student do not fit, or a training run cannot go on
-├── StorageError         the disk refuses: full, read-only, no such folder
-├── UsageError           a command was given what does not fit; the command's exit code is 2
-├── ExportError          an export cannot be made, or is not what the registered student is
+FactoryError             exit code 1 of the command that ends with it, unless another is given here
+├── SpecError            a YAML file in domains/ has mistakes
+├── ModelResolutionError a model reference cannot be resolved, or its checksum does not match
+├── DataError            a source, a data set, the router or a file of votes cannot be used
+├── TrainingError        teacher and student do not fit, or training cannot start or continue
+├── StorageError         the disk is full or read-only, or a folder does not exist
+├── UsageError           a command's arguments do not fit together; exit code 2
+├── ExportError          an export cannot be made, or fails its parity check
 ├── ServeError           the server cannot start, or an engine cannot answer
-└── RegistryError        an unknown name, a bad name, a damaged or half-made version
-    └── GateError        a version that failed its gates shall get an alias; the command's exit code is 2
+└── RegistryError        an unknown or invalid name, a damaged or incomplete version
+    └── GateError        a version that failed its gates cannot get an alias; exit code 3
 """
 
 from typing import ClassVar
@@ -19,7 +19,7 @@ from typing import ClassVar
 class FactoryError(Exception):
     """``except FactoryError`` catches every error with a one-line message meant for the user."""
 
-    exit_code: ClassVar[int] = 1  # of the command that ends with it
+    exit_code: ClassVar[int] = 1
 
 
 class SpecError(FactoryError):
@@ -39,17 +39,17 @@ class TrainingError(FactoryError):
 
 
 class StorageError(FactoryError):
-    """Raised where the disk refuses a file or folder: no space, no permission, no such folder."""
+    """Raised when a file or folder cannot be read or written: no space, no permission, no such folder."""
 
 
 class UsageError(FactoryError):
-    """Raised where a command's arguments do not fit each other, or name what does not exist."""
+    """Raised when a command's arguments do not fit together, or name something that does not exist."""
 
     exit_code: ClassVar[int] = 2
 
 
 class ExportError(FactoryError):
-    """Raised when a format does not fit a student, or its parity is outside the format's bound; nothing is left behind."""
+    """Raised when a format does not fit a student, or its parity is out of bounds; nothing is left behind."""
 
 
 class ServeError(FactoryError):
@@ -57,15 +57,15 @@ class ServeError(FactoryError):
 
 
 class RegistryError(FactoryError):
-    """Raised for unknown or unsafe names, damaged files and versions that are not whole."""
+    """Raised for unknown or unsafe names, damaged files and incomplete versions."""
 
 
 class GateError(RegistryError):
-    """Raised where a version that failed its gates would get an alias; an exit code of its own, for scripts."""
+    """Raised when a version that failed its gates would get an alias."""
 
-    exit_code: ClassVar[int] = 2
+    exit_code: ClassVar[int] = 3  # its own, so that scripts can tell it from bad arguments
 
 
 def in_one_line(error: BaseException) -> str:
-    """``in_one_line(error)``: what another library said, for the end of our own line."""
+    """``in_one_line(error)``: another library's message, for the end of our own line."""
     return " ".join(str(error).split())[:300] or type(error).__name__

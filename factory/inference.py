@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -207,28 +205,3 @@ def _next_logits(model: Any, ids: Sequence[int]) -> Tensor:
     """(V,) float32 logits of the next token."""
     logits: Tensor = model(input_ids=torch.tensor([list(ids)], device=model.device), logits_to_keep=1).logits
     return logits[0, -1].float()
-
-
-def explanation_table(explanation: Explanation) -> Table:
-    """``print_table(explanation_table(explain(...)))``: a row per rank, teacher left, student right."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("teacher", "p", "student's p", "student", "p", "teacher's p"):
-        table.add_column(heading, justify="left" if heading in ("teacher", "student") else "right")
-    for left, right in zip(explanation.teacher, explanation.student, strict=True):
-        teacher_cells = (repr(left.token), f"{left.teacher:.3f}", _format_probability(left.student))
-        student_cells = (repr(right.token), _format_probability(right.student), f"{right.teacher:.3f}")
-        table.add_row(*map(Text, (*teacher_cells, *student_cells)))
-    return table
-
-
-def explanation_summary(explanation: Explanation) -> str:
-    """``explanation_summary(explain(...))``: one line with the KL and what the student's vocabulary lacks."""
-    missing = ", ".join(map(repr, explanation.missing)) or "none"
-    return (
-        f"KL(teacher ‖ student) {explanation.kl:.3f} nats; the student's vocabulary covers {explanation.kept_mass:.1%} of "
-        f"the teacher's probability; missing from the teacher's top {TOP} tokens: {missing}"
-    )
-
-
-def _format_probability(value: float | None) -> str:
-    return "not in vocabulary" if value is None else f"{value:.3f}"

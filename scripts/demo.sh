@@ -50,7 +50,7 @@ variant 'distill: {learning_rate: 0.05}'
 step factory build healthcare --profile demo --domains "$scratch/domains"
 code=0
 step factory promote "$(newest)" || code=$?
-[ $code -eq 2 ] || { echo "error: promoting the spoiled version gave exit code $code, not 2" >&2; exit 1; }
+[ $code -eq 3 ] || { echo "error: promoting the spoiled version gave exit code $code, not 3" >&2; exit 1; }
 
 printf '\nA good one, with adapters of twice the rank:\n'
 variant 'distill: {rank: 16, alpha: 32}'

@@ -16,10 +16,12 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from factory.cli import app
 from factory.config import schema
 from factory.evaluation.metrics import METRICS
 
@@ -181,6 +183,70 @@ def field_default(field: FieldInfo) -> str:
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 
+# ------------------------------------------------------------------------------------------------- docs/cli.md
+
+CLI_HEAD = """\
+# The command line
+
+`factory --help` lists the commands, `factory COMMAND --help` describes one. `factory --version` prints the version.
+
+- Results go to stdout; progress, warnings and errors to stderr. With `--json`, stdout is JSON and there is no progress.
+- `--domains` is the folder of the [YAML files](domains.md), `--registry` the folder of the published [versions](registry.md).
+- The cache is in `FACTORY_HOME`, `~/.cache/student-factory` if it is not set.
+- A stopped build continues when the same command is run again.
+
+| exit code | meaning |
+| --- | --- |
+| 0 | done |
+| 1 | failed; one line on stderr says what, and what to do |
+| 2 | the arguments do not fit the command |
+| 3 | `promote`: the version failed its gates |
+| 130 | stopped with Ctrl-C |
+"""
+
+
+def cli_page() -> str:
+    group: Any = typer.main.get_command(app)
+    sections = [command_section(name, command.help, command.params) for name, command in group.commands.items()]
+    return NOTE.format(source="factory/cli/") + "\n".join([CLI_HEAD, *sections])
+
+
+def command_section(name: str, about: str, parameters: Sequence[Any]) -> str:
+    """Usage, arguments and options of one command."""
+    arguments = [parameter for parameter in parameters if parameter.param_type_name == "argument"]
+    usage = " ".join([f"factory {name} [OPTIONS]", *map(argument_usage, arguments)])
+    rows = [
+        (f"`{parameter_name(parameter)}`", parameter_default(parameter), parameter.help)
+        for parameter in parameters
+        if parameter.name != "help"
+    ]
+    return f"## factory {name}\n\n{about}\n\n```\n{usage}\n```\n\n" + table(("", "default", "meaning"), rows)
+
+
+def argument_usage(argument: Any) -> str:
+    name = parameter_name(argument)
+    return name if argument.required else f"[{name}]"
+
+
+def parameter_name(parameter: Any) -> str:
+    """``NAME``, ``--resume/--no-resume``, ``--seed INT`` or ``--device auto|cpu|cuda``."""
+    if parameter.param_type_name == "argument":
+        return parameter.name.upper() + ("..." if parameter.nargs == -1 else "")
+    names = "/".join([*parameter.opts, *parameter.secondary_opts])
+    if parameter.is_flag:
+        return names
+    kind = parameter.display_type(typer.Context(typer.main.get_command(app))).strip("<>").removesuffix(" range")
+    return f"{names} {parameter.metavar or (kind if '|' in kind else kind.upper())}"
+
+
+def parameter_default(parameter: Any) -> str:
+    if parameter.required:
+        return "**required**"
+    if parameter.default is None or parameter.default is False:
+        return "-"
+    return f"`{'true' if parameter.default is True else parameter.default}`"
+
+
 # ------------------------------------------------------------------------------------------------- docs/evaluation.md
 
 
@@ -268,6 +334,7 @@ def first_sentence(path: Path) -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {
+    "docs/cli.md": cli_page,
     "docs/design.md": design_page,
     "docs/domains.md": domains_page,
     "docs/evaluation.md": evaluation_page,

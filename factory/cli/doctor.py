@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from factory import cache
 from factory.config.load import load_specs
@@ -23,35 +23,41 @@ from factory.reports.format import format_number
 
 DISTRIBUTION = "student-factory"
 REINSTALL = "pip install -e . -c constraints.txt"
-MEMORY = 6 << 30  # the default family's build peaks below this
-DISK = 5 << 30  # models, targets and checkpoints of the default family
-SNAPSHOTS = "models"  # the part of FACTORY_HOME that holds model folders
+MIN_MEMORY = 6 << 30  # bytes; a build of the default family peaks below this
+MIN_DISK = 5 << 30  # bytes; models, soft targets and checkpoints of the default family
+MODELS = "models"  # the folder of FACTORY_HOME that holds model folders
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: ``missing`` can be fetched, ``problem`` stops a build or is damage."""
+    """A line of the report. ``missing`` can be fetched; ``problem`` is damage, or would stop a build."""
 
     what: str
     state: Literal["ok", "missing", "warning", "problem"]
     detail: str
-    fix: str = ""
+    fix: str = ""  # the command that helps, or what to do
 
 
 def examine(domains: Path, registry: Path, *, verify: bool = False) -> list[Finding]:
-    """``examine(Path("domains"), Path("registry"))``; ``verify`` reads every byte of models and versions again."""
+    """``examine(Path("domains"), Path("registry"))``; ``verify`` reads every byte of models and versions."""
     return [
         *_machine(),
         *_libraries(),
-        *_torch(),
-        *_home(verify),
+        *_device(),
+        *_home(),
+        *_cached_models(verify),
         *_specs(domains),
         *_registry(registry, verify),
     ]
 
 
-def fetch(family: FamilySpec, root: Path) -> list[str]:
-    """``fetch(specs.family("default"), specs.root)`` puts a family's models into the cache; their references."""
+def can_build(findings: list[Finding]) -> bool:
+    """``can_build(examine(...))``: nothing is a problem; what is only missing can be fetched."""
+    return all(finding.state != "problem" for finding in findings)
+
+
+def fetch_models(family: FamilySpec, root: Path) -> list[str]:
+    """``fetch_models(specs.family("default"), specs.root)``: fetches a family's models; returns their references."""
     from factory.models.references import resolve
 
     bases = [size.base for size in family.sizes.values() if size.base is not None]
@@ -61,30 +67,30 @@ def fetch(family: FamilySpec, root: Path) -> list[str]:
     return [spec.model for spec in (family.teacher, family.encoder, *bases)]
 
 
-# ------------------------------------------------------------------------------------------------------------- machine
+# ----------------------------------------------------------------------------------------------------------------- machine
 
 
 def _machine() -> Iterator[Finding]:
     version = platform.python_version()
-    yield Finding("python", "ok" if sys.version_info >= (3, 11) else "problem", f"{version}, {sys.executable}", "")
+    yield Finding("python", "ok" if sys.version_info >= (3, 11) else "problem", f"{version}, {sys.executable}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Finding("cores", "ok", str(cores))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    small = "" if memory >= MEMORY else f"under {_written(MEMORY)}: lower `batch` in the family file"
-    yield Finding("memory", "warning" if small else "ok", _written(memory), small)
+    small = "" if memory >= MIN_MEMORY else f"less than {_format_bytes(MIN_MEMORY)}: lower `batch` in the family file"
+    yield Finding("memory", "warning" if small else "ok", _format_bytes(memory), small)
 
 
 def _libraries() -> Iterator[Finding]:
-    """The installed versions of what pyproject.toml names, and each that is missing or out of the wanted range."""
+    """The versions of what pyproject.toml requires, and each requirement that is not met."""
     from packaging.requirements import Requirement
 
     try:
-        wanted = [Requirement(line) for line in importlib.metadata.requires(DISTRIBUTION) or ()]
+        requirements = [Requirement(line) for line in importlib.metadata.requires(DISTRIBUTION) or ()]
     except importlib.metadata.PackageNotFoundError:
         yield Finding(DISTRIBUTION, "problem", "not installed", REINSTALL)
         return
-    fitting = []
-    for requirement in wanted:
+    met = []
+    for requirement in requirements:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
@@ -92,14 +98,14 @@ def _libraries() -> Iterator[Finding]:
         except importlib.metadata.PackageNotFoundError:
             version = ""
         if version and requirement.specifier.contains(version, prereleases=True):
-            fitting.append(f"{requirement.name} {version}")
+            met.append(f"{requirement.name} {version}")
         else:
-            found = f"{version or 'not installed'}, wanted {requirement.specifier}"
-            yield Finding(requirement.name, "problem", found, REINSTALL)
-    yield Finding("libraries", "ok", ", ".join(fitting))
+            detail = f"{version or 'not installed'}, {requirement.specifier} is required"
+            yield Finding(requirement.name, "problem", detail, REINSTALL)
+    yield Finding("libraries", "ok", ", ".join(met))
 
 
-def _torch() -> Iterator[Finding]:
+def _device() -> Iterator[Finding]:
     try:
         import torch
     except ImportError as error:
@@ -109,70 +115,70 @@ def _torch() -> Iterator[Finding]:
         yield Finding("device", "ok", f"cpu, {torch.get_num_threads()} threads (no CUDA)")
         return
     for index in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(index)
-        yield Finding("device", "ok", f"cuda:{index} {facts.name}, {_written(facts.total_memory)}")
+        properties = torch.cuda.get_device_properties(index)
+        yield Finding("device", "ok", f"cuda:{index} {properties.name}, {_format_bytes(properties.total_memory)}")
 
 
-# --------------------------------------------------------------------------------------------------------------- cache
+# ------------------------------------------------------------------------------------------------------------------- cache
 
 
 @dataclass(frozen=True)
 class CachedModel:
-    """A model folder under ``FACTORY_HOME``, as its manifest describes it."""
+    """A model folder under ``FACTORY_HOME``."""
 
     folder: Path
-    reference: str
-    sha256: str | None  # of the wheel or file; None of a copy with another chat template
-    whole: bool  # every file is there with its size
+    complete: bool  # its manifest can be read, and every file is there with its size
 
 
 def cached_models() -> list[CachedModel]:
-    """``cached_models()``: what ``references.resolve`` has put into ``FACTORY_HOME``, by name; reads no weights."""
+    """``cached_models()``: what ``references.resolve`` has put into ``FACTORY_HOME``, by name. Reads no weights."""
     from factory.models.references import MANIFEST
 
-    found = []
-    for path in sorted((cache.home() / SNAPSHOTS).glob(f"*/{MANIFEST}")):
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            reference, pins, files = manifest["reference"], manifest["pins"], manifest["files"]
-            sizes = [(path.parent / name, size) for name, (size, _) in files.items()]
-        except (OSError, ValueError, KeyError, TypeError):
-            found.append(CachedModel(path.parent, f"unreadable {MANIFEST}", None, whole=False))
-            continue
-        whole = all(file.is_file() and file.stat().st_size == size for file, size in sizes)
-        found.append(CachedModel(path.parent, reference, pins.get("sha256"), whole))
-    return found
+    return [CachedModel(path.parent, _is_complete(path)) for path in sorted((cache.home() / MODELS).glob(f"*/{MANIFEST}"))]
 
 
-def _home(verify: bool) -> Iterator[Finding]:
-    from factory.models import references
+def _is_complete(manifest: Path) -> bool:
+    try:
+        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        return all((manifest.parent / name).stat().st_size == size for name, (size, _) in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
+
+def _home() -> Iterator[Finding]:
     home = cache.home()
     parent = next(folder for folder in (home, *home.parents) if folder.exists())
     free = shutil.disk_usage(parent).free
-    full = "" if free >= DISK else f"under {_written(DISK)}: free some, or set FACTORY_HOME to another disk"
-    writable = os.access(parent, os.W_OK)
-    where = f"{home}, {_written(free)} free on its disk"
-    if writable:
-        yield Finding("FACTORY_HOME", "warning" if full else "ok", where, full)
+    detail = f"{home}, {_format_bytes(free)} free on its disk"
+    if not os.access(parent, os.W_OK):
+        yield Finding("FACTORY_HOME", "problem", f"{detail}, not writable", "set FACTORY_HOME to a folder of yours")
+    elif free < MIN_DISK:
+        fix = f"less than {_format_bytes(MIN_DISK)}: free some, or set FACTORY_HOME to another disk"
+        yield Finding("FACTORY_HOME", "warning", detail, fix)
     else:
-        yield Finding("FACTORY_HOME", "problem", f"{where}, not writable", "set FACTORY_HOME to a folder of yours")
+        yield Finding("FACTORY_HOME", "ok", detail)
+    for folder in sorted(home.glob("*/")):
+        if folder.name not in (MODELS, "checksums"):
+            entries = sum(1 for _ in folder.iterdir())
+            yield Finding(f"cached {folder.name}", "ok", f"{entries} entries, {_format_bytes(cache.folder_bytes(folder))}")
+
+
+def _cached_models(verify: bool) -> Iterator[Finding]:
+    from factory.models import references
+
     for model in cached_models():
         problems = references.verify(model.folder) if verify else []
-        if not model.whole and not problems:
-            problems = [f"{model.folder} is not whole"]
+        if not model.complete and not problems:
+            problems = [f"{model.folder} is incomplete"]
         if problems:
             yield Finding("cached model", "problem", problems[0], f"rm -r {model.folder}")
         else:
-            read = ", every byte as it was made" if verify else ""
-            yield Finding("cached model", "ok", f"{model.folder.name}, {_written(_size(model.folder))}{read}")
-    others = sorted(f for f in home.glob("*/") if f.name not in (SNAPSHOTS, "checksums")) if home.is_dir() else []
-    for folder in others:
-        entries = sum(1 for _ in folder.iterdir())
-        yield Finding(f"cached {folder.name}", "ok", f"{entries} entries, {_written(_size(folder))}")
+            verified = ", every byte verified" if verify else ""
+            detail = f"{model.folder.name}, {_format_bytes(cache.folder_bytes(model.folder))}{verified}"
+            yield Finding("cached model", "ok", detail)
 
 
-# --------------------------------------------------------------------------------------------------- specs and registry
+# ------------------------------------------------------------------------------------------------------ specs and registry
 
 
 def _specs(domains: Path) -> Iterator[Finding]:
@@ -184,7 +190,7 @@ def _specs(domains: Path) -> Iterator[Finding]:
     from factory.models.references import is_cached
 
     names = ", ".join(specs.domains) or "no domain"
-    yield Finding("specs", "ok", f"{domains}: {names}; families {', '.join(specs.families) or 'none'}")
+    yield Finding("specs", "ok", f"{domains}: {names}; families: {', '.join(specs.families) or 'none'}")
     for family in specs.families.values():
         command = f"factory doctor --fetch {family.name}"
         for what, spec in (("teacher", family.teacher), ("encoder", family.encoder)):
@@ -199,11 +205,11 @@ def _registry(root: Path, verify: bool) -> Iterator[Finding]:
     versions = registry.versions()
     students = sum(version.kind == "student" for version in versions)
     if not versions and not problems:
-        yield Finding("registry", "missing", f"{root} holds nothing yet", "factory build healthcare --profile demo")
+        yield Finding("registry", "missing", f"{root} is empty", "factory build healthcare --profile demo")
         return
     free = shutil.disk_usage(root).free
-    counted = f"{root}: students {students}, bases {len(versions) - students}, {_written(free)} free on its disk"
-    yield Finding("registry", "ok", counted)
+    counts = f"{root}: students {students}, bases {len(versions) - students}, {_format_bytes(free)} free on its disk"
+    yield Finding("registry", "ok", counts)
     if verify:
         problems += [
             f"{version.reference}: {problem}"
@@ -215,38 +221,5 @@ def _registry(root: Path, verify: bool) -> Iterator[Finding]:
         yield Finding("registry", "warning" if re.match(r"\.staging/", problem) else "problem", problem)
 
 
-# ------------------------------------------------------------------------------------------------------------- writing
-
-
-def doctor_json(findings: list[Finding]) -> dict[str, Any]:
-    """``doctor_json(examine(...))``: the findings and whether a build can work."""
-    return {"sound": is_sound(findings), "findings": [vars(finding) for finding in findings]}
-
-
-def is_sound(findings: list[Finding]) -> bool:
-    """False where anything is a problem; what is only missing can be fetched."""
-    return all(finding.state != "problem" for finding in findings)
-
-
-def doctor_table(findings: list[Finding]) -> Any:
-    """``print_table(doctor_table(findings))``: a line a finding, with the command that mends it."""
-    from rich.table import Table
-    from rich.text import Text
-
-    styles = {"ok": "green", "missing": "yellow", "warning": "yellow", "problem": "bold red"}
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for _ in range(3):
-        table.add_column(overflow="fold")
-    for finding in findings:
-        detail = f"{finding.detail}  → {finding.fix}" if finding.fix else finding.detail
-        table.add_row(Text(finding.state, style=styles[finding.state]), Text(finding.what), Text(detail))
-    return table
-
-
-def _size(folder: Path) -> int:
-    """Bytes of a folder's files; a file with two names (hard links) counts twice."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _written(count: int) -> str:
+def _format_bytes(count: int) -> str:
     return format_number(count, "bytes")

@@ -1,4 +1,4 @@
-"""How commands talk: results on stdout, progress on stderr, errors in one line, libraries in silence."""
+"""How commands talk: results on stdout, progress on stderr, errors in one line, libraries kept quiet."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ if TYPE_CHECKING:  # rich costs `factory list --json` and `factory --help` a ten
 
     from factory.pipeline.context import ProgressBar
 
-LINE_EVERY = 60.0  # seconds between two lines of a stage where stderr is no terminal
-PIPE_WIDTH = 160  # of a table that goes to a file or another command
-STOPPED = "stopped; the same command goes on from here"
+LINE_EVERY = 60.0  # seconds between two progress lines of a stage where stderr is not a terminal
+PIPE_WIDTH = 160  # columns of a table that goes to a file or another command
 
 
 class OneLineErrors(TyperGroup):
-    """A group of commands whose expected failures are one line on stderr and the error's exit code, never a traceback."""
+    """Commands whose expected failures are one line on stderr and an exit code, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except FactoryError as error:
-            raise _failed(str(error), error.exit_code) from None
+            raise _fail(str(error), error.exit_code) from None
         except KeyboardInterrupt:
-            say(f"\n{STOPPED}")
+            say("\nstopped; run the same command again to continue")
             raise typer.Exit(130) from None
         except Exception as error:
             if not is_disk_full(error):
                 raise
-            raise _failed(
+            raise _fail(
                 f"no space left on the disk of {_folder_of(error)}: free some, or set FACTORY_HOME and --registry to "
-                "another disk; what was finished is kept, the same command goes on from here"
+                "another disk. Finished stages are kept; run the same command again to continue",
+                FactoryError.exit_code,
             ) from None
 
 
 def is_disk_full(error: Exception) -> bool:
-    """Also where safetensors or torch hide the system's error in one of their own."""
+    """``is_disk_full(error)``: also where safetensors or torch wrap the system's error in one of their own."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return "No space left on device" in str(error) or "PytorchStreamWriter failed writing" in str(error)
@@ -61,15 +61,15 @@ def _folder_of(error: Exception) -> str:
     return os.path.dirname(os.path.abspath(name)) if isinstance(name, str) else os.getcwd()
 
 
-def _failed(message: str, code: int = 1) -> typer.Exit:
-    """That exit code after ``error: ...``; the mistakes of a SpecError each have their own line."""
+def _fail(message: str, exit_code: int) -> typer.Exit:
+    """Prints ``error: ...``, a line per mistake of a SpecError."""
     for line in message.splitlines():
         say(f"error: {line}")
-    return typer.Exit(code)
+    return typer.Exit(exit_code)
 
 
 def say(line: str) -> None:
-    """``say("answered by healthcare-small@3")``: for people, on stderr, so that stdout can be piped."""
+    """``say("wrote report.html")``: a line for people, on stderr, so that stdout can be piped."""
     typer.echo(line, err=True)
 
 
@@ -79,7 +79,7 @@ def print_json(content: Any) -> None:
 
 
 def print_table(*renderables: Any) -> None:
-    """``print_table(list_table(versions), "a line")`` on stdout: as wide as the terminal, wide where there is none."""
+    """``print_table(list_table(versions), "a line")`` on stdout: as wide as the terminal, or PIPE_WIDTH in a pipe."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
@@ -88,41 +88,51 @@ def print_table(*renderables: Any) -> None:
         console.print(renderable)
 
 
-# ----------------------------------------------------------------------------------------------------------- progress
+def format_duration(seconds: float) -> str:
+    """``format_duration(1_500)`` → "25 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+# ---------------------------------------------------------------------------------------------------------------- progress
 
 
 def progress_bars(*, shown: bool) -> ProgressBar:
-    """``progress_bars(shown=not json)``: for ``Factory(progress=...)``.
+    """``make_context(..., progress=progress_bars(shown=not json))``
 
-    A bar with a count and the time that is left; where stderr is no terminal a line a minute and one at a stage's end.
+    A bar with a count and the time left; where stderr is not a terminal, a line a minute and one when a stage ends.
     """
     if not shown:
-        return _silent
-    return _bar if sys.stderr.isatty() else _line
+        return _no_progress
+    return _bar if sys.stderr.isatty() else _lines
 
 
 @contextmanager
-def _silent(description: str, total: int) -> Iterator[Callable[[int], None]]:
+def _no_progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     yield lambda steps: None
 
 
 @contextmanager
-def _line(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    begun = said = time.perf_counter()
+def _lines(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    start = last_line = time.perf_counter()
     done = 0
     first: tuple[float, int] | None = None  # time and count of the first report, which may be of work found on disk
 
     def advance(steps: int) -> None:
-        nonlocal done, said, first
+        nonlocal done, last_line, first
         done, now = done + steps, time.perf_counter()
         first = first or (now, done)
-        if now - said >= LINE_EVERY and first[1] < done < total:
-            said = now
+        if now - last_line >= LINE_EVERY and first[1] < done < total:
+            last_line = now
             left = (now - first[0]) * (total - done) / (done - first[1])
-            say(f"{description}: {done} of {total}, {_duration(left)} left")
+            say(f"{description}: {done} of {total}, {format_duration(left)} left")
 
     yield advance
-    say(f"{description}: {done} of {total} in {_duration(time.perf_counter() - begun)}")
+    say(f"{description}: {done} of {total} in {format_duration(time.perf_counter() - start)}")
 
 
 @contextmanager
@@ -140,18 +150,12 @@ def _progress() -> Progress:
     return Progress(*columns, TextColumn("left"), console=Console(stderr=True))
 
 
-def _duration(seconds: float) -> str:
-    """``_duration(75)`` → "1 min 15 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
-
-
-# ------------------------------------------------------------------------------------------------------------- silence
+# ----------------------------------------------------------------------------------------------------------------- loading
 
 
 def load_libraries(*, shown: bool) -> None:
-    """Imports what takes seconds, saying so, and silences what these libraries write by themselves."""
-    with _waiting("loading torch and transformers") if shown else contextlib.nullcontext():
+    """``load_libraries(shown=not json)``: imports what takes seconds, saying so, and turns off these libraries' own output."""
+    with _spinner("loading torch and transformers") if shown else contextlib.nullcontext():
         warnings.simplefilter("ignore")
         import datasets
         from transformers.utils import logging as transformers_logging
@@ -165,10 +169,10 @@ def load_libraries(*, shown: bool) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _waiting(what: str) -> AbstractContextManager[Any]:
-    """A spinner on a terminal; nothing elsewhere."""
+def _spinner(message: str) -> AbstractContextManager[Any]:
+    """On a terminal; elsewhere nothing."""
     if not sys.stderr.isatty():
         return contextlib.nullcontext()
     from rich.console import Console
 
-    return Console(stderr=True).status(what)
+    return Console(stderr=True).status(message)

@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from factory.config.fix import renamed_keys
-from factory.config.schema import MODEL, NAME, SECTIONS, SHA256, SOURCE_KINDS, DomainSpec, Profile, Strict
+from factory.config.names import NAME
+from factory.config.schema import MODEL, SECTIONS, SHA256, SOURCE_KINDS, DomainSpec, Profile, Strict
 
 PATTERNS = {
     NAME: "must be lower-case letters, digits and single hyphens, starting with a letter",

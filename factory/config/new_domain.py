@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from factory.config import SHIPPED
+from factory.config.names import check_name
 from factory.errors import SpecError
-from factory.registry.references import check_name
 
 MAX_NAME = 30  # source ids are made from it, and a name may have 40 characters
 

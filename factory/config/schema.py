@@ -26,7 +26,6 @@ from factory.config.settings import (
     TrainConfig,
 )
 from factory.config.sources import (
-    NAME,
     SOURCE_KINDS,
     DocumentSource,
     FileSource,
@@ -46,7 +45,6 @@ Spec = TypeVar("Spec")
 
 __all__ = [
     "DEFAULT_PROFILE",
-    "NAME",
     "SECTIONS",
     "SOURCE_KINDS",
     "DataConfig",

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"  # becomes a folder name: no dots, no slashes
+from factory.config.names import NAME
+
 Name = Annotated[str, Field(pattern=NAME, max_length=40)]
 
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +28,6 @@ from factory.evaluation.stats import BootstrapConfig, paired_difference, ratio
 from factory.models.chat import NO_CONTEXT, completion_ids, prompt_ids
 from factory.models.scoring import completion_log_probs
 from factory.registry.manifest import MetricValue
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 LONGEST = 800  # characters of a prompt or an answer, about 200 tokens; in characters, so that all models see the same rows
 PROMPT_FIELDS = ("prompt", "question")
@@ -146,39 +143,3 @@ class Row:
     bits_per_byte: MetricValue
     student_below: MetricValue | None = None  # by how much the student needs fewer, paired; None for the student itself
     tasks: Mapping[str, MetricValue] = field(default_factory=dict)
-
-
-def benchmark_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """``benchmark_json(rows)``: a dict per model."""
-    return [
-        {
-            "name": row.name,
-            "parameters": row.parameters,
-            "bits_per_byte": asdict(row.bits_per_byte),
-            "student_below": asdict(row.student_below) if row.student_below is not None else None,
-            "tasks": {task: asdict(metric) for task, metric in row.tasks.items()},
-        }
-        for row in rows
-    ]
-
-
-def benchmark_table(rows: Sequence[Row]) -> Table:
-    """``console.print(benchmark_table(rows))``: a row per model, with a column per task."""
-    from rich.table import Table
-    from rich.text import Text
-
-    tasks = list(dict.fromkeys(task for row in rows for task in row.tasks))
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for name in ("parameters", "bits per byte", "student below it by (paired)", *tasks):
-        table.add_column(Text(name), justify="right")
-    for row in rows:
-        metrics = [row.bits_per_byte, row.student_below, *(row.tasks.get(task) for task in tasks)]
-        cells = [row.name, f"{row.parameters / 1e6:.1f} M", *map(_format, metrics)]
-        table.add_row(*map(Text, cells))
-    table.caption = "bits per byte of the reference answers: lower is better; 95 % intervals"
-    return table
-
-
-def _format(metric: MetricValue | None) -> str:
-    return "-" if metric is None or math.isnan(metric.value) else str(metric)

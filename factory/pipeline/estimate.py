@@ -45,11 +45,3 @@ def scoring_seconds(rate: float, parameters: int, examples: int) -> float:
 def training_seconds(rate: float, parameters: int, examples: int) -> float:
     """``training_seconds(rate, 80_000_000, 320 * 8)``: of forward and backward passes over so many examples."""
     return 6 * parameters * examples * EXAMPLE_TOKENS / (rate * TRAINING_EFFICIENCY)
-
-
-def format_duration(seconds: float) -> str:
-    """``format_duration(1_500)`` → "25 min"."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -1,7 +1,6 @@
 """What a build would do: the models it fetches, the stages that are on disk already, and how long the rest takes.
 
-    family, size = choose_family(specs, size=None, family="gemma")
-    for step in plan(make_context(specs, family, registry=registry), ["veterinary"], size):
+    for step in plan(make_context(specs, specs.family("gemma"), registry=registry), ["veterinary"], "gemma-small"):
         print(step.what, step.state, step.detail)
 
 Nothing is made or fetched.
@@ -13,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from factory.config.schema import DEFAULT_PROFILE, DomainSpec, FamilySpec, ModelSpec, SizeSpec, Specs
+from factory.config.schema import DomainSpec, ModelSpec, SizeSpec
 from factory.data.dataset import load_dataset_folder
-from factory.errors import SpecError
 from factory.models.references import is_cached
 from factory.pipeline.base import base_name, choose_base
 from factory.pipeline.build import BuildOptions
@@ -24,7 +22,6 @@ from factory.pipeline.dataset import dataset_folder, dataset_key, router_folder
 from factory.pipeline.estimate import generation_seconds, matrix_rate, scoring_seconds, training_seconds
 from factory.pipeline.publish import student_name
 
-DEFAULT_FAMILY = "default"
 PRUNING_PASSES = 60  # forward passes over the calibration examples that choosing layers takes, roughly
 ROUTER_SECONDS = 30.0  # of embedding the texts of a few domains
 EVALUATED_EXAMPLES = 700  # short texts behind bias, tasks, golden set and refusals, roughly, for three models
@@ -38,34 +35,6 @@ class Step:
     state: Literal["on disk", "to do", "to fetch"]
     detail: str
     seconds: float | None = 0.0
-
-
-def choose_family(
-    specs: Specs, size: str | None = None, family: str | None = None, profile: str = DEFAULT_PROFILE
-) -> tuple[FamilySpec, str]:
-    """``choose_family(specs, size="gemma-tiny")``: the family of a size; ``family`` alone means its default size.
-
-    Raises: SpecError for a name that does not exist, or a size of another family.
-    """
-    chosen, size = _family_and_size(specs, size, family)
-    chosen.settings(profile)  # an unknown profile is an error here, before anything is loaded
-    return chosen, size
-
-
-def _family_and_size(specs: Specs, size: str | None, family: str | None) -> tuple[FamilySpec, str]:
-    if size is None:
-        if family is None and DEFAULT_FAMILY not in specs.families and len(specs.families) == 1:
-            family = next(iter(specs.families))
-        chosen = specs.family(family or DEFAULT_FAMILY)
-        return chosen, chosen.default_size
-    owner = specs.family_of_size(size)
-    if family is not None and specs.family(family) != owner:
-        theirs = ", ".join(specs.family(family).sizes)
-        raise SpecError(f"size {size!r} belongs to family {owner.name}, not {family}; sizes of {family}: {theirs}")
-    return owner, size
-
-
-# --------------------------------------------------------------------------------------------------------------------- plan
 
 
 def plan(context: BuildContext, domains: Sequence[str], size: str, options: BuildOptions | None = None) -> list[Step]:

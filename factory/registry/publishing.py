@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factory.cache import FULL_DISK, full_disk, replace_file, sha256, storage_errors, sync
+from factory.config.names import check_name
 from factory.errors import RegistryError
 from factory.registry.records import RECORDS, utc_now
-from factory.registry.references import check_name, kind_of, numbers, resolve
+from factory.registry.references import kind_of, numbers, resolve
 from factory.registry.versions import FOLDERS, MANIFEST
 
 if TYPE_CHECKING:

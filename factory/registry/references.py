@@ -10,24 +10,15 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from factory.config.names import check_name
 from factory.errors import RegistryError
 from factory.registry.versions import FOLDERS, Version, load_version, missing_files
 
 CHAMPION = "champion"
 ALIASES = "aliases.json"
-
-
-def check_name(name: str, what: str = "name") -> str:
-    """``check_name("healthcare-small")`` returns it. Raises: RegistryError unless it is a plain folder name."""
-    from factory.config.schema import NAME  # imported here: `factory list` needs no pydantic
-
-    if len(name) > 100 or not re.fullmatch(NAME, name):
-        raise RegistryError(f"bad {what} {name!r}: use lower-case letters and digits, joined by single hyphens")
-    return name
 
 
 def resolve(root: Path, reference: str) -> Version:

@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from factory.cache import replace_file, sha256, storage_errors
+from factory.config.names import check_name
 from factory.errors import GateError, RegistryError
 from factory.registry.index import index_rows
 from factory.registry.publishing import STAGING, publish, staging_folder
 from factory.registry.records import RECORDS, append_record, new_record, read_records
-from factory.registry.references import ALIASES, CHAMPION, check_name, kind_of, names, numbers, read_aliases, resolve
+from factory.registry.references import ALIASES, CHAMPION, kind_of, names, numbers, read_aliases, resolve
 from factory.registry.versions import FOLDERS, MANIFEST, Summary, Version, load_version, missing_files
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Progress on stderr: bars on a terminal, a line a stage elsewhere, nothing beside JSON."""
+"""Progress on stderr: bars on a terminal, lines elsewhere, nothing beside JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from factory.cli.terminal import _duration, is_disk_full, progress_bars
+from factory.cli.terminal import format_duration, is_disk_full, progress_bars
 
 
 class Terminal(io.StringIO):
@@ -22,7 +22,7 @@ def run(shown: bool) -> None:
         advance(3)
 
 
-def test_a_pipe_gets_one_line_a_finished_stage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_gets_one_line_per_finished_stage(capsys: pytest.CaptureFixture[str]) -> None:
     run(shown=True)
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -30,7 +30,7 @@ def test_a_pipe_gets_one_line_a_finished_stage(capsys: pytest.CaptureFixture[str
     assert captured.err.count("\n") == 1
 
 
-def test_a_pipe_is_told_the_time_left_now_and_then_and_what_was_on_disk_does_not_count(
+def test_a_pipe_gets_the_time_left_every_minute_and_work_found_on_disk_does_not_count(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 5.0, 30.0, 65.0, 70.0, 130.0, 131.0])
@@ -42,8 +42,8 @@ def test_a_pipe_is_told_the_time_left_now_and_then_and_what_was_on_disk_does_not
         advance(5)  # at 70 s
         advance(35)  # at 130 s: the end has a line of its own
     assert capsys.readouterr().err.splitlines() == [
-        "base: healing: 60 of 100, 4 min 0 s left",
-        "base: healing: 100 of 100 in 2 min 11 s",
+        "base: healing: 60 of 100, 4 min left",
+        "base: healing: 100 of 100 in 2 min",
     ]
 
 
@@ -66,9 +66,11 @@ def test_a_terminal_gets_a_bar_with_a_count(monkeypatch: pytest.MonkeyPatch) -> 
     assert "4/4" in terminal.getvalue()
 
 
-@pytest.mark.parametrize(("seconds", "written"), [(0.41, "0.4 s"), (75, "1 min 15 s"), (119.7, "2 min 0 s")])
-def test_durations(seconds: float, written: str) -> None:
-    assert _duration(seconds) == written
+@pytest.mark.parametrize(
+    ("seconds", "written"), [(0.41, "0.4 s"), (75, "75 s"), (119.7, "2 min"), (1500, "25 min"), (9000, "2.5 h")]
+)
+def test_durations_are_written_for_people(seconds: float, written: str) -> None:
+    assert format_duration(seconds) == written
 
 
 @pytest.mark.parametrize(
@@ -82,5 +84,5 @@ def test_durations(seconds: float, written: str) -> None:
         (RuntimeError("size mismatch"), False),
     ],
 )
-def test_a_full_disk_is_known_in_every_library_s_words(error: Exception, full: bool) -> None:
+def test_a_full_disk_is_recognised_in_every_library_s_words(error: Exception, full: bool) -> None:
     assert is_disk_full(error) is full

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from pathlib import Path
@@ -14,20 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
-from rich.console import Console
 from support import tiny
 from torch import nn
 from torch.nn.functional import log_softmax
 
-import factory.evaluation.benchmark as module
 from factory.config.schema import DistillConfig
 from factory.errors import DataError
 from factory.evaluation.benchmark import (
     Question,
-    Row,
-    benchmark_json,
     benchmark_metrics,
-    benchmark_table,
     bits_per_byte,
     load_questions,
 )
@@ -35,7 +29,6 @@ from factory.evaluation.stats import BootstrapConfig
 from factory.models.base import attach_adapter
 from factory.models.chat import completion_ids, end_of_turn, prompt_ids
 from factory.models.vocabulary import kept_tokens, trim_embeddings, trim_tokenizer
-from factory.registry.manifest import MetricValue
 
 ROWS = [Question(f"what is {p}", c) for p, c in zip(tiny.sentences(20), tiny.sentences(20, 1), strict=True)]
 TRICKY = Question("what is Größe", "naïve 東京 🙂\n\n1. light\tand sugar")
@@ -156,7 +149,7 @@ def test_intervals_are_over_questions() -> None:
 
 def test_nan_bits_give_nan() -> None:
     metric = benchmark_metrics({"a": np.array([1.0, math.nan])}, np.array([1.0, 1.0]), BootstrapConfig(100))["a"]
-    assert math.isnan(metric.value) and module._format(metric) == "-"
+    assert math.isnan(metric.value)
 
 
 # ---------------------------------------------------------------------------------------------------------- questions
@@ -233,35 +226,3 @@ def test_a_missing_or_binary_file_gives_one_line(tmp_path: Path) -> None:
         load_questions(tmp_path / "questions.jsonl", None, seed=0)
     with pytest.raises(DataError, match=r"cannot read questions from .*other.jsonl: 'utf-8' codec"):
         load_questions(tmp_path / "other.jsonl", None, seed=0)
-
-
-# -------------------------------------------------------------------------------------------------------------- table
-
-FIGURE = MetricValue(1.25, 1.2, 1.3, 500)
-LINES = [
-    Row("healthcare-small@1", 80_500_000, FIGURE, tasks={"arc [easy]": MetricValue(0.4, 0.3, 0.5, 100)}),
-    Row("default-small-base@1", 80_500_000, FIGURE, MetricValue(0.05, 0.01, 0.09, 500)),
-    Row("teacher", 134_515_008, MetricValue(math.nan, math.nan, math.nan, 0)),
-]
-
-
-def test_the_table_has_a_row_per_model_and_a_column_per_task() -> None:
-    console = Console(width=160, file=io.StringIO())
-    console.print(benchmark_table(LINES))
-    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
-    assert "arc [easy]" in lines[0]
-    assert lines[1] == "healthcare-small@1 80.5 M 1.250 [1.200, 1.300] - 0.400 [0.300, 0.500]"
-    assert lines[2] == "default-small-base@1 80.5 M 1.250 [1.200, 1.300] 0.050 [0.010, 0.090] -"
-    assert lines[3] == "teacher 134.5 M - - -"
-
-
-def test_json_has_a_dict_per_model() -> None:
-    first, second, _ = benchmark_json(LINES)
-    assert first == {
-        "name": "healthcare-small@1",
-        "parameters": 80_500_000,
-        "bits_per_byte": {"value": 1.25, "low": 1.2, "high": 1.3, "n": 500},
-        "student_below": None,
-        "tasks": {"arc [easy]": {"value": 0.4, "low": 0.3, "high": 0.5, "n": 100}},
-    }
-    assert second["student_below"]["value"] == 0.05 and second["tasks"] == {}

@@ -81,7 +81,7 @@ def test_what_fails_a_gate_is_registered_with_its_verdict_and_never_promoted(wit
     assert student["verdict"]["status"] == "failed"
     assert [gate["passed"] for gate in student["verdict"]["gates"]] == [False, True]
     result = with_models.run("promote", "plants-mini@1")
-    assert result.exit_code == 2 and "kl is" in result.stderr
+    assert result.exit_code == 3 and "kl is" in result.stderr
     card = (with_models.root / "registry" / "students" / "plants-mini" / "1" / "README.md").read_text(encoding="utf-8")
     assert "It failed its quality gates" in card and "## Verdict" in card
 

@@ -17,7 +17,7 @@ import torch
 from support import exporting, modelfiles, tiny
 from typer.testing import CliRunner
 
-from factory.cli.commands import app
+from factory.cli import app
 from factory.errors import ExportError
 from factory.export import export, parity
 from factory.export.export import BOUNDS, Format, Quantization, export_version

@@ -1,4 +1,4 @@
-"""Which family and size are meant, and what a build would do."""
+"""What a build would do, and how long it would take."""
 
 from __future__ import annotations
 
@@ -7,46 +7,8 @@ from typing import Any
 import pytest
 from support.workplace import BIRDS, Workplace, domain
 
-from factory.config.load import load_specs
-from factory.config.schema import Specs
-from factory.errors import SpecError
 from factory.pipeline.build import BuildOptions
-from factory.pipeline.estimate import format_duration
-from factory.pipeline.plan import choose_family, plan, total_seconds
-
-
-@pytest.fixture
-def specs(workplace: Workplace) -> Specs:
-    second = workplace.family | {"name": "second", "sizes": {"grand": {"layers": 1}}, "default_size": "grand"}
-    workplace.write("second.family.yaml", second)
-    return load_specs(workplace.domains)
-
-
-@pytest.mark.parametrize(
-    ("size", "family", "meant"),
-    [
-        (None, None, ("default", "mini")),
-        ("grand", None, ("second", "grand")),
-        (None, "second", ("second", "grand")),
-        ("grand", "second", ("second", "grand")),
-    ],
-)
-def test_a_size_names_its_family_and_a_family_its_default_size(
-    specs: Specs, size: str | None, family: str | None, meant: tuple[str, str]
-) -> None:
-    chosen, name = choose_family(specs, size, family)
-    assert (chosen.name, name) == meant
-
-
-def test_a_size_of_another_family_is_refused(specs: Specs) -> None:
-    with pytest.raises(SpecError, match=r"size 'mini' belongs to family default, not second; sizes of second: grand"):
-        choose_family(specs, "mini", "second")
-
-
-def test_a_family_that_is_alone_need_not_be_named(workplace: Workplace) -> None:
-    (workplace.domains / "default.family.yaml").unlink()
-    workplace.write("only.family.yaml", workplace.family | {"name": "only"})
-    assert choose_family(load_specs(workplace.domains))[0].name == "only"
+from factory.pipeline.plan import plan, total_seconds
 
 
 def states(place: Workplace, *domains: str, options: BuildOptions | None = None, **more: Any) -> dict[str, str]:
@@ -106,8 +68,3 @@ def test_a_new_domain_is_planned_without_a_new_base_unless_asked(built: Workplac
 
 def test_another_seed_is_another_plan(built: Workplace) -> None:
     assert states(built, "stars", seed=7)["router"] == "to do"
-
-
-@pytest.mark.parametrize(("seconds", "written"), [(0.2, "1 s"), (75, "75 s"), (1500, "25 min"), (9000, "2.5 h")])
-def test_durations_are_written_for_people(seconds: float, written: str) -> None:
-    assert format_duration(seconds) == written

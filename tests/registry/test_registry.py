@@ -65,7 +65,7 @@ def test_the_refusal_names_each_failed_gate(registry: Registry) -> None:
         registry.promote(version.reference)
     assert "; ".join(FAILED["reasons"]) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert (caught.value.exit_code, RegistryError.exit_code) == (2, 1)
+    assert (caught.value.exit_code, RegistryError.exit_code) == (3, 1)
     assert registry.aliases("healthcare-small") == {}
 
 

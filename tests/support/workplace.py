@@ -83,7 +83,7 @@ class Workplace:
         return make_context(specs, specs.family("default"), registry=Registry(self.root / "registry"), **more)
 
 
-NO_DOMAINS = {"list", "show", "compare", "promote"}
+NO_DOMAINS = {"list", "show", "promote", "export"}
 NO_REGISTRY = {"new", "validate", "data", "route"}
 
 

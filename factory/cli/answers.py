@@ -1,0 +1,184 @@
+"""``factory review | ask | explain | benchmark``: what published students answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from factory.cli.context import choose, load_chat_model, load_context
+from factory.cli.options import DOMAINS, REGISTRY, TEACHER, Device, Domains, Family, Json, Ref, RegistryFolder
+from factory.cli.tables import benchmark_json, benchmark_table, explanation_summary, explanation_table
+from factory.cli.terminal import load_libraries, print_json, print_table, progress_bars, say
+from factory.errors import UsageError
+from factory.registry.registry import Registry
+
+
+def review(
+    ref: Ref,
+    other: Annotated[str, typer.Argument(help="Compared with: another version, or the word `teacher`.")] = TEACHER,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write both candidates' answers to this CSV, in blind order.")
+    ] = None,
+    votes: Annotated[Path | None, typer.Option("--in", metavar="FILE", help="Read the expert's votes from this CSV.")] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            "--questions", metavar="FILE", help="A .jsonl or .csv with a field `question`; by default held-out samples."
+        ),
+    ] = None,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="At most this many questions.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the blind order; a random one if left out.")] = None,
+    domains: Domains = DOMAINS,
+    registry: RegistryFolder = REGISTRY,
+    json: Json = False,
+    device: Device = "auto",
+) -> None:
+    """Let an expert judge two candidates blind: --out writes their answers, --in reads the votes."""
+    if (out is None) == (votes is None):
+        raise typer.BadParameter("give --out FILE to write answers, or --in FILE to read votes", param_hint="'--out' / '--in'")
+    here = Registry(registry)
+    if votes is not None:
+        return _read_votes(here, ref, votes, json)
+    assert out is not None
+    compared = TEACHER if other == TEACHER else here.resolve(other).reference
+    _hand_out(here, ref, compared, out, questions, count, seed, domains, device, json)
+
+
+def ask(
+    ref: Annotated[str, typer.Argument(help="NAME, NAME@3, NAME@champion, or the word `teacher`.")],
+    question: Annotated[str, typer.Argument(help="The question, in quotes.")],
+    family: Family = None,
+    domains: Domains = DOMAINS,
+    registry: RegistryFolder = REGISTRY,
+    json: Json = False,
+    device: Device = "auto",
+) -> None:
+    """Ask a student, a base or the teacher a question. Stderr says which version answered."""
+    chat_model = load_chat_model(ref, Registry(registry), domains, family=family, device=device, json=json)
+    from factory import inference
+
+    answer = inference.ask(chat_model, question)
+    if json:
+        return print_json(asdict(answer))
+    typer.echo(answer.answer)
+    say(f"— {answer.reference}, {answer.seconds:.1f} s" + (f". {answer.notice}" if answer.notice else ""))
+
+
+def explain(
+    ref: Ref,
+    text: Annotated[str, typer.Argument(help="First words of a text, in quotes.")],
+    domains: Domains = DOMAINS,
+    registry: RegistryFolder = REGISTRY,
+    json: Json = False,
+    device: Device = "auto",
+) -> None:
+    """Show the next tokens that teacher and student expect after a text, side by side."""
+    here = Registry(registry)
+    version = here.resolve(ref)
+    specs, family, _ = choose(domains, family=version.manifest.family)
+    context = load_context(specs, family, here, device=device, json=json)
+    from factory import inference
+
+    found = inference.explain(version, text, here, specs, context.device)
+    if json:
+        return print_json(asdict(found))
+    print_table(explanation_table(found), explanation_summary(found))
+
+
+def benchmark(
+    ref: Ref,
+    questions: Annotated[
+        Path, typer.Option("--questions", metavar="FILE", help="A .jsonl of real questions with reference answers.")
+    ],
+    against: Annotated[
+        list[str] | None, typer.Option("--against", metavar="FAMILY", help="Also the teacher of this family, as downloaded.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=2, help="At most this many questions.")] = 200,
+    domains: Domains = DOMAINS,
+    registry: RegistryFolder = REGISTRY,
+    json: Json = False,
+    device: Device = "auto",
+) -> None:
+    """Evaluate a student, its base, its teacher and other models on real questions: bits per byte, tasks."""
+    here = Registry(registry)
+    version = here.resolve(ref)
+    specs, family, _ = choose(domains, family=version.manifest.family)
+    others = [specs.family(name) for name in against or ()]
+    context = load_context(specs, family, here, device=device, json=json)
+    from factory.pipeline.experiments import run_benchmark
+
+    rows = run_benchmark(context, version, questions, others, limit)
+    print_json(benchmark_json(rows)) if json else print_table(benchmark_table(rows))
+
+
+# ------------------------------------------------------------------------------------------------------- blind reviews
+
+
+def _read_votes(registry: Registry, ref: str, votes: Path, json: bool) -> None:
+    from factory.reports.review import read_back, result_line
+
+    version = registry.resolve(ref)
+    result = read_back(registry, version, votes)
+    print_json(result) if json else typer.echo(result_line(version, result))
+
+
+def _hand_out(
+    registry: Registry,
+    ref: str,
+    other: str,
+    out: Path,
+    questions: Path | None,
+    count: int | None,
+    seed: int | None,
+    domains: Path,
+    device: str,
+    json: bool,
+) -> None:
+    from factory.reports.review import check_free, hand_out, load_questions, sample_questions
+
+    version = registry.resolve(ref)
+    check_free(out)
+    if other == version.reference:
+        raise UsageError(f"{other} cannot be reviewed against itself; name another version, or `teacher`")
+    load_libraries(shown=not json)
+    asked = load_questions(questions, count) if questions else sample_questions(version, count)
+    answers = _answer(registry, [version.reference, other], asked, domains, version.manifest.family, device, json)
+    against = list(answers)[1]
+    review = hand_out(registry, version, out, asked, *answers.values(), against=against, seed=seed)
+    if json:
+        content = {"review": review, "path": str(out), "questions": len(asked)}
+        return print_json(content | {"reference": version.reference, "against": against})
+    typer.echo(
+        f"wrote {len(asked)} questions to {out}: review {review} of {version.reference} against {against}.\n"
+        f"When every row has a vote (a, b or tie):\n  factory review {version.reference} --in {out}"
+    )
+
+
+def _answer(
+    registry: Registry,
+    refs: Sequence[str],
+    questions: Sequence[str],
+    domains: Path,
+    family: str,
+    device: str,
+    json: bool,
+) -> dict[str, list[str]]:
+    """Reference → its answers, all cut at the first candidate's length, since length would give them away."""
+    from factory import inference
+
+    answers: dict[str, list[str]] = {}
+    limit = None
+    for ref in refs:
+        chat_model = load_chat_model(ref, registry, domains, family=family, device=device, json=json)
+        limit = limit or chat_model.max_new_tokens
+        chat_model = replace(chat_model, max_new_tokens=limit)
+        answers[chat_model.reference] = []
+        with progress_bars(shown=not json)(f"answers of {chat_model.reference}", len(questions)) as advance:
+            for question in questions:
+                answers[chat_model.reference].append(inference.ask(chat_model, question).answer)
+                advance(1)
+    return answers

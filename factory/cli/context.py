@@ -1,0 +1,88 @@
+"""What commands set up before they call their function. A wrong name is reported before torch is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from factory.cli.options import TEACHER
+from factory.cli.terminal import load_libraries, progress_bars, say
+from factory.registry.registry import Registry
+
+if TYPE_CHECKING:
+    from factory.config.schema import FamilySpec, Specs
+    from factory.inference import ChatModel
+    from factory.pipeline.context import BuildContext
+
+
+def choose(
+    domains: Path, *, family: str | None = None, size: str | None = None, profile: str = "default"
+) -> tuple[Specs, FamilySpec, str]:
+    """``specs, family, size = choose(Path("domains"), size="tiny")``: the YAML files, and the family and size that are meant.
+
+    Raises: SpecError for files with mistakes, and for an unknown family, size or profile.
+    """
+    from factory.config.choose import choose_family
+    from factory.config.load import load_specs
+
+    specs = load_specs(domains)
+    return specs, *choose_family(specs, size, family, profile)
+
+
+def choose_domains(specs: Specs, name: str | None, every: bool) -> list[str]:
+    """``choose_domains(specs, "legal", every=False)`` → ["legal"].
+
+    Raises: SpecError for an unknown domain; a usage error unless there is either a name or ``every``.
+    """
+    if (name is None) != every:
+        raise typer.BadParameter(f"give one domain, or --all; domains: {', '.join(specs.domains)}", param_hint="NAME")
+    return list(specs.domains) if name is None else [specs.domain(name).name]
+
+
+def load_context(
+    specs: Specs,
+    family: FamilySpec,
+    registry: Registry,
+    *,
+    profile: str = "default",
+    seed: int | None = None,
+    device: str = "auto",
+    resume: bool = True,
+    force: bool = False,
+    json: bool = False,
+) -> BuildContext:
+    """``load_context(specs, family, Registry("registry"))``: a context that reports on stderr, or not at all beside JSON."""
+    load_libraries(shown=not json)
+    from factory.pipeline.context import make_context, say_nothing
+
+    return make_context(
+        specs,
+        family,
+        registry=registry,
+        profile=profile,
+        device=device,
+        seed=seed,
+        resume=resume,
+        force=force,
+        progress=progress_bars(shown=not json),
+        say=say_nothing if json else say,
+    )
+
+
+def load_chat_model(ref: str, registry: Registry, domains: Path, *, family: str | None, device: str, json: bool) -> ChatModel:
+    """``load_chat_model("healthcare-small", registry, domains, ...)``: that version, or the family's teacher for "teacher"."""
+    if ref != TEACHER:
+        version = registry.resolve(ref)
+        load_libraries(shown=not json)
+        from factory import inference
+        from factory.models.device import pick_device
+
+        return inference.load_chat_model(version, registry, pick_device(device))
+    specs, chosen, _ = choose(domains, family=family)
+    load_libraries(shown=not json)
+    from factory import inference
+    from factory.models.device import pick_device
+
+    return inference.load_teacher_chat_model(chosen, specs, pick_device(device))

@@ -1,0 +1,104 @@
+"""``factory new | validate | data | route``: domains and their data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from factory.cli.context import choose, load_context
+from factory.cli.options import DOMAINS, REGISTRY, Device, Domains, Family, Json, Profile, Seed
+from factory.cli.tables import preview_table
+from factory.cli.terminal import print_json, print_table, say
+from factory.errors import SpecError
+from factory.registry.registry import Registry
+
+if TYPE_CHECKING:
+    from factory.config.schema import Specs
+    from factory.data.router import Route
+
+
+def new(
+    name: Annotated[str, typer.Argument(help="Lower-case letters, digits and hyphens, such as `veterinary`.")],
+    domains: Annotated[Path, typer.Option("--domains", metavar="DIR", help="Folder to write to.")] = DOMAINS,
+    json: Json = False,
+) -> None:
+    """Write domains/NAME.yaml, which can be built as it is; then put in prompts of your own."""
+    from factory.config.new_domain import new_domain
+
+    path = new_domain(name, domains)
+    if json:
+        return print_json({"path": str(path)})
+    typer.echo(f"wrote {path}; edit it, then:\n  factory validate\n  factory data {name}\n  factory build {name}")
+
+
+def validate(
+    domains: Domains = DOMAINS,
+    fix: Annotated[bool, typer.Option("--fix", help="First rename old keys and paths in the files.")] = False,
+    json: Json = False,
+) -> None:
+    """Check every YAML file, and report each mistake with its line."""
+    from factory.config.fix import fix_folder
+    from factory.config.load import load_specs
+
+    for change in fix_folder(domains) if fix else ():
+        say(change)
+    counts = _count(load_specs(domains))
+    if json:
+        return print_json({"valid": True, **counts})
+    typer.echo(f"{domains}: valid; " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+
+
+def data(
+    name: Annotated[str, typer.Argument(help="A domain.")],
+    family: Family = None,
+    profile: Profile = "default",
+    seed: Seed = None,
+    domains: Domains = DOMAINS,
+    json: Json = False,
+    device: Device = "auto",
+) -> None:
+    """Make a domain's data set and preview it: counts, what was dropped and why, samples, whether it is too small."""
+    specs, chosen, _ = choose(domains, family=family, profile=profile)
+    spec = specs.domain(name)
+    context = load_context(specs, chosen, Registry(REGISTRY), profile=profile, seed=seed, device=device, json=json)
+    from factory.pipeline.context import resolve_models
+    from factory.pipeline.dataset import make_dataset
+    from factory.pipeline.preview import preview
+
+    models = resolve_models(chosen, specs.root, context.device)
+    content = preview(context, models, make_dataset(context, models, spec))
+    print_json(content) if json else print_table(preview_table(content))
+
+
+def route(
+    text: Annotated[str, typer.Argument(help="Any text, in quotes.")],
+    family: Family = None,
+    domains: Domains = DOMAINS,
+    json: Json = False,
+    device: Device = "auto",
+) -> None:
+    """Say which domain a text belongs to, or none."""
+    specs, chosen, _ = choose(domains, family=family)
+    context = load_context(specs, chosen, Registry(REGISTRY), device=device, json=json)
+    from factory.pipeline.context import resolve_models
+    from factory.pipeline.dataset import load_router
+
+    router = load_router(context, resolve_models(chosen, specs.root, context.device))
+    found = router.route([text])[0]
+    print_json({**vars(found), "router": router.version}) if json else typer.echo(_describe(found))
+
+
+def _describe(found: Route) -> str:
+    scores = ", ".join(f"{name} {score:.3f}" for name, score in found.scores.items())
+    return f"{found.domain or 'none'}   score {found.score:.3f}, threshold {found.threshold:.3f}   ({scores})"
+
+
+def _count(specs: Specs) -> dict[str, int]:
+    """Raises: SpecError where there is nothing to build."""
+    counts = {"domains": len(specs.domains), "families": len(specs.families), "pools": len(specs.pools)}
+    for what in ("domains", "families"):
+        if not counts[what]:
+            raise SpecError(f"{specs.root} has no {what}, so nothing can be built; `factory new NAME` adds a domain")
+    return {"files": sum(counts.values()), **counts}

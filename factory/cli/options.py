@@ -1,0 +1,48 @@
+"""Options and arguments that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from factory.config import default_domains
+
+TEACHER = "teacher"  # in place of a version: the teacher itself
+DOMAINS, REGISTRY = Path("domains"), Path("registry")
+
+Quantization = Literal["f16", "q8_0", "q4"]
+
+Domains = Annotated[
+    Path,
+    typer.Option(
+        "--domains",
+        metavar="DIR",
+        callback=lambda given: default_domains() if given == DOMAINS else given,
+        help="Folder of the YAML files; the shipped ones if there is no ./domains.",
+    ),
+]
+RegistryFolder = Annotated[Path, typer.Option("--registry", metavar="DIR", help="Folder of the published students and bases.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and no progress.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where models run.")]
+Ref = Annotated[str, typer.Argument(help="NAME (its champion, otherwise its newest version), NAME@3 or NAME@champion.")]
+AllMetrics = Annotated[bool, typer.Option("--all-metrics", help="Show every metric, not only the main ones.")]
+
+Family = Annotated[str | None, typer.Option("--family", metavar="NAME", help="Name of a family file; `default` if left out.")]
+Size = Annotated[str | None, typer.Option("--size", metavar="NAME", help="A size of a family; its default if left out.")]
+Profile = Annotated[str, typer.Option("--profile", metavar="NAME", help="Settings of the family file, such as `demo`.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Overrides the family's seed.")]
+
+# Of `plan` and `build`, which take the same.
+DomainOrAll = Annotated[str | None, typer.Argument(help="A domain; or --all.")]
+All = Annotated[bool, typer.Option("--all", help="Every domain.")]
+Baselines = Annotated[bool, typer.Option("--baselines", help="Also train and evaluate plain supervised fine-tuning.")]
+Canaries = Annotated[
+    int, typer.Option("--canaries", min=0, max=64, help="Plant this many secrets, and measure how well they are memorised.")
+]
+PinnedBase = Annotated[
+    str | None,
+    typer.Option("--base", metavar="REF", help="Use this published base, even if its data or settings have changed since."),
+]
+RebuildBase = Annotated[bool, typer.Option("--rebuild-base", help="Make a new base, even if a published one would do.")]

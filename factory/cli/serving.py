@@ -1,0 +1,69 @@
+"""``factory serve``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated
+
+import typer
+
+from factory.cli.context import choose
+from factory.cli.options import DOMAINS, REGISTRY, TEACHER, Device, Domains, Family, Quantization, RegistryFolder
+from factory.cli.terminal import load_libraries
+from factory.errors import ServeError
+from factory.registry.registry import Registry
+
+
+def serve(
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; any but this machine's own needs --api-keys.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 picks a free port.")] = 8000,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option("--api-keys", metavar="FILE", help="YAML or JSON: each key, and the students it may use ('*' for all)."),
+    ] = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option("--upstream", metavar="URL", help="An OpenAI-compatible server that runs the models, such as vLLM."),
+    ] = None,
+    upstream_key: Annotated[
+        Path | None, typer.Option("--upstream-key", metavar="FILE", help="Holds that server's key and nothing else.")
+    ] = None,
+    quantization: Annotated[Quantization, typer.Option("--quantization", help="Of the bases.")] = "q8_0",
+    parallel: Annotated[int, typer.Option("--parallel", min=1, max=64, help="Requests per engine at once.")] = 4,
+    queue: Annotated[
+        int, typer.Option("--queue", min=1, help="Requests in all; any more get status 429 and Retry-After.")
+    ] = 128,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Per engine; every core if left out.")] = None,
+    max_body: Annotated[int, typer.Option("--max-body", min=1, help="Bytes per request.")] = 1_000_000,
+    max_prompt: Annotated[int, typer.Option("--max-prompt", min=1, help="Prompt tokens per request.")] = 1024,
+    max_output: Annotated[int, typer.Option("--max-output", min=1, help="Completion tokens per request.")] = 1024,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds per request.")] = 120.0,
+    family: Family = None,
+    domains: Domains = DOMAINS,
+    registry: RegistryFolder = REGISTRY,
+    device: Device = "auto",
+) -> None:
+    """Serve students over HTTP with OpenAI's API, and a web page to try them on. Ctrl-C stops it."""
+    specs, chosen, _ = choose(domains, family=family)
+    here, server = Registry(registry), _load_server()
+    limits = server.Limits(max_body, max_prompt, max_output, timeout, parallel, queue)
+    options = server.Options(host, port, api_keys, upstream, upstream_key, quantization, threads, device, limits)
+    with server.listen(options) as listening:
+        app = server.make_app(here, specs, chosen, options)
+        students = sorted({version.name for version in here.versions("student")})
+        url = f"http://{host}:{listening.getsockname()[1]}"
+        typer.echo(f"serving {', '.join([*students, TEACHER, 'auto'])} at {url}/v1; web page: {url}")
+        server.run(app, listening, limits)
+
+
+def _load_server() -> ModuleType:
+    """Raises: ServeError where the packages of the extra are not installed."""
+    load_libraries(shown=True)
+    try:
+        from factory.serve import server
+    except ImportError as error:
+        raise ServeError(f"{error.name} is not installed: pip install 'student-factory[serve]'") from error
+    return server

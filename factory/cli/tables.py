@@ -1,0 +1,200 @@
+"""What commands print: tables for people, plain values for ``--json``. rich is imported where a table is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from factory.cli.terminal import format_duration
+from factory.reports.format import format_metric, format_number
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from factory.cli.doctor import Finding
+    from factory.evaluation.benchmark import Row
+    from factory.inference import Explanation
+    from factory.pipeline.experiments import AdapterMatrix
+    from factory.pipeline.plan import Step
+
+
+def make_table(rows: Iterable[Sequence[str]], headings: Sequence[str] = (), *, right: int = 0) -> Table:
+    """``make_table([["ok", "cores"]])``: plain cells; the last ``right`` columns are aligned to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = list(rows)
+    table = Table(box=None, pad_edge=False, show_header=bool(headings))
+    columns = len(headings) or max(map(len, rows), default=0)
+    for number in range(columns):
+        heading = Text(headings[number]) if headings else ""
+        table.add_column(heading, overflow="fold", justify="right" if number >= columns - right else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+# -------------------------------------------------------------------------------------------------------------------- plan
+
+
+def plan_json(steps: Sequence[Step]) -> dict[str, Any]:
+    """``print_json(plan_json(plan(...)))``: every step, and the seconds of all that can be estimated."""
+    from factory.pipeline.plan import total_seconds
+
+    return {"steps": [asdict(step) for step in steps], "seconds": total_seconds(steps)}
+
+
+def plan_table(steps: Sequence[Step]) -> Table:
+    """``print_table(plan_table(plan(...)))``: a row per step with its estimate; the total is the caption."""
+    table = make_table([[step.state, step.what, _estimate(step), step.detail] for step in steps])
+    table.caption, table.caption_justify = describe_total(steps), "left"
+    return table
+
+
+def plan_lines(steps: Sequence[Step]) -> list[str]:
+    """``plan_lines(plan(...))``: what is not on disk yet, and how long all of it takes."""
+    lines = [
+        f"{step.state}: {step.what}{f' ({estimate})' if (estimate := _estimate(step)) else ''}: {step.detail}"
+        for step in steps
+        if step.state != "on disk"
+    ]
+    return [*lines, describe_total(steps)]
+
+
+def describe_total(steps: Sequence[Step]) -> str:
+    """``describe_total(plan(...))`` → "about 25 min in all, without downloads"."""
+    from factory.pipeline.plan import total_seconds
+
+    if any(step.seconds is None for step in steps if step.state == "to do"):
+        return "no estimate before the teacher is on disk"
+    without = ", without downloads" if any(step.state == "to fetch" for step in steps) else ""
+    return f"about {format_duration(total_seconds(steps))} in all{without}"
+
+
+def _estimate(step: Step) -> str:
+    return f"about {format_duration(step.seconds)}" if step.seconds else ""
+
+
+# ----------------------------------------------------------------------------------------------------------------- data set
+
+
+def preview_table(content: Mapping[str, Any]) -> Table:
+    """``print_table(preview_table(preview(context, models, data)))``"""
+    return make_table(_preview_rows(content))
+
+
+def _preview_rows(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    dropped = sorted(content["dropped"].items(), key=lambda reason: -reason[1])
+    rows = [
+        ("data set", content["domain"]),
+        ("folder", content["folder"]),
+        ("kept", ", ".join(f"{split} {count}" for split, count in content["counts"].items())),
+        ("dropped", ", ".join(f"{reason} {count}" for reason, count in dropped) or "nothing"),
+        ("personal identifiers", content["personal_data"]),
+        ("refusals kept", str(content["refusals"])),
+        *(("source", f"{source['id']}: {source['n']} examples, {source['license']}") for source in content["sources"]),
+        ("templates", str(content["templates"])),
+        ("router disagrees", f"on {content['disagreements']} prompts"),
+        *(("", f"{prompt} → {domain or 'none'}") for prompt, domain in content["disagreement_examples"]),
+        *(
+            ("soft targets", f"{format_number(one['bytes'], 'bytes')}; they save {one['teacher_seconds']:.0f} s of the teacher")
+            for one in content["soft_targets"]
+        ),
+        ("too small", content["too_small"] or "no"),
+    ]
+    for row in content["samples"]:
+        answer = " ".join(row["completion"].split())
+        rows += [("", ""), (row["source"], row["prompt"]), ("refusal" if row["refusal"] else "answer", answer)]
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------------ experiments
+
+
+def matrix_json(matrix: AdapterMatrix) -> dict[str, Any]:
+    """``print_json(matrix_json(adapter_matrix(context, versions)))``: KL of every adapter by domain."""
+    return {
+        domain: {
+            "kl": {name: asdict(metric) for name, metric in row.items()},
+            "ahead": {name: asdict(metric) for name, metric in matrix.ahead[domain].items()},
+            "own_is_best": matrix.own_is_best(domain),
+        }
+        for domain, row in matrix.kl.items()
+    }
+
+
+def matrix_table(matrix: AdapterMatrix) -> Table:
+    """``print_table(matrix_table(adapter_matrix(context, versions)))``: a row per domain, a column per adapter."""
+    names = list(next(iter(matrix.kl.values())))
+    rows = []
+    for domain, row in matrix.kl.items():
+        nearest = min(matrix.ahead[domain].values(), key=lambda metric: metric.low)
+        best = "yes" if matrix.own_is_best(domain) else "not beyond the interval"
+        rows.append([domain, *(format_metric(row[name]) for name in names), f"{best}: ahead by {format_metric(nearest)}"])
+    return make_table(rows, ["KL, nats/token", *names, "is its own adapter best?"])
+
+
+def benchmark_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """``print_json(benchmark_json(run_benchmark(...)))``: a dict per model."""
+    return [asdict(row) for row in rows]
+
+
+def benchmark_table(rows: Sequence[Row]) -> Table:
+    """``print_table(benchmark_table(run_benchmark(...)))``: a row per model, a column per task."""
+    tasks = list(dict.fromkeys(task for row in rows for task in row.tasks))
+    cells = [
+        [
+            row.name,
+            f"{row.parameters / 1e6:.1f} M",
+            *map(format_metric, [row.bits_per_byte, row.student_below, *(row.tasks.get(task) for task in tasks)]),
+        ]
+        for row in rows
+    ]
+    headings = ["", "parameters", "bits per byte", "student is lower by (paired)", *tasks]
+    table = make_table(cells, headings, right=len(headings) - 1)
+    table.caption = "bits per byte of the reference answers: lower is better; 95 % intervals"
+    return table
+
+
+# ---------------------------------------------------------------------------------------------------------- explanations
+
+
+def explanation_table(explanation: Explanation) -> Table:
+    """``print_table(explanation_table(explain(...)))``: a row per rank; the teacher's tokens left, the student's right."""
+    rows = [
+        [
+            repr(left.token),
+            f"{left.teacher:.3f}",
+            _probability(left.student),
+            repr(right.token),
+            _probability(right.student),
+            f"{right.teacher:.3f}",
+        ]
+        for left, right in zip(explanation.teacher, explanation.student, strict=True)
+    ]
+    return make_table(rows, ["teacher", "p", "student's p", "student", "p", "teacher's p"])
+
+
+def explanation_summary(explanation: Explanation) -> str:
+    """``explanation_summary(explain(...))``: KL, and what the student's vocabulary lacks, in one line."""
+    missing = ", ".join(map(repr, explanation.missing)) or "none"
+    return (
+        f"KL(teacher ‖ student) {explanation.kl:.3f} nats; the student's vocabulary covers {explanation.kept_mass:.1%} of "
+        f"the teacher's probability; missing from the teacher's top {len(explanation.teacher)} tokens: {missing}"
+    )
+
+
+def _probability(value: float | None) -> str:
+    return "not in vocabulary" if value is None else f"{value:.3f}"
+
+
+# ----------------------------------------------------------------------------------------------------------------- machine
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """``print_table(findings_table(examine(...)))``: a row per finding, with the command that fixes it."""
+    return make_table(
+        [finding.state, finding.what, f"{finding.detail}  → {finding.fix}" if finding.fix else finding.detail]
+        for finding in findings
+    )

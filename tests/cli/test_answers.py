@@ -1,0 +1,73 @@
+"""``factory ask``, ``explain``, ``benchmark`` and ``review`` on a tiny factory."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+from support.workplace import Workplace
+
+
+def test_ask_says_which_version_answered(built: Workplace) -> None:
+    result = built.run("ask", "plants-mini", "what is the use of oak ?")
+    assert result.exit_code == 0
+    assert "plants-mini@1" in result.stderr
+    assert "plants-mini@1" not in result.stdout
+    assert json.loads(built.run("ask", "plants-mini", "what is it ?", "--json").stdout)["reference"] == "plants-mini@1"
+
+
+def test_ask_works_for_the_teacher_and_a_base(built: Workplace) -> None:
+    assert "teacher path:./teacher" in built.run("ask", "teacher", "what is the use of oak ?").stderr
+    assert "default-mini-base@1" in built.run("ask", "default-mini-base", "what is the use of oak ?").stderr
+
+
+def test_an_empty_question_is_a_usage_error(built: Workplace) -> None:
+    result = built.run("ask", "plants-mini", " ")
+    assert (result.exit_code, "error: the question is empty" in result.stderr) == (2, True)
+
+
+def test_explain_prints_both_distributions(built: Workplace) -> None:
+    result = built.run("explain", "plants-mini", "what is the")
+    assert result.exit_code == 0
+    assert "KL(teacher ‖ student)" in result.stdout and "student's p" in result.stdout
+    assert len(json.loads(built.run("explain", "plants-mini", "what is the", "--json").stdout)["student"]) == 10
+
+
+def test_benchmark_asks_every_model_the_same_questions(built: Workplace) -> None:
+    rows = [{"prompt": f"what is the use of {tree} ?", "response": "its light is the answer"} for tree in ("oak", "elm", "fir")]
+    questions = built.root / "real.jsonl"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = built.run("benchmark", "plants-mini@1", "--questions", str(questions), "--against", "default", "--json")
+    assert result.exit_code == 0, (result.output, result.exception)
+    found = {row["name"]: row for row in json.loads(result.stdout)}
+    assert list(found) == ["student", "base", "sft", "teacher", "teacher, with its context", "default's teacher"]
+    assert {row["bits_per_byte"]["n"] for row in found.values()} == {3 * len("its light is the answer")}
+    assert found["teacher"]["bits_per_byte"] == found["default's teacher"]["bits_per_byte"]  # the same model twice
+    assert found["student"]["student_below"] is None and found["base"]["student_below"]["n"] > 0
+    assert found["student"]["parameters"] < found["teacher"]["parameters"]
+    assert "bits per byte" in built.run("benchmark", "plants-mini@1", "--questions", str(questions)).stdout
+
+
+def test_a_blind_review_goes_out_and_comes_back_with_votes(built: Workplace) -> None:
+    questions, sheet = built.root / "questions.jsonl", built.root / "blind.csv"
+    questions.write_text("".join(json.dumps({"question": f"what is the use of {tree} ?"}) + "\n" for tree in ("oak", "elm")))
+    result = built.run("review", "plants-mini@1", "--out", str(sheet), "--questions", str(questions), "--seed", "7")
+    assert f"factory review plants-mini@1 --in {sheet}" in result.stdout, result.output
+    with sheet.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with sheet.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(row | {"vote": "tie"} for row in rows)
+    back = json.loads(built.run("review", "plants-mini@1", "--in", str(sheet), "--json").stdout)
+    assert (back["ties"], back["n"], back["against"]) == (2, 2, "teacher path:./teacher")
+
+
+def test_a_version_is_not_reviewed_against_itself(built: Workplace) -> None:
+    result = built.run("review", "plants-mini@1", "plants-mini@1", "--out", str(built.root / "self.csv"))
+    assert (result.exit_code, "cannot be reviewed against itself" in result.stderr) == (2, True)
+
+
+def test_the_teacher_is_not_exported(workplace: Workplace) -> None:
+    result = workplace.run("export", "teacher", "--format", "peft", "--to", "out")
+    assert (result.exit_code, "cannot be exported" in result.stderr) == (2, True)

@@ -1,0 +1,109 @@
+"""``factory new``, ``validate``, ``data`` and ``route`` on a tiny factory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from support.workplace import Refused, Workplace, domain
+from typer.testing import CliRunner
+
+from factory.cli import app
+
+# --------------------------------------------------------------------------------------------------------- new, validate
+
+
+def test_new_writes_a_domain_that_can_be_planned_as_it_is(with_models: Workplace) -> None:
+    result = with_models.run("new", "home-brewing")
+    assert result.exit_code == 0
+    assert "factory build home-brewing" in result.stdout
+    assert yaml.safe_load((with_models.domains / "home-brewing.yaml").read_text())["name"] == "home-brewing"
+    assert with_models.run("validate").exit_code == 0
+    assert "student home-brewing-mini" in with_models.run("plan", "home-brewing").stdout
+
+
+def test_new_prints_the_path_as_json(workplace: Workplace) -> None:
+    content = json.loads(workplace.run("new", "veterinary", "--json").stdout)
+    assert content == {"path": str(workplace.domains / "veterinary.yaml")}
+
+
+def test_validate_counts_what_it_checked(workplace: Workplace) -> None:
+    assert "4 files, 2 domains, 1 families, 1 pools" in workplace.run("validate").stdout
+    counts = json.loads(workplace.run("validate", "--json").stdout)
+    assert counts == {"valid": True, "files": 4, "domains": 2, "families": 1, "pools": 1}
+
+
+@pytest.mark.parametrize("missing", ["plants.yaml stars.yaml", "default.family.yaml"])
+def test_validate_fails_where_nothing_can_be_built(workplace: Workplace, refused: Refused, missing: str) -> None:
+    for name in missing.split():
+        (workplace.domains / name).unlink()
+    assert "nothing can be built" in refused(workplace.run("validate"))
+
+
+def test_validate_fails_in_a_folder_without_yaml(tmp_path: Path, refused: Refused) -> None:
+    assert "no *.yaml" in refused(CliRunner().invoke(app, ["validate", "--domains", str(tmp_path)]))
+
+
+def test_the_shipped_domains_are_valid() -> None:
+    shipped = Path(__file__).parents[2] / "domains"
+    result = CliRunner().invoke(app, ["validate", "--domains", str(shipped)])
+    assert result.exit_code == 0, result.stderr
+
+
+def test_an_unknown_key_is_named_with_file_line_and_the_likely_one(workplace: Workplace, refused: Refused) -> None:
+    workplace.write("plants.yaml", domain("plants", "oak elm ash") | {"distil": {}})
+    line = refused(workplace.run("validate"))
+    assert line.startswith(f"error: {workplace.domains / 'plants.yaml'}:")
+    assert "did you mean distill?" in line
+
+
+def test_every_mistake_of_every_file_has_its_own_line(workplace: Workplace) -> None:
+    workplace.write("plants.yaml", domain("plants", "oak elm ash") | {"distil": {}})
+    workplace.write("stars.yaml", domain("planets", "mars"))
+    result = workplace.run("validate")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 2
+
+
+def test_fix_renames_old_keys_and_says_which(workplace: Workplace) -> None:
+    (workplace.domains / "check.jsonl").write_text('{"prompt": "What is it?", "contains": ["it"]}\n')
+    workplace.write("plants.yaml", domain("plants", "oak elm ash") | {"acceptance": "check.jsonl"})
+    assert "golden_set" in workplace.run("validate").stderr
+    result = workplace.run("validate", "--fix")
+    assert result.exit_code == 0 and "golden_set: check.jsonl" in result.stderr
+
+
+# ----------------------------------------------------------------------------------------------------------- data, route
+
+
+def test_data_previews_counts_reasons_sources_and_rows(built: Workplace) -> None:
+    content = json.loads(built.run("data", "plants", "--json").stdout)
+    assert content["counts"]["train"] == 24
+    assert content["dropped"]["held_out_combination"] > 0
+    [source] = content["sources"]
+    assert (source["id"], source["license"]) == ("plants-questions", "apache-2.0")
+    assert len(content["samples"]) == 5
+    [targets] = content["soft_targets"]
+    assert targets["bytes"] > 0 and targets["teacher_seconds"] > 0
+    assert "24 train examples" in content["too_small"]
+
+
+def test_data_prints_the_preview_as_a_table(built: Workplace) -> None:
+    text = built.run("data", "plants").stdout
+    words = ("kept", "dropped", "plants-questions", "refusals kept", "router disagrees", "soft targets", "too small")
+    assert all(word in text for word in words)
+
+
+def test_data_names_a_missing_source_file(with_models: Workplace, refused: Refused) -> None:
+    source = {"id": "f", "kind": "file", "license": "mit", "path": "./nowhere.jsonl"}
+    with_models.write("plants.yaml", domain("plants", "oak") | {"sources": [source]})
+    assert "nowhere.jsonl" in refused(with_models.run("data", "plants"))
+
+
+def test_route_names_a_domain_with_score_and_threshold(built: Workplace) -> None:
+    result = json.loads(built.run("route", "what is the use of oak ?", "--json").stdout)
+    assert set(result) == {"domain", "score", "threshold", "scores", "router"}
+    assert result["domain"] == "plants"
+    assert built.run("route", "what is the use of oak ?").stdout.startswith("plants   score 0.")
