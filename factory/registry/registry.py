@@ -33,7 +33,7 @@ from factory.registry.index import index_rows
 from factory.registry.publishing import STAGING, publish, staging_folder
 from factory.registry.records import RECORDS, append_record, new_record, read_records
 from factory.registry.references import ALIASES, CHAMPION, kind_of, names, numbers, read_aliases, resolve
-from factory.registry.versions import FOLDERS, MANIFEST, Summary, Version, load_version, missing_files
+from factory.registry.versions import COLUMNS, FOLDERS, MANIFEST, Summary, Version, load_version, missing_files
 
 if TYPE_CHECKING:
     from factory.registry.manifest import BaseManifest, StudentManifest
@@ -143,8 +143,9 @@ class Registry:
             if (kind and row[0] != kind) or (name and row[1] != name):
                 continue
             aliases = tuple(sorted(alias for alias, number in every.get(row[1], {}).items() if number == row[2]))
-            sources = tuple(row[-1].split("\n")) if row[-1] else ()
-            found.append(Summary(*row[:-1], sources, aliases))
+            values = dict(zip(COLUMNS, row, strict=True))
+            values["sources"] = tuple(values["sources"].split("\n")) if values["sources"] else ()
+            found.append(Summary(**values, aliases=aliases))
         return found
 
     def trained_on(self, source_id: str) -> list[Summary]:

@@ -199,7 +199,8 @@ def _differ(ours: Ratio, theirs: Ratio) -> bool:
 
     from factory.evaluation.stats import BootstrapConfig, paired_ratio_difference
 
-    difference = paired_ratio_difference(*map(np.array, (*ours, *theirs)), BootstrapConfig())
+    (a, of_a), (b, of_b) = ([np.array(column) for column in ratio] for ratio in (ours, theirs))
+    difference = paired_ratio_difference(a, of_a, b, of_b, BootstrapConfig())
     return difference.low > 0 or difference.high < 0
 
 
@@ -208,8 +209,11 @@ def _same_examples(key: str, versions: Sequence[Version]) -> dict[str, Ratio]:
     if key not in PAIRED:
         return {}
     numerator, denominator = PAIRED[key]
-    students = [version for version in versions if version.manifest.kind == "student"]
-    parts: dict[str, PerExample] = {version.reference: version.manifest.evaluation.per_example for version in students}
+    parts: dict[str, PerExample] = {
+        version.reference: manifest.evaluation.per_example
+        for version in versions
+        if (manifest := version.manifest).kind == "student"
+    }
     if len(parts) < len(versions) or len({(part.key, len(part.tokens)) for part in parts.values()}) != 1:
         return {}
     sums: dict[str, Ratio] = {name: (getattr(part, numerator), getattr(part, denominator)) for name, part in parts.items()}

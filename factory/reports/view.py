@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import isfinite, nan
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +172,8 @@ def measurements(manifest: AnyManifest) -> dict[str, Measured]:
     """``measurements(version.manifest)["kl"]``: every metric, size and speed of one version."""
     if manifest.kind == "base":
         size = sum(file.bytes for file in manifest.files.values())
-        return {"parameters": manifest.parameters} | ({"bytes": size} if size else {})
+        found: dict[str, Measured] = {"parameters": manifest.parameters}
+        return found | {"bytes": size} if size else found  # before publishing no file is known
     evaluation = manifest.evaluation
     plain = evaluation.sizes.student.model_dump(exclude_none=True) | evaluation.speed.student.model_dump()
     return dict(evaluation.metrics) | plain
@@ -329,6 +330,7 @@ def metric_json(metric: Measured | None) -> dict[str, Any] | None:
     """``metric_json(MetricValue(0.4, 0.38, 0.44, 5120))``; a size or a speed has only a value, and NaN is None."""
     if metric is None:
         return None
-    plain = isinstance(metric, int | float)
-    content = {"value": metric, "low": None, "high": None, "n": None} if plain else asdict(metric)
-    return {key: value if value is not None and isfinite(value) else None for key, value in content.items()}
+    if isinstance(metric, int | float):
+        return {"value": metric if isfinite(metric) else None, "low": None, "high": None, "n": None}
+    ends = {"value": metric.value, "low": metric.low, "high": metric.high}
+    return {key: end if isfinite(end) else None for key, end in ends.items()} | {"n": metric.n}

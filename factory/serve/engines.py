@@ -28,7 +28,8 @@ from factory.errors import RegistryError, ServeError
 from factory.export.gguf import write_adapter_gguf, write_base_gguf
 from factory.models.base import load_base
 from factory.models.llama_server import LlamaServer, lora_choice
-from factory.registry.registry import CHAMPION, Registry
+from factory.registry.references import CHAMPION
+from factory.registry.registry import Registry
 from factory.registry.versions import Version
 from factory.serve.limits import AdapterScheduler, Limits
 from factory.serve.resolver import TEACHER, Target

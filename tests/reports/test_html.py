@@ -133,7 +133,7 @@ def test_the_page_opens_with_verdict_picture_and_answers_and_folds_the_rest(full
     assert page.sections() == [
         "Verdict",
         "Answers beside the teacher's",
-        "[2 more answers]",
+        "[2 more]",
         "Details",
         "[Warnings]",
         "[Gates]",
