@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from factory.cache import cache_key
 
 if TYPE_CHECKING:
-    from factory.registry.manifest import DatasetInfo
+    from factory.registry.manifest import DatasetInfo, PersonalDataInfo
 
 LIBRARIES = ("student-factory", "torch", "transformers", "trl", "peft", "datasets", "sentence-transformers")
 
@@ -57,4 +57,16 @@ def merge_dataset_infos(infos: Sequence[DatasetInfo]) -> DatasetInfo:
         refusals=sum(info.refusals for info in infos),
         sources=tuple(source for info in infos for source in info.sources),
         templates=sum(info.templates for info in infos),
+        personal_data=_merge_personal_data([info.personal_data for info in infos if info.personal_data]),
     )
+
+
+def _merge_personal_data(infos: Sequence[PersonalDataInfo]) -> PersonalDataInfo | None:
+    """What was found in all sources, under the most permissive policy of any domain."""
+    from factory.registry.manifest import PersonalDataInfo
+
+    if not infos:
+        return None
+    policies = [info.policy for info in infos]
+    policy = min(policies, key=("allow", "drop", "refuse").index)
+    return PersonalDataInfo(policy=policy, found={source: kinds for info in infos for source, kinds in info.found.items()})

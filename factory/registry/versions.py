@@ -188,26 +188,3 @@ def read_parameters(manifest: Mapping[str, Any]) -> tuple[int | None, int | None
     student = (sizes.get("student") or {}).get("parameters", manifest.get("parameters"))
     teacher = (sizes.get("teacher") or {}).get("parameters", (manifest.get("teacher") or {}).get("parameters"))
     return (student if isinstance(student, int) else None, teacher if isinstance(teacher, int) else None)
-
-
-def read_metrics(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
-    """``read_metrics(version.manifest)["kl"]``: every figure of one version, its sizes and speed too, each as a metric."""
-    evaluation = section(manifest, "evaluation")
-    metrics = section(evaluation, "metrics")
-    plain = {**section(evaluation, "sizes", "student"), **section(evaluation, "speed", "student")}
-    plain["parameters"] = read_parameters(manifest)[0]
-    return {name: read_metric(manifest, name) for name in metrics} | {key: as_metric(v) for key, v in plain.items()}
-
-
-def read_teacher_metrics(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
-    """``read_teacher_metrics(version.manifest)``: what a student's manifest says of its teacher, under the student's names."""
-    evaluation = section(manifest, "evaluation")
-    plain = {**section(evaluation, "sizes", "teacher"), **section(evaluation, "speed", "teacher")}
-    plain["parameters"] = read_parameters(manifest)[1]
-    perplexity = read_metric(manifest, "teacher_perplexity")
-    return {"student_perplexity": perplexity} | {key: as_metric(value) for key, value in plain.items()}
-
-
-def verdict_of(manifest: Mapping[str, Any]) -> str:
-    verdict = manifest.get("verdict")
-    return str((verdict.get("status") if isinstance(verdict, Mapping) else verdict) or "unchecked")

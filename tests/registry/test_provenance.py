@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.manifests import COMMON
 
 from factory.cache import cache_key
 from factory.registry.manifest import DatasetInfo
@@ -58,6 +59,16 @@ def test_the_commit_is_the_folder_s_and_uncommitted_changes_show(tmp_path: Path,
 def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit() is None
+
+
+def test_personal_data_of_all_sources_are_kept_under_the_most_permissive_policy() -> None:
+    infos = [
+        DatasetInfo.model_validate(COMMON["dataset"] | {"personal_data": {"policy": policy, "found": found}})
+        for policy, found in (("drop", {"notes": {"email": 2}}), ("allow", {"letters": {"phone": 1}}))
+    ]
+    merged = merge_dataset_infos(infos).personal_data
+    assert merged is not None
+    assert (merged.policy, merged.found) == ("allow", {"notes": {"email": 2}, "letters": {"phone": 1}})
 
 
 def test_merged_data_sets_add_up() -> None:
