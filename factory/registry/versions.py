@@ -94,7 +94,7 @@ def load_version(root: Path, kind: str, name: str, number: int) -> Version:
     """``load_version(root, "student", "healthcare-small", 3)``: its manifest and its records; its files are not checked.
 
     Raises: RegistryError for a manifest that is missing, unreadable, malformed, of another schema version, or of another
-        version of a model.
+        name or number than its folder.
     """
     from factory.registry.manifest import parse_manifest  # imported here: `factory list` reads only the index
 
@@ -114,7 +114,7 @@ def load_version(root: Path, kind: str, name: str, number: int) -> Version:
 
 
 def summary_row(version: Version) -> tuple[Any, ...]:
-    """``summary_row(version)``: the values of COLUMNS; sources one a line."""
+    """``summary_row(version)``: the values of COLUMNS; source ids joined by newlines."""
     manifest = version.manifest
     student = manifest if manifest.kind == "student" else None
     metrics = student.evaluation.metrics if student else {}

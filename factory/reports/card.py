@@ -16,9 +16,7 @@ from factory.reports.view import SIZE_AND_SPEED, MetricRow, Row, View, view_of
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
-    from factory.registry.manifest import BaseManifest, StudentManifest
-
-    AnyManifest = StudentManifest | BaseManifest
+    from factory.reports.view import AnyManifest
 
 # The Hub's licence ids that the shipped and usual sources have; any other is written as `other`, with its name.
 # https://huggingface.co/docs/hub/repositories-licenses
