@@ -1,13 +1,14 @@
 """Distil one teacher into small domain students, kept in a local registry.
 
     from pathlib import Path
+
     from factory import Registry, ask, build_student, load_chat_model, load_specs, make_context
 
-    registry, specs = Registry("registry"), load_specs(Path("domains"))
-    context = make_context(specs, specs.family("default"), registry=registry, profile="demo")
-    version = build_student(context, "healthcare", "small")
-    print(version.manifest.verdict.status, version.manifest.evaluation.metrics["kl"])
-    print(ask(load_chat_model(version, registry, context.device), "What are early signs of asthma?").answer)
+    specs = load_specs(Path("domains"))
+    context = make_context(specs, specs.family("default"), registry=Registry("registry"), profile="demo")
+    student = build_student(context, "healthcare", "small")
+    print(student.reference, student.manifest.evaluation.metrics["kl"])  # healthcare-small@1, nats/token
+    print(ask(load_chat_model(student, context.registry, context.device), "What is gout?").answer)
 
 ``__init__.pyi`` lists the public names. Each is imported on its first use, so ``import factory`` loads no torch.
 """

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -72,9 +73,11 @@ def test_the_public_names_are_those_of_the_stub_and_every_error() -> None:
     assert every_error <= set(factory.__all__)
 
 
-def test_the_snippet_in_the_docstring_uses_public_names_only() -> None:
-    imported = re.search(r"from factory import (.*)", factory.__doc__ or "")
-    assert imported and set(imported[1].split(", ")) <= set(factory.__all__)
+def test_the_snippet_of_the_readme_is_the_docstring_s_and_uses_public_names_only() -> None:
+    [snippet] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert textwrap.indent(snippet, "    ") in (factory.__doc__ or "")
+    [imported] = re.findall(r"from factory import (.*)", snippet)
+    assert set(imported.split(", ")) <= set(factory.__all__)
 
 
 # --------------------------------------------------------------------------------------------------------------------- code

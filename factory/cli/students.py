@@ -102,17 +102,19 @@ def build(
 
 
 def _build(context: BuildContext, names: list[str], size: str, options: BuildOptions) -> list[Version]:
-    """Says what will be done and how long it takes; then builds, and says what each student's warnings are."""
+    """Says what will be done and how long it takes; then builds, and reports each student's warnings and failed gates."""
     from factory.pipeline.build import build_students
     from factory.pipeline.plan import plan
+    from factory.reports.view import view_of
 
     for line in plan_lines(plan(context, names, size, options)):
         context.say(line)
     versions = []
     for version in build_students(context, names, size, options):
         context.say(f"published {version.reference} in {version.folder}")
-        for warning in version.manifest.warnings:
-            context.say(f"warning: {warning}")
+        view = view_of(version.manifest)
+        for line in (*(f"warning: {text}" for text in view.warnings), *(f"gate failed: {text}" for text in view.reasons)):
+            context.say(line)
         versions.append(version)
     return versions
 

@@ -73,7 +73,7 @@ def describe_total(steps: Sequence[Step]) -> str:
 
 
 def _estimate(step: Step) -> str:
-    return f"about {format_duration(step.seconds)}" if step.seconds else ""
+    return f"about {format_duration(max(1.0, step.seconds))}" if step.seconds else ""
 
 
 # ----------------------------------------------------------------------------------------------------------------- data set

@@ -91,7 +91,7 @@ def print_table(*renderables: Any) -> None:
 def format_duration(seconds: float) -> str:
     """``format_duration(1_500)`` → "25 min"."""
     if seconds < 10:
-        return f"{seconds:.1f} s"
+        return f"{f'{seconds:.1f}'.removesuffix('.0')} s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

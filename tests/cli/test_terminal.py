@@ -67,7 +67,7 @@ def test_a_terminal_gets_a_bar_with_a_count(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("seconds", "written"), [(0.41, "0.4 s"), (75, "75 s"), (119.7, "2 min"), (1500, "25 min"), (9000, "2.5 h")]
+    ("seconds", "written"), [(0.41, "0.4 s"), (2.02, "2 s"), (75, "75 s"), (119.7, "2 min"), (1500, "25 min"), (9000, "2.5 h")]
 )
 def test_durations_are_written_for_people(seconds: float, written: str) -> None:
     assert format_duration(seconds) == written
