@@ -363,7 +363,6 @@ def test_two_versions_can_be_reviewed_with_questions_of_one_s_own(published: Wor
 
 def test_a_review_that_cannot_be_is_one_line(published: Workplace, refused: Refused) -> None:
     blind = str(published.root / "new.csv")
-    assert "against itself" in refused(published.run("review", "plants-mini@1", "plants-mini", "--out", blind))
     assert "has no held-out samples" in refused(published.run("review", "default-mini-base", "--out", blind))
     assert "there is no file" in refused(published.run("review", "plants-mini", "--out", blind, "--questions", "no.csv"))
     assert "there is no file" in refused(published.run("review", "plants-mini", "--in", blind))
