@@ -3,7 +3,7 @@
 key → place in the queue → who answers (names.py) → tokens counted (prompts.py) → an engine's slot (pool.py)
     → the engine's answer, or its events (relay.py) → OpenAI's (answers.py), with headers that say what happened
 
-app = gateway(names, engines, scorer, agreements, limits=Limits(), keys=Keys({}))
+app = gateway(resolver, engines, prompts, scorer, agreements, limits=Limits(), keys=Keys({}))
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from starlette.exceptions import HTTPException
 from factory import __version__
 from factory.errors import FactoryError
 from factory.serve.agreement import Agreements
+from factory.serve.auth import Caller, Keys
 from factory.serve.engine_client import EngineClient
 from factory.serve.engines import Engines, Lease
-from factory.serve.limits import APIError, Caller, Keys, Limits, Queue
+from factory.serve.limits import APIError, Limits, Queue
 from factory.serve.metrics import Metrics
 from factory.serve.middleware import Guard, refused
 from factory.serve.prompts import Prompts
@@ -74,11 +75,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 class Gateway:
     """What the routes share: who answers, with which engine, within which limits."""
 
-    def __init__(self, names: ModelResolver, engines: Engines, scorer: Scorer, limits: Limits, keys: Keys) -> None:
-        self.names, self.engines, self.scorer, self.limits, self.keys = names, engines, scorer, limits, keys
-        self.prompts = Prompts(names.registry, names.materials, limits.prompt_tokens)
+    def __init__(
+        self, resolver: ModelResolver, engines: Engines, prompts: Prompts, scorer: Scorer, limits: Limits, keys: Keys
+    ) -> None:
+        self.resolver, self.engines, self.prompts, self.scorer = resolver, engines, prompts, scorer
+        self.limits, self.keys = limits, keys
         self.relay, self.queue = EngineClient(), Queue(limits.queue)
-        self.metrics = Metrics(lambda: self.queue.inside, engines.count)
+        self.metrics = Metrics(lambda: self.queue.length, engines.count)
 
     def caller(self, request: Request) -> Caller:
         """The dependency of every route that needs a key. Raises: APIError 401."""
@@ -87,7 +90,7 @@ class Gateway:
     async def close(self) -> None:
         await self.engines.close()
         await self.relay.close()
-        self.names.close()
+        self.resolver.close()
         self.scorer.close()
 
     # ------------------------------------------------------------------------------------------------------- requests
@@ -174,12 +177,12 @@ class Gateway:
         """Raises: APIError 403 for a model that the key does not open, asked for or picked by the router."""
         model = asked.model
         if model == AUTO:
-            target = await self.names.routed(asked.question)
+            target = await self.resolver.route(asked.question)
             self.metrics.routed.labels(target.domain or "none", target.name).inc()
         elif not caller.may(name := model.partition("@")[0]):
             raise not_allowed(name)
         else:
-            target = self.names.named(model)
+            target = self.resolver.resolve(model)
         if not caller.may(target.name):
             raise not_allowed(target.name)
         visit.model = target.reference
@@ -195,7 +198,7 @@ class Gateway:
 
     def _check_bias(self, target: Target, bias: dict[int, float] | None) -> None:
         if bias:
-            self.prompts.check_known(target, list(bias), "logit_bias")
+            self.prompts.check_vocabulary(target, list(bias), "logit_bias")
 
     async def _answer(
         self,
@@ -265,7 +268,7 @@ def headers_of(target: Target) -> dict[str, str]:
         "x-factory-domain": target.domain,
         "x-factory-score": target.score,
         "x-factory-threshold": target.threshold,
-        "x-factory-why": target.why,
+        "x-factory-why": target.reason,
         "x-factory-notice": target.notice or None,
         "server-timing": f"route;dur={target.routing_ms}" if target.routing_ms is not None else None,
     }
@@ -276,10 +279,17 @@ def headers_of(target: Target) -> dict[str, str]:
 
 
 def gateway(
-    names: ModelResolver, engines: Engines, scorer: Scorer, agreements: Agreements, *, limits: Limits, keys: Keys
+    resolver: ModelResolver,
+    engines: Engines,
+    prompts: Prompts,
+    scorer: Scorer,
+    agreements: Agreements,
+    *,
+    limits: Limits,
+    keys: Keys,
 ) -> FastAPI:
-    """``gateway(names, engines, scorer, agreements, limits=Limits(), keys=Keys({}))``: engines are closed when it stops."""
-    shared = Gateway(names, engines, scorer, limits, keys)
+    """``gateway(resolver, engines, prompts, scorer, agreements, limits=..., keys=...)``: engines are closed when it stops."""
+    shared = Gateway(resolver, engines, prompts, scorer, limits, keys)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -292,7 +302,7 @@ def gateway(
         app.add_exception_handler(kind, handler)
     app.include_router(openai_routes(shared))
     app.include_router(own_routes(shared))
-    app.include_router(site(names.registry, agreements, guard=shared.caller))
+    app.include_router(site(resolver.registry, agreements, guard=shared.caller))
     return app
 
 
@@ -302,13 +312,13 @@ def openai_routes(shared: Gateway) -> APIRouter:
 
     @router.get("/models", summary="What may be asked")
     def models(caller: Caller = allowed) -> dict[str, Any]:
-        return {"object": "list", "data": shared.names.listed(caller)}
+        return {"object": "list", "data": shared.resolver.list_models(caller)}
 
     @router.get("/models/{model:path}", summary="What a name means now")
     def model(model: str, caller: Caller = allowed) -> dict[str, Any]:
         if model != AUTO and not caller.may(name := model.partition("@")[0]):
             raise not_allowed(name)
-        return shared.names.model(model)
+        return shared.resolver.describe(model)
 
     @router.post("/chat/completions", summary="An answer", response_model=None, responses={200: {"model": ChatCompletion}})
     async def chat(asked: ChatRequest, http: Request, caller: Caller = allowed) -> Response:

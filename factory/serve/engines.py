@@ -1,13 +1,13 @@
-"""llama.cpp engines: one of each base, started when first needed, replaced when a version comes that it does not have.
+"""llama.cpp engines: one per base, started at its first request, replaced when a request needs an adapter that it lacks.
 
-    pool = Pool(GgufFiles(registry, materials, "q8_0"), limits)
-    async with pool.lease(names.named("healthcare-small")) as lease:
-        ...  # POST lease.url with lease.extra in the body
+    pool = Pool(GgufFiles(registry, load_models, "q8_0"), limits)
+    async with pool.lease(resolver.resolve("healthcare-small")) as lease:
+        ...  # POST to lease.url with lease.extra in the body
     await pool.close()
 
-A running llama.cpp takes no new adapter. So a version that an engine lacks starts another one beside it, for the same base
-with more adapters; from then on that one gets the requests, and the older is closed when those that it has are answered.
-Whoever asks for what the older one has is not kept waiting.
+A running llama.cpp cannot load another adapter. So a request for a version that the engine lacks starts a second engine for
+the same base with more adapters. New requests go to the new engine, and the old one is closed once its own are answered.
+Meanwhile the old engine goes on answering requests for the adapters that it has.
 """
 
 from __future__ import annotations
@@ -26,29 +26,31 @@ from transformers import AutoConfig
 from factory.cache import cache_key, home
 from factory.errors import RegistryError, ServeError
 from factory.export.gguf import write_adapter_gguf, write_base_gguf
-from factory.models.base import load_base
+from factory.inference import load_version
 from factory.models.llama_server import LlamaServer, lora_choice
+from factory.pipeline.context import FamilyModels
 from factory.registry.references import CHAMPION
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
-from factory.serve.limits import AdapterScheduler, Limits
+from factory.serve.limits import Limits
 from factory.serve.resolver import TEACHER, Target
+from factory.serve.scheduler import AdapterScheduler
 
-FORMAT = 1  # raised when the GGUF writers change, so that old files are made again
-KEPT = 8  # further versions of a base that were asked for by number and stay on its next engine
+FORMAT = 2  # raised when the GGUF writers change, so that older files are written again
+MAX_PREVIOUS = 8  # adapters that a new engine takes over because they were requested by number
 
 
 @dataclass(frozen=True)
 class Lease:
-    """Where one request is sent, and what its body says besides."""
+    """Where to send one request, and what to add to it."""
 
-    url: str  # ends before /chat/completions
-    extra: dict[str, Any] = field(default_factory=dict)
+    url: str  # up to and without /chat/completions
+    extra: dict[str, Any] = field(default_factory=dict)  # fields of the body
     headers: dict[str, str] = field(default_factory=dict)
 
 
 class Engines(Protocol):
-    """Whoever does the work: a Pool of llama.cpp engines here, or an Upstream."""
+    """Where answers are generated: a ``Pool`` of llama.cpp engines on this machine, or an ``Upstream`` server."""
 
     def lease(self, target: Target) -> contextlib.AbstractAsyncContextManager[Lease]: ...
 
@@ -58,7 +60,7 @@ class Engines(Protocol):
 
 
 class Upstream:
-    """``Upstream("http://127.0.0.1:8001/v1", key)``: a server that knows students by their references, as vLLM LoRA modules."""
+    """``Upstream("http://127.0.0.1:8001/v1", key)``: a server whose model names are references, as vLLM's LoRA modules."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
         self.url, self.headers = url.rstrip("/"), {"Authorization": f"Bearer {key}"} if key else {}
@@ -71,54 +73,54 @@ class Upstream:
         return 1
 
     async def close(self) -> None:
-        """Nothing here is its."""
+        """Does nothing: the upstream server is not ours."""
 
 
 # --------------------------------------------------------------------------------------------------------------- files
 
 
 class GgufFiles:
-    """What llama.cpp reads: made once of each published folder and kept under ``home() / "serve"``."""
+    """GGUF files of published versions: each written at its first use and kept under ``home() / "serve"``."""
 
-    def __init__(self, registry: Registry, materials: Any, quantization: str) -> None:
-        self.registry, self.materials, self.quantization = registry, materials, quantization
+    def __init__(self, registry: Registry, load_models: Callable[[], FamilyModels], quantization: str) -> None:
+        self.registry, self.load_models, self.quantization = registry, load_models, quantization
 
     def base(self, reference: str) -> Path:
-        """``files.base("default-small-base@1")``, or the word ``teacher``."""
+        """``files.base("default-small-base@1")`` or ``files.base("teacher")``."""
         return self._teacher() if reference == TEACHER else self._base(self.registry.resolve(reference))
 
     def adapter(self, version: Version) -> Path:
         """``files.adapter(registry.resolve("healthcare-small"))``."""
         config = AutoConfig.from_pretrained(self.registry.resolve(version.base or "").folder)
-        path = _home(str(version.raw["manifest_sha256"])) / "adapter.gguf"
-        return _once(path, lambda new: write_adapter_gguf(version.folder, config, new))
+        path = _folder(version.manifest.manifest_sha256) / "adapter.gguf"
+        return _write_once(path, lambda new: write_adapter_gguf(version.folder, config, new))
 
     def _base(self, version: Version) -> Path:
         def write(path: Path) -> None:
-            base = load_base(version.folder, torch.device("cpu"), torch.float32)
-            license = str(version.raw.get("license") or "")
+            base = load_version(version, self.registry, torch.device("cpu"), torch.float32).base
+            license = version.manifest.teacher.license
             write_base_gguf(base.model, base.tokenizer, path, self.quantization, name=version.reference, license=license)
 
-        return _once(_home(str(version.raw["manifest_sha256"])) / f"{self.quantization}.gguf", write)
+        return _write_once(_folder(version.manifest.manifest_sha256) / f"{self.quantization}.gguf", write)
 
     def _teacher(self) -> Path:
-        files, license = self.materials.teacher_files, self.materials.family.teacher.license
+        models = self.load_models()
+        spec, teacher = models.family.teacher, models.teacher
 
         def write(path: Path) -> None:
-            teacher = self.materials.teacher
-            write_base_gguf(teacher.model, teacher.tokenizer, path, self.quantization, name=TEACHER, license=license)
+            write_base_gguf(teacher.model, teacher.tokenizer, path, self.quantization, name=TEACHER, license=spec.license)
             teacher.release()
 
-        key = cache_key(files.sha256, self.materials.family.teacher.chat_template)
-        return _once(_home(key) / f"{self.quantization}.gguf", write)
+        key = cache_key(models.teacher_files.sha256, spec.chat_template)
+        return _write_once(_folder(key) / f"{self.quantization}.gguf", write)
 
 
-def _home(key: str) -> Path:
+def _folder(key: str) -> Path:
     return home() / "serve" / f"{key}-{FORMAT}"
 
 
-def _once(path: Path, write: Callable[[Path], object]) -> Path:
-    """The file, written where it is missing; its writer renames it into place when it is whole."""
+def _write_once(path: Path, write: Callable[[Path], object]) -> Path:
+    """The file, written if it is missing; the writers rename it into place once it is complete."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)
@@ -129,10 +131,10 @@ def _once(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 class Engine:
-    """One llama.cpp server with the adapters that it was started with, and how many requests it answers."""
+    """One llama.cpp server, the adapters that it was started with, and the number of requests that it answers."""
 
     def __init__(self, server: LlamaServer, adapters: tuple[str, ...], slots: int) -> None:
-        self.server, self.adapters, self.turns = server, adapters, AdapterScheduler(slots)
+        self.server, self.adapters, self.scheduler = server, adapters, AdapterScheduler(slots)
         self.users, self.retired = 0, False
 
     def has(self, target: Target) -> bool:
@@ -140,28 +142,28 @@ class Engine:
 
     def lease(self, target: Target) -> Lease:
         chosen = self.adapters.index(target.reference) if target.version else None
-        # Only the likelihoods that a request names: no limits of llama.cpp's own on what may be sampled.
+        # Sample from the whole distribution unless the request says otherwise: llama.cpp's own defaults would cut it.
         extra = {"lora": lora_choice(len(self.adapters), chosen), "top_k": 0, "min_p": 0.0}
         return Lease(f"{self.server.url}/v1", extra, self.server.headers)
 
 
 class Pool:
-    """``async with pool.lease(target) as lease:`` an engine that has the target, and one of its slots."""
+    """``async with pool.lease(target) as lease:`` an engine that has the target's adapter, and one of its slots."""
 
     def __init__(self, files: GgufFiles, limits: Limits, threads: int | None = None) -> None:
         self.files, self.limits, self.threads = files, limits, threads
-        self._engines: dict[str, Engine] = {}  # by base: those that get requests
-        self._draining: set[Engine] = set()  # older ones, while they still answer
+        self._engines: dict[str, Engine] = {}  # by base: those that get new requests
+        self._draining: set[Engine] = set()  # replaced, and still answering
         self._closing: set[asyncio.Task[None]] = set()
-        self._starting: dict[str, asyncio.Task[None]] = {}
+        self._starting: dict[str, asyncio.Task[None]] = {}  # by base
 
     @asynccontextmanager
     async def lease(self, target: Target) -> AsyncIterator[Lease]:
-        """Raises: ServeError where no engine can be started."""
-        engine = await self._engine_of(target)
-        engine.users += 1  # nothing is awaited between, so it cannot have been closed
+        """Raises: ServeError if no engine can be started."""
+        engine = await self._engine_for(target)
+        engine.users += 1  # nothing is awaited in between, so the engine cannot have been closed
         try:
-            async with engine.turns.slot(target.reference):
+            async with engine.scheduler.slot(target.reference):
                 yield engine.lease(target)
         finally:
             engine.users -= 1
@@ -172,13 +174,13 @@ class Pool:
         return len(self._engines) + len(self._draining)
 
     async def close(self) -> None:
-        """Every engine, also one that is only just starting."""
+        """Closes every engine, also one that is still starting."""
         await asyncio.gather(*self._starting.values(), return_exceptions=True)
         self._draining.update(self._engines.values())
         self._engines.clear()
         await asyncio.gather(*self._closing, *map(self._close, list(self._draining)))
 
-    async def _engine_of(self, target: Target) -> Engine:
+    async def _engine_for(self, target: Target) -> Engine:
         while True:
             engine = self._engines.get(target.base)
             if engine is not None and engine.has(target):
@@ -189,25 +191,25 @@ class Pool:
                 self._starting[target.base] = task
                 task.add_done_callback(lambda _: self._starting.pop(target.base))
             try:
-                await asyncio.shield(task)  # whoever leaves now leaves the engine to the next
+                await asyncio.shield(task)  # a cancelled request leaves the engine to the next one
             except ServeError:
-                if ours:  # another's may have failed over its own version
+                if ours:  # a start for another request may have failed because of that request's version
                     raise
 
     async def _replace(self, target: Target) -> None:
-        """A new engine of a base takes the requests of the one before, which drains."""
-        before = self._engines.get(target.base)
-        engine = await asyncio.to_thread(self._start, target, before.adapters if before else ())
+        """Starts an engine of the target's base that gets all new requests; the previous one, if any, drains."""
+        previous = self._engines.get(target.base)
+        engine = await asyncio.to_thread(self._start, target, previous.adapters if previous else ())
         self._engines[target.base] = engine
-        if before is not None:
-            before.retired = True
-            self._draining.add(before)
-            self._close_if_done(before)
+        if previous is not None:
+            previous.retired = True
+            self._draining.add(previous)
+            self._close_if_done(previous)
 
-    def _start(self, target: Target, asked: tuple[str, ...]) -> Engine:
-        """Raises: ServeError, whatever the files or llama.cpp say."""
+    def _start(self, target: Target, previous: tuple[str, ...]) -> Engine:
+        """Raises: ServeError, whatever fails."""
         try:
-            adapters = self._adapters(target, asked) if target.version else {}
+            adapters = self._adapter_files(target, previous) if target.version else {}
             server = LlamaServer(
                 self.files.base(target.base),
                 adapters=list(adapters.values()),
@@ -215,28 +217,28 @@ class Pool:
                 context=self.limits.context,
                 threads=self.threads,
             )
-        except Exception as error:  # of torch, gguf, the disk: the request fails, the server goes on
-            raise ServeError(f"no engine for {target.reference} could be started ({type(error).__name__}: {error})") from error
+        except Exception as error:  # torch, gguf or the disk: this request fails, the server goes on
+            raise ServeError(f"the engine for {target.reference} did not start ({type(error).__name__}: {error})") from error
         return Engine(server, tuple(adapters), self.limits.parallel)
 
-    def _adapters(self, target: Target, asked: tuple[str, ...]) -> dict[str, Path]:
-        """Files by reference; another version's that cannot be made is left out, and fails who asks for it."""
-        found = {}
-        for version in self._wanted(target, asked):
+    def _adapter_files(self, target: Target, previous: tuple[str, ...]) -> dict[str, Path]:
+        """GGUF files by reference, without those of other versions that cannot be written: only their requests fail."""
+        files = {}
+        for version in self._wanted_versions(target, previous):
             try:
-                found[version.reference] = self.files.adapter(version)
+                files[version.reference] = self.files.adapter(version)
             except Exception:
                 if version.reference == target.reference:
                     raise
-        return found
+        return files
 
-    def _wanted(self, target: Target, asked: tuple[str, ...]) -> Iterator[Version]:
-        """What may be asked for by name on this base, what was lately, and the target."""
+    def _wanted_versions(self, target: Target, previous: tuple[str, ...]) -> Iterator[Version]:
+        """The target, what the students' names and champions on this base mean, and some of the previous adapters."""
         registry, seen = self.files.registry, set()
-        names = dict.fromkeys(one.name for one in registry.versions("student") if one.base == target.base)
+        names = dict.fromkeys(summary.name for summary in registry.versions("student") if summary.base == target.base)
         likely = [reference for name in names for reference in (name, f"{name}@{CHAMPION}")]
-        for reference in (target.reference, *likely, *asked[:KEPT]):
-            with contextlib.suppress(RegistryError):  # no champion, no sound version, or gone meanwhile
+        for reference in (target.reference, *likely, *previous[:MAX_PREVIOUS]):
+            with contextlib.suppress(RegistryError):  # no champion, no valid version, or deleted
                 version = registry.resolve(reference)
                 if version.base == target.base and version.reference not in seen:
                     seen.add(version.reference)
@@ -244,7 +246,7 @@ class Pool:
 
     def _close_if_done(self, engine: Engine) -> None:
         if engine.retired and not engine.users:
-            task = asyncio.create_task(self._close(engine))  # of its own: whoever left last may be cancelled
+            task = asyncio.create_task(self._close(engine))  # a task of its own: the last request may be cancelled
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 

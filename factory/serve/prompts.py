@@ -1,73 +1,77 @@
-"""How many tokens a request has, in the vocabulary of whoever answers: checked before any engine is asked.
+"""Counts and checks a request's tokens, in the vocabulary of the model that answers, before an engine sees them.
 
-prompts = Prompts(registry, materials, 1024)
+prompts = Prompts(registry, load_models, 1024)
 prompts.ids(target, "The cat", "prompt")   # [504, 2644]
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
+from factory.pipeline.context import FamilyModels
 from factory.registry.registry import Registry
 from factory.serve.limits import APIError
 from factory.serve.resolver import TEACHER, Target
 
 
 class Prompts:
-    """``Prompts(registry, materials, most)``: tokenizers of the bases are loaded once."""
+    """``Prompts(registry, load_models, max_tokens)``: loads each base's tokenizer once."""
 
-    def __init__(self, registry: Registry, materials: Any, most: int) -> None:
-        self.registry, self.materials, self.most = registry, materials, most
-        self._tokenizers: dict[str, Any] = {}  # by base; transformers' own types of them are partial
+    def __init__(self, registry: Registry, load_models: Callable[[], FamilyModels], max_tokens: int) -> None:
+        self.registry, self.load_models, self.max_tokens = registry, load_models, max_tokens
+        self._tokenizers: dict[str, Any] = {}  # by base; Any, because transformers' own types are partial
 
-    def chat_tokens(self, target: Target, turns: list[dict[str, str]]) -> int:
-        """``prompts.chat_tokens(target, turns)``: as the base's chat template writes them.
+    def chat_tokens(self, target: Target, messages: list[dict[str, str]]) -> int:
+        """``prompts.chat_tokens(target, messages)``: how many tokens the base's chat template makes of them.
 
-        Raises: APIError 400 for more tokens than may be sent, and for turns that the template refuses.
+        Raises: APIError 400 for more tokens than the limit, or messages that the template refuses.
         """
         tokenizer = self.tokenizer(target)
         try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             message = f"the chat template of {target.base} refuses these messages: {error}"
             raise APIError(400, message, code="invalid_messages", param="messages") from None
-        return len(self._checked(tokenizer(text, add_special_tokens=False)["input_ids"], "messages"))
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        self._check_length(ids, "messages")
+        return len(ids)
 
     def ids(self, target: Target, prompt: str | list[int], param: str) -> list[int]:
-        """``prompts.ids(target, prompt, "prompt")``: a text's ids, or the given ones.
+        """``prompts.ids(target, prompt, "prompt")``: the ids of a text, or the given ids.
 
-        Raises: APIError 400 for no tokens or more than may be sent, and for ids that the vocabulary has not.
+        Raises: APIError 400 for an empty prompt, more tokens than the limit, or ids outside the vocabulary.
         """
-        tokenizer = self.tokenizer(target)
-        ids = list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else prompt
+        ids = list(self.tokenizer(target)(prompt)["input_ids"]) if isinstance(prompt, str) else prompt
         if not ids:
             raise APIError(400, f"{param} is empty", code="invalid_value", param=param)
-        self.check_known(target, ids, param)
-        return self._checked(ids, param)
+        self.check_vocabulary(target, ids, param)
+        self._check_length(ids, param)
+        return ids
 
-    def check_known(self, target: Target, ids: list[int], param: str) -> None:
-        """``prompts.check_known(target, ids, "logit_bias")``. Raises: APIError 400 for ids that the vocabulary has not."""
-        size = len(self.tokenizer(target))
-        if max(ids) >= size:
-            message = f"{param} has token {max(ids)}, but {target.reference} has {size}, from 0 to {size - 1}"
+    def check_vocabulary(self, target: Target, ids: Iterable[int], param: str) -> None:
+        """``prompts.check_vocabulary(target, ids, "logit_bias")``: raises APIError 400 for ids outside the vocabulary."""
+        size, largest = len(self.tokenizer(target)), max(ids, default=0)
+        if largest >= size:
+            message = f"{param} has token id {largest}; the ids of {target.reference} are 0 to {size - 1}"
             raise APIError(400, message, code="invalid_value", param=param)
 
     def tokenizer(self, target: Target) -> Any:
+        """``prompts.tokenizer(target)``: of the student's base, or of the teacher."""
         if target.base not in self._tokenizers:
             self._tokenizers[target.base] = AutoTokenizer.from_pretrained(self._folder(target))
         return self._tokenizers[target.base]
 
     def _folder(self, target: Target) -> Path:
         if target.base == TEACHER:
-            return self.materials.teacher_files.folder
+            return self.load_models().teacher_files.folder
         return self.registry.resolve(target.base).folder
 
-    def _checked(self, ids: list[int], param: str) -> list[int]:
-        if len(ids) > self.most:
-            message = f"{param} has {len(ids)} tokens, and at most {self.most} may be sent here"
+    def _check_length(self, ids: list[int], param: str) -> None:
+        if len(ids) > self.max_tokens:
+            message = f"{param} has {len(ids)} tokens; this server allows {self.max_tokens}"
             raise APIError(400, message, code="context_length_exceeded", param=param)
-        return ids

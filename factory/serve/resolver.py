@@ -1,155 +1,165 @@
-"""What the ``model`` of a request means: a version, the teacher, or whoever the router picks. Read afresh each time.
+"""Who answers a request: the student version, the teacher or the router's choice that its ``model`` means at this moment.
 
-names = ModelResolver(registry, materials)
-names.named("healthcare-small").reference            # "healthcare-small@3", its champion now
-await names.routed("Can my landlord keep my deposit?")  # legal-small, with domain, score, threshold and why
+resolver = ModelResolver(registry, family, load_router)
+resolver.resolve("healthcare-small").reference                   # "healthcare-small@3", the champion today
+await resolver.route("Can my landlord keep my deposit?")         # legal-small, with domain, score, threshold and reason
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
-from typing import Any
 
-from torch import nn
-
+from factory.config.schema import FamilySpec
 from factory.data.router import DomainRouter, Route
 from factory.errors import RegistryError
+from factory.registry.manifest import StudentManifest
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
-from factory.serve.limits import APIError, Caller
+from factory.serve.auth import Caller
+from factory.serve.limits import APIError
 
 TEACHER, AUTO, REFUSE = "teacher", "auto", "refuse"
 
 
 @dataclass(frozen=True)
 class Target:
-    """Who answers one request, and why. ``version`` None is the teacher."""
+    """Who answers one request, and why. Without a ``version`` it is the teacher."""
 
     version: Version | None
-    base: str  # what an engine holds: a base's reference, or the word teacher
+    base: str  # what an engine loads: a base's reference, or "teacher"
     domain: str | None = None
-    score: float | None = None  # the router's, of its best domain
+    score: float | None = None  # the router's score of its best domain
     threshold: float | None = None
-    why: str = "asked for by name"
-    routing_ms: float | None = None  # what the router took, its turn included
+    reason: str = "named in the request"
+    routing_ms: float | None = None  # with the wait for the router
 
     @property
     def reference(self) -> str:
-        """``healthcare-small@3`` or ``teacher``: what an answer calls its model."""
+        """``healthcare-small@3`` or ``teacher``: the ``model`` of the response."""
         return self.version.reference if self.version else TEACHER
 
     @property
     def name(self) -> str:
-        """``healthcare-small`` or ``teacher``: what a key opens."""
+        """``healthcare-small`` or ``teacher``: the name that an API key allows."""
         return self.version.name if self.version else TEACHER
 
     @property
     def notice(self) -> str:
-        """What an answer in this domain must say."""
-        return str(self.version.raw.get("notice") or "") if self.version else ""
+        """What every answer of this student must be accompanied by."""
+        manifest = self._student
+        return manifest.notice if manifest else ""
 
     @property
     def appends_notice(self) -> bool:
-        spec = (self.version.raw.get("spec") or {}) if self.version else {}
-        return bool(self.notice and spec.get("append_notice"))
+        """Whether the notice is also appended to the text of an answer."""
+        manifest = self._student
+        return bool(manifest and manifest.notice and manifest.append_notice)
+
+    @property
+    def _student(self) -> StudentManifest | None:
+        manifest = self.version.manifest if self.version else None
+        return manifest if isinstance(manifest, StudentManifest) else None
 
 
 class ModelResolver:
-    """Nothing of the registry is kept: an alias that moved, or a version that came, counts from the next request on."""
+    """Reads the registry at every request, so a moved alias or a new version counts from the next request on."""
 
-    def __init__(self, registry: Registry, materials: Any) -> None:
-        self.registry, self.materials = registry, materials
-        self._reader = ThreadPoolExecutor(1, "router")  # one text after the other: an encoder takes every core
+    def __init__(self, registry: Registry, family: FamilySpec, load_router: Callable[[], DomainRouter]) -> None:
+        self.registry, self.family, self.load_router = registry, family, load_router
+        self._router_thread = ThreadPoolExecutor(1, "router")  # one text at a time: the encoder uses every core
 
     def close(self) -> None:
-        self._reader.shutdown(wait=False, cancel_futures=True)
+        self._router_thread.shutdown(wait=False, cancel_futures=True)
 
-    def named(self, model: str) -> Target:
-        """``names.named("healthcare-small@champion")``. Raises: APIError 404 for a name that means nothing."""
+    def resolve(self, model: str) -> Target:
+        """``resolver.resolve("healthcare-small@champion")``. Raises: APIError 404 for an unknown model."""
         if model == TEACHER:
             return Target(None, TEACHER)
         try:
             version = self.registry.resolve(model)
         except RegistryError as error:
             raise APIError(404, f"model {model!r}: {error}", code="model_not_found", param="model") from None
-        return self._student(version)
+        return _student_target(version)
 
-    async def routed(self, text: str) -> Target:
-        """``await names.routed(prompt)``: the domain's student of the family's default size, else what the family file says.
+    async def route(self, text: str) -> Target:
+        """``await resolver.route(prompt)``: the student of the text's domain in the family's default size.
 
-        Raises: APIError 400 where the router abstains and the family file says ``refuse``, 404 where it names nobody.
+        Where the router abstains, or the domain has no student, ``serve.fallback`` of the family file decides.
+
+        Raises: APIError 400 if the fallback is ``refuse``, 404 if it is an unknown model.
         """
         loop = asyncio.get_running_loop()
-        begun = loop.time()
-        route = await loop.run_in_executor(self._reader, lambda: self._router.route([text])[0])
-        target = self._of_domain(route)
-        taken = round(1000 * (loop.time() - begun), 1)
-        return replace(target, score=round(route.score, 4), threshold=round(route.threshold, 4), routing_ms=taken)
+        start = loop.time()
+        route = await loop.run_in_executor(self._router_thread, lambda: self.load_router().route([text])[0])
+        target = self._routed_target(route)
+        routing_ms = round(1000 * (loop.time() - start), 1)
+        return replace(target, score=round(route.score, 4), threshold=round(route.threshold, 4), routing_ms=routing_ms)
 
-    @cached_property
-    def _router(self) -> DomainRouter:
-        """Its encoder in bfloat16 from here on: half of the milliseconds, and the same domain for each of 300 real prompts."""
-        router = self.materials.router
-        if isinstance(self.materials.encoder, nn.Module):
-            self.materials.encoder.bfloat16()
-        return router
-
-    def _of_domain(self, route: Route) -> Target:
+    def _routed_target(self, route: Route) -> Target:
         if route.domain is None:
-            why = f"the router abstains: its best score is {route.score:.3f}, at least {route.threshold:.3f} is needed"
-            return self._fallback(why, None)
-        name = f"{route.domain}-{self.materials.family.default_size}"
+            return self._fallback(f"the router abstained: best score {route.score:.3f}, threshold {route.threshold:.3f}", None)
+        name = f"{route.domain}-{self.family.default_size}"
         try:
-            target = self._student(self.registry.resolve(name))
+            target = _student_target(self.registry.resolve(name))
         except (RegistryError, APIError):
-            return self._fallback(f"the router says {route.domain}, but {name} is not in the registry", route.domain)
-        return replace(target, why=f"the router says {route.domain} with {route.score:.3f}")
+            return self._fallback(f"the router chose {route.domain}, but {name} is not in the registry", route.domain)
+        return replace(target, reason=f"the router chose {route.domain} with score {route.score:.3f}")
 
-    def _fallback(self, why: str, domain: str | None) -> Target:
-        family = self.materials.family
-        if family.serve.fallback == REFUSE:
-            raise APIError(
-                400, f"{why}, and family {family.name} refuses then; name a model", code="router_abstained", param="model"
-            )
-        return replace(self.named(family.serve.fallback), domain=domain, why=f"{why}; family {family.name} falls back")
-
-    def _student(self, version: Version) -> Target:
-        if version.base is None:
-            message = f"model {version.reference!r} is a base, which only a student's adapter makes an answering model"
-            raise APIError(404, message, code="model_not_found", param="model")
-        return Target(version, version.base, domain=str(version.raw.get("domain") or "") or None)
+    def _fallback(self, reason: str, domain: str | None) -> Target:
+        fallback = self.family.serve.fallback
+        if fallback == REFUSE:
+            message = f"{reason}, and family {self.family.name} has no fallback; name a model (GET /v1/models lists them)"
+            raise APIError(400, message, code="router_abstained", param="model")
+        return replace(self.resolve(fallback), domain=domain, reason=f"{reason}; fallback of family {self.family.name}")
 
     # ------------------------------------------------------------------------------------------------- GET /v1/models
 
-    def listed(self, caller: Caller) -> list[dict[str, object]]:
-        """``names.listed(caller)``: every name that a request may give, in OpenAI's shape, with root, parent and notice."""
-        found = []
+    def list_models(self, caller: Caller) -> list[dict[str, object]]:
+        """``resolver.list_models(caller)``: every name that this caller may request, as ``describe`` describes it."""
+        models = []
         for name in sorted({summary.name for summary in self.registry.versions("student")}):
             if not caller.may(name):
                 continue
-            numbers = [f"{name}@{one.number}" for one in self.registry.versions("student", name)]
+            versions = [summary.reference for summary in self.registry.versions("student", name)]
             aliases = [f"{name}@{alias}" for alias in sorted(self.registry.aliases(name))]
-            for reference in (name, *aliases, *numbers):
+            for reference in (name, *aliases, *versions):
                 try:
-                    found.append(self.model(reference))
-                except APIError:  # no sound version, or an alias of one that is gone
+                    models.append(self.describe(reference))
+                except APIError:  # no valid version, or an alias of a version that is gone
                     continue
-        special = [TEACHER] if caller.may(TEACHER) else []
-        return [*found, *map(self.model, [*special, AUTO])]
+        teacher = [TEACHER] if caller.may(TEACHER) else []
+        return [*models, *map(self.describe, [*teacher, AUTO])]
 
-    def model(self, name: str) -> dict[str, object]:
-        """``names.model("healthcare-small")``: ``root`` is the digest of what answers, ``parent`` its base."""
-        own: dict[str, object] = {"id": name, "object": "model", "created": 0, "owned_by": "student-factory"}
+    def describe(self, name: str) -> dict[str, object]:
+        """``resolver.describe("healthcare-small")``: OpenAI's model object.
+
+        ``root`` is the checksum of the version's manifest (of the teacher, its reference); ``parent`` is the base.
+
+        Raises: APIError 404 for an unknown model.
+        """
+        model: dict[str, object] = {"id": name, "object": "model", "created": 0, "owned_by": "student-factory"}
         if name == AUTO:
-            return own
-        version = self.named(name).version
-        if version is None:
-            return own | {"root": self.materials.family.teacher.model, "parent": None}
-        created = datetime.fromisoformat(str(version.raw.get("created"))).timestamp()
-        facts = {"version": version.reference, "verdict": version.verdict, "notice": str(version.raw.get("notice") or "")}
-        digest = version.raw.get("manifest_sha256")
-        return own | {"created": int(created), "root": digest, "parent": version.base} | facts
+            return model
+        target = self.resolve(name)
+        if target.version is None:
+            return model | {"root": self.family.teacher.model, "parent": None}
+        version = target.version
+        return model | {
+            "created": int(datetime.fromisoformat(version.manifest.created).timestamp()),
+            "root": version.manifest.manifest_sha256,
+            "parent": version.base,
+            "version": version.reference,
+            "verdict": version.verdict,
+            "notice": target.notice,
+        }
+
+
+def _student_target(version: Version) -> Target:
+    if not isinstance(version.manifest, StudentManifest):
+        message = f"model {version.reference!r} is a base and answers nothing by itself; name one of its students"
+        raise APIError(404, message, code="model_not_found", param="model")
+    return Target(version, version.manifest.base, domain=version.manifest.domain)

@@ -1,12 +1,12 @@
-"""What llama.cpp does not do, with transformers: log-probabilities of a prompt, and a student's embeddings.
+"""What llama.cpp cannot do, done with transformers: log-probabilities of a prompt, and a student's embeddings.
 
-    scorer = Scorer(registry, materials)
+    scorer = Scorer(registry, load_models, device)
     scored = await scorer.score(target, [5, 17, 9], max_tokens=1, top=1)
     scored.token_logprobs                        # (None, -2.1, -0.3, -1.7)
     await scorer.embed(target, [[5, 17], [9]])   # (2, H), unit vectors
 
-A base is in memory once, its adapters beside each other. Which of them is active is global to a model, so one request at a
-time is worked on, in a thread of its own.
+Each base is in memory once, with the adapters of its students. A model has one active adapter at a time, so requests are
+worked on one after the other, in a thread of their own.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from factory.models.chat import stop_tokens
 from factory.models.forward import hidden_states, logits, make_batch, mean_pool
 from factory.models.generation import sample
 from factory.models.tokenize import token_text, token_texts
+from factory.pipeline.context import FamilyModels
 from factory.registry.registry import Registry
 from factory.serve.resolver import Target
 
@@ -38,13 +39,13 @@ BATCH = 16  # texts embedded together
 
 @dataclass(frozen=True)
 class Scored:
-    """A prompt and what was written after it, in the shape of OpenAI's completions."""
+    """A prompt and its continuation with log-probabilities, in the form of OpenAI's completions."""
 
-    tokens: tuple[str, ...]  # together the text; of a character in several tokens, the last one has it
-    token_logprobs: tuple[float | None, ...]  # nats; of the first token nothing is known
+    tokens: tuple[str, ...]  # joined they are the text; a character made of several tokens belongs to the last one
+    token_logprobs: tuple[float | None, ...]  # nats; None for the first token
     top_logprobs: tuple[dict[str, float] | None, ...]
     prompt_tokens: int
-    ended: bool  # a stop token was written
+    ended: bool  # the continuation ends with a stop token
 
     @property
     def text(self) -> str:
@@ -52,18 +53,18 @@ class Scored:
 
     @property
     def offsets(self) -> list[int]:
-        """Where in the text each token begins."""
+        """Where each token begins in the text, in characters."""
         ends = np.cumsum([0, *map(len, self.tokens)])
         return [int(end) for end in ends[:-1]]
 
 
 class Scorer:
-    """``Scorer(registry, materials)``: models are loaded when first asked for, and stay."""
+    """``Scorer(registry, load_models, device)``: loads each model at its first request and keeps it."""
 
-    def __init__(self, registry: Registry, materials: Any) -> None:
-        self.registry, self.materials = registry, materials
+    def __init__(self, registry: Registry, load_models: Callable[[], FamilyModels], device: torch.device) -> None:
+        self.registry, self.load_models, self.device = registry, load_models, device
         self._worker = ThreadPoolExecutor(1, "scorer")
-        self._loaded: dict[str, tuple[Any, PreTrainedTokenizerBase]] = {}  # by base: a model with its adapters
+        self._loaded: dict[str, tuple[Any, PreTrainedTokenizerBase]] = {}  # by base: the model with its adapters
 
     async def score(
         self,
@@ -75,12 +76,15 @@ class Scorer:
         seed: int | None = None,
         top: int = 0,
     ) -> Scored:
-        """``await scorer.score(target, ids)``: the prompt as it is, then at most ``max_tokens`` more, greedy at 0."""
+        """``await scorer.score(target, ids)``: the prompt, then at most ``max_tokens`` more; temperature 0 is greedy."""
         seed = random.getrandbits(32) if seed is None else seed
         return await self._run(lambda: self._score(target, ids, max_tokens, temperature, seed, top))
 
     async def embed(self, target: Target, texts: Sequence[Sequence[int]]) -> np.ndarray:
-        """``await scorer.embed(target, ids)``: (N, H) float32 unit vectors, the final states' mean, which training aligns."""
+        """``await scorer.embed(target, ids)``: (N, H) float32 unit vectors, the mean of the final hidden states.
+
+        These are the states that the relation loss aligns in training.
+        """
         return await self._run(lambda: self._embed(target, texts))
 
     def close(self) -> None:
@@ -93,34 +97,41 @@ class Scorer:
     def _score(self, target: Target, ids: Sequence[int], max_tokens: int, temperature: float, seed: int, top: int) -> Scored:
         model, tokenizer = self._model(target)
         stops = stop_tokens(tokenizer)
-        written: list[int] = []
+        generated: list[int] = []
         if max_tokens > 1 or (max_tokens and temperature):
-            written = sample(model, [list(ids)], max_new_tokens=max_tokens, stop=stops, temperature=temperature, seed=seed)[0]
-        log_probs = _log_probs(model, [*ids, *written], len(tokenizer))  # (T, V); row t is about token t + 1
-        if max_tokens and not written:
-            written = [int(log_probs[-1].argmax())]
-        every = [*ids, *written]
-        found = log_probs[: len(every) - 1]
-        own = found.gather(1, torch.tensor(every[1:], device=found.device).unsqueeze(1))[:, 0].tolist()
-        tops = [None, *_tops(tokenizer, found, every[1:], top)] if top else [None] * len(every)
+            generated = sample(model, [list(ids)], max_new_tokens=max_tokens, stop=stops, temperature=temperature, seed=seed)[0]
+        log_probs = _log_probs(model, [*ids, *generated], len(tokenizer))  # (T, V); row t predicts token t + 1
+        if max_tokens and not generated:  # a single greedy token: the last row already has it
+            generated = [int(log_probs[-1].argmax())]
+        tokens = [*ids, *generated]
+        before = log_probs[: len(tokens) - 1]  # (T - 1, V)
+        own = before.gather(1, torch.tensor(tokens[1:], device=before.device).unsqueeze(1))[:, 0].tolist()
+        top_logprobs = [None, *_top_logprobs(tokenizer, before, tokens[1:], top)] if top else [None] * len(tokens)
         return Scored(
-            token_texts(tokenizer, every), (None, *own), tuple(tops), len(ids), bool(written) and written[-1] in stops
+            token_texts(tokenizer, tokens),
+            (None, *own),
+            tuple(top_logprobs),
+            len(ids),
+            bool(generated) and generated[-1] in stops,
         )
 
     @torch.inference_mode()
     def _embed(self, target: Target, texts: Sequence[Sequence[int]]) -> np.ndarray:
         model, _ = self._model(target)
         batches = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
-        rows = [_states(model, batch) for batch in batches]
-        vectors = torch.nn.functional.normalize(torch.cat(rows), dim=1)
+        vectors = torch.nn.functional.normalize(torch.cat([_pooled(model, batch) for batch in batches]), dim=1)  # (N, H)
         return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
 
     def _model(self, target: Target) -> tuple[Any, PreTrainedTokenizerBase]:
+        """The target's model with its adapter active.
+
+        Not ``factory.inference.load_version``: that loads a base for every student, and here students share one.
+        """
         if target.version is None:
-            teacher = self.materials.teacher
+            teacher = self.load_models().teacher
             return teacher.model, teacher.tokenizer
         if target.base not in self._loaded:
-            base = load_base(self.registry.resolve(target.base).folder, self.materials.device)
+            base = load_base(self.registry.resolve(target.base).folder, self.device)
             self._loaded[target.base] = base.model, base.tokenizer
         model, tokenizer = self._loaded[target.base]
         adapter, folder = target.reference, target.version.folder
@@ -133,28 +144,29 @@ class Scorer:
         return model.eval(), tokenizer
 
 
-def _log_probs(model: Any, ids: Sequence[int], size: int) -> Tensor:
-    """(T, V) float32, as fidelity and tasks are measured; a padded head's rows do not count."""
+def _log_probs(model: Any, ids: Sequence[int], vocabulary: int) -> Tensor:
+    """(T, V) float32, without the rows that pad the head."""
     batch = make_batch([ids], [[]]).to(next(model.parameters()).device)
     states = hidden_states(model, batch).final[batch.real]  # (T, H)
-    return logits(model, states)[:, :size].float().log_softmax(dim=-1)
+    return logits(model, states)[:, :vocabulary].float().log_softmax(dim=-1)
 
 
-def _states(model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
+def _pooled(model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
+    """(N, H) means of the final hidden states over each text's tokens."""
     batch = make_batch(texts, [[]] * len(texts)).to(next(model.parameters()).device)
-    with torch.autocast(batch.input_ids.device.type, dtype=torch.bfloat16):  # as alignment is measured
+    with torch.autocast(batch.input_ids.device.type, dtype=torch.bfloat16):  # as relation alignment is measured
         return mean_pool(hidden_states(model, batch).final, batch.real)
 
 
-def _tops(
-    tokenizer: PreTrainedTokenizerBase, log_probs: Tensor, taken: Sequence[int], top: int
+def _top_logprobs(
+    tokenizer: PreTrainedTokenizerBase, log_probs: Tensor, tokens: Sequence[int], top: int
 ) -> list[dict[str, float] | None]:
-    """The ``top`` most likely tokens at each position and the one that stands there; of equal names the likelier counts."""
-    values, tokens = log_probs.topk(min(top, log_probs.shape[-1]), dim=-1)
+    """The ``top`` most likely tokens of each row and the token that follows it; of equal texts the likelier one counts."""
+    values, indices = log_probs.topk(min(top, log_probs.shape[-1]), dim=-1)  # (T, top) each
     found: list[dict[str, float] | None] = []
-    for row, value, token, own in zip(log_probs, values.tolist(), tokens.tolist(), taken, strict=True):
-        names: dict[str, float] = {}
-        for one, log_prob in [*zip(token, value, strict=True), (own, float(row[own]))]:
-            names.setdefault(token_text(tokenizer, one), log_prob)
-        found.append(names)
+    for row, likely, ids, token in zip(log_probs, values.tolist(), indices.tolist(), tokens, strict=True):
+        by_text: dict[str, float] = {}
+        for candidate, log_prob in [*zip(ids, likely, strict=True), (token, float(row[token]))]:
+            by_text.setdefault(token_text(tokenizer, candidate), log_prob)
+        found.append(by_text)
     return found

@@ -27,8 +27,9 @@ from pydantic import BaseModel, Field
 
 from factory.errors import FactoryError, RegistryError, ServeError
 from factory.registry.registry import Registry
+from factory.serve.auth import Caller
 from factory.serve.catalogue import card, catalogue
-from factory.serve.limits import APIError, Caller
+from factory.serve.limits import APIError
 
 if TYPE_CHECKING:
     from factory.serve.agreement import Agreements
@@ -84,7 +85,7 @@ def site(registry: Registry, agreements: Agreements, guard: Callable[..., Any] =
         _check(caller, asked.model)
         _check(caller, TEACHER)
         with _refused():
-            return asdict(await agreements.of(asked.model, asked.prompt, asked.text, asked.by))
+            return asdict(await agreements.compare(asked.model, asked.prompt, asked.text, asked.by))
 
     return router
 

@@ -35,7 +35,7 @@ def test_yaml_is_valid(block: Block, tmp_path: Path) -> None:
         (tmp_path / "shown.yaml").write_text(block.text, encoding="utf-8")
         assert load_pairs(["shown.yaml"], tmp_path)
     elif first == "# keys.yaml":
-        from factory.serve.limits import Keys
+        from factory.serve.auth import Keys
 
         (tmp_path / "keys.yaml").write_text(block.text, encoding="utf-8")
         assert Keys.load(tmp_path / "keys.yaml").opens

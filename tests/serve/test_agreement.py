@@ -1,4 +1,4 @@
-"""Where student and teacher agree: the figures against plain transformers, the bound on what is loaded, and what is refused."""
+"""Where student and teacher agree: probabilities as in plain transformers, how many pairs stay loaded, what is refused."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from factory.errors import RegistryError, ServeError, TrainingError
 from factory.models.base import load_base
 from factory.models.tokenize import token_text
 from factory.registry.registry import Registry
+from factory.registry.versions import Version
 from factory.serve import agreement
 from factory.serve.agreement import Agreement, Agreements, Pair, compare, load_pair
 from factory.serve.limits import APIError
@@ -41,7 +42,7 @@ def agreements(place: Workplace) -> Agreements:
 
 
 def ask(found: Agreements, *arguments: Any) -> Agreement:
-    return anyio.run(found.of, *arguments)
+    return anyio.run(found.compare, *arguments)
 
 
 # ----------------------------------------------------------------------------------------- against plain transformers
@@ -50,7 +51,7 @@ def ask(found: Agreements, *arguments: Any) -> Agreement:
 def plain(
     model: Any, messages: list[dict[str, str]], answer: Sequence[int], tokenizer: Any, kept: Sequence[int]
 ) -> torch.Tensor:
-    """(T, V) probabilities over the kept tokens, in one plain pass; ids are the model's own, by way of ``kept``."""
+    """(T, V) probabilities over the kept tokens, in one forward pass; ``kept`` maps the tokenizer's ids to the model's."""
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
     with torch.inference_mode():
@@ -59,7 +60,7 @@ def plain(
 
 
 @pytest.mark.parametrize("context", [TeacherContext(), tiny.CONTEXT], ids=["without", "with a context"])
-def test_figures_are_those_of_plain_transformers(built: Workplace, pair: Pair, context: TeacherContext) -> None:
+def test_probabilities_are_those_of_plain_transformers(built: Workplace, pair: Pair, context: TeacherContext) -> None:
     registry = Registry(built.root / "registry")
     student = registry.resolve("plants-mini")
     base = registry.resolve(student.base or "").folder
@@ -91,14 +92,14 @@ def test_figures_are_those_of_plain_transformers(built: Workplace, pair: Pair, c
         assert token.agrees == (token.teacher[0][0] == names[ids[position]])
 
 
-def test_the_text_of_all_tokens_is_the_answer(pair: Pair) -> None:
+def test_the_tokens_joined_are_the_answer(pair: Pair) -> None:
     answer = "cough  and\n\nwheeze, naïve 肺 🫁 twice 🫁"
     found = compare(pair, QUESTION, answer)
     assert "".join(token.text for token in found.tokens) == answer
-    assert any(token.text == "" for token in found.tokens)  # a character of several tokens belongs to its last one
+    assert any(token.text == "" for token in found.tokens)  # a character made of several tokens belongs to its last one
 
 
-def test_who_wrote_the_answer_decides_who_is_asked_whether_it_agrees(pair: Pair) -> None:
+def test_agreement_is_judged_by_the_model_that_did_not_write_the_answer(pair: Pair) -> None:
     by_student, by_teacher = (compare(pair, QUESTION, ANSWER, by) for by in ("student", "teacher"))
     assert [t.student for t in by_student.tokens] == [t.student for t in by_teacher.tokens]
     written = agreement.completion_ids(pair.tokenizer, ANSWER, ends=False)
@@ -108,63 +109,70 @@ def test_who_wrote_the_answer_decides_who_is_asked_whether_it_agrees(pair: Pair)
         assert other.agrees == (token.student[0][0] == name)
 
 
-def test_without_an_answer_whoever_is_named_writes_one(pair: Pair) -> None:
+def test_without_an_answer_the_named_author_writes_one(pair: Pair) -> None:
     short = replace(pair, max_new_tokens=12)
     by_student, by_teacher = (compare(short, QUESTION, None, by) for by in ("student", "teacher"))
     assert 0 < len(by_student.tokens) <= 12
     assert [t.text for t in by_student.tokens] != [t.text for t in by_teacher.tokens]
-    assert by_teacher.tokens[0].text == by_teacher.tokens[0].teacher[0][0]  # its own first choice
+    assert by_teacher.tokens[0].text == by_teacher.tokens[0].teacher[0][0]  # its top-1 token
 
 
 def test_an_empty_answer_has_no_tokens(pair: Pair) -> None:
     assert compare(pair, QUESTION, "").tokens == ()
 
 
-# ------------------------------------------------------------------------------------------------ which, and how many
+# ------------------------------------------------------------------------------------------------ loading
 
 
-def test_a_name_means_the_version_that_it_means_now(built: Workplace) -> None:
+def test_a_bare_name_is_resolved_to_a_version(built: Workplace) -> None:
     found = ask(agreements(built), "plants-mini", QUESTION, ANSWER)
     assert (found.reference, found.teacher, found.by) == ("plants-mini@1", "path:./teacher", "student")
 
 
-def test_what_was_asked_for_last_stays_loaded(built: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    registry = Registry(built.root / "registry")
+def test_the_last_two_pairs_stay_in_memory(built: Workplace, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, loaded = Registry(built.root / "registry"), []
     one = registry.resolve("plants-mini")
-    versions = {name: replace(one, number=int(name), manifest={**one.manifest, "manifest_sha256": name}) for name in "012"}
-    found, loaded = agreements(built), []
-    monkeypatch.setattr(found.registry, "resolve", lambda ref: versions.get(ref) or registry.resolve(ref))
+    versions = {
+        sha256: replace(one, number=int(sha256), manifest=one.manifest.model_copy(update={"manifest_sha256": sha256}))
+        for sha256 in "012"
+    }
+    monkeypatch.setattr(registry, "resolve", versions.__getitem__)
 
-    def load(version: Any, *rest: Any) -> Pair:
+    def load(version: Version, *_: Any) -> Pair:
         loaded.append(version.number)
-        return load_pair(version, *rest)
+        return pair
 
-    monkeypatch.setattr(agreement, "load_pair", load)
-    for wanted in "0010212":
-        ask(found, wanted, QUESTION, "cough")
-    assert loaded == [0, 1, 2, 1]  # two at a time: 2 took the place of 1, then 1 that of 0
+    found = Agreements(registry, load_specs(built.domains), tiny.CPU, load)
+    for reference in "0010212":
+        ask(found, reference, QUESTION, "cough")
+    assert loaded == [0, 1, 2, 1]  # 2 replaced 1, then 1 replaced 0
 
 
-def test_when_many_wait_the_next_is_told_to_come_later(built: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, go = agreements(built), threading.Event()
-    monkeypatch.setattr(found, "_of", lambda *_: go.wait(30))
+def test_too_many_waiting_comparisons_are_429(built: Workplace, pair: Pair) -> None:
+    go = threading.Event()
+
+    def load(*_: Any) -> Pair:
+        go.wait(30)
+        return pair
+
+    found = Agreements(Registry(built.root / "registry"), load_specs(built.domains), tiny.CPU, load)
 
     async def crowd() -> APIError:
         async with anyio.create_task_group() as tasks:
-            for _ in range(1 + agreement.WAITING):
-                tasks.start_soon(found.of, "plants-mini", QUESTION)
-            while found._turn.statistics().tasks_waiting < agreement.WAITING:
+            for _ in range(1 + agreement.MAX_WAITING):
+                tasks.start_soon(found.compare, "plants-mini", QUESTION, "cough")
+            while found._limiter.statistics().tasks_waiting < agreement.MAX_WAITING:
                 await anyio.sleep(0)
-            with pytest.raises(APIError) as refused:
-                await found.of("plants-mini", QUESTION)
+            with pytest.raises(APIError) as error:
+                await found.compare("plants-mini", QUESTION)
             go.set()
-        return refused.value
+        return error.value
 
-    refusal = anyio.run(crowd)
-    assert (refusal.status, refusal.code, refusal.headers) == (429, "queue_full", {"Retry-After": "5"})
+    error = anyio.run(crowd)
+    assert (error.status, error.code, error.headers) == (429, "queue_full", {"Retry-After": "5"})
 
 
-def test_what_cannot_be_compared_is_refused_in_one_line(built: Workplace) -> None:
+def test_bases_empty_questions_and_long_texts_are_refused(built: Workplace) -> None:
     found = agreements(built)
     with pytest.raises(RegistryError, match=r"nobody"):
         ask(found, "nobody", QUESTION, ANSWER)
@@ -172,16 +180,16 @@ def test_what_cannot_be_compared_is_refused_in_one_line(built: Workplace) -> Non
         ask(found, "default-mini-base", QUESTION, ANSWER)
     with pytest.raises(ServeError, match=r"the question is empty"):
         ask(found, "plants-mini", " ", ANSWER)
-    with pytest.raises(ServeError, match=r"reads at most 512 tokens, its context included, and this is \d+: shorten it"):
+    with pytest.raises(ServeError, match=r"have \d+ tokens; the limit is 512: shorten the text"):
         ask(found, "plants-mini", QUESTION, "cough " * 600)
-    with pytest.raises(ServeError, match=r"at most 512 tokens"):
+    with pytest.raises(ServeError, match=r"the limit is 512"):
         ask(found, "plants-mini", "cough " * 600)
 
 
-def test_a_family_that_names_another_teacher_is_refused(built: Workplace, tmp_path: Path) -> None:
+def test_a_family_file_with_another_teacher_is_refused(built: Workplace, tmp_path: Path) -> None:
     found = agreements(built)
     family = found.specs.family("default")
     other = family.model_copy(update={"teacher": family.teacher.model_copy(update={"model": "path:./another"})})
     found.specs = found.specs.model_copy(update={"families": {"default": other}})
-    with pytest.raises(TrainingError, match=r"learned from path:./teacher, but family default now names path:./another"):
+    with pytest.raises(TrainingError, match=r"distilled from path:./teacher, but family default now names path:./another"):
         ask(found, "plants-mini", QUESTION, ANSWER)

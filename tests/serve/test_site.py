@@ -26,7 +26,8 @@ from factory.config.load import load_specs
 from factory.registry.registry import Registry
 from factory.serve.agreement import Agreements
 from factory.serve.app import HANDLERS
-from factory.serve.limits import APIError, Caller, Keys
+from factory.serve.auth import Caller, Keys
+from factory.serve.limits import APIError
 from factory.serve.site import STATIC, site
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -1,4 +1,4 @@
-"""A running server for tests: uvicorn in a thread, on a free port of a workplace whose students are published."""
+"""A running server for tests: uvicorn in a thread, on a free port, over a workplace with published students."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import uvicorn
 from safetensors.torch import load_file, save_file
 
 from factory.config.load import load_specs
+from factory.registry.manifest import StudentManifest
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
 from factory.serve.server import Options, config, listen, make_app
 
-OWN = ("kind", "name", "version", "created", "files", "base_sha256", "manifest_sha256", "records")  # the registry writes these
+REGISTRY_FIELDS = {"version", "created", "files", "base_sha256", "manifest_sha256"}
 
 
 @contextmanager
 def running(place: Any, **options: Any) -> Iterator[str]:
-    """``with running(place, limits=Limits(parallel=1)) as url:`` until its requests are answered and its engines closed."""
+    """``with running(place, limits=Limits(parallel=1)) as url:``; at the end open requests are answered and engines closed."""
     specs, chosen = load_specs(place.domains), Options(port=0, **{"threads": 1} | options)
     app = make_app(Registry(place.root / "registry"), specs, specs.family("default"), chosen)
     with listen(chosen) as listening:
@@ -37,17 +38,16 @@ def running(place: Any, **options: Any) -> Iterator[str]:
 
 
 def publish_another(place: Any, seed: int, name: str = "plants-mini", **changes: Any) -> Version:
-    """A version with another adapter on the same base, of what ``plants-mini@1`` is otherwise."""
+    """``publish_another(place, 2, notice="...")``: ``plants-mini@1`` with noise on its adapter, published."""
     registry = Registry(place.root / "registry")
     first = registry.resolve("plants-mini@1")
     with registry.stage(name) as folder:
-        shutil.copytree(
-            first.folder, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json", "records.jsonl")
-        )
+        copied = shutil.ignore_patterns("manifest.json", "records.jsonl")
+        shutil.copytree(first.folder, folder, dirs_exist_ok=True, ignore=copied)
         weights = folder / "adapter_model.safetensors"
-        random = torch.Generator().manual_seed(seed)
-        noisy = {key: value + torch.randn(value.shape, generator=random) for key, value in load_file(weights).items()}
-        weights.unlink()
+        generator = torch.Generator().manual_seed(seed)
+        noisy = {key: value + torch.randn(value.shape, generator=generator) for key, value in load_file(weights).items()}
+        weights.unlink()  # published files are read-only
         save_file(noisy, weights)
-        manifest = {key: value for key, value in first.manifest.items() if key not in OWN}
-        return registry.publish("student", name, folder, manifest | changes)
+        manifest = first.manifest.model_dump(exclude=REGISTRY_FIELDS) | {"name": name} | changes
+        return registry.publish(StudentManifest.model_validate(manifest), folder)

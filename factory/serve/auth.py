@@ -1,0 +1,83 @@
+"""API keys and the models that each of them allows.
+
+keys = Keys.load(Path("keys.yaml"))          # {key: [healthcare-small, teacher], other-key: "*"}
+keys.caller("Bearer key").may("healthcare-small")
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from factory.errors import ServeError
+from factory.serve.limits import APIError
+
+EVERY_MODEL = "*"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sent a request: the models that its key allows."""
+
+    models: frozenset[str] = frozenset({EVERY_MODEL})
+
+    def may(self, name: str) -> bool:
+        """``caller.may("healthcare-small")``: a student's name without version or alias, or ``teacher``."""
+        return EVERY_MODEL in self.models or name in self.models
+
+    def require(self, model: str) -> None:
+        """``caller.require("healthcare-small@3")``: raises APIError 403 unless the key allows this student or ``teacher``."""
+        name = model.partition("@")[0]
+        if not self.may(name):
+            raise APIError(403, f"this API key does not allow {name}", code="model_not_allowed", param="model")
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Callers by API key. Without any key, everyone who reaches the server may use every model."""
+
+    callers: Mapping[str, Caller]
+
+    @classmethod
+    def load(cls, path: Path | None) -> Keys:
+        """``Keys.load(Path("keys.yaml"))``: a YAML or JSON mapping of each key to a list of models, or ``"*"`` for all.
+
+        Raises: ServeError if the file cannot be read or is not such a mapping. No message quotes a key.
+        """
+        if path is None:
+            return cls({})
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not valid YAML"  # yaml's own text may quote a key
+            raise ServeError(f"--api-keys {path} cannot be read: {reason}") from None
+        if not isinstance(content, dict) or not content:
+            raise ServeError(f"--api-keys {path}: expected keys, as in `a-long-random-key: [healthcare-small]`, or '*' for all")
+        entries = enumerate(content.items(), start=1)
+        return cls({key: _caller(key, models, f"--api-keys {path}: entry {number}") for number, (key, models) in entries})
+
+    def caller(self, authorization: str | None) -> Caller:
+        """``keys.caller(request.headers.get("authorization"))``. Raises: APIError 401 for a missing or unknown key."""
+        if not self.callers:
+            return Caller()
+        scheme, _, given = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not given:
+            raise APIError(401, "no API key: send the header `Authorization: Bearer KEY`", code="missing_api_key")
+        found = None
+        for key, caller in self.callers.items():  # compare with every key, so that the time taken reveals nothing
+            if hmac.compare_digest(key.encode(), given.strip().encode()):
+                found = caller
+        if found is None:
+            raise APIError(401, "unknown API key", code="invalid_api_key")
+        return found
+
+
+def _caller(key: object, models: object, where: str) -> Caller:
+    names = [models] if isinstance(models, str) else models
+    if not isinstance(key, str) or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ServeError(f"{where}: expected a key and a list of models, or '*' for all")
+    return Caller(frozenset(names))
