@@ -213,7 +213,7 @@ def test_a_hub_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(DataError, match="cannot load org/qa@abc123, split 'train': no route; check"):
+    with pytest.raises(DataError, match="cannot load org/qa@abc123, split 'train': no route to host; check"):
         load(hub())
 
 
