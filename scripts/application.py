@@ -3,6 +3,7 @@
 `factory serve` must be running. To an application a student is a model's name, and any OpenAI client will do.
 """
 
+import argparse
 import sys
 
 from openai import OpenAI, OpenAIError
@@ -27,7 +28,9 @@ def ask(student: str, question: str) -> str:
 
 
 if __name__ == "__main__":
-    topic = " ".join(sys.argv[1:]) or "asthma"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("topic", nargs="?", default="asthma")
+    topic = parser.parse_args().topic
     try:
         facts = ask("healthcare-small", f"What are early signs of {topic}?")
         ask("education-small", f"Write one question for a pupil who has read this: {facts}")

@@ -37,8 +37,9 @@ from openai import AsyncOpenAI, OpenAI
 
 from factory.config.load import load_specs
 from factory.export.export import export_version
+from factory.models.device import pick_device
 from factory.models.llama_server import LlamaServer, lora_choice
-from factory.pipeline.context import Materials
+from factory.pipeline.context import resolve_models
 from factory.registry.registry import Registry
 from factory.serve.engines import GgufFiles
 from factory.serve.limits import Limits
@@ -191,8 +192,8 @@ def files(given: argparse.Namespace) -> tuple[Path, list[Path]]:
     """The students' base and adapters as the gateway has them."""
     specs, registry = load_specs(given.domains), Registry(given.registry)
     versions = [registry.resolve(student) for student in given.students]
-    materials = Materials(specs, specs.family(str(versions[0].manifest["family"])), profile="default")
-    made = GgufFiles(registry, materials, "q8_0")
+    models = resolve_models(specs.family(versions[0].manifest.family), specs.root, pick_device("auto"))
+    made = GgufFiles(registry, models, "q8_0")
     return made.base(str(versions[0].base)), [made.adapter(version) for version in versions]
 
 

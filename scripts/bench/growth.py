@@ -1,9 +1,9 @@
 """How time and memory grow with the data and the vocabulary: python scripts/bench/growth.py
 
-Every line is a process of its own, on random models so small that the code around them is what is measured. ``data``: soft
-targets of so many completion tokens are stored, then read back in random batches of 32 examples, as in training.
-``vocabulary``: the response loss of 2,048 positions of width 576, forward and backward, against the loss written plainly.
-Memory is the peak of the process minus what it used before.
+Every line is measured in a process of its own, on random models so small that the code around them dominates. The first table
+stores soft targets of so many completion tokens, then reads them back in random batches of 32 examples, as training does. The
+second runs the response loss of 2,048 positions of width 576, forward and backward, with chunks and without. Memory is the
+peak of the process minus what it used before.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample
 
 TOKENS, VOCABULARIES = (10_000, 100_000, 1_000_000), (16_384, 65_536, 262_144)
-POSITIONS, WIDTH, TOP_K, LENGTH = 2048, 576, 36, 50
+POSITIONS, WIDTH, TOP_K, LENGTH, BATCH = 2048, 576, 36, 50, 32
 
 
 def main() -> None:
@@ -38,65 +38,62 @@ def main() -> None:
     given = parser.parse_args()
     if given.one:
         what, size = given.one
-        print(json.dumps(stored(int(size)) if what == "data" else loss(int(size), plain=what == "plain")))
+        measured = store(int(size)) if what == "store" else loss(int(size), chunked=what == "chunked")
+        print(json.dumps(measured))
         return
-    print("| completion tokens | µs a token to store | µs a token to read | memory | bytes a token on disk |")
+    print("| completion tokens | µs/token to store | µs/token to read | memory | bytes/token on disk |")
     print("|---|---|---|---|---|")
     for tokens in TOKENS:
-        one = in_own_process("data", tokens)
+        one = in_own_process("store", tokens)
         print(
             f"| {tokens:,} | {one['store']:.1f} | {one['read']:.2f} | {one['memory']:.0f} MB | {one['disk']:.0f} |", flush=True
         )
-    print("\n| vocabulary | ns a position and token | memory | ns, the plain way | memory, the plain way |")
+    print("\n| vocabulary | ns per position and token | memory | ns, without chunks | memory, without chunks |")
     print("|---|---|---|---|---|")
     for size in VOCABULARIES:
-        one, plain = in_own_process("ours", size), in_own_process("plain", size)
-        cells = [f"{run['ns']:.2f} | {run['memory']:.0f} MB" for run in (one, plain)]
+        runs = [in_own_process(what, size) for what in ("chunked", "whole")]
+        cells = [f"{run['ns']:.2f} | {run['memory']:.0f} MB" for run in runs]
         print(f"| {size:,} | {' | '.join(cells)} |", flush=True)
 
 
 def in_own_process(what: str, size: int) -> dict[str, float]:
-    command = [sys.executable, sys.argv[0], "--one", what, str(size)]
+    command = [sys.executable, __file__, "--one", what, str(size)]
     result: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
     return result
 
 
-def stored(tokens: int) -> dict[str, float]:
-    """Makes a store of so many completion tokens and reads as many from it."""
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=2048,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-        )
+def store(tokens: int) -> dict[str, float]:
+    """Stores the targets of so many completion tokens and reads as many."""
+    config = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
     )
-    untyped: Any = None
-    teacher = Teacher.of(model.eval(), untyped, "random")
-    chance = random.Random(0)
-    count = tokens // LENGTH
-    sequences = [
-        TokenizedExample(ids[:10], ids[:10], ids[10:])
-        for ids in (chance.choices(range(2048), k=10 + LENGTH) for _ in range(count))
-    ]
+    no_tokenizer: Any = None
+    teacher = Teacher.of(LlamaForCausalLM(config).eval(), no_tokenizer, "random")
+    rng = random.Random(0)
+    texts = [rng.choices(range(2048), k=10 + LENGTH) for _ in range(tokens // LENGTH)]
+    examples = [TokenizedExample(ids[:10], ids[:10], ids[10:]) for ids in texts]
     with TemporaryDirectory() as folder:
-        before, begun = peak(), time.perf_counter()
-        store = SoftTargetStore.make(Path(folder), teacher, sequences, top_k=TOP_K, temperature=1.0)
+        before, begin = peak(), time.perf_counter()
+        stored = SoftTargetStore.make(Path(folder), teacher, examples, top_k=TOP_K, temperature=1.0)
         made = time.perf_counter()
-        for start in range(0, count, 32):
-            store.rows(chance.choices(range(count), k=len(range(start, min(count, start + 32)))), torch.device("cpu"))
+        for start in range(0, len(examples), BATCH):
+            count = min(BATCH, len(examples) - start)
+            stored.rows(rng.choices(range(len(examples)), k=count), torch.device("cpu"))
         read = time.perf_counter()
         return {
-            "store": 1e6 * (made - begun) / tokens,
+            "store": 1e6 * (made - begin) / tokens,
             "read": 1e6 * (read - made) / tokens,
             "memory": (peak() - before) / 1e6,
-            "disk": store.response_bytes / tokens,
+            "disk": stored.response_bytes / tokens,
         }
 
 
-def loss(vocabulary: int, plain: bool) -> dict[str, float]:
+def loss(vocabulary: int, chunked: bool) -> dict[str, float]:
     """One forward and backward of the response loss, after one that is not timed."""
     torch.manual_seed(0)
     head = torch.nn.Linear(WIDTH, vocabulary, bias=False, dtype=torch.bfloat16).requires_grad_(False)
@@ -105,14 +102,14 @@ def loss(vocabulary: int, plain: bool) -> dict[str, float]:
     targets = torch.randn(POSITIONS, TOP_K + 1).log_softmax(-1)
     before = peak()
     for _ in range(2):
-        begun = time.perf_counter()
-        given = states.clone().requires_grad_()
-        if plain:
-            divergence = generalized_jsd_loss(bucket_log_probs(head(given), ids), targets, 0.0).mean()
+        begin = time.perf_counter()
+        leaf = states.clone().requires_grad_()
+        if chunked:
+            divergence = response_loss(head, [], leaf, ids, targets, vocabulary=vocabulary, beta=0.0, temperature=1.0)
         else:
-            divergence = response_loss(head, [], given, ids, targets, vocabulary=vocabulary, beta=0.0, temperature=1.0)
+            divergence = generalized_jsd_loss(bucket_log_probs(head(leaf), ids), targets, 0.0).mean()
         divergence.backward()
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - begin
     return {"ns": 1e9 * seconds / POSITIONS / vocabulary, "memory": (peak() - before) / 1e6}
 
 

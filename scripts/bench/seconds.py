@@ -1,7 +1,7 @@
-"""Seconds of a build by stage: python scripts/bench/seconds.py healthcare-small@1 legal-small@1 --registry registry
+"""Seconds of a build by stage: python scripts/bench/seconds.py healthcare-small@1 legal-small@1
 
-Each student alone, and together with its base. ``teacher`` is the time to write this student's soft targets: 0 if another
-student's build had written them.
+One line per student and per base. ``teacher`` is the time spent on this version's soft targets: 0 where an earlier build had
+stored them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from factory.registry.manifest import to_json
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
 
@@ -33,24 +34,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("students", nargs="+")
     parser.add_argument("--registry", type=Path, default=Path("registry"))
+    parser.add_argument("--save", type=Path, metavar="FILE.json")
     given = parser.parse_args()
     registry = Registry(given.registry)
+    students = [registry.resolve(student) for student in given.students]
+    pairs = [(registry.resolve(student.base), student) for student in students]
+    versions = {version.reference: version for pair in pairs for version in pair}  # a shared base once
+    results = [measured(version) for version in versions.values()]
     print(f"| version | {' | '.join(STAGES)} | all | teacher |\n|{'---|' * (len(STAGES) + 3)}")
-    shown: set[str] = set()
-    for student in (registry.resolve(name) for name in given.students):
-        base = registry.resolve(str(student.manifest["base"]))
-        for version in (base, student):
-            if version.reference not in shown:
-                print(row(version))
-            shown.add(version.reference)
+    for one in results:
+        cells = [*(one["seconds"].get(stage, 0) for stage in STAGES), sum(one["seconds"].values()), one["teacher"]]
+        print(f"| {one['version']} | {' | '.join(f'{cell:.0f}' for cell in cells)} |")
+    if given.save:
+        given.save.write_bytes(to_json({"results": results}))
 
 
-def row(version: Version) -> str:
-    taken: dict[str, float] = version.manifest["seconds"]
-    targets: dict[str, Any] = version.manifest.get("targets") or {}
-    teacher = targets.get("teacher_seconds", 0.0) - targets.get("saved_seconds", 0.0) if targets else taken.get("targets", 0.0)
-    cells = [taken.get(stage, 0.0) for stage in STAGES]
-    return f"| {version.reference} | {' | '.join(f'{cell:.0f}' for cell in [*cells, sum(taken.values()), teacher])} |"
+def measured(version: Version) -> dict[str, Any]:
+    """Seconds by stage, and those that the teacher needed for the soft targets."""
+    manifest = version.manifest
+    targets = manifest.soft_targets if manifest.kind == "student" else None
+    teacher = targets.teacher_seconds - targets.saved_seconds if targets else manifest.seconds.get("targets", 0)
+    return {"version": version.reference, "seconds": manifest.seconds, "teacher": teacher}
 
 
 if __name__ == "__main__":

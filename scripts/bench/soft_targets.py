@@ -1,42 +1,45 @@
-"""What stored soft targets lose, by the number of tokens kept: python scripts/bench/soft_targets.py healthcare
+"""What stored soft targets lose, by the number k of tokens kept: python scripts/bench/soft_targets.py healthcare
 
-Measured on a domain's held-out text, in the vocabulary of the published base of a size.
+Measured on a domain's held-out text, in the vocabulary of the published base of a size. KL is in nats/token.
 
-stored                  nats from the teacher's distribution over the k tokens and the bucket of all others to what is read
-                        back: the cost of one byte per log-probability
-rest as the student's   nats from the whole distribution to what is stored, with the mass outside the k tokens spread as the
-                        student spreads it (the bucket teaches only its sum)
-rest even               the same with that mass spread evenly
-cosine                  of the loss's gradient at the student's logits with that of the whole distribution
-renormalised            the same without the rest, the k tokens scaled to sum to one
+stored                         KL from the teacher's distribution over the k tokens and the bucket of all others to what is
+                               read back: the cost of one byte per log-probability
+rest as the student's          KL from the whole distribution to what is stored, the bucket's mass spread as the student
+                               spreads it (the bucket teaches only its sum)
+rest even                      the same, with that mass spread evenly
+gradient cosine                between the gradient of the loss at the student's logits and that with the whole distribution
+gradient cosine, renormalised  the same without the bucket, the k tokens scaled to sum to one
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from factory.config.load import load_specs
 from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
 from factory.distill.target_store import dequantize, quantize
-from factory.models.base import load_base, trim_teacher
 from factory.models.forward import hidden_states, logits, make_batch
 from factory.models.scoring import student_batches
-from factory.models.tokenize import tokenize_examples
-from factory.pipeline.build import Factory
+from factory.models.tokenize import TokenizedExample, tokenize_examples
+from factory.pipeline.base import StudentBase, make_base
+from factory.pipeline.context import make_context, resolve_models
+from factory.pipeline.dataset import make_dataset
 from factory.registry.registry import Registry
 
 KEPT = (4, 8, 16, 24, 36, 64, 128, 256)
+BATCH = 8
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Sums over positions of one batch."""
+    """Sums over the positions of one batch, in the order of the table's columns."""
 
     stored: float
     as_student: float
@@ -56,30 +59,37 @@ def main() -> None:
     given = parser.parse_args()
     specs = load_specs(given.domains)
     family = specs.family_of_size(given.size)
-    factory = Factory(specs, family, profile=given.profile, registry=Registry(given.registry))
-    version, data = factory.base(given.size), factory.data(given.domain)
-    base = load_base(version.folder, factory.device)
-    teacher = trim_teacher(factory.teacher, base.shape.tokens)
-    held_out = tokenize_examples(data.rows["test"].select(range(given.examples)), teacher.tokenizer, data.spec.teacher_context)
-    sums, positions = {k: [0.0] * 5 for k in KEPT}, 0
-    for start in range(0, len(held_out), 8):
-        part = held_out[start : start + 8]
-        seen = make_batch([s.teacher_prompt for s in part], [s.completion for s in part]).to(factory.device)
-        own = student_batches(part, len(part))[0].to(factory.device)
-        with torch.no_grad():
-            full = logits(teacher.model, hidden_states(teacher.model, seen).final[seen.predicts]).float().log_softmax(-1)
-            student = logits(base.model, hidden_states(base.model, own).final[own.predicts]).float()
-        positions += len(full)
+    context = make_context(specs, family, registry=Registry(given.registry), profile=given.profile)
+    models = resolve_models(family, specs.root, context.device)
+    data = make_dataset(context, models, specs.domain(given.domain))
+    base = make_base(context, models, given.size)
+    rows = list(data.rows["test"])[: given.examples]
+    held_out = tokenize_examples(rows, base.teacher.tokenizer, data.spec.teacher_context)
+    sums, positions = {k: np.zeros(5) for k in KEPT}, 0
+    for start in range(0, len(held_out), BATCH):
+        teacher, student = both_logits(base, held_out[start : start + BATCH])
+        positions += len(teacher)
         for k in KEPT:
-            lost = compare(full, student, k)
-            sums[k] = [before + more for before, more in zip(sums[k], vars(lost).values(), strict=True)]
-    wide = 2 if len(teacher.tokenizer) <= 1 << 16 else 4
-    print(f"{given.domain}-{given.size}, {positions} positions of {len(held_out)} held-out examples, {version.reference}\n")
-    print("| k | bytes a token | stored | rest as the student's | rest even | cosine | renormalised |")
+            sums[k] += astuple(compare(teacher.log_softmax(-1), student, k))
+    id_bytes = 2 if len(base.teacher.tokenizer) <= 1 << 16 else 4
+    reference = base.version.reference
+    print(f"{given.domain}-{given.size}, {positions:,} positions of {len(held_out)} held-out examples, {reference}\n")
+    print("| k | bytes/token | stored | rest as the student's | rest even | gradient cosine | gradient cosine, renormalised |")
     print("|---|---|---|---|---|---|---|")
     for k in KEPT:
-        cells = [value / positions for value in sums[k]]
-        print(f"| {k} | {k * wide + k + 1} | {' | '.join(f'{cell:.4f}' for cell in cells)} |")
+        print(f"| {k} | {k * id_bytes + k + 1} | {' | '.join(f'{value:.4f}' for value in sums[k] / positions)} |")
+
+
+def both_logits(base: StudentBase, examples: list[TokenizedExample]) -> tuple[Tensor, Tensor]:
+    """Of teacher and base, each (N, V), at the completion positions; the teacher sees its context."""
+    teacher, student = base.teacher.model, base.base.model
+    seen = make_batch([one.teacher_prompt for one in examples], [one.completion for one in examples]).to(teacher.device)
+    own = student_batches(examples, len(examples))[0].to(teacher.device)
+    with torch.no_grad():
+        return (
+            logits(teacher, hidden_states(teacher, seen).final[seen.predicts]).float(),
+            logits(student, hidden_states(student, own).final[own.predicts]).float(),
+        )
 
 
 def compare(full: Tensor, student: Tensor, k: int) -> Loss:
@@ -104,7 +114,7 @@ def compare(full: Tensor, student: Tensor, k: int) -> Loss:
 
 
 def spread(stored: Tensor, shape: Tensor, ids: Tensor) -> Tensor:
-    """(N, k + 1), (N, V), (N, k) → (N, V): the rest's mass over all other tokens, in the proportions of ``shape``."""
+    """(N, k + 1), (N, V), (N, k) → (N, V): the bucket's mass over all other tokens, in the proportions of ``shape``."""
     others = shape.scatter(-1, ids, float("-inf")).log_softmax(-1)
     return (others + stored[:, -1:]).scatter(-1, ids, stored[:, :-1])
 

@@ -1,25 +1,45 @@
 """A small size with and without a teacher assistant: python scripts/bench/teacher_assistant.py tiny --steps 550
 
-The budgets are equal: the direct path gets extra steps for those that healed the assistant, weighted by parameters. Three bases
-are built in the registry, evaluated on the test splits of every public domain and compared example by example: through the
-assistant, directly at equal total budget, and directly at equal steps (for an assistant that exists anyway).
+Publishes three bases of the size and compares them, example by example, on the test splits of all public domains: taught by the
+assistant; taught by the teacher for the same total cost; taught by the teacher for the same number of steps. The total cost
+includes the healing of the assistant, whose steps count in proportion to its parameters.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from factory.config.load import load_specs
+from factory.config.schema import Profile
+from factory.energy import Meter
 from factory.evaluation.fidelity import fixed_model, measure
-from factory.evaluation.stats import BootstrapConfig, ExampleSums, paired_difference, summarize
+from factory.evaluation.stats import paired_difference, summarize
 from factory.models.base import load_base, trim_teacher
 from factory.models.tokenize import tokenize_examples
-from factory.pipeline.base import Bases
+from factory.pipeline.base import make_base, publish_base
+from factory.pipeline.context import BuildContext, FamilyModels, make_context, resolve_models
+from factory.pipeline.dataset import make_dataset
+from factory.registry.manifest import MetricValue, plain_json, to_json
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
 from factory.reports.format import format_metric
+
+METRICS = ("kl", "top1_agreement", "entropy_gap")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One base beside the teacher."""
+
+    name: str
+    parameters: int
+    of_teacher: float  # its share of the teacher's parameters
+    metrics: dict[str, MetricValue]
+    ahead: MetricValue | None  # this base's KL minus the first one's, paired by example
 
 
 def main() -> None:
@@ -29,57 +49,81 @@ def main() -> None:
     parser.add_argument("--profile", default="default")
     parser.add_argument("--registry", type=Path, default=Path("registry"))
     parser.add_argument("--domains", type=Path, default=Path("domains"))
+    parser.add_argument("--save", type=Path, metavar="FILE.json")
     given = parser.parse_args()
-    specs, registry = load_specs(given.domains), Registry(given.registry)
+    specs = load_specs(given.domains)
     family = specs.family_of_size(given.size)
-    assistant = family.model_copy(update={"path": "auto"}).teacher_assistant(given.size)
-    if assistant is None:
-        raise SystemExit(f"error: family {family.name} has no larger size than {given.size} with as many tokens")
+    context = make_context(specs, family, registry=Registry(given.registry), profile=given.profile)
+    models = resolve_models(family, specs.root, context.device)
+    results = compare(context, models, make_bases(context, models, given.size, given.steps))
+    print(table(results))
+    print(f"\nn {results[0].metrics['kl'].n:,} completion tokens, seed {context.seed}")
+    if given.save:
+        run = {"size": given.size, "profile": given.profile, "steps": given.steps, "seed": context.seed,
+               "git_commit": context.git_commit, "results": [asdict(one) for one in results]}  # fmt: skip
+        given.save.write_bytes(to_json(plain_json(run, "teacher_assistant")))
 
-    def bases(path: Any, steps: int) -> Bases:
-        heal = family.settings(given.profile).heal.model_copy(update={"steps": steps})
-        other = family.model_copy(update={"path": path, "heal": heal, "profiles": {}})
-        return Bases(specs, other, profile="default", registry=registry)
 
-    between = Bases(specs, family, profile=given.profile, registry=registry).base(assistant)
-    through = bases((assistant,), given.steps).base(given.size, between)
-    share = between.manifest["parameters"] / through.manifest["parameters"]
-    paid = round(between.manifest["training"]["config"]["steps"] * share)
-    equal = bases("none", given.steps).base(given.size)
-    direct = bases("none", given.steps + paid).base(given.size)
-    named = {
-        f"through {between.reference}, {given.steps} steps": through,
-        f"direct, equal total budget: {given.steps + paid} steps": direct,
-        f"direct, equal steps: {given.steps}": equal,
+def make_bases(context: BuildContext, models: FamilyModels, size: str, steps: int) -> dict[str, Version]:
+    """The three bases, the one that was taught by the assistant first."""
+    named = context.family.model_copy(update={"path": "auto"}).teacher_assistant(size)
+    if named is None:
+        raise SystemExit(f"error: family {context.family.name} has no larger size than {size} with the same vocabulary")
+    assistant = make_base(context, models, named).version
+    assisted = publish_base(with_path(context, (named,), steps), models, size, assistant=assistant)
+    share = assistant.manifest.parameters / assisted.manifest.parameters
+    total = steps + round(assistant.manifest.training.config["steps"] * share)
+    return {
+        f"taught by the assistant {assistant.reference}, {steps} steps": assisted,
+        f"direct, equal total budget: {total:,} steps": make_base(with_path(context, "none", total), models, size).version,
+        f"direct, equal steps: {steps:,}": make_base(with_path(context, "none", steps), models, size).version,
     }
-    print(table(bases("none", given.steps), named))
 
 
-def table(bases: Bases, named: dict[str, Version]) -> str:
-    """Markdown: a base a line, KL of all domains' test splits together, and how far the first is ahead of it."""
-    loaded = {name: load_base(version.folder, bases.device) for name, version in named.items()}
-    teacher = trim_teacher(bases.teacher, next(iter(loaded.values())).shape.tokens)
-    examples = bases.family.settings(bases.profile).evaluate.examples
+def with_path(context: BuildContext, path: Any, steps: int) -> BuildContext:
+    """The same build with another ``path`` and other healing steps."""
+    family, profile = context.family, context.family.profiles.get(context.profile, Profile())
+    profile = profile.model_copy(update={"heal": profile.heal | {"steps": steps}})
+    changed = {"path": path, "profiles": family.profiles | {context.profile: profile}}
+    return replace(context, family=family.model_copy(update=changed), meter=Meter())
+
+
+def compare(context: BuildContext, models: FamilyModels, versions: Mapping[str, Version]) -> list[Result]:
+    """Every base on the same held-out examples."""
+    bases = {name: load_base(version.folder, context.device) for name, version in versions.items()}
+    teacher = trim_teacher(models.teacher, next(iter(bases.values())).shape.tokens)
+    datasets = [make_dataset(context, models, domain) for domain in context.public_domains]
+    limit = context.settings().evaluate.examples
     held_out = [
-        one
-        for domain in bases.public_domains
-        for one in tokenize_examples(
-            list(bases.data(domain.name).rows["test"])[:examples], teacher.tokenizer, domain.teacher_context
-        )
+        example
+        for data in datasets
+        for example in tokenize_examples(list(data.rows["test"])[:limit], teacher.tokenizer, data.spec.teacher_context)
     ]
-    sums: dict[str, ExampleSums] = measure(teacher, {name: fixed_model(base.model) for name, base in loaded.items()}, held_out)
-    bootstrap = BootstrapConfig(bases.family.evaluate.bootstrap, bases.seed)
+    sums = measure(teacher, {name: fixed_model(base.model) for name, base in bases.items()}, held_out)
     first = next(iter(sums.values()))
+    return [
+        Result(
+            name=name,
+            parameters=versions[name].manifest.parameters,
+            of_teacher=versions[name].manifest.parameters / models.teacher.parameters,
+            metrics=summarize(one, None, context.bootstrap),
+            ahead=None if one is first else paired_difference(one.kl, first.kl, one.tokens, context.bootstrap),
+        )
+        for name, one in sums.items()
+    ]
+
+
+def table(results: list[Result]) -> str:
+    """Markdown, one base per line."""
     lines = ["| base | parameters | of the teacher | KL | top-1 agreement | entropy gap | the first is ahead by, paired |"]
     lines.append("|---|---|---|---|---|---|---|")
-    for name, one in sums.items():
-        figures = summarize(one, None, bootstrap)
-        parameters = named[name].manifest["parameters"]
-        ahead = paired_difference(one.kl, first.kl, one.tokens, bootstrap)
-        written = {key: format_metric(figures[key]) for key in ("kl", "top1_agreement", "entropy_gap")}
-        cells = [f"{parameters / 1e6:.1f} M", f"{parameters / bases.teacher.parameters:.1%}", *written.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} | {'-' if one is first else format_metric(ahead)} |")
-    lines.append(f"\nn {int(first.tokens.sum()):,} completion tokens of {len(held_out)} examples, seed {bases.seed}")
+    for one in results:
+        cells = [
+            f"{one.parameters / 1e6:.1f} M",
+            f"{one.of_teacher:.1%}",
+            *(format_metric(one.metrics[name]) for name in METRICS),
+        ]
+        lines.append(f"| {one.name} | {' | '.join(cells)} | {format_metric(one.ahead)} |")
     return "\n".join(lines)
 
 

@@ -1,13 +1,13 @@
-"""This trainer and its peers on the same teacher, student, data, batch and length; each run in a process of its own.
+"""This project's trainer and trl's on the same teacher, student, data, batch and length; every run is a process of its own.
 
     python scripts/bench/trainers.py healthcare --size small --minutes 10 --save docs/results/trainers-smollm2.json
     python scripts/bench/trainers.py healthcare --size gemma-small --minutes 10 --accumulate 2 \\
         --save docs/results/trainers-gemma.json
 
-Every student is the teacher cut to the layers of the size's published base, without that base's training: LoRA on every linear
-layer, at the family's rank and learning rate. ``full`` is the teacher's whole vocabulary, as trl's users have it; ``trimmed``
-is the vocabulary that this project trains in. The peers are trl's GKDTrainer (without gradient checkpointing, similar lengths
-batched together), its DistillationTrainer on-policy, and LoRA fine-tuning on the same answers. Nobody sees a teacher's context.
+Every student is the teacher cut to the layers of the size's published base, not healed, with LoRA on every linear layer at
+the family's rank and learning rate. Runs with the ``full`` vocabulary keep the teacher's, as users of trl do; ``trimmed`` is
+the one that this project trains in. The peers are trl's GKDTrainer (without gradient checkpointing, similar lengths batched
+together), its DistillationTrainer on-policy, and LoRA fine-tuning on the same answers. No teacher is shown its context.
 
 Tokens are those of prompts and completions, without padding. Memory is the peak of the process while it trains, libraries
 included. KL is measured on held-out text in the run's own vocabulary, before and after the steps of its line, with a learning
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,8 +48,8 @@ from factory.models.chat import NO_CONTEXT
 from factory.models.pruning import prune_layers
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample, tokenize_examples
-from factory.pipeline.build import Factory
-from factory.pipeline.context import Materials
+from factory.pipeline.context import make_context, resolve_models
+from factory.pipeline.dataset import make_dataset
 from factory.registry.registry import Registry
 
 BATCH, EXAMPLES, HELD_OUT, WARM_UP = 8, 4096, 64, 2
@@ -100,17 +100,19 @@ def main() -> None:
     parser.add_argument("domain")
     parser.add_argument("--size", default="small")
     parser.add_argument("--profile", default="default")
-    parser.add_argument("--text-of", help="a family whose data set is used, in place of the size's own")
+    parser.add_argument("--text-of", help="a family whose data set is used instead of the size's own")
     parser.add_argument("--registry", type=Path, default=Path("registry"))
     parser.add_argument("--domains", type=Path, default=Path("domains"))
-    parser.add_argument("--steps", type=int, default=8, help="timed steps a run, after two that are not")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps per run, after two that are not")
     parser.add_argument("--minutes", type=float, default=0, help="training before the held-out KL; 0 leaves it out")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--accumulate", type=int, default=1, help="parts in which peers take a batch, where memory asks for it")
+    parser.add_argument(
+        "--accumulate", type=int, default=1, help="parts in which the peers take a batch, where memory is short"
+    )
     parser.add_argument("--only", action="append", choices=list(RUNS), help="may be repeated")
     parser.add_argument("--save", type=Path)
     parser.add_argument("--one", choices=list(RUNS), help=argparse.SUPPRESS)  # this process measures one run
-    parser.add_argument("--targets", type=Path, help=argparse.SUPPRESS)  # where ours keeps the teacher's
+    parser.add_argument("--targets", type=Path, help=argparse.SUPPRESS)  # where this project's trainer keeps the teacher's
     given = parser.parse_args()
     if given.one:
         print(json.dumps(asdict(measure_run(given.one, given))))
@@ -123,7 +125,7 @@ def main() -> None:
 
 
 def compared(given: argparse.Namespace, targets: str) -> Any:
-    """Yields what every run measured; with ``--minutes`` the long ones twice, for as many steps as fit."""
+    """What every run measured; with ``--minutes`` the long ones a second time, for as many steps as fit."""
     for name in given.only or RUNS:
         if RUNS[name].trainer == "ours":
             in_own_process(name, 1, targets)  # stores the targets, so that the measured process has them stored
@@ -136,11 +138,11 @@ def compared(given: argparse.Namespace, targets: str) -> Any:
 
 
 def in_own_process(name: str, steps: int, targets: str) -> dict[str, Any] | None:
-    """One run's result; None, and a line, where it fails."""
-    command = [sys.executable, *sys.argv, "--one", name, "--steps", str(steps), "--targets", targets]
+    """One run's result; None, and a line on stderr, where it fails."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--one", name, "--steps", str(steps), "--targets", targets]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        print(f"{name}: ended with {done.returncode}", file=sys.stderr, flush=True)
+        print(f"{name}: failed with exit code {done.returncode}", file=sys.stderr, flush=True)
         return None
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(table([result]).splitlines()[-1], file=sys.stderr, flush=True)
@@ -148,7 +150,7 @@ def in_own_process(name: str, steps: int, targets: str) -> dict[str, Any] | None
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown, a line a run."""
+    """Markdown, one run per line."""
     lines = ["| run | steps | tokens/s | peak memory | teacher before training | KL before → after | of the bf16 matrix rate |"]
     lines.append("|---|---|---|---|---|---|---|")
     for one in results:
@@ -163,56 +165,51 @@ def measure_run(name: str, given: argparse.Namespace) -> Result:
     """Loads one run's models, trains, and measures."""
     run, specs = RUNS[name], load_specs(given.domains)
     family = specs.family_of_size(given.size)
-    factory = Factory(specs, family, profile=given.profile, registry=Registry(given.registry), device=given.device)
-    shape = load_base(factory.registry.resolve(f"{family.name}-{given.size}-base").folder, factory.device).shape
-    teacher = trim_teacher(factory.teacher, shape.tokens) if run.vocabulary == "trimmed" else factory.teacher
+    context = make_context(specs, family, registry=Registry(given.registry), profile=given.profile, device=given.device)
+    models = resolve_models(family, specs.root, context.device)
+    shape = load_base(context.registry.resolve(f"{family.name}-{given.size}-base").folder, context.device).shape
+    teacher = trim_teacher(models.teacher, shape.tokens) if run.vocabulary == "trimmed" else models.teacher
     dtype = torch.float32 if run.dtype == "float32" else torch.bfloat16
     teacher.model.to(dtype)
     base = pruned(teacher, shape)
-    written = Materials(specs, specs.families[given.text_of], profile=given.profile) if given.text_of else factory
-    rows = written.data(given.domain).rows
-    train, test = (tokenize_examples(rows[split], teacher.tokenizer, NO_CONTEXT) for split in ("train", "test"))
-    config = family.settings(given.profile, specs.domain(given.domain)).distill.model_copy(
-        update={
-            "batch": BATCH,
-            "feature": 0.0,
-            "relation": 0.0,
-            "lmbda": float(run.on_policy),
-            "steps": given.steps + WARM_UP,
-        }
-    )
-    meter = Meter()
+    data_family = specs.family(given.text_of) if given.text_of else family
+    data_context = replace(context, family=data_family, seed=data_family.seed)
+    data = make_dataset(data_context, resolve_models(data_family, specs.root, context.device), specs.domain(given.domain))
+    train, test = (tokenize_examples(data.rows[split], teacher.tokenizer, NO_CONTEXT) for split in ("train", "test"))
+    objective = {"feature": 0.0, "relation": 0.0, "lmbda": float(run.on_policy)}
+    config = context.settings(data.spec).distill.model_copy(update=objective | {"batch": BATCH, "steps": given.steps + WARM_UP})
+    timer = StepTimer()
     with TemporaryDirectory() as folder:
         make = ours if run.trainer == "ours" else theirs
-        setup = Setup(run, base, teacher, train[:EXAMPLES], config, Path(folder), given.targets, given.accumulate, meter)
+        setup = Setup(run, base, teacher, train[:EXAMPLES], config, Path(folder), given.targets, given.accumulate, timer)
         trainer, model, seconds = make(setup)
         if run.trainer == "sft" or (run.trainer == "ours" and not run.on_policy):
             teacher.release()
-            factory.teacher.release()
-        meter.watch(model)
+            models.teacher.release()
+        timer.watch(model)
         trainer.train()
     candidates = {"before": base_only(model), "after": with_adapter(model, "default")}
     kl = {
         name: float(sums.kl.sum() / sums.tokens.sum()) for name, sums in measure(teacher, candidates, test[:HELD_OUT]).items()
     }
-    rate = meter.tokens_per_second()
+    rate = timer.tokens_per_second()
     completion = sum(len(s.completion) for s in train) / sum(len(s.prompt) + len(s.completion) for s in train)
     return Result(
         name=name,
         steps=given.steps + WARM_UP,
         tokens_per_second=rate,
-        step_seconds=meter.step_seconds(),
-        peak_bytes=meter.peak,
+        step_seconds=timer.step_seconds(),
+        peak_bytes=timer.peak,
         teacher_seconds=seconds,
         kl_before=kl["before"],
         kl_after=kl["after"],
-        matrix_share=rate * operations(model, completion) / matrix_rate(factory.device),
+        matrix_share=rate * operations(model, completion) / matrix_rate(context.device),
     )
 
 
 def pruned(teacher: Teacher, shape: Shape) -> Base:
-    """The teacher's own layers, as the published base has them, and nothing trained."""
-    assert shape.layers is not None, "a base of its own has no layers of the teacher's to begin with"
+    """The teacher cut to the layers of the published base, not healed."""
+    assert shape.layers is not None, "a base that was not cut from the teacher has none of its layers"
     model: Any = copy.deepcopy(teacher.model)
     prune_layers(model, list(shape.layers))
     return Base(model, teacher.tokenizer, Shape(shape.layers, shape.tokens))
@@ -223,7 +220,7 @@ def pruned(teacher: Teacher, shape: Shape) -> Base:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a trainer is made of."""
+    """What a trainer is given."""
 
     run: Run
     base: Base
@@ -233,17 +230,25 @@ class Setup:
     folder: Path
     targets: Path
     accumulate: int
-    meter: Meter
+    timer: StepTimer
 
 
 def ours(setup: Setup) -> tuple[Any, Any, float]:
-    """This project's trainer, its targets stored first (those of sampled completions are scored live)."""
+    """This project's trainer. Its targets are stored first; completions that the student samples are scored live."""
     config, train = setup.config, setup.train
     adapter = attach_adapter(setup.base, config)
     store = SoftTargetStore.make(setup.targets, setup.teacher, train, top_k=config.top_k, temperature=1.0)
     training_set = TrainingSet(train, store, np.zeros((len(train), 1), dtype=np.float32))
-    folder, meter = setup.folder, setup.meter
-    trainer = DistillTrainer(adapter, setup.base, setup.teacher, training_set, config, folder=folder, seed=0, callbacks=[meter])
+    trainer = DistillTrainer(
+        adapter,
+        setup.base,
+        setup.teacher,
+        training_set,
+        config,
+        folder=setup.folder,
+        seed=0,
+        callbacks=[setup.timer],
+    )
     return trainer, adapter, 0.0 if setup.run.on_policy else store.describe().teacher_seconds
 
 
@@ -284,7 +289,7 @@ def theirs(setup: Setup) -> tuple[Any, Any, float]:
         "model": setup.base.model,
         "processing_class": setup.base.tokenizer,
         "peft_config": lora,
-        "callbacks": [setup.meter],
+        "callbacks": [setup.timer],
     }
     trainer: Any
     if run.trainer == "sft":
@@ -310,8 +315,8 @@ def theirs(setup: Setup) -> tuple[Any, Any, float]:
 # ----------------------------------------------------------------------------------------------------------- measuring
 
 
-class Meter(TrainerCallback):
-    """Seconds, and real tokens of the student's training passes, at the end of every step; the most memory held."""
+class StepTimer(TrainerCallback):
+    """Seconds and tokens of the student's training passes, padding left out, at the end of every step; peak memory."""
 
     def __init__(self) -> None:
         self.tokens, self.ends, self.peak = 0, [(0.0, 0)], 0
@@ -334,18 +339,18 @@ class Meter(TrainerCallback):
         self.peak = peak_bytes()
 
     def tokens_per_second(self) -> float:
-        (begun, before), (ended, after) = self.ends[WARM_UP], self.ends[-1]
-        return (after - before) / (ended - begun)
+        (begin, before), (end, after) = self.ends[WARM_UP], self.ends[-1]
+        return (after - before) / (end - begin)
 
     def step_seconds(self) -> float:
         return float(np.median(np.diff([end for end, _ in self.ends])[WARM_UP:]))
 
 
 def operations(model: Any, completion_share: float) -> float:
-    """Floating-point operations that a token's training step cannot do without, a multiplication and an addition each.
+    """Floating-point operations per token that a training step needs: two for each multiplication and addition.
 
-    Forward, and backward to the activations: frozen weights have no gradient. The head is for completion positions only;
-    attention and the adapter, a few per cent, are left out.
+    Forward, and backward to the activations, since frozen weights have no gradient. The head is computed at completion
+    positions only. Attention and the adapter, a few per cent, are left out.
     """
     inner = model.get_base_model()
     layers = sum(p.numel() for name, p in inner.named_parameters() if "layers." in name and "lora_" not in name)
@@ -353,24 +358,24 @@ def operations(model: Any, completion_share: float) -> float:
 
 
 def matrix_rate(device: torch.device) -> float:
-    """Floating-point operations a second of a bf16 product of two square matrices that fill the device; the best of ten."""
+    """Floating-point operations per second of a bf16 product of two square matrices that fill the device; the best of ten."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     best = float("inf")
     for _ in range(10):
-        begun = time.perf_counter()
+        begin = time.perf_counter()
         a @ b
         if device.type == "cuda":
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - begun)
+        best = min(best, time.perf_counter() - begin)
     return 2 * size**3 / best
 
 
 def forget_peak() -> None:
-    """What models and targets took to load is not the training's."""
+    """Leaves out what loading models and targets took."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # Linux alone can forget; elsewhere the peak is of the whole process
+    with suppress(OSError):  # Linux only; elsewhere the peak is that of the whole process
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
