@@ -12,7 +12,7 @@ from pathlib import Path
 
 from factory.config.load import load_specs
 from factory.pipeline.context import make_context
-from factory.pipeline.experiments import Ablation, ablations
+from factory.pipeline.experiments import VARIATIONS, Ablation, ablations
 from factory.registry.manifest import plain_json, to_json
 from factory.registry.registry import Registry
 from factory.reports.format import format_metric
@@ -28,16 +28,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--registry", type=Path, default=Path("registry"))
     parser.add_argument("--domains", type=Path, default=Path("domains"))
+    parser.add_argument("--only", action="append", choices=list(VARIATIONS), help="may be repeated")
     parser.add_argument("--save", type=Path, metavar="FILE.json")
     given = parser.parse_args()
     specs = load_specs(given.domains)
     family = specs.family_of_size(given.size)
     context = make_context(specs, family, registry=Registry(given.registry), profile=given.profile)
     print(f"{given.domain}-{given.size}, {given.steps} steps, seed {context.seed}\n")
-    print("| objective | KL | top-1 agreement | relation alignment | seconds | KL ahead of response only |")
+    print("| objective | KL | top-1 agreement | relation alignment | seconds | KL ahead of the first |")
     print("|---|---|---|---|---|---|")
     results = []
-    for ablation in ablations(context, given.domain, given.size, given.steps):
+    variations = {name: VARIATIONS[name] for name in given.only or VARIATIONS}
+    for ablation in ablations(context, given.domain, given.size, given.steps, variations):
         print(row(ablation), flush=True)
         results.append(asdict(ablation))
     if given.save:
