@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a student that answers: installs, builds the healthcare student (demo profile), compares it and asks it.
+# From nothing to a student that answers: installs, plans and builds the healthcare student (demo profile), compares it, asks it.
 # --full goes on: serves the student to a live client, fails to promote a spoiled version, and promotes a better one.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
@@ -17,6 +17,7 @@ newest() { # the newest version of the healthcare student, whatever its verdict
 }
 
 step factory doctor
+step factory plan healthcare --profile demo
 step factory build healthcare --profile demo
 step factory list
 step factory compare healthcare-small teacher

@@ -83,13 +83,10 @@ def _fetch(context: BuildContext, what: str, spec: ModelSpec) -> Step:
 
 
 def _router(context: BuildContext) -> Step:
-    there = router_folder(context).exists()
-    return Step(
-        "router",
-        "on disk" if there else "to do",
-        f"{len(context.public_domains)} domains and the general pool",
-        0 if there else 30,
-    )
+    detail = f"{len(context.public_domains)} domains and the general pool"
+    if router_folder(context).exists():
+        return Step("router", "on disk", detail)
+    return Step("router", "to do", detail, ROUTER_SECONDS)
 
 
 def _data(context: BuildContext, models: FamilyModels, spec: DomainSpec, rate: float) -> Step:
