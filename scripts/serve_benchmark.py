@@ -1,14 +1,14 @@
-"""The server beside bare llama.cpp and `transformers serve`, on the same students and machine, in one run.
+"""`factory serve` beside bare llama.cpp and `transformers serve`: the same students on the same machine, in one run.
 
     python scripts/serve_benchmark.py healthcare-small education-small legal-small --data DATA
 
-single     one stream at a time, the same prompts in turn from the gateway, from bare llama.cpp (the same GGUF, adapter and
-           slots) and from `transformers serve` (the merged student in bfloat16); medians of rounds, ratios within a round
-crowd      64 clients at once, over one student and over all that are named: seconds to the first token and per further token
-memory     what one further adapter adds to a running engine, beside the size of its file
-auto       mixed real prompts to the model `auto`: where they went, and the milliseconds that routing took
+single     one stream at a time: the gateway, bare llama.cpp (same GGUF, adapters and slots) and `transformers serve` (the
+           merged student in bfloat16) get the same prompts in turn; medians over rounds, ratios within a round
+crowd      64 clients at once, on one student and on all named ones: seconds to the first token and between tokens
+memory     what each further adapter adds to a running engine, beside the size of its file
+auto       mixed real prompts to the model `auto`: where they were routed, and how long routing took
 
-Every answer is as long as it may be only where the student does not stop before; tokens are those that were generated.
+Answers end where the student stops or at the token limit; only generated tokens are counted.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ QUESTIONS = (
 
 @dataclass(frozen=True)
 class Stream:
-    """One streamed answer, in seconds from the request."""
+    """One streamed answer; times in seconds from the request."""
 
     version: str
     first: float
@@ -73,7 +73,7 @@ class Stream:
 
 
 async def streamed(client: AsyncOpenAI, model: str, question: str, tokens: int, extra: dict[str, Any] | None = None) -> Stream:
-    """One answer, greedy."""
+    """Asks for one greedy answer and times it."""
     begun, first, count = time.perf_counter(), 0.0, 0
     async with client.chat.completions.with_streaming_response.create(
         model=model,
@@ -102,12 +102,12 @@ def free_port() -> int:
 
 @contextmanager
 def running(command: Sequence[str], port: int) -> Iterator[str]:
-    """Its URL while a server runs, once it answers."""
+    """Runs a server; yields its URL once it answers ``/health``."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         for _ in range(600):
             if process.poll() is not None:
-                raise SystemExit(f"error: {' '.join(command)} ended: {process.stderr.read() if process.stderr else ''}")
+                raise SystemExit(f"error: {' '.join(command)} exited: {process.stderr.read() if process.stderr else ''}")
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
                 break
@@ -130,17 +130,17 @@ def gateway(given: argparse.Namespace) -> Iterator[str]:
 
 @contextmanager
 def bare_llamacpp(gguf: Path, adapters: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """URL and key of llama.cpp alone, in a process of its own as the gateway's is."""
+    """URL and key of llama.cpp alone, in a process of its own like the gateway."""
     command = [sys.executable, __file__, "--bare", str(gguf), *map(str, adapters)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout
         url, key = process.stdout.readline().split()
         yield url, key
-        process.stdin.close()  # it ends with its input
+        process.stdin.close()  # which ends the process
 
 
 def bare(gguf: Path, adapters: Sequence[Path]) -> None:
-    """This process: says where it listens, until its input ends."""
+    """Runs llama.cpp in this process until stdin closes; prints its URL and key."""
     with LlamaServer(gguf, adapters=adapters, parallel=Limits().parallel, context=Limits().context) as server:
         print(server.url, server.headers["Authorization"].removeprefix("Bearer "), flush=True)
         sys.stdin.read()
@@ -159,12 +159,12 @@ def transformers_serve(folder: Path) -> Iterator[str]:
 
 
 def single(given: argparse.Namespace, folder: Path) -> list[str]:
-    """One stream: the gateway, bare llama.cpp, `transformers serve`; a round asks each the same questions in turn."""
+    """Tokens/s of one stream; in each round every server gets the same questions, in random order."""
     student, registry = given.students[0], Registry(given.registry)
     export_version(registry.resolve(student), registry, "merged", folder)
     gguf, adapters = files(given)
     with gateway(given) as url, bare_llamacpp(gguf, adapters) as (bare, key), transformers_serve(folder) as peer:
-        lora = {"lora": lora_choice(len(adapters), 0), "top_k": 0, "min_p": 0.0}  # as the gateway asks
+        lora = {"lora": lora_choice(len(adapters), 0), "top_k": 0, "min_p": 0.0}  # as the gateway sends it
         asked = {
             "gateway": (AsyncOpenAI(base_url=url, api_key=KEY), student, None),
             "bare llama.cpp": (AsyncOpenAI(base_url=f"{bare}/v1", api_key=key), student, lora),
@@ -173,7 +173,7 @@ def single(given: argparse.Namespace, folder: Path) -> list[str]:
         rates: dict[str, list[float]] = {name: [] for name in asked}
 
         async def rounds() -> None:
-            for round_ in range(ROUNDS + 1):  # the first one warms up
+            for round_ in range(ROUNDS + 1):  # the first round warms up
                 for name in sorted(asked, key=lambda _: random.random()):
                     client, model, extra = asked[name]
                     streams = [await streamed(client, model, question, TOKENS, extra) for question in QUESTIONS]
@@ -181,24 +181,28 @@ def single(given: argparse.Namespace, folder: Path) -> list[str]:
                         rates[name].append(sum(one.tokens for one in streams) / sum(one.last for one in streams))
 
         asyncio.run(rounds())
-    lines = [f"| one stream of {student} | tokens/s, median of {ROUNDS} rounds | least | most |", "|---|---|---|---|"]
+    lines = [f"| one stream of {student} | tokens/s, median of {ROUNDS} rounds | min | max |", "|---|---|---|---|"]
     lines += [f"| {name} | {np.median(r):.1f} | {min(r):.1f} | {max(r):.1f} |" for name, r in rates.items()]
-    over = np.median(np.array(rates["bare llama.cpp"]) / np.array(rates["gateway"])) - 1
-    ahead = np.median(np.array(rates["gateway"]) / np.array(rates["transformers serve"]))
-    return [*lines, "", f"overhead over bare llama.cpp {over:.1%}; {ahead:.1f} times `transformers serve` (medians of ratios)"]
+    overhead = np.median(np.array(rates["bare llama.cpp"]) / np.array(rates["gateway"])) - 1
+    speedup = np.median(np.array(rates["gateway"]) / np.array(rates["transformers serve"]))
+    return [
+        *lines,
+        "",
+        f"overhead over bare llama.cpp {overhead:.1%}; {speedup:.1f} times `transformers serve` (medians of ratios)",
+    ]
 
 
 def files(given: argparse.Namespace) -> tuple[Path, list[Path]]:
-    """The students' base and adapters as the gateway has them."""
+    """GGUF files of the students' base and adapters, as the gateway uses them."""
     specs, registry = load_specs(given.domains), Registry(given.registry)
     versions = [registry.resolve(student) for student in given.students]
-    models = resolve_models(specs.family(versions[0].manifest.family), specs.root, pick_device("auto"))
-    made = GgufFiles(registry, models, "q8_0")
-    return made.base(str(versions[0].base)), [made.adapter(version) for version in versions]
+    family = specs.family(versions[0].manifest.family)
+    written = GgufFiles(registry, lambda: resolve_models(family, specs.root, pick_device("auto")), "q8_0")
+    return written.base(str(versions[0].base)), [written.adapter(version) for version in versions]
 
 
 def crowd(given: argparse.Namespace) -> list[str]:
-    """64 clients at once, each with two questions, over one student and over all."""
+    """Latency of 64 clients at once, each with two questions, on one student and on all."""
 
     async def ask(url: str, students: Sequence[str]) -> tuple[list[Stream], int, float]:
         client = AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=600)
@@ -214,7 +218,7 @@ def crowd(given: argparse.Namespace) -> list[str]:
         found = [stream for streams in done if not isinstance(streams, BaseException) for stream in streams]
         return found, lost, time.perf_counter() - begun
 
-    columns = ("lost", "first token, p50", "p95", "per further token, p50", "p95", "tokens/s of all")
+    columns = ("lost", "first token, p50", "p95", "between tokens, p50", "p95", "tokens/s in all")
     lines = [f"| {CLIENTS} clients, 2 questions each | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
     with gateway(given) as url:
         asyncio.run(ask(url, given.students))  # engines start, caches fill
@@ -229,7 +233,7 @@ def crowd(given: argparse.Namespace) -> list[str]:
 
 
 def auto(given: argparse.Namespace) -> list[str]:
-    """Real prompts of every domain and of none, mixed: where `auto` sends them, and what that takes."""
+    """Real prompts of each domain and of none, mixed: where `auto` routes them, and how long that takes."""
     wanted = {"healthcare": "healthcare", "education": "education", "legal": "legal", "general": ""}
     rng, mixed = random.Random(1), []
     for folder, domain in wanted.items():
@@ -248,14 +252,14 @@ def auto(given: argparse.Namespace) -> list[str]:
             abstained += not chosen
             took.append(float(said.headers["server-timing"].partition("dur=")[2].partition(",")[0]))
     total, each = sum(right.values()), PROMPTS // len(wanted)
-    lines = ["| prompts to `auto` | n | routed right | abstained | routing, p50 | p95 |", "|---|---|---|---|---|---|"]
+    lines = ["| prompts to `auto` | n | routed correctly | abstained | routing, p50 | p95 |", "|---|---|---|---|---|---|"]
     times = f"{np.percentile(took, 50):.1f} ms | {np.percentile(took, 95):.1f} ms"
     lines.append(f"| all | {len(mixed)} | {total / len(mixed):.3f} | {abstained / len(mixed):.3f} | {times} |")
     return lines + [f"| of {name} | {each} | {count / each:.3f} | | | |" for name, count in right.items()]
 
 
 def memory(given: argparse.Namespace) -> list[str]:
-    """An engine with one adapter and with sixteen more, each in a process of its own: loaded, and when all have answered."""
+    """Memory per further adapter, from engines with one and with seventeen: once loaded, and after answers of each adapter."""
     gguf, adapters = files(given)
 
     def held(count: int) -> np.ndarray:
@@ -265,14 +269,14 @@ def memory(given: argparse.Namespace) -> list[str]:
 
     loaded, answered = (held(1 + FURTHER) - held(1)) / FURTHER
     size = adapters[0].stat().st_size
-    lines = ["| a further adapter | MB in memory | MB of its file | ratio |", "|---|---|---|---|"]
-    for when, each in (("loaded", loaded), ("when each has answered", answered)):
+    lines = ["| per further adapter | MB in memory | MB of its file | ratio |", "|---|---|---|---|"]
+    for when, each in (("loaded", loaded), ("after each has answered", answered)):
         lines.append(f"| {when}, mean of {FURTHER} | {each / 1e6:.2f} | {size / 1e6:.2f} | {each / size:.2f} |")
     return lines
 
 
 def hold(count: int, gguf: Path, adapter: Path) -> Iterator[int]:
-    """Bytes that this process holds with so many adapters; then again, after as many answers of both counts' engines."""
+    """Resident bytes of this process with ``count`` adapters loaded, then again after 17 answers."""
     with LlamaServer(gguf, adapters=[adapter] * count) as server:
         yield resident()
         for turn in range(1 + FURTHER):
@@ -288,11 +292,11 @@ def resident() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("students", nargs="+", help="of one base; the first one is measured alone as well")
+    parser.add_argument("students", nargs="+", help="students of one base; the first one is also measured alone")
     parser.add_argument("--data", type=Path, help="folder of real prompts: healthcare/, education/, legal/, general/")
     parser.add_argument("--registry", type=Path, default=Path("registry"))
     parser.add_argument("--domains", type=Path, default=Path("domains"))
-    parser.add_argument("--only", action="append", choices=["single", "crowd", "memory", "auto"], help="may be repeated")
+    parser.add_argument("--only", action="append", choices=["single", "crowd", "memory", "auto"], help="repeatable")
     given = parser.parse_args()
     with TemporaryDirectory() as folder:
         sections: dict[str, Callable[[], list[str]]] = {
@@ -303,7 +307,7 @@ def main() -> None:
         }
         for name in given.only or sections:
             if name == "auto" and (given.data is None or not given.data.is_dir()):
-                print(f"auto: skipped, there is no folder of real prompts {given.data}; give one as --data", file=sys.stderr)
+                print(f"auto: skipped, because --data is not a folder ({given.data})", file=sys.stderr)
                 continue
             print("\n".join(sections[name]()) + "\n", flush=True)
 

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from factory.models.base import load_base
 from factory.models.chat import stop_tokens
-from factory.models.forward import hidden_states, logits, make_batch, mean_pool
+from factory.models.forward import hidden_states, make_batch, mean_pool, output_head
 from factory.models.generation import sample
 from factory.models.tokenize import token_text, token_texts
 from factory.pipeline.context import FamilyModels
@@ -145,10 +145,11 @@ class Scorer:
 
 
 def _log_probs(model: Any, ids: Sequence[int], vocabulary: int) -> Tensor:
-    """(T, V) float32, without the rows that pad the head."""
+    """(T, V) float32, without the rows that pad the head, which runs in float32 as in the evaluation."""
     batch = make_batch([ids], [[]]).to(next(model.parameters()).device)
     states = hidden_states(model, batch).final[batch.real]  # (T, H)
-    return logits(model, states)[:, :vocabulary].float().log_softmax(dim=-1)
+    head, _ = output_head(model, torch.float32)
+    return head(states)[:, :vocabulary].log_softmax(dim=-1)
 
 
 def _pooled(model: Any, texts: Sequence[Sequence[int]]) -> Tensor:

@@ -81,15 +81,17 @@ def test_probabilities_are_those_of_plain_transformers(built: Workplace, pair: P
     found = compare(replace(pair, context=context), QUESTION, ANSWER)
     assert len(found.tokens) == len(ids)
     names = [token_text(tokenizer, token) for token in range(len(kept))]
+    differences = []
     for position, token in enumerate(found.tokens):
-        for who in ("student", "teacher"):
-            guesses = getattr(token, who)
-            values = expected[who][position]
-            assert [p for _, p in guesses] == pytest.approx(values.topk(5).values.tolist(), abs=0.01)  # bfloat16
-            for name, p in guesses:
-                same = [values[index].item() for index, other in enumerate(names) if other == name]
-                assert any(p == pytest.approx(value, abs=0.01) for value in same)
         assert token.agrees == (token.teacher[0][0] == names[ids[position]])
+        for who in ("student", "teacher"):
+            probs, values = getattr(token, who), expected[who][position]
+            differences += [p - value for (_, p), value in zip(probs, values.topk(5).values.tolist(), strict=True)]
+            for name, p in probs:
+                same_text = [values[index].item() for index, other in enumerate(names) if other == name]
+                differences.append(min((p - value for value in same_text), key=abs))
+    assert max(map(abs, differences)) < 0.1  # bfloat16, in another order of operations
+    assert sum(map(abs, differences)) / len(differences) < 0.01
 
 
 def test_the_tokens_joined_are_the_answer(pair: Pair) -> None:

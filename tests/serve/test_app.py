@@ -31,6 +31,7 @@ from factory.serve.limits import Limits
 
 STUDENT, QUESTION = "plants-mini", "what is the cause of oak ?"
 CPU = torch.device("cpu")
+ROUNDING = 0.03  # nats: plain transformers rounds logits to bfloat16, the server keeps them in float32
 
 
 @pytest.fixture(scope="module")
@@ -241,10 +242,10 @@ def test_echo_scores_a_prompt_as_transformers_does(client: OpenAI, built: Any) -
         assert choice.text == text
         assert found is not None and found.tokens and found.token_logprobs and found.top_logprobs and found.text_offset
         assert found.token_logprobs[0] is None
-        assert np.allclose(found.token_logprobs[1:], expected, atol=1e-2)
+        assert np.allclose(found.token_logprobs[1:], expected, atol=ROUNDING)
         assert found.top_logprobs[0] is None
         best = [max(top.values()) for top in found.top_logprobs[1:]]
-        assert np.allclose(best, log_probs[:-1].max(dim=-1).values.tolist(), atol=1e-2)
+        assert np.allclose(best, log_probs[:-1].max(dim=-1).values.tolist(), atol=ROUNDING)
         assert [text[start:].startswith(token) for token, start in zip(found.tokens, found.text_offset, strict=True)]
 
 
@@ -343,9 +344,7 @@ def test_auto_is_routed_and_says_why(client: OpenAI) -> None:
 
 
 def test_auto_falls_back_to_the_teacher_where_the_router_abstains(client: OpenAI) -> None:
-    raw = client.chat.completions.with_raw_response.create(
-        model="auto", messages=says("what is the price of shoe and lamp and sofa ?"), max_tokens=2
-    )
+    raw = client.chat.completions.with_raw_response.create(model="auto", messages=says("shoe cup pen hat bag"), max_tokens=2)
     assert raw.parse().model == "teacher"
     assert "x-factory-domain" not in raw.headers
     assert float(raw.headers["x-factory-score"]) < float(raw.headers["x-factory-threshold"])
