@@ -38,7 +38,7 @@ def test_yaml_is_valid(block: Block, tmp_path: Path) -> None:
         from factory.serve.auth import Keys
 
         (tmp_path / "keys.yaml").write_text(block.text, encoding="utf-8")
-        assert Keys.load(tmp_path / "keys.yaml").opens
+        assert Keys.load(tmp_path / "keys.yaml").callers
     elif isinstance(content, list):
         TypeAdapter(list[Source]).validate_python(content)
     else:

@@ -273,7 +273,7 @@ def test_the_command_prints_the_report(llama: Published, tmp_path: Path) -> None
 
 def test_the_teacher_cannot_be_exported(llama: Published, tmp_path: Path) -> None:
     done = run(llama, "teacher", "--format", "merged", "--to", str(tmp_path / "out"))
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "error: the teacher is not in the registry" in done.stderr
 
 
