@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -78,7 +79,10 @@ def _front_matter(manifest: AnyManifest, view: View) -> ModelCardData:
             metric_value=row.value.value,
         )
         for row in view.metrics
-        if row.key in METRICS and row.metric.better and not isinstance(row.value, int | float)
+        if row.key in METRICS
+        and row.metric.better
+        and not isinstance(row.value, int | float)
+        and math.isfinite(row.value.value)
     ]
     return ModelCardData(
         license=license_id,

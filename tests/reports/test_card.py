@@ -46,6 +46,13 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
     assert front_matter(str(ModelCard(content))) == data  # what huggingface_hub writes back
 
 
+def test_a_metric_that_is_nan_stays_out_of_the_front_matter() -> None:
+    """The Hub reads the model index as JSON, which has no NaN."""
+    found = evaluation(metrics={"kl": metric(0.41), "relation_alignment": metric(float("nan"))})
+    (model,) = front_matter(model_card(manifest(evaluation=found)))["model-index"]
+    assert [one["type"] for one in model["results"][0]["metrics"]] == ["kl"]
+
+
 def test_every_chapter_a_reader_needs_is_there() -> None:
     content = model_card(manifest())
     chapters = re.findall(r"^## (.*)$", content, re.MULTILINE)
