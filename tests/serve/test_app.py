@@ -1,10 +1,11 @@
-"""The official client against a running server: what is answered, by whom, and what is refused."""
+"""OpenAI's own client against a running server: answers, model names, limits and errors."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+import shutil
 import socket
 import threading
 import time
@@ -28,6 +29,7 @@ from factory.models.forward import hidden_states, make_batch, mean_pool
 from factory.models.llama_server import LlamaServer
 from factory.registry.registry import Registry
 from factory.serve.limits import Limits
+from factory.serve.prompts import Prompts
 
 STUDENT, QUESTION = "plants-mini", "what is the cause of oak ?"
 CPU = torch.device("cpu")
@@ -55,7 +57,7 @@ def says(content: str) -> list[Any]:
 
 
 def endless(built: Any) -> dict[str, int]:
-    """A logit bias that forbids every end, so that an answer is as long as it may be."""
+    """A logit bias that forbids every stop token, so that answers reach the token limit."""
     base = Registry(built.root / "registry").resolve("default-mini-base")
     return {str(token): -100 for token in stop_tokens(load_base(base.folder, CPU).tokenizer)}
 
@@ -68,10 +70,10 @@ def events(url: str, **body: Any) -> list[str]:
 
 
 def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Waits for what another thread does, and fails if it never comes."""
+    """Waits until the condition holds; fails after some seconds."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.005)
 
 
@@ -83,7 +85,7 @@ def metric(url: str, name: str) -> float:
 # ---------------------------------------------------------------------------------------------------------------- chat
 
 
-def test_a_student_answers_and_the_answer_says_which(client: OpenAI) -> None:
+def test_an_answer_names_the_version_that_gave_it(client: OpenAI) -> None:
     raw = client.chat.completions.with_raw_response.create(model=STUDENT, messages=says(QUESTION), max_tokens=6)
     answer = raw.parse()
     assert answer.model == "plants-mini@1"
@@ -94,8 +96,8 @@ def test_a_student_answers_and_the_answer_says_which(client: OpenAI) -> None:
     assert answer.usage.completion_tokens <= 6
 
 
-def test_answers_are_the_registered_students(client: OpenAI, built: Any) -> None:
-    """Greedy tokens of llama.cpp's adapter are those of the peft model, in f16."""
+def test_log_probabilities_are_those_of_the_published_student(client: OpenAI, built: Any) -> None:
+    """llama.cpp in f16 beside the peft model in float32."""
     registry = Registry(built.root / "registry")
     version = registry.resolve(STUDENT)
     base = load_base(registry.resolve(version.base or "").folder, CPU, torch.float32)
@@ -126,7 +128,7 @@ def test_a_stream_begins_with_the_role_and_ends_with_finish_usage_and_done(url: 
     assert usage["usage"]["completion_tokens"] == whole.usage.completion_tokens
 
 
-def test_usage_comes_only_where_it_was_asked_for(url: str) -> None:
+def test_a_stream_has_usage_only_on_request(url: str) -> None:
     lines = events(url, messages=says(QUESTION), max_tokens=2)
     assert all("usage" not in json.loads(line) for line in lines[:-1])
 
@@ -146,7 +148,7 @@ def test_the_async_client_streams(url: str) -> None:
     assert models == {"plants-mini@1"}
 
 
-def test_stops_are_trimmed_as_string_and_as_list_whole_and_streamed(url: str, client: OpenAI) -> None:
+def test_stop_strings_are_cut_off_streamed_or_not(url: str, client: OpenAI) -> None:
     full = client.chat.completions.create(model=STUDENT, messages=says(QUESTION), max_tokens=12).choices[0].message.content
     assert full is not None and len(full) > 2
     stop = full[len(full) // 2 :][:2]
@@ -158,21 +160,21 @@ def test_stops_are_trimmed_as_string_and_as_list_whole_and_streamed(url: str, cl
     assert "".join(json.loads(one)["choices"][0]["delta"].get("content", "") for one in lines[:-1]) == full.split(stop)[0]
 
 
-def test_max_completion_tokens_counts_before_max_tokens(client: OpenAI, built: Any) -> None:
+def test_max_completion_tokens_overrides_max_tokens(client: OpenAI, built: Any) -> None:
     asked = {"model": STUDENT, "messages": says(QUESTION), "logit_bias": endless(built)}
     answer = client.chat.completions.create(max_tokens=9, max_completion_tokens=3, **asked)
     assert answer.usage is not None
     assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (3, "length")
 
 
-def test_a_seed_repeats_a_sample(client: OpenAI) -> None:
+def test_the_same_seed_gives_the_same_sample(client: OpenAI) -> None:
     asked: dict[str, Any] = {"model": STUDENT, "messages": says(QUESTION), "max_tokens": 12, "temperature": 1.5}
     first, again, other = (client.chat.completions.create(seed=seed, **asked).choices[0].message.content for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
 
-def test_logprobs_are_whole_and_sorted(client: OpenAI) -> None:
+def test_logprobs_are_complete_and_sorted(client: OpenAI) -> None:
     answer = client.chat.completions.create(model=STUDENT, messages=says(QUESTION), max_tokens=4, logprobs=True, top_logprobs=3)
     assert answer.choices[0].logprobs is not None
     for token in answer.choices[0].logprobs.content or []:
@@ -182,7 +184,7 @@ def test_logprobs_are_whole_and_sorted(client: OpenAI) -> None:
         assert token.logprob == pytest.approx(tops[0])  # greedy
 
 
-def test_a_json_schema_is_kept_to(client: OpenAI) -> None:
+def test_answers_follow_a_json_schema(client: OpenAI) -> None:
     schema = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"], "additionalProperties": False}
     asked: Any = {"type": "json_schema", "json_schema": {"name": "choice", "schema": schema, "strict": True}}
     answer = client.chat.completions.create(model=STUDENT, messages=says(QUESTION), max_tokens=64, response_format=asked)
@@ -192,7 +194,7 @@ def test_a_json_schema_is_kept_to(client: OpenAI) -> None:
 # --------------------------------------------------------------------------------------------------------- completions
 
 
-def test_ids_and_their_text_are_continued_alike(client: OpenAI, built: Any) -> None:
+def test_token_ids_and_their_text_have_the_same_continuation(client: OpenAI, built: Any) -> None:
     base = load_base(Registry(built.root / "registry").resolve("default-mini-base").folder, CPU)
     ids = base.tokenizer("what is the answer")["input_ids"]
     texts = [
@@ -202,7 +204,7 @@ def test_ids_and_their_text_are_continued_alike(client: OpenAI, built: Any) -> N
     assert texts[0] == texts[1] != ""
 
 
-def test_several_prompts_are_answered_in_order_whole_and_streamed(url: str, client: OpenAI) -> None:
+def test_several_prompts_are_answered_in_order_streamed_or_not(url: str, client: OpenAI) -> None:
     prompts = ["what is", "the answer"]
     single = [client.completions.create(model=STUDENT, prompt=one, max_tokens=4).choices[0].text for one in prompts]
     together = client.completions.create(model=STUDENT, prompt=prompts, max_tokens=4)
@@ -212,12 +214,14 @@ def test_several_prompts_are_answered_in_order_whole_and_streamed(url: str, clie
     for one in map(json.loads, lines[:-1]):
         for choice in one["choices"]:
             texts[choice["index"]] += choice["text"]
-    assert [text.rstrip("\ufffd") for text in texts] == [text.rstrip("\ufffd") for text in single]  # half a last character
+    assert [text.rstrip("\ufffd") for text in texts] == [
+        text.rstrip("\ufffd") for text in single
+    ]  # a cut character
     assert together.usage is not None
     assert json.loads(lines[-2])["usage"]["completion_tokens"] == together.usage.completion_tokens
 
 
-def test_logprobs_of_a_continuation_have_the_completions_shape(client: OpenAI) -> None:
+def test_logprobs_of_a_continuation_have_the_completions_format(client: OpenAI) -> None:
     answer = client.completions.create(model=STUDENT, prompt="what is", max_tokens=3, logprobs=2)
     found = answer.choices[0].logprobs
     assert found is not None and found.tokens and found.token_logprobs and found.top_logprobs and found.text_offset
@@ -249,7 +253,7 @@ def test_echo_scores_a_prompt_as_transformers_does(client: OpenAI, built: Any) -
         assert [text[start:].startswith(token) for token, start in zip(found.tokens, found.text_offset, strict=True)]
 
 
-def test_echo_goes_on_after_the_prompt_where_it_shall(client: OpenAI) -> None:
+def test_echo_with_max_tokens_continues_the_prompt(client: OpenAI) -> None:
     asked: dict[str, Any] = {"model": STUDENT, "prompt": "what is", "echo": True, "logprobs": 0}
     scored = client.completions.create(max_tokens=0, **asked)
     longer = client.completions.create(max_tokens=3, **asked)
@@ -299,9 +303,7 @@ def test_embeddings_are_the_students_pooled_states(client: OpenAI, built: Any) -
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         expected = torch.nn.functional.normalize(mean_pool(hidden_states(model, batch).final, batch.real), dim=1)
     for encoding in ("float", "base64"):
-        given: dict[str, Any] = (
-            {} if encoding == "base64" else {"encoding_format": encoding}
-        )  # which the client asks for itself
+        given: dict[str, Any] = {} if encoding == "base64" else {"encoding_format": encoding}  # the client's default
         found = client.embeddings.create(model=STUDENT, input=texts, **given)
         assert [one.index for one in found.data] == [0, 1]
         assert np.allclose([one.embedding for one in found.data], expected, atol=1e-2)
@@ -311,7 +313,7 @@ def test_embeddings_are_the_students_pooled_states(client: OpenAI, built: Any) -
 # --------------------------------------------------------------------------------------------------------------- names
 
 
-def test_models_list_what_a_name_means_with_its_digest_and_base(client: OpenAI, built: Any) -> None:
+def test_models_are_listed_with_checksum_and_base(client: OpenAI, built: Any) -> None:
     models = {model.id: model.model_dump() for model in client.models.list()}
     version = Registry(built.root / "registry").resolve(STUDENT)
     assert {STUDENT, "plants-mini@1", "teacher", "auto"} <= set(models)
@@ -322,20 +324,20 @@ def test_models_list_what_a_name_means_with_its_digest_and_base(client: OpenAI, 
         client.models.retrieve("nobody")
 
 
-def test_teacher_answers_by_its_name(client: OpenAI) -> None:
+def test_the_teacher_answers_by_its_name(client: OpenAI) -> None:
     assert client.chat.completions.create(model="teacher", messages=says(QUESTION), max_tokens=2).model == "teacher"
 
 
 @pytest.mark.parametrize(
     "name", ["nobody", "plants-mini@9", "plants-mini@none", "default-mini-base", "../plants-mini", "a\x00"]
 )
-def test_a_name_that_means_nothing_is_404(client: OpenAI, name: str) -> None:
+def test_an_unknown_model_is_404(client: OpenAI, name: str) -> None:
     with pytest.raises(openai.NotFoundError) as error:
         client.chat.completions.create(model=name, messages=says("a"))
     assert (error.value.code, error.value.param) == ("model_not_found", "model")
 
 
-def test_auto_is_routed_and_says_why(client: OpenAI) -> None:
+def test_auto_is_routed_and_the_headers_say_why(client: OpenAI) -> None:
     raw = client.chat.completions.with_raw_response.create(model="auto", messages=says(QUESTION), max_tokens=2)
     assert raw.headers["x-factory-version"] == raw.parse().model == "plants-mini@1"
     assert float(raw.headers["x-factory-score"]) >= float(raw.headers["x-factory-threshold"])
@@ -350,7 +352,7 @@ def test_auto_falls_back_to_the_teacher_where_the_router_abstains(client: OpenAI
     assert float(raw.headers["x-factory-score"]) < float(raw.headers["x-factory-threshold"])
 
 
-def test_auto_falls_back_where_a_domain_has_no_student(client: OpenAI) -> None:
+def test_auto_falls_back_if_the_domain_has_no_student(client: OpenAI) -> None:
     raw = client.chat.completions.with_raw_response.create(
         model="auto", messages=says("vega sun rigel deneb altair spica"), max_tokens=2
     )
@@ -360,7 +362,7 @@ def test_auto_falls_back_where_a_domain_has_no_student(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("fallback", ["refuse", STUDENT])
-def test_auto_does_what_the_family_file_says(built: Any, fallback: str) -> None:
+def test_auto_follows_the_fallback_of_the_family_file(built: Any, fallback: str) -> None:
     built.write("default.family.yaml", built.family | {"serve": {"fallback": fallback}})
     try:
         with running(built) as url, client_of(url) as one:
@@ -378,7 +380,7 @@ def test_auto_does_what_the_family_file_says(built: Any, fallback: str) -> None:
 # ------------------------------------------------------------------------------------------------------------- changes
 
 
-def test_a_promotion_counts_at_once_and_a_stream_ends_on_the_version_it_began_with(built: Any) -> None:
+def test_a_promotion_counts_for_the_next_request_and_not_for_an_open_stream(built: Any) -> None:
     registry = Registry(built.root / "registry")
     with running(built, limits=Limits(output_tokens=400)) as url, client_of(url) as one:
         registry.promote("plants-mini@1")
@@ -386,7 +388,7 @@ def test_a_promotion_counts_at_once_and_a_stream_ends_on_the_version_it_began_wi
         before = one.chat.completions.create(max_tokens=20, **asked)
         stream = one.chat.completions.create(max_tokens=400, stream=True, **asked)
         chunks = [next(stream)]
-        second = publish_another(built, seed=2)  # after the server and the stream began
+        second = publish_another(built, seed=2)  # after server and stream have started
         registry.promote(second.reference)
         after = one.chat.completions.create(max_tokens=20, **asked)
         explicit = one.chat.completions.create(**asked | {"model": "plants-mini@1"}, max_tokens=20)
@@ -397,10 +399,10 @@ def test_a_promotion_counts_at_once_and_a_stream_ends_on_the_version_it_began_wi
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
         assert text.startswith(before.choices[0].message.content or "nothing")
         assert explicit.choices[0].message.content == before.choices[0].message.content != after.choices[0].message.content
-        until(lambda: metric(url, "factory_engines") == 1)  # the older one has drained
+        until(lambda: metric(url, "factory_engines") == 1)  # the older engine has drained
         registry.promote("plants-mini@1")
         assert one.chat.completions.create(max_tokens=2, **asked).model == "plants-mini@1"
-        assert metric(url, "factory_engines") == 1  # which has both
+        assert metric(url, "factory_engines") == 1  # it has both adapters
 
 
 def test_no_request_is_lost_while_versions_change(built: Any) -> None:
@@ -429,7 +431,7 @@ def test_no_request_is_lost_while_versions_change(built: Any) -> None:
         assert set(answered) == {"plants-mini@1", third.reference}
 
 
-def test_a_damaged_adapter_fails_its_own_requests_alone(built: Any) -> None:
+def test_a_damaged_adapter_fails_only_its_own_requests(built: Any) -> None:
     spoiled = publish_another(built, seed=4, name="spoiled-mini", domain="spoiled")
     weights = spoiled.folder / "adapter_model.safetensors"
     weights.chmod(0o644)
@@ -441,8 +443,6 @@ def test_a_damaged_adapter_fails_its_own_requests_alone(built: Any) -> None:
             assert error.value.status_code == 503
             assert one.chat.completions.create(model=STUDENT, messages=says("a"), max_tokens=2).choices
     finally:
-        import shutil
-
         shutil.rmtree(spoiled.folder.parent)
 
 
@@ -456,7 +456,7 @@ def keys(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_key_opens_what_it_opens(built: Any, keys: Path) -> None:
+def test_a_key_allows_only_its_models(built: Any, keys: Path) -> None:
     with running(built, api_keys=keys) as url:
         asked: dict[str, Any] = {"messages": says(QUESTION), "max_tokens": 2}
         assert client_of(url, "plants").chat.completions.create(model=STUDENT, **asked).model == "plants-mini@1"
@@ -483,17 +483,17 @@ def test_limits_of_body_prompt_and_output_are_400_and_413(built: Any) -> None:
         with pytest.raises(openai.APIStatusError) as large:
             one.chat.completions.create(model=STUDENT, messages=says("a" * 3000))
         assert (large.value.status_code, large.value.code) == (413, "body_too_large")
-        answer = httpx.post(  # in pieces, without a length
+        answer = httpx.post(  # in chunks, without a content length
             f"{url}/v1/chat/completions", content=iter([b"a" * 1500] * 3), headers={"content-type": "application/json"}
         )
         assert answer.status_code == 413
         whole = one.chat.completions.create(model=STUDENT, messages=says("a"), logit_bias=endless(built))
         assert whole.usage is not None
-        assert whole.usage.completion_tokens == 8  # without a wish it is the limit
+        assert whole.usage.completion_tokens == 8  # the default is the limit
 
 
 @pytest.mark.parametrize("bias", [{"99999": 1}])
-def test_tokens_that_the_vocabulary_has_not_never_reach_an_engine(client: OpenAI, bias: dict[str, int]) -> None:
+def test_token_ids_outside_the_vocabulary_are_400(client: OpenAI, bias: dict[str, int]) -> None:
     with pytest.raises(openai.BadRequestError, match="99999"):
         client.chat.completions.create(model=STUDENT, messages=says("a"), logit_bias=bias)
     for call in (
@@ -511,11 +511,11 @@ def slow(built: Any, **limits: Any) -> Any:
 
 
 def long(built: Any) -> dict[str, Any]:
-    """A request that keeps an engine for seconds."""
+    """A request that takes an engine seconds."""
     return {"model": STUDENT, "prompt": ["a"] * 64, "logit_bias": endless(built), "max_tokens": 400}
 
 
-def test_a_full_queue_answers_429_and_when_to_come_again(built: Any) -> None:
+def test_a_full_queue_is_429_with_retry_after(built: Any) -> None:
     with slow(built, queue=1) as url, client_of(url) as one:
         with one.completions.create(stream=True, **long(built)) as stream:
             next(iter(stream))
@@ -527,9 +527,9 @@ def test_a_full_queue_answers_429_and_when_to_come_again(built: Any) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_who_leaves_frees_the_engine_at_once(built: Any, stream: bool) -> None:
+def test_a_disconnected_client_frees_its_slot_at_once(built: Any, stream: bool) -> None:
     with slow(built) as url, client_of(url) as one:
-        one.completions.create(model=STUDENT, prompt="a", max_tokens=1)  # the engine is there
+        one.completions.create(model=STUDENT, prompt="a", max_tokens=1)  # starts the engine
         if stream:
             with one.completions.create(stream=True, **long(built)) as chunks:
                 next(iter(chunks))
@@ -537,12 +537,12 @@ def test_who_leaves_frees_the_engine_at_once(built: Any, stream: bool) -> None:
             with pytest.raises(openai.APITimeoutError):
                 one.with_options(timeout=0.3).completions.create(**long(built))
         begun = time.monotonic()
-        assert one.completions.create(model=STUDENT, prompt="a", max_tokens=1).choices  # in its only slot
+        assert one.completions.create(model=STUDENT, prompt="a", max_tokens=1).choices  # in the only slot
         assert time.monotonic() - begun < 5
         until(lambda: metric(url, "factory_queue_length") == 0)
 
 
-def test_time_runs_out_before_an_answer_and_amid_a_stream(built: Any) -> None:
+def test_a_timeout_ends_an_answer_and_a_stream(built: Any) -> None:
     with slow(built, seconds=2.0) as url, client_of(url) as one:
         until(
             lambda: httpx.post(f"{url}/v1/completions", json={"model": STUDENT, "prompt": "a", "max_tokens": 1}).is_success, 60
@@ -557,7 +557,7 @@ def test_time_runs_out_before_an_answer_and_amid_a_stream(built: Any) -> None:
             list(one.completions.create(stream=True, **long(built)))
 
 
-def test_a_stopping_server_answers_what_it_has_begun(built: Any) -> None:
+def test_a_stopping_server_finishes_open_requests(built: Any) -> None:
     with client_of("http://unknown") as template, running(built) as url:
         one = template.with_options(base_url=f"{url}/v1")
         stream = one.chat.completions.create(
@@ -566,7 +566,7 @@ def test_a_stopping_server_answers_what_it_has_begun(built: Any) -> None:
         chunks = [next(stream)]
         rest = threading.Thread(target=lambda: chunks.extend(stream))
         rest.start()
-    rest.join()  # the server has stopped
+    rest.join()  # the server has stopped by now
     assert chunks[-1].choices[0].finish_reason == "length"
 
 
@@ -581,11 +581,9 @@ def test_a_prompt_is_never_logged(built: Any, caplog: pytest.LogCaptureFixture, 
     assert secret not in "".join(capfd.readouterr())
 
 
-def test_an_unplanned_failure_is_500_and_says_neither_message_nor_prompt(
+def test_an_unexpected_error_is_500_without_its_message(
     built: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from factory.serve.prompts import Prompts
-
     def fail(*_: Any) -> int:
         raise RuntimeError("secret-42")
 
@@ -599,7 +597,7 @@ def test_an_unplanned_failure_is_500_and_says_neither_message_nor_prompt(
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_notice_is_beside_every_answer_and_in_it_where_the_yaml_says_so(built: Any, stream: bool) -> None:
+def test_the_notice_is_a_header_and_appended_to_the_text_on_request(built: Any, stream: bool) -> None:
     notice = "Das ist kein ärztlicher Rat."
     for appended in (True, False):
         name = f"noted-{str(appended).lower()}"
@@ -616,7 +614,7 @@ def test_a_notice_is_beside_every_answer_and_in_it_where_the_yaml_says_so(built:
             assert text.endswith(f"\n\n{notice}") is appended
             schema: Any = {"type": "json_schema", "json_schema": {"name": "b", "schema": {"type": "boolean"}}}
             plain = one.chat.completions.create(response_format=schema, **asked | {"max_tokens": 64})
-            assert json.loads(plain.choices[0].message.content or "") in (True, False)  # JSON stays JSON
+            assert json.loads(plain.choices[0].message.content or "") in (True, False)  # nothing is appended to JSON
 
 
 # -------------------------------------------------------------------------------------------------------------- errors
@@ -639,7 +637,7 @@ def test_a_notice_is_beside_every_answer_and_in_it_where_the_yaml_says_so(built:
         ("GET", "/v1/models/nobody", None, 404),
     ],
 )
-def test_every_error_has_openais_shape(url: str, method: str, path: str, body: bytes | None, status: int) -> None:
+def test_every_error_has_openais_format(url: str, method: str, path: str, body: bytes | None, status: int) -> None:
     answer = httpx.request(method, url + path, content=body, headers={"content-type": "application/json"})
     assert answer.status_code == status, answer.text
     assert set(answer.json()) == {"error"}
@@ -647,7 +645,7 @@ def test_every_error_has_openais_shape(url: str, method: str, path: str, body: b
     assert answer.json()["error"]["message"]
 
 
-def test_what_the_engine_finds_wrong_is_a_400(client: OpenAI) -> None:
+def test_a_request_that_the_engine_refuses_is_400(client: OpenAI) -> None:
     schema: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "nothing"}}}
     with pytest.raises(openai.BadRequestError) as error:
         client.chat.completions.create(model=STUDENT, messages=says("a"), response_format=schema)
@@ -678,7 +676,7 @@ def test_metrics_count_by_route_model_and_status(url: str, client: OpenAI) -> No
 # ------------------------------------------------------------------------------------------------------------ upstream
 
 
-def test_an_upstream_does_the_work_and_names_stay_here(built: Any, tmp_path: Path) -> None:
+def test_an_upstream_server_answers_under_our_model_names(built: Any, tmp_path: Path) -> None:
     gguf = next((built.root / "home" / "serve").glob("*/q8_0.gguf"))
     key = tmp_path / "key"
     with LlamaServer(gguf, parallel=2) as second:
@@ -693,7 +691,7 @@ def test_an_upstream_does_the_work_and_names_stay_here(built: Any, tmp_path: Pat
                 one.chat.completions.create(model="nobody", messages=says("a"))
 
 
-def test_an_upstream_that_is_gone_or_refuses_our_key_is_502(built: Any) -> None:
+def test_an_unreachable_upstream_is_502(built: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
@@ -707,7 +705,7 @@ def test_an_upstream_that_is_gone_or_refuses_our_key_is_502(built: Any) -> None:
 # --------------------------------------------------------------------------------------------------------- description
 
 
-def test_the_description_can_be_read_and_nothing_made_from_it_fails(url: str) -> None:
+def test_no_request_made_from_the_openapi_schema_fails_with_500(url: str) -> None:
     import schemathesis
     from hypothesis import HealthCheck, Phase, given, settings
 
@@ -725,7 +723,7 @@ def test_the_description_can_be_read_and_nothing_made_from_it_fails(url: str) ->
         @given(case=operation.as_strategy())
         def call(case: Any) -> None:
             if isinstance(case.body, dict):
-                case.body |= {"model": STUDENT, "max_tokens": 1}  # else all are of unknown models
+                case.body |= {"model": STUDENT, "max_tokens": 1}  # the generated names are all unknown
             answer = case.call(timeout=20)
             assert answer.status_code < 500, answer.text
             if answer.status_code >= 400:
@@ -737,7 +735,7 @@ def test_the_description_can_be_read_and_nothing_made_from_it_fails(url: str) ->
 # ------------------------------------------------------------------------------------------------------------- command
 
 
-def test_a_taken_port_is_one_line(built: Any, refused: Any) -> None:
+def test_a_taken_port_is_a_one_line_error(built: Any, refused: Any) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -756,5 +754,5 @@ def test_a_taken_port_is_one_line(built: Any, refused: Any) -> None:
         (["--upstream", "http://127.0.0.1:1/v1", "--upstream-key", "none"], "none cannot be read"),
     ],
 )
-def test_what_cannot_be_served_is_one_line(built: Any, refused: Any, options: list[str], says: str) -> None:
+def test_wrong_options_are_a_one_line_error(built: Any, refused: Any, options: list[str], says: str) -> None:
     assert says in refused(built.run("serve", "--port", "0", *options))
