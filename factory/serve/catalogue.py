@@ -1,14 +1,15 @@
-"""What the page shows of the registry: every student with its versions and figures, and one version's card as safe HTML.
+"""What the page shows of the registry: every student with its versions and metrics, and one version's card as safe HTML.
 
-    catalogue(registry)["students"][0]["versions"][0]["figures"]["kl"]   # {"value", "low", "high", "n", "label", "unit"}
+    catalogue(registry)["students"][0]["versions"][0]["metrics"]["kl"]   # {"value", "low", "high", "n", "label", "unit"}
     card(registry, "healthcare-small@2")["html"]
 
-Only what manifests hold. No torch here.
+Everything comes from manifests. No torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import isfinite
 from typing import Any
 
 from markdown_it import MarkdownIt
@@ -16,23 +17,26 @@ from markdown_it.token import Token
 
 from factory.errors import RegistryError
 from factory.evaluation.metrics import metric_named
+from factory.registry.manifest import MetricValue, StudentManifest
 from factory.registry.registry import Registry
-from factory.registry.versions import Summary, Version, entries, read_metric, read_parameters, section
+from factory.registry.versions import Summary, Version
+from factory.reports.view import metric_json
 
-FIGURES = ("kl", "top1_agreement")
-QUESTIONS = 2  # of each version's held-out samples, for a visitor to begin with
+SHOWN = ("kl", "golden_set_passed", "golden_set_passed_teacher", "top1_agreement")
+MAX_QUESTIONS = 2  # per student: held-out prompts that the page offers as first questions
 README = "README.md"
 
 
 def catalogue(registry: Registry, may: Callable[[str], bool] = lambda _: True) -> dict[str, Any]:
     """``catalogue(registry, caller.may)`` → {"students": [{"name", "domain", "current", "questions", "versions"}], "problems"}.
 
-    Versions are the newest first; "current" is what the bare name means, None where no version is sound. A version that
-    is not whole is a line of "problems" instead.
+    Versions are sorted newest first. "current" is the version that the bare name resolves to, or None if every version
+    failed. An invalid version is one line of "problems".
     """
     names: dict[str, list[Summary]] = {}
-    for summary in filter(lambda one: may(one.name), registry.versions("student")):
-        names.setdefault(summary.name, []).append(summary)
+    for summary in registry.versions("student"):
+        if may(summary.name):
+            names.setdefault(summary.name, []).append(summary)
     students, problems = [], []
     for name, summaries in names.items():
         versions = []
@@ -51,76 +55,87 @@ def _student(registry: Registry, name: str, versions: list[tuple[Version, tuple[
         current: Version | None = registry.resolve(name)
     except RegistryError:  # every version failed its gates
         current = None
-    shown = current or versions[0][0]
-    samples = entries(shown.raw, "evaluation", "samples")
+    manifest = _manifest(current or versions[0][0])
     return {
         "name": name,
-        "domain": shown.raw.get("domain"),
-        "description": section(shown.raw, "spec").get("description") or "",
+        "domain": manifest.domain,
+        "description": manifest.description,
         "current": current and current.reference,
-        "questions": [str(one["prompt"]) for one in samples if one.get("prompt")][:QUESTIONS],
+        "questions": [sample.prompt for sample in manifest.evaluation.samples[:MAX_QUESTIONS]],
         "versions": [facts(version, aliases) for version, aliases in versions],
     }
 
 
 def facts(version: Version, aliases: Iterable[str]) -> dict[str, Any]:
-    """``facts(version, ["champion"])``: one version as JSON; a figure that was not measured is not there."""
-    manifest = version.raw
-    own, teacher = read_parameters(manifest)
-    sizes = section(manifest, "evaluation", "sizes", "student")
-    figures = {key: metric for key in FIGURES if (metric := read_metric(manifest, key)) is not None}
+    """``facts(version, ["champion"])``: one student version as JSON, with those of SHOWN that were measured.
+
+    Raises: RegistryError for a base.
+    """
+    manifest = _manifest(version)
+    size, measured = manifest.evaluation.sizes.student, manifest.evaluation.metrics
     return {
         "reference": version.reference,
         "aliases": sorted(aliases),
-        "verdict": version.verdict,
-        "failed": list(version.manifest.verdict.reasons) if version.manifest.kind == "student" else [],
-        "profile": manifest.get("profile"),
-        "base": version.base,
-        "teacher": section(manifest, "teacher").get("reference"),
-        "created": manifest.get("created"),
-        "notice": manifest.get("notice") or "",
-        "parameters": own,
-        "teacher_parameters": teacher,
-        "bytes": sizes.get("bytes"),
-        "adapter_bytes": sizes.get("adapter_bytes"),
-        "figures": {
-            key: metric | {"label": metric_named(key).label, "unit": metric_named(key).unit} for key, metric in figures.items()
-        },
+        "verdict": manifest.verdict.status,
+        "reasons": manifest.verdict.reasons,
+        "profile": manifest.profile,
+        "base": manifest.base,
+        "teacher": manifest.teacher.reference,
+        "created": manifest.created,
+        "notice": manifest.notice,
+        "parameters": size.parameters,
+        "teacher_parameters": manifest.teacher.parameters,
+        "bytes": size.bytes,
+        "adapter_bytes": size.adapter_bytes,
+        "metrics": {key: _metric(key, measured[key]) for key in SHOWN if key in measured and isfinite(measured[key].value)},
     }
 
 
-def card(registry: Registry, reference: str) -> dict[str, Any]:
-    """``card(registry, "healthcare-small")``: that version's facts, and its card as HTML in which no HTML of its own is left.
+def _manifest(version: Version) -> StudentManifest:
+    if version.manifest.kind != "student":
+        raise RegistryError(f"{version.reference} is a {version.kind}; the page shows only students")
+    return version.manifest
 
-    Raises: RegistryError for an unknown version, a base, or one without a card.
+
+def _metric(key: str, value: MetricValue) -> dict[str, Any]:
+    metric = metric_named(key)
+    return {**(metric_json(value) or {}), "label": metric.label, "unit": metric.unit}
+
+
+# ---------------------------------------------------------------------------------------------------------------- card
+
+
+def card(registry: Registry, reference: str) -> dict[str, Any]:
+    """``card(registry, "healthcare-small")["html"]``: a version's facts, and its card as HTML with every tag escaped.
+
+    Raises: RegistryError for an unknown version, a base, or a version without a card.
     """
     version = registry.resolve(reference)
-    if version.kind != "student":
-        raise RegistryError(f"{version.reference} is a {version.kind}; the page shows students")
+    aliases = [alias for alias, number in registry.aliases(version.name).items() if number == version.number]
+    found = facts(version, aliases)
     try:
         text = (version.folder / README).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        raise RegistryError(f"{version.reference} has no card: there is no {README} in its folder") from None
-    aliases = [alias for alias, number in registry.aliases(version.name).items() if number == version.number]
-    return facts(version, aliases) | {"html": card_html(text)}
+        raise RegistryError(f"{version.reference} has no card: its folder has no {README}") from None
+    return found | {"html": card_html(text)}
 
 
 def card_html(text: str) -> str:
-    """``card_html("# healthcare-small\\n<b>")`` → Markdown as HTML, without front matter and title; its HTML is shown as text.
+    """``card_html("# healthcare-small\\n<b>")`` → Markdown as HTML, without front matter and title; HTML in it is escaped.
 
-    Images are not fetched, links of other kinds than http and mailto stay text, headings stand under the page's own.
+    Images become links, links that could run code stay text, and headings move one level down to fit the page.
     """
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
     tokens = markdown.parse(_without_front_matter(text))
     if tokens and tokens[0].type == "heading_open" and tokens[0].tag == "h1":
-        tokens = tokens[3:]  # the title: the page has it above
+        tokens = tokens[3:]  # the title, which the page already shows
     for token in tokens:
-        _fit(token)
+        _adapt(token)
     return str(markdown.renderer.render(tokens, markdown.options, {}))
 
 
-def _fit(token: Token) -> None:
-    token.attrs.pop("style", None)  # a column's alignment, which the page's security policy would refuse
+def _adapt(token: Token) -> None:
+    token.attrs.pop("style", None)  # a column's alignment: the content security policy forbids inline styles
     if token.type in ("heading_open", "heading_close"):
         token.tag = f"h{min(6, int(token.tag[1]) + 1)}"
     for child in token.children or ():

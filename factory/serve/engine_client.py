@@ -1,4 +1,4 @@
-"""HTTP between gateway and engine: a whole answer, or a stream's events as they come."""
+"""HTTP between server and engine: a whole answer, or a stream's events as they come."""
 
 from __future__ import annotations
 
@@ -12,34 +12,37 @@ from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, T
 
 from factory.serve.engines import Lease
 from factory.serve.limits import APIError
-from factory.serve.schemas import Json
+from factory.serve.schemas import JsonObject
 
 
 class EngineClient:
-    """``await EngineClient().answer(lease, "/chat/completions", body)``. Whoever stops waiting closes the engine's side too."""
+    """``await EngineClient().answer(lease, "/chat/completions", body)``; cancelling the call closes the engine's side too."""
 
     @cached_property
     def _session(self) -> ClientSession:
-        """aiohttp, since httpx takes 2.6 times its processor time for an event, and so much of a core is an engine's.
+        """aiohttp, since httpx needs 2.6 times its CPU time per event, on cores that the engine needs.
 
-        A connection is used once: llama.cpp closes those of a stream, and a POST that meets a closed one is lost. It asks no
-        proxy of the environment: engines are on this machine, an upstream is named with its own address.
+        Each connection is used once: llama.cpp closes those of streams, and a POST on a closed one is lost. Proxies in the
+        environment are ignored: engines run on this machine, and an upstream is given by its address.
         """
         return ClientSession(
             connector=TCPConnector(limit=0, force_close=True), timeout=ClientTimeout(total=None, sock_connect=10)
         )
 
-    async def answer(self, lease: Lease, path: str, body: Json) -> Json:
-        """Raises: APIError, 400 for what the engine finds wrong with the request, 502 for anything else."""
+    async def answer(self, lease: Lease, path: str, body: JsonObject) -> JsonObject:
+        """``await client.answer(lease, "/chat/completions", body)``: the engine's JSON object.
+
+        Raises: APIError 400 where the engine rejects the request, 429 where it is busy, 502 for any other failure.
+        """
         async with self._open(lease, path, body) as response:
-            content = _parsed(await response.read())
+            content = _parse(await response.read())
         if not isinstance(content, dict):
-            raise APIError(502, "the engine answered something that is no JSON object", code="bad_engine")
+            raise APIError(502, "the engine did not answer with a JSON object", code="bad_engine")
         return content
 
     @asynccontextmanager
-    async def events(self, lease: Lease, path: str, body: Json) -> AsyncIterator[AsyncIterator[Json]]:
-        """``async with relay.events(lease, path, body) as events:`` it has begun: refusals of the request are raised here."""
+    async def events(self, lease: Lease, path: str, body: JsonObject) -> AsyncIterator[AsyncIterator[JsonObject]]:
+        """``async with client.events(lease, path, body) as events:`` raises what ``answer`` raises before the first event."""
         async with self._open(lease, path, body) as response:
             yield _events(response)
 
@@ -47,20 +50,20 @@ class EngineClient:
         await self._session.close()
 
     @asynccontextmanager
-    async def _open(self, lease: Lease, path: str, body: Json) -> AsyncIterator[ClientResponse]:
+    async def _open(self, lease: Lease, path: str, body: JsonObject) -> AsyncIterator[ClientResponse]:
         content = json.dumps(body | lease.extra).encode()
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **lease.headers}
         try:
             async with self._session.post(lease.url + path, data=content, headers=headers) as response:
                 if response.status != 200:
-                    raise _refusal(response.status, await response.read())
+                    raise _engine_error(response.status, await response.read())
                 yield response
         except ClientError as error:
             raise APIError(502, f"the engine cannot be reached ({type(error).__name__})", code="engine_failed") from None
 
 
-async def _events(response: ClientResponse) -> AsyncIterator[Json]:
-    """Every event's JSON; an event is one line of ``data:``."""
+async def _events(response: ClientResponse) -> AsyncIterator[JsonObject]:
+    """The JSON of every event; an event is one ``data:`` line."""
     rest = b""
     async for part in response.content.iter_any():
         *lines, rest = (rest + part).split(b"\n")
@@ -68,25 +71,25 @@ async def _events(response: ClientResponse) -> AsyncIterator[Json]:
             data = line.removeprefix(b"data:").strip()
             if data == line or data == b"[DONE]":
                 continue
-            content = _parsed(data)
-            yield content if isinstance(content, dict) else {"error": {"message": "the engine sent half an event"}}
+            content = _parse(data)
+            yield content if isinstance(content, dict) else {"error": {"message": "the engine sent a malformed event"}}
 
 
-def _parsed(data: bytes) -> Any:
+def _parse(data: bytes) -> Any:
     try:
         return json.loads(data)
     except ValueError:
         return None
 
 
-def _refusal(status: int, data: bytes) -> APIError:
-    """What the engine says of a request is told to the client, of anything else only that it failed."""
-    content = _parsed(data)
+def _engine_error(status: int, data: bytes) -> APIError:
+    """Clients see why an engine rejects their request; of other failures they see only the status."""
+    content = _parse(data)
     error = content.get("error") if isinstance(content, dict) else None
-    facts = error if isinstance(error, dict) else {}
+    fields = error if isinstance(error, dict) else {}
     if status in (400, 404, 413, 422):
-        code = "context_length_exceeded" if facts.get("type") == "exceed_context_size_error" else "engine_refused"
-        return APIError(400, str(facts.get("message") or "the engine refuses this request")[:500], code=code)
+        code = "context_length_exceeded" if fields.get("type") == "exceed_context_size_error" else "engine_refused"
+        return APIError(400, str(fields.get("message") or "the engine rejected this request")[:500], code=code)
     if status in (429, 503):
-        return APIError(429, "the engine is busy; try again", code="queue_full", headers={"Retry-After": "1"})
+        return APIError(429, "the engine is busy; try again in 1 s", code="queue_full", headers={"Retry-After": "1"})
     return APIError(502, f"the engine failed with status {status}", code="engine_failed")

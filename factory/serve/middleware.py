@@ -1,17 +1,11 @@
-"""Around the app: bodies of a bounded size, and no failure that says more than its kind, to the client or to the log."""
+"""The outermost layer of the app: limits the size of bodies, and answers unexpected exceptions with a bare 500."""
 
 from __future__ import annotations
 
-import logging
-import traceback
-
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from factory.serve.limits import APIError
-
-LOG = logging.getLogger("factory.serve")
+from factory.serve.errors import error_response, internal_error, log_failure
 
 
 class Guard:
@@ -23,44 +17,24 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        left, begun = self.body_bytes, False
+        left, started = self.body_bytes, False
 
-        async def counted() -> Message:
+        async def limited_receive() -> Message:
             nonlocal left
             message = await receive()
-            left -= len(message.get("body", b""))
+            left -= len(message.get("body", b""))  # counted, since a chunked body has no Content-Length
             if left < 0:
-                raise self._too_large()
+                raise HTTPException(413, f"the request body is larger than {self.body_bytes:,} bytes; send less")
             return message
 
-        async def noted(message: Message) -> None:
-            nonlocal begun
-            begun = True
+        async def noted_send(message: Message) -> None:
+            nonlocal started
+            started = True
             await send(message)
 
         try:
-            await self.app(scope, counted, noted)
+            await self.app(scope, limited_receive, noted_send)
         except Exception as error:
             log_failure(error)
-            if not begun:
-                await refused(failure())(scope, receive, send)
-
-    def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"the body is larger than {self.body_bytes} bytes")  # FastAPI lets it through
-
-
-def refused(refusal: APIError) -> JSONResponse:
-    """``refused(APIError(404, ...))`` as a response."""
-    return JSONResponse(refusal.body(), refusal.status, refusal.headers)
-
-
-def failure() -> APIError:
-    """What a client is told of a mistake of ours."""
-    return APIError(500, "the server failed to answer this request; its log says where", code="internal_error")
-
-
-def log_failure(error: BaseException) -> None:
-    """Kind and place. Not the message: it may quote what was asked."""
-    places = traceback.extract_tb(error.__traceback__)
-    where = f" in {places[-1].filename}:{places[-1].lineno}" if places else ""
-    LOG.error("a request failed: %s%s", type(error).__name__, where)
+            if not started:
+                await error_response(internal_error())(scope, receive, send)

@@ -1,183 +1,224 @@
-"""An engine's answer as OpenAI's: its names, the notice at its end, and the order of a stream's chunks.
+"""An engine's answer in OpenAI's shape, whole or in chunks, with the domain's notice at its end.
 
-answer = ChatAnswer(asked, target)
-answer.whole([content])     # of a request without a stream; of completions one content a prompt
-answer.chunks(0, content)   # of each event of the first prompt's stream; answer.last(...) at the end
+answer = Answer(target, ChatFormat(notice))
+answer.response([content])           # without streaming; completions have one content per prompt
+answer.chunks(0, content)            # streaming: an event of the first prompt
+answer.last_chunks(1, with_usage)    # after the last event
 """
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from factory.serve.limits import APIError
 from factory.serve.resolver import Target
-from factory.serve.schemas import ChatRequest, CompletionRequest, Json
+from factory.serve.schemas import JsonObject
 from factory.serve.scoring import Scored
 
-TOKENS = ("prompt_tokens", "completion_tokens", "total_tokens")
+USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
+MALFORMED = (KeyError, IndexError, TypeError, AttributeError, ValidationError)  # what reading another shape raises
+
+
+class Format(Protocol):
+    """Where chat and text completions differ. A choice is the engine's; what is returned is OpenAI's."""
+
+    path: ClassVar[str]  # of the engine's endpoint
+    id_prefix: ClassVar[str]
+    schema: ClassVar[type[BaseModel]]  # of a whole response
+    response_object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def choice(self, index: int, choice: JsonObject) -> JsonObject:
+        """The choice of a whole response."""
+        ...
+
+    def chunk_choices(self, index: int, choice: JsonObject) -> Iterator[JsonObject]:
+        """The choices of the chunks that one event becomes."""
+        ...
 
 
 class Answer:
-    """What chat and completions share: who answers, since when, and what it cost."""
+    """One answer in progress: who gives it, and what it has cost so far."""
 
-    path: ClassVar[str]
-    kind: ClassVar[str]
-    prefix: ClassVar[str]
+    def __init__(self, target: Target, form: Format) -> None:
+        self.form = form
+        self.frame = {"id": f"{form.id_prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": target.reference}
+        self.usage = dict.fromkeys(USAGE, 0)
+        self.finished = 0  # choices with a finish_reason
 
-    def __init__(self, target: Target, notice: str) -> None:
-        self.frame = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": target.reference}
-        self.notice = f"\n\n{notice}" if notice else ""
-        self.usage = dict.fromkeys(TOKENS, 0)
-        self.finished = 0  # choices that said why they ended
-
-    def whole(self, contents: Sequence[Json]) -> Json:
-        """Raises: APIError 502 for an answer of another shape."""
+    def response(self, contents: Sequence[JsonObject]) -> JsonObject:
+        """``answer.response([content])``: the whole response. Raises: APIError 502 for an answer of another shape."""
         try:
             for content in contents:
-                self.count(content.get("usage"))
-            return self._whole([content["choices"][0] for content in contents])
-        except (KeyError, IndexError, TypeError, AttributeError, ValidationError) as error:
-            raise APIError(502, f"the engine's answer is no {self.kind} ({type(error).__name__})", code="bad_engine") from None
+                self.add_usage(content.get("usage"))
+            choices = [self.form.choice(index, content["choices"][0]) for index, content in enumerate(contents)]
+            return self.form.schema.model_validate(self.with_choices(choices)).model_dump(exclude_unset=True)
+        except MALFORMED as error:
+            raise self._malformed(error) from None
 
-    def chunks(self, index: int, content: Json) -> Iterator[Json]:
-        """The chunks that one event on one prompt becomes. Raises: APIError for an error, or an event of another shape."""
+    def chunks(self, index: int, content: JsonObject) -> Iterator[JsonObject]:
+        """``answer.chunks(0, event)``: the chunks that one event of one prompt becomes.
+
+        Raises: APIError 502 for an engine's error, or an event of another shape.
+        """
         if "error" in content:
             raise APIError(502, str((content["error"] or {}).get("message") or "the engine failed"), code="engine_failed")
-        self.count(content.get("usage"))
+        self.add_usage(content.get("usage"))
         try:
             for choice in content.get("choices") or ():
-                yield from map(self._chunk, self._choices(index, choice))
+                for made in self.form.chunk_choices(index, choice):
+                    yield self._chunk(made)
                 self.finished += bool(choice.get("finish_reason"))
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise APIError(502, f"the engine's event is no {self.kind} ({type(error).__name__})", code="bad_engine") from None
+        except MALFORMED as error:
+            raise self._malformed(error) from None
 
-    def last(self, prompts: int, wants_usage: bool) -> Iterator[Json]:
-        """What comes after every choice's end: the usage, where it was asked for. Raises: APIError where an end is missing."""
+    def last_chunks(self, prompts: int, with_usage: bool) -> Iterator[JsonObject]:
+        """The usage, where it was asked for. Raises: APIError 502 if a prompt's answer has no finish_reason."""
         if self.finished < prompts:
-            raise APIError(502, "the engine ended before its answer did", code="engine_failed")
-        if wants_usage:
+            raise APIError(502, "the engine stopped before its answer was complete", code="engine_failed")
+        if with_usage:
             yield self._chunk() | {"usage": self.usage}
 
-    def count(self, usage: Json | None) -> None:
-        """Adds what an engine says, at each prompt's end or after it."""
-        for name in TOKENS:
+    def add_usage(self, usage: JsonObject | None) -> None:
+        """Adds what an engine reports with a prompt's last event, or after it."""
+        for name in USAGE:
             self.usage[name] += int((usage or {}).get(name) or 0)
 
-    def _chunk(self, *choices: Json) -> Json:
-        return {**self.frame, "object": self.kind, "choices": list(choices)}
+    def with_choices(self, choices: Sequence[JsonObject]) -> JsonObject:
+        """A whole response that is not validated."""
+        return {**self.frame, "object": self.form.response_object, "choices": choices, "usage": self.usage}
 
-    def _whole(self, choices: Sequence[Json]) -> Json:
-        raise NotImplementedError
+    def _chunk(self, *choices: JsonObject) -> JsonObject:
+        return {**self.frame, "object": self.form.chunk_object, "choices": list(choices)}
 
-    def _choices(self, index: int, choice: Json) -> Iterator[Json]:
-        raise NotImplementedError
+    def _malformed(self, error: Exception) -> APIError:
+        message = f"the engine's answer is not a valid {self.form.response_object} ({type(error).__name__})"
+        return APIError(502, message, code="bad_engine")
 
 
-class ChatAnswer(Answer):
-    """``POST /v1/chat/completions``."""
+# ---------------------------------------------------------------------------------------------------------------- chat
 
-    path, kind, prefix = "/chat/completions", "chat.completion.chunk", "chatcmpl"
 
-    def __init__(self, asked: ChatRequest, target: Target) -> None:
-        super().__init__(target, target.notice if target.appends_notice and not asked.wants_json else "")
+@dataclass(frozen=True)
+class ChatFormat:
+    """``POST /v1/chat/completions``; ``notice`` is appended to the answer."""
 
-    def _whole(self, choices: Sequence[Json]) -> Json:
-        (choice,) = choices
-        message = {"role": "assistant", "content": (choice["message"].get("content") or "") + self.notice, "refusal": None}
-        facts = {"index": 0, "message": message, "finish_reason": choice["finish_reason"]}
-        found = {**self.frame, "object": "chat.completion", "choices": [facts | _chat_logprobs(choice)], "usage": self.usage}
-        return ChatCompletion.model_validate(found).model_dump(exclude_unset=True)
+    path: ClassVar[str] = "/chat/completions"
+    id_prefix: ClassVar[str] = "chatcmpl"
+    schema: ClassVar[type[BaseModel]] = ChatCompletion
+    response_object: ClassVar[str] = "chat.completion"
+    chunk_object: ClassVar[str] = "chat.completion.chunk"
 
-    def _choices(self, index: int, choice: Json) -> Iterator[Json]:
-        delta, ends = choice.get("delta") or {}, choice.get("finish_reason")
+    notice: str = ""
+
+    def choice(self, index: int, choice: JsonObject) -> JsonObject:
+        text = (choice["message"].get("content") or "") + _appended(self.notice)
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": index, "message": message, "finish_reason": choice["finish_reason"], "logprobs": _logprobs(choice)}
+
+    def chunk_choices(self, index: int, choice: JsonObject) -> Iterator[JsonObject]:
+        delta, finish_reason = choice.get("delta") or {}, choice.get("finish_reason")
         if "role" in delta:
-            yield {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+            yield _delta(index, {"role": "assistant", "content": ""})
         if delta.get("content"):
-            yield {"index": 0, "delta": {"content": delta["content"]}, "finish_reason": None} | _chat_logprobs(choice)
-        if ends and self.notice:
-            yield {"index": 0, "delta": {"content": self.notice}, "finish_reason": None}
-        if ends:
-            yield {"index": 0, "delta": {}, "finish_reason": ends}
+            yield _delta(index, {"content": delta["content"]}) | {"logprobs": _logprobs(choice)}
+        if finish_reason and self.notice:
+            yield _delta(index, {"content": _appended(self.notice)})
+        if finish_reason:
+            yield _delta(index, {}) | {"finish_reason": finish_reason}
 
 
-class TextAnswer(Answer):
-    """``POST /v1/completions``."""
+def _delta(index: int, delta: JsonObject) -> JsonObject:
+    return {"index": index, "delta": delta, "finish_reason": None}
 
-    path, kind, prefix = "/completions", "text_completion", "cmpl"
 
-    def __init__(self, asked: CompletionRequest, target: Target) -> None:
-        super().__init__(target, target.notice if target.appends_notice and not asked.echo else "")
-        self.top = asked.logprobs
-        self._length = dict.fromkeys(range(len(asked.prompts)), 0)  # of each choice's text so far
+def _logprobs(choice: JsonObject) -> JsonObject | None:
+    given = choice.get("logprobs")
+    if not given:
+        return None
+    keys = ("token", "bytes", "logprob", "top_logprobs")
+    return {"content": [{key: token.get(key) for key in keys} for token in given.get("content") or ()], "refusal": None}
 
-    def _whole(self, choices: Sequence[Json]) -> Json:
-        own = [
-            {
-                "index": index,
-                "text": choice["text"] + self.notice,
-                "finish_reason": choice["finish_reason"],
-                "logprobs": self._logprobs(index, choice),
-            }
-            for index, choice in enumerate(choices)
-        ]
-        found = {**self.frame, "object": self.kind, "choices": own, "usage": self.usage}
-        return Completion.model_validate(found).model_dump(exclude_unset=True)
 
-    def scored(self, scored: Sequence[Scored]) -> Json:
-        """What transformers found, of a request with ``echo``."""
-        for one in scored:
-            prompt, every = one.prompt_tokens, len(one.tokens)
-            self.count({"prompt_tokens": prompt, "completion_tokens": every - prompt, "total_tokens": every})
-        choices = [
-            {
-                "index": index,
-                "text": one.text,
-                "finish_reason": "stop" if one.ended else "length",
-                "logprobs": None
-                if self.top is None
-                else {
-                    "tokens": one.tokens,
-                    "token_logprobs": one.token_logprobs,
-                    "top_logprobs": one.top_logprobs if self.top else None,
-                    "text_offset": one.offsets,
-                },
-            }
-            for index, one in enumerate(scored)
-        ]
-        # Of the first token nothing is known: OpenAI answers null there, which its own types leave out.
-        return {**self.frame, "object": self.kind, "choices": choices, "usage": self.usage}
+# --------------------------------------------------------------------------------------------------------- completions
 
-    def _choices(self, index: int, choice: Json) -> Iterator[Json]:
-        ends = choice.get("finish_reason")
+
+@dataclass(frozen=True)
+class CompletionFormat:
+    """``POST /v1/completions``; ``top`` is the request's ``logprobs``."""
+
+    path: ClassVar[str] = "/completions"
+    id_prefix: ClassVar[str] = "cmpl"
+    schema: ClassVar[type[BaseModel]] = Completion
+    response_object: ClassVar[str] = "text_completion"
+    chunk_object: ClassVar[str] = "text_completion"
+
+    notice: str = ""
+    top: int | None = None
+    offsets: Counter[int] = field(default_factory=Counter)  # index → characters of that choice so far
+
+    def choice(self, index: int, choice: JsonObject) -> JsonObject:
+        return self._choice(index, choice["text"] + _appended(self.notice), choice["finish_reason"], choice)
+
+    def chunk_choices(self, index: int, choice: JsonObject) -> Iterator[JsonObject]:
+        finish_reason = choice.get("finish_reason")
         if choice.get("text"):
-            text = choice["text"]
-            yield {"index": index, "text": text, "finish_reason": None, "logprobs": self._logprobs(index, choice)}
-        if ends and self.notice:
-            yield {"index": index, "text": self.notice, "finish_reason": None, "logprobs": None}
-        if ends:
-            yield {"index": index, "text": "", "finish_reason": ends, "logprobs": None}
+            yield self._choice(index, choice["text"], None, choice)
+        if finish_reason and self.notice:
+            yield self._choice(index, _appended(self.notice))
+        if finish_reason:
+            yield self._choice(index, "", finish_reason)
 
-    def _logprobs(self, index: int, choice: Json) -> Json | None:
-        """llama.cpp gives the chat's shape; whoever gives the completions' own keeps it."""
+    def scored_choice(self, index: int, scored: Scored) -> JsonObject:
+        """The choice of a request with ``echo``, which transformers answered."""
+        logprobs = {
+            "tokens": scored.tokens,
+            "token_logprobs": scored.token_logprobs,
+            "top_logprobs": scored.top_logprobs if self.top else None,
+            "text_offset": scored.offsets,
+        }
+        return self._choice(index, scored.text, "stop" if scored.ended else "length") | {
+            "logprobs": None if self.top is None else logprobs
+        }
+
+    def _choice(self, index: int, text: str, finish_reason: str | None = None, choice: JsonObject | None = None) -> JsonObject:
+        logprobs = self._logprobs(index, choice) if choice else None
+        return {"index": index, "text": text, "finish_reason": finish_reason, "logprobs": logprobs}
+
+    def _logprobs(self, index: int, choice: JsonObject) -> JsonObject | None:
+        """llama.cpp gives log-probabilities in the shape of chats; an engine that gives that of completions is left alone."""
         given = choice.get("logprobs")
         if self.top is None or given is None:
             return None
         if "content" not in given:
             return dict(given)
-        found = completion_logprobs(given["content"], self._length[index], self.top)
-        self._length[index] += sum(len(token) for token in found["tokens"])
+        found = completion_logprobs(given["content"], self.offsets[index], self.top)
+        self.offsets[index] += sum(map(len, found["tokens"]))
         return found
 
 
-def completion_logprobs(content: Sequence[Json], offset: int, top: int) -> Json:
-    """``completion_logprobs(choice["logprobs"]["content"], 0, 2)``: the chat's shape as completions have it."""
+def scored_response(answer: Answer, form: CompletionFormat, scored: Sequence[Scored]) -> JsonObject:
+    """``scored_response(answer, form, [scored])``: the response to a request with ``echo``.
+
+    Not validated: of the first token nothing is known, and OpenAI's API says null there, which its own types do not allow.
+    """
+    for one in scored:
+        prompt, total = one.prompt_tokens, len(one.tokens)
+        answer.add_usage({"prompt_tokens": prompt, "completion_tokens": total - prompt, "total_tokens": total})
+    return answer.with_choices([form.scored_choice(index, one) for index, one in enumerate(scored)])
+
+
+def completion_logprobs(content: Sequence[JsonObject], offset: int, top: int) -> JsonObject:
+    """``completion_logprobs(choice["logprobs"]["content"], 0, 2)``: from the shape of chats to that of completions."""
     tokens = [str(token["token"]) for token in content]
     offsets = [offset + sum(map(len, tokens[:index])) for index in range(len(tokens))]
     tops = [{one["token"]: one["logprob"] for one in (*token["top_logprobs"][:top], token)} for token in content]
@@ -189,10 +230,5 @@ def completion_logprobs(content: Sequence[Json], offset: int, top: int) -> Json:
     }
 
 
-def _chat_logprobs(choice: Json) -> dict[str, Any]:
-    given = choice.get("logprobs")
-    if not given:
-        return {"logprobs": None}
-    keys = ("token", "bytes", "logprob", "top_logprobs")
-    content = [{key: token.get(key) for key in keys} for token in given.get("content") or ()]
-    return {"logprobs": {"content": content, "refusal": None}}
+def _appended(notice: str) -> str:
+    return f"\n\n{notice}" if notice else ""

@@ -1,6 +1,8 @@
-"""OpenAI's requests and answers: what is honoured, what is refused, and how an engine's answer becomes OpenAI's.
+"""OpenAI's requests: which fields are supported, which are rejected, and what the engine is sent.
 
-Requests are checked here, with the ``openai`` package's own types for their parts; fields that it does not know are ignored.
+    ChatRequest.model_validate(body).bodies(max_tokens=64)   # one body per prompt for the engine
+
+Nested parts are validated with the ``openai`` package's own types. Fields unknown to OpenAI's API are ignored.
 """
 
 from __future__ import annotations
@@ -17,16 +19,25 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from factory.serve.limits import APIError
 
-Json = dict[str, Any]
+JsonObject = dict[str, Any]
 Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=100_000)]
 Text = Annotated[str, Field(max_length=1_000_000)]
-MAX_PROMPTS = 64  # of one request
+MAX_PROMPTS = 64  # per request
 
-# Fields of OpenAI's that change an answer in a way that no engine here can: refused, never dropped in silence.
-REFUSED_CHAT = ("audio", "function_call", "functions", "moderation", "prediction", "tool_choice", "tools", "web_search_options")
-REFUSED_COMPLETION = ("suffix",)
-REFUSED_EMBEDDING = ("dimensions",)
-# And those that change nothing about the answer, or only ask for it to be kept, cached or billed elsewhere.
+# Fields that change the answer in a way no engine here supports: rejected, never silently dropped.
+UNSUPPORTED_CHAT = (
+    "audio",
+    "function_call",
+    "functions",
+    "moderation",
+    "prediction",
+    "tool_choice",
+    "tools",
+    "web_search_options",
+)
+UNSUPPORTED_COMPLETION = ("suffix",)
+UNSUPPORTED_EMBEDDING = ("dimensions",)
+# Fields that do not change the answer: hints, and how OpenAI stores, caches or bills it.
 IGNORED_CHAT = (
     "metadata",
     "parallel_tool_calls",
@@ -41,7 +52,7 @@ IGNORED_CHAT = (
     "verbosity",
 )
 NEUTRAL = {"stream": False, "stop": [], "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "top_p": 1}
-HARMLESS = {"tool_choice": ("none", "auto"), "function_call": ("none", "auto")}  # these ask for nothing
+HARMLESS = {"tool_choice": ("none", "auto"), "function_call": ("none", "auto")}  # without tools these ask for nothing
 
 
 class Request(BaseModel):
@@ -53,7 +64,7 @@ class Request(BaseModel):
 
 
 class Generation(Request):
-    """What both kinds of generation have. Without a temperature answers are greedy, the same each time."""
+    """What chat and text completions share. Without a temperature decoding is greedy."""
 
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -71,14 +82,14 @@ class Generation(Request):
     def wants_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.get("include_usage"))
 
-    def settings(self, max_tokens: int) -> Json:
-        """What the engine is told, in OpenAI's names."""
+    def settings(self, max_tokens: int) -> JsonObject:
+        """The sampling fields of the engine's body, under OpenAI's names."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        asked = {
+        fields = {
             "temperature": self.temperature or 0.0,
             "top_p": 1.0 if self.top_p is None else self.top_p,
             "stop": [stop for stop in stops if stop],
-            "seed": None if self.seed is None else self.seed % (2**32 - 1),  # what is left is llama.cpp's "any"
+            "seed": None if self.seed is None else self.seed % (2**32 - 1),  # 2**32 - 1 is llama.cpp's "random"
             "frequency_penalty": self.frequency_penalty,
             "presence_penalty": self.presence_penalty,
             "logit_bias": {str(token): bias for token, bias in self.logit_bias.items()} if self.logit_bias else None,
@@ -86,11 +97,11 @@ class Generation(Request):
             "stream": bool(self.stream),
             "stream_options": {"include_usage": True} if self.stream else None,
         }
-        return {key: value for key, value in asked.items() if value is not None}
+        return {key: value for key, value in fields.items() if value is not None}
 
 
 class Message(BaseModel):
-    """One turn; its content as a string or as text parts."""
+    """One message; its content is a string or a list of text parts."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[ChatCompletionContentPartTextParam], Field(max_length=1000)]
@@ -112,18 +123,18 @@ class ChatRequest(Generation):
 
     @model_validator(mode="before")
     @classmethod
-    def refuse(cls, content: Any) -> Any:
-        return refuse(content, REFUSED_CHAT)
+    def reject_unsupported(cls, content: Any) -> Any:
+        return reject_unsupported(content, UNSUPPORTED_CHAT)
 
     @model_validator(mode="after")
-    def logprobs_with_their_top(self) -> ChatRequest:
+    def check_top_logprobs(self) -> ChatRequest:
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs: true")
+            raise ValueError("top_logprobs needs `logprobs: true`")
         return self
 
     @property
     def question(self) -> str:
-        """What the router reads: the user's last words, else the last message's."""
+        """What the router reads: the user's last message, else the last message."""
         users = [message.text for message in self.messages if message.role == "user"]
         return users[-1] if users else self.messages[-1].text
 
@@ -132,21 +143,21 @@ class ChatRequest(Generation):
         return self.response_format is not None and self.response_format["type"] != "text"
 
     def turns(self) -> list[dict[str, str]]:
-        """Plain text by role, as chat templates know it."""
-        return [{"role": "system" if one.role == "developer" else one.role, "content": one.text} for one in self.messages]
+        """Messages as chat templates take them: plain text, with a developer as the system."""
+        return [{"role": "system" if m.role == "developer" else m.role, "content": m.text} for m in self.messages]
 
-    def bodies(self, max_tokens: int) -> list[Json]:
-        """For an engine's ``/v1/chat/completions``: one."""
-        found = {"messages": self.turns(), **self.settings(max_tokens)}
+    def bodies(self, max_tokens: int) -> list[JsonObject]:
+        """The one body for the engine's ``/v1/chat/completions``."""
+        body = {"messages": self.turns(), **self.settings(max_tokens)}
         if self.logprobs:
-            found |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
+            body |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
         if self.wants_json:
-            found["response_format"] = self.response_format
-        return [found]
+            body["response_format"] = self.response_format
+        return [body]
 
 
 class CompletionRequest(Generation):
-    """``POST /v1/completions``: a text, token ids, or a list of either."""
+    """``POST /v1/completions``: the prompt is a text, token ids, or a list of either."""
 
     prompt: (
         Text
@@ -160,8 +171,8 @@ class CompletionRequest(Generation):
 
     @model_validator(mode="before")
     @classmethod
-    def refuse(cls, content: Any) -> Any:
-        return refuse(content, REFUSED_COMPLETION)
+    def reject_unsupported(cls, content: Any) -> Any:
+        return reject_unsupported(content, UNSUPPORTED_COMPLETION)
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -169,24 +180,22 @@ class CompletionRequest(Generation):
 
     @property
     def question(self) -> str:
-        """What the router reads. Raises: APIError for token ids, whose vocabulary depends on who shall read them."""
-        first = self.prompts[0]
-        if not isinstance(first, str):
-            raise APIError(400, "model auto needs a text to route, not token ids; name a model", code="invalid", param="prompt")
-        return first
+        """What the router reads. Raises: APIError 400 for token ids."""
+        return routable(self.prompts[0], "prompt")
 
     def check_echo(self) -> None:
-        """Raises: APIError for what is not offered where a prompt is scored, which is greedy or plain sampling."""
+        """Raises: APIError 400 for fields that scoring a prompt does not support: only temperature and seed apply."""
         for field, neutral in NEUTRAL.items():
             if (getattr(self, field) or neutral) != neutral:
-                raise APIError(400, f"{field} is not offered with echo", code="unsupported_parameter", param=field)
+                message = f"{field} is not supported together with echo; leave it out"
+                raise APIError(400, message, code="unsupported_parameter", param=field)
 
-    def bodies(self, max_tokens: int) -> list[Json]:
-        """For an engine's ``/v1/completions``, one a prompt: of several together llama.cpp counts the first one's tokens."""
-        found = self.settings(max_tokens)
+    def bodies(self, max_tokens: int) -> list[JsonObject]:
+        """Bodies for the engine's ``/v1/completions``, one per prompt: llama.cpp reports only the first prompt's usage."""
+        settings = self.settings(max_tokens)
         if self.logprobs is not None:
-            found["logprobs"] = max(1, self.logprobs)  # llama.cpp takes 0 for none
-        return [{"prompt": prompt, **found} for prompt in self.prompts]
+            settings["logprobs"] = max(1, self.logprobs)  # llama.cpp takes 0 for none
+        return [{"prompt": prompt, **settings} for prompt in self.prompts]
 
 
 class EmbeddingRequest(Request):
@@ -202,8 +211,8 @@ class EmbeddingRequest(Request):
 
     @model_validator(mode="before")
     @classmethod
-    def refuse(cls, content: Any) -> Any:
-        return refuse(content, REFUSED_EMBEDDING)
+    def reject_unsupported(cls, content: Any) -> Any:
+        return reject_unsupported(content, UNSUPPORTED_EMBEDDING)
 
     @property
     def inputs(self) -> list[str | list[int]]:
@@ -211,35 +220,40 @@ class EmbeddingRequest(Request):
 
     @property
     def question(self) -> str:
-        """What the router reads."""
-        first = self.inputs[0]
-        if not isinstance(first, str):
-            raise APIError(400, "model auto needs a text to route, not token ids; name a model", code="invalid", param="input")
-        return first
+        """What the router reads. Raises: APIError 400 for token ids."""
+        return routable(self.inputs[0], "input")
 
 
-def refuse(content: Any, fields: Sequence[str]) -> Any:
-    """Raises: APIError for a field that is asked for and that nothing here can honour."""
-    asked: Mapping[str, Any] = content if isinstance(content, Mapping) else {}
+def reject_unsupported(content: Any, fields: Sequence[str]) -> Any:
+    """``reject_unsupported(body, ["suffix"])``: the body. Raises: APIError 400 for a field that is set but unsupported."""
+    body: Mapping[str, Any] = content if isinstance(content, Mapping) else {}
     for field in fields:
-        if asked.get(field) and asked[field] not in HARMLESS.get(field, ()):
-            raise APIError(400, f"{field} is not offered here", code="unsupported_parameter", param=field)
+        if body.get(field) and body[field] not in HARMLESS.get(field, ()):
+            raise APIError(400, f"{field} is not supported; leave it out", code="unsupported_parameter", param=field)
     for field in ("n", "best_of"):
-        if asked.get(field) not in (None, 1):
-            raise APIError(400, f"{field} is 1 here: ask as often as you like", code="unsupported_value", param=field)
+        if body.get(field) not in (None, 1):
+            raise APIError(400, f"{field} must be 1; send several requests instead", code="unsupported_value", param=field)
     return content
 
 
+def routable(value: str | list[int], param: str) -> str:
+    """``routable("What is gout?", "prompt")``: the text. Raises: APIError 400 for token ids of an unknown tokenizer."""
+    if not isinstance(value, str):
+        message = f"model auto routes text, but {param} is a list of token ids; send text or name a model"
+        raise APIError(400, message, code="invalid", param=param)
+    return value
+
+
 def as_list(value: Any) -> list[str | list[int]]:
-    """A text or one prompt's ids as a list of one."""
+    """``as_list("a")`` → ["a"], ``as_list([1, 2])`` → [[1, 2]]; a list of prompts stays as it is."""
     return [value] if isinstance(value, str) or isinstance(value[0], int) else list(value)
 
 
-# ------------------------------------------------------------------------------------------------------------- answers
+# ----------------------------------------------------------------------------------------------------------- responses
 
 
-def event(content: Json) -> bytes:
-    """One server-sent event."""
+def event(content: JsonObject) -> bytes:
+    """``event({"choices": []})``: one server-sent event."""
     return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
@@ -247,7 +261,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def embedding_vector(vector: Sequence[float], encoding: str | None) -> list[float] | str:
-    """Floats, or base64 of little-endian float32, which the official client asks for."""
+    """``embedding_vector([0.5], "base64")``: base64 of little-endian float32, as the official client asks for; else floats."""
     if encoding != "base64":
         return list(vector)
     return base64.b64encode(array("f", vector).tobytes()).decode("ascii")

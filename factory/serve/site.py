@@ -2,14 +2,13 @@
 
     app.include_router(site(registry, Agreements(registry, specs, device), guard=caller))
 
-    GET  /                            index.html; /static/* are its scripts, style and icon
-    GET  /factory/catalogue           every student that the key opens: versions, aliases, verdicts, sizes, figures
+    GET  /                            index.html; /static/* are its scripts, style sheet and icon
+    GET  /factory/catalogue           the students that the key gives access to: versions, aliases, verdicts, sizes, metrics
     GET  /factory/card/{reference}    one version: the same facts, and its card as HTML
     POST /factory/agreement           {"model", "prompt", "text": an answer or null, "by": "student" or "teacher"}
 
-``guard`` is a FastAPI dependency that gives the Caller of a request, or raises APIError; without one everybody may read
-everything. The page's own files are open, since a browser asks for them without a key. It chats over the app's own
-``/v1/models`` and ``/v1/chat/completions``. Every error is a APIError, which the app answers in OpenAI's shape.
+The page's own files need no key, since a browser asks for them without one. It chats through the app's ``/v1/models`` and
+``/v1/chat/completions``. Errors are APIErrors, which the app answers in OpenAI's shape.
 """
 
 from __future__ import annotations
@@ -36,26 +35,29 @@ if TYPE_CHECKING:
 
 STATIC = Path(__file__).parent / "web"
 TEACHER = "teacher"
-# Nothing from elsewhere, nothing inline: what a card or a model writes can neither run nor load anything.
+# Nothing from other origins and nothing inline: what a card or a model writes can neither run nor load anything.
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # asked for again after an update
+    "Cache-Control": "no-cache",  # revalidated, so that an update is seen at once
 }
 
 
 class AgreementRequest(BaseModel):
-    """An answer to look at, or whose answer to write first."""
+    """An answer to compare, or who writes it first."""
 
     model: str = Field(max_length=200, description="A student: NAME, NAME@3 or NAME@champion.")
     prompt: str = Field(max_length=20_000, description="The question.")
-    text: str | None = Field(default=None, max_length=20_000, description="The answer; if left out, `by` writes one.")
-    by: Literal["student", "teacher"] = Field(default="student", description="Who wrote the answer, or shall write it.")
+    text: str | None = Field(default=None, max_length=20_000, description="The answer. Without it, `by` writes one.")
+    by: Literal["student", "teacher"] = Field(default="student", description="Who wrote, or writes, the answer.")
 
 
 def site(registry: Registry, agreements: Agreements, guard: Callable[..., Any] = lambda: Caller()) -> APIRouter:
-    """``app.include_router(site(registry, agreements, guard=caller))``: everything that the page needs but the chat itself."""
+    """``app.include_router(site(registry, agreements, guard=caller))``: everything that the page needs except the chat.
+
+    ``guard`` is a FastAPI dependency that returns the Caller of a request or raises APIError; by default all is open.
+    """
     router, allowed = APIRouter(), Depends(guard)
     files = {path.name: path for path in STATIC.iterdir() if path.is_file()}
 
@@ -66,44 +68,38 @@ def site(registry: Registry, agreements: Agreements, guard: Callable[..., Any] =
     @router.get("/static/{name}", include_in_schema=False)
     def static(name: str) -> FileResponse:
         if name not in files:
-            raise APIError(404, f"no file {name!r} here", code="not_found")
+            raise APIError(404, f"no file {name!r}", code="not_found")
         return _file(files[name])
 
-    @router.get("/factory/catalogue", summary="Students, their versions and figures")
+    @router.get("/factory/catalogue", summary="Students, their versions and metrics")
     def catalogue_(caller: Caller = allowed) -> dict[str, Any]:
-        with _refused():
+        with _api_errors():
             return catalogue(registry, caller.may)
 
     @router.get("/factory/card/{reference}", summary="One version and its card")
     def card_(reference: str, caller: Caller = allowed) -> dict[str, Any]:
-        _check(caller, reference)
-        with _refused():
+        caller.require(reference)
+        with _api_errors():
             return card(registry, reference)
 
     @router.post("/factory/agreement", summary="Where student and teacher agree")
-    async def agreement(asked: AgreementRequest, caller: Caller = allowed) -> dict[str, Any]:
-        _check(caller, asked.model)
-        _check(caller, TEACHER)
-        with _refused():
-            return asdict(await agreements.compare(asked.model, asked.prompt, asked.text, asked.by))
+    async def agreement(request: AgreementRequest, caller: Caller = allowed) -> dict[str, Any]:
+        caller.require(request.model)
+        caller.require(TEACHER)
+        with _api_errors():
+            return asdict(await agreements.compare(request.model, request.prompt, request.text, request.by))
 
     return router
 
 
 def _file(path: Path) -> FileResponse:
-    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-    return FileResponse(path, media_type=kind, headers=HEADERS)
-
-
-def _check(caller: Caller, reference: str) -> None:
-    name = reference.partition("@")[0]
-    if not caller.may(name):
-        raise APIError(403, f"this API key does not open {name}", code="model_not_allowed", param="model")
+    media_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    return FileResponse(path, media_type=media_type, headers=HEADERS)
 
 
 @contextmanager
-def _refused() -> Iterator[None]:
-    """A FactoryError as the status that it means."""
+def _api_errors() -> Iterator[None]:
+    """Gives each FactoryError the status that it means."""
     try:
         yield
     except RegistryError as error:

@@ -1,4 +1,4 @@
-"""Server-sent events, and what ends a request early: the client leaves, or its time is over."""
+"""Server-sent events, and how a request ends early: the client disconnects, or the time limit is reached."""
 
 from __future__ import annotations
 
@@ -10,66 +10,65 @@ from dataclasses import dataclass
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from factory.errors import FactoryError
+from factory.serve.errors import as_api_error
 from factory.serve.limits import APIError
-from factory.serve.middleware import failure, log_failure
-from factory.serve.schemas import DONE, Json, event
+from factory.serve.schemas import DONE, JsonObject, event
 
-LEFT = 499  # a status that nobody reads: the client closed the connection
+CLIENT_CLOSED_REQUEST = 499  # nginx's status; only metrics see it
 
 
 @dataclass
 class RequestContext:
-    """One request under way."""
+    """One request in progress; ``model`` and ``status`` are filled in as they become known."""
 
     route: str
-    begun: float  # of the event loop's clock
+    started: float  # of the event loop's clock, seconds
     deadline: float
     model: str = ""
     status: int = 200
 
 
 @asynccontextmanager
-async def cancel_on_disconnect(receive: Receive, visit: RequestContext) -> AsyncIterator[None]:
-    """``async with cancel_on_disconnect(request.receive, visit):`` stops what is inside when nobody waits for it any more.
+async def cancel_on_disconnect(receive: Receive, context: RequestContext) -> AsyncIterator[None]:
+    """``async with cancel_on_disconnect(request.receive, context):`` cancels its body when nobody waits for it any more.
 
-    Raises: APIError 499 when the client has closed the connection, 504 when the time is over.
+    Raises: APIError 499 when the client has disconnected, 504 when the deadline has passed.
     """
-    task, left = asyncio.current_task(), False
+    task, disconnected = asyncio.current_task(), False
     assert task is not None
 
     async def watch() -> None:
-        nonlocal left
+        nonlocal disconnected
         while (await receive())["type"] != "http.disconnect":
             pass
-        left = True
+        disconnected = True
         task.cancel()
 
     watcher = asyncio.create_task(watch())
     try:
-        async with asyncio.timeout_at(visit.deadline):
+        async with asyncio.timeout_at(context.deadline):
             yield
     except TimeoutError:
-        seconds = visit.deadline - visit.begun
+        seconds = context.deadline - context.started
         raise APIError(504, f"not answered within {seconds:g} s; ask for fewer tokens", code="timeout") from None
     except asyncio.CancelledError:
-        if not left:  # the server stops
+        if not disconnected:  # cancelled from outside: the server is stopping
             raise
         task.uncancel()
-        raise APIError(LEFT, "the client has left", code="client_left") from None
+        raise APIError(CLIENT_CLOSED_REQUEST, "the client disconnected", code="client_disconnected") from None
     finally:
         watcher.cancel()
 
 
 class EventStream(Response):
-    """Sends chunks as they come; ``stack`` holds engine and place in the queue, and is left whatever happens."""
+    """Sends chunks as they come. ``stack`` holds the engine and the place in the queue; it is closed in any case."""
 
     def __init__(
-        self, chunks: AsyncIterator[Json], stack: AsyncExitStack, visit: RequestContext, headers: Mapping[str, str]
+        self, chunks: AsyncIterator[JsonObject], stack: AsyncExitStack, context: RequestContext, headers: Mapping[str, str]
     ) -> None:
         super().__init__(media_type="text/event-stream", headers=dict(headers) | {"Cache-Control": "no-store"})
         del self.headers["content-length"]
-        self.chunks, self.stack, self.visit = chunks, stack, visit
+        self.chunks, self.stack, self.context = chunks, stack, context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def write(data: bytes, more: bool = True) -> None:
@@ -78,28 +77,13 @@ class EventStream(Response):
         async with self.stack:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
-                async with cancel_on_disconnect(receive, self.visit):
+                async with cancel_on_disconnect(receive, self.context):
                     async for chunk in self.chunks:
                         await write(event(chunk))
                     await write(DONE)
             except Exception as error:
-                refusal = as_api_error(error)
-                self.visit.status = refusal.status
-                if refusal.status != LEFT:
-                    await write(event(refusal.body()))
+                failure = as_api_error(error)
+                self.context.status = failure.status
+                if failure.status != CLIENT_CLOSED_REQUEST:
+                    await write(event(failure.body()))
         await write(b"", more=False)
-
-
-def status_of(error: Exception) -> int:
-    """What the client sees, or would see."""
-    return error.status if isinstance(error, APIError) else 503 if isinstance(error, FactoryError) else 500
-
-
-def as_api_error(error: Exception) -> APIError:
-    """Any error as what the client is told of it; those that nobody planned are logged."""
-    if isinstance(error, APIError):
-        return error
-    if isinstance(error, FactoryError):
-        return APIError(503, str(error), code="unavailable")
-    log_failure(error)
-    return failure()

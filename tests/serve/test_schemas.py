@@ -1,4 +1,4 @@
-"""What a request may ask, and what becomes of each of OpenAI's fields."""
+"""Which of OpenAI's request fields are supported, rejected or ignored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from pydantic import ValidationError
 
-from factory.serve import schemas as protocol
+from factory.serve import schemas
 from factory.serve.limits import APIError
 from factory.serve.schemas import ChatRequest, CompletionRequest, EmbeddingRequest, embedding_vector
 
@@ -22,36 +22,36 @@ def chat(**fields: Any) -> ChatRequest:
     return ChatRequest.model_validate({"model": "a", "messages": HI} | fields)
 
 
-def test_every_field_of_openais_is_honoured_refused_or_known_to_change_nothing() -> None:
+def test_every_field_of_openais_api_is_supported_rejected_or_ignored_on_purpose() -> None:
     theirs = set(chat_create_params.CompletionCreateParamsBase.__annotations__) | {"stream"}
-    ours = {*ChatRequest.model_fields, *protocol.REFUSED_CHAT, *protocol.IGNORED_CHAT}
+    ours = {*ChatRequest.model_fields, *schemas.UNSUPPORTED_CHAT, *schemas.IGNORED_CHAT}
     assert theirs == ours
     theirs = set(completion_create_params.CompletionCreateParamsBase.__annotations__) | {"stream"}
-    assert theirs == {*CompletionRequest.model_fields, *protocol.REFUSED_COMPLETION, "user"}
+    assert theirs == {*CompletionRequest.model_fields, *schemas.UNSUPPORTED_COMPLETION, "user"}
     theirs = set(embedding_create_params.EmbeddingCreateParams.__annotations__)
-    assert theirs == {*EmbeddingRequest.model_fields, *protocol.REFUSED_EMBEDDING, "user"}
+    assert theirs == {*EmbeddingRequest.model_fields, *schemas.UNSUPPORTED_EMBEDDING, "user"}
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [("n", 2), ("tools", [{"type": "function"}]), ("tool_choice", "required"), ("audio", {"voice": "a"}), ("functions", [{}])],
 )
-def test_what_nothing_here_can_do_is_refused_by_name(field: str, value: Any) -> None:
-    with pytest.raises(APIError) as refusal:
+def test_unsupported_fields_are_rejected_by_name(field: str, value: Any) -> None:
+    with pytest.raises(APIError) as error:
         chat(**{field: value})
-    assert (refusal.value.status, refusal.value.param) == (400, field)
+    assert (error.value.status, error.value.param) == (400, field)
 
 
-def test_what_asks_for_nothing_is_no_refusal() -> None:
-    asked = chat(n=1, tools=[], tool_choice="none", functions=None, unknown_field={"a": 1}, user="me", modalities=["text"])
-    assert "tools" not in asked.bodies(5)[0]
+def test_unsupported_fields_that_ask_for_nothing_are_accepted() -> None:
+    request = chat(n=1, tools=[], tool_choice="none", functions=None, unknown_field={"a": 1}, user="me", modalities=["text"])
+    assert "tools" not in request.bodies(5)[0]
 
 
 def test_content_is_a_string_or_text_parts() -> None:
     parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "gout?"}]
-    asked = chat(messages=[{"role": "developer", "content": "brief"}, {"role": "user", "content": parts}])
-    assert asked.turns() == [{"role": "system", "content": "brief"}, {"role": "user", "content": "What is gout?"}]
-    assert asked.question == "What is gout?"
+    request = chat(messages=[{"role": "developer", "content": "brief"}, {"role": "user", "content": parts}])
+    assert request.turns() == [{"role": "system", "content": "brief"}, {"role": "user", "content": "What is gout?"}]
+    assert request.question == "What is gout?"
 
 
 @pytest.mark.parametrize(
@@ -75,19 +75,19 @@ def test_content_is_a_string_or_text_parts() -> None:
         {"model": ""},
     ],
 )
-def test_what_is_wrong_is_refused(fields: dict[str, Any]) -> None:
+def test_invalid_fields_are_rejected(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         chat(**fields)
 
 
-def test_settings_are_greedy_and_bounded_unless_asked_otherwise() -> None:
+def test_decoding_is_greedy_unless_asked_otherwise() -> None:
     assert chat().bodies(7)[0] == {
         "messages": HI, "temperature": 0.0, "top_p": 1.0, "stop": [], "max_tokens": 7, "stream": False
     }  # fmt: skip
     body = chat(temperature=0.5, stop="x", seed=-1, logit_bias={"5": -1}, stream=True, logprobs=True).bodies(7)[0]
     assert (body["temperature"], body["stop"], body["logit_bias"]) == (0.5, ["x"], {"5": -1.0})
     assert 0 <= body["seed"] < 2**32 - 1
-    assert body["stream_options"] == {"include_usage": True}  # asked of the engine in any case: tokens are counted
+    assert body["stream_options"] == {"include_usage": True}  # always requested, since tokens are counted
     assert (body["logprobs"], body["top_logprobs"]) == (True, 0)
 
 
@@ -95,18 +95,18 @@ def test_settings_are_greedy_and_bounded_unless_asked_otherwise() -> None:
     ("prompt", "prompts"),
     [("a", ["a"]), ([1, 2], [[1, 2]]), (["a", "b"], ["a", "b"]), ([[1], [2]], [[1], [2]])],
 )
-def test_a_prompt_is_a_text_ids_or_a_list_of_either(prompt: Any, prompts: list[Any]) -> None:
+def test_a_prompt_is_a_text_token_ids_or_a_list_of_either(prompt: Any, prompts: list[Any]) -> None:
     assert CompletionRequest.model_validate({"model": "a", "prompt": prompt}).prompts == prompts
 
 
 @pytest.mark.parametrize("prompt", [[], [[]], None, [-1], [1.5], ["a", 1], {"a": 1}, ["a"] * 65])
-def test_no_other_prompt(prompt: Any) -> None:
+def test_other_prompts_are_rejected(prompt: Any) -> None:
     with pytest.raises(ValidationError):
         CompletionRequest.model_validate({"model": "a", "prompt": prompt})
 
 
 @pytest.mark.parametrize("fields", [{"suffix": "x"}, {"best_of": 3}, {"n": 3}])
-def test_completions_refuse_what_they_cannot(fields: dict[str, Any]) -> None:
+def test_completions_reject_unsupported_fields(fields: dict[str, Any]) -> None:
     with pytest.raises(APIError):
         CompletionRequest.model_validate({"model": "a", "prompt": "x"} | fields)
 
@@ -114,29 +114,29 @@ def test_completions_refuse_what_they_cannot(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "fields", [{"stream": True}, {"stop": "x"}, {"top_p": 0.5}, {"logit_bias": {1: 1}}, {"presence_penalty": 1}]
 )
-def test_echo_drops_nothing_in_silence(fields: dict[str, Any]) -> None:
-    asked = CompletionRequest.model_validate({"model": "a", "prompt": "x", "echo": True} | fields)
-    with pytest.raises(APIError) as refusal:
-        asked.check_echo()
-    assert refusal.value.param == next(iter(fields))
+def test_echo_rejects_fields_that_scoring_ignores(fields: dict[str, Any]) -> None:
+    request = CompletionRequest.model_validate({"model": "a", "prompt": "x", "echo": True} | fields)
+    with pytest.raises(APIError) as error:
+        request.check_echo()
+    assert error.value.param == next(iter(fields))
 
 
-def test_ids_cannot_be_routed() -> None:
-    for asked in (
+def test_token_ids_cannot_be_routed() -> None:
+    for request in (
         CompletionRequest.model_validate({"model": "auto", "prompt": [1]}),
         EmbeddingRequest.model_validate({"model": "auto", "input": [1]}),
     ):
         with pytest.raises(APIError, match="token ids"):
-            _ = asked.question
+            _ = request.question
 
 
-def test_vectors_in_base64_are_little_endian_float32() -> None:
+def test_base64_embeddings_are_little_endian_float32() -> None:
     encoded = embedding_vector([0.5, -2.0], "base64")
     assert isinstance(encoded, str)
     assert np.frombuffer(base64.b64decode(encoded), dtype="<f4").tolist() == [0.5, -2.0]
     assert embedding_vector([0.5], None) == [0.5]
 
 
-def test_a_dimension_is_not_dropped() -> None:
+def test_dimensions_of_embeddings_are_rejected() -> None:
     with pytest.raises(APIError, match="dimensions"):
         EmbeddingRequest.model_validate({"model": "a", "input": "x", "dimensions": 5})

@@ -1,4 +1,4 @@
-"""The page in headless Chromium, on a server that answers from a script; and the routes that it reads."""
+"""The page in headless Chromium, with a scripted chat behind it; and the routes that it reads."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 from support import tiny
+from support.serving import publish_again
 from support.workplace import Workplace
 
 from factory.config.load import load_specs
+from factory.registry.manifest import MetricValue, Verdict
 from factory.registry.registry import Registry
 from factory.serve.agreement import Agreements
-from factory.serve.app import HANDLERS
 from factory.serve.auth import Caller, Keys
+from factory.serve.errors import HANDLERS
 from factory.serve.limits import APIError
 from factory.serve.site import STATIC, site
 
@@ -43,10 +45,10 @@ expect.set_options(timeout=30_000)
 
 @dataclass
 class Script:
-    """A chat endpoint that does what the question says, and remembers what it was asked."""
+    """A chat endpoint that does what the question says and records its requests."""
 
     asked: list[dict[str, Any]] = field(default_factory=list)
-    left: threading.Event = field(default_factory=threading.Event)  # the client of an endless answer has gone
+    left: threading.Event = field(default_factory=threading.Event)  # the client of an endless answer has disconnected
 
     def routes(self, allowed: Any) -> APIRouter:
         router = APIRouter(prefix="/v1")
@@ -77,7 +79,7 @@ class Script:
         try:
             for word in [XSS] if question == "attack" else ANSWER.split():
                 yield event({"choices": [{"index": 0, "delta": {"content": f"{word} "}}]})
-            if question.startswith("what are"):  # of a domain that appends its notice, which is no part of the comparison
+            if question.startswith("what are"):  # as with append_notice; the comparison must ignore it
                 yield event({"choices": [{"index": 0, "delta": {"content": f"\n\n{NOTICE}"}}]})
             if question == "break":
                 yield event({"error": {"message": "the engine failed", "type": "server_error", "param": None, "code": None}})
@@ -112,16 +114,16 @@ def served(app: FastAPI) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def registry(built: Workplace) -> Registry:
-    """plants-mini@1, and plants-mini@2, which failed its gates and whose card attacks its reader."""
+    """plants-mini@1, and plants-mini@2: with a golden set, failed, and with a card that attacks its reader."""
     here = Registry(built.root / "registry")
-    first = here.resolve("plants-mini@1")
-    gate = {"metric": "kl", "bound": "at_most", "threshold": 0.1, "of": "value", "found": 2.5, "passed": False}
-    verdict = {"status": "failed", "gates": [gate], "reasons": []}
-    with here.stage("plants-mini") as folder:
-        shutil.copytree(first.folder, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
-        (folder / "manifest.json").unlink()
-        (folder / "README.md").write_text(f"# plants-mini\n\nBefore. {XSS}\n\n{XSS}\n\n## {XSS}\n\n| a |\n|:-:|\n| {XSS} |\n")
-        here.publish("student", "plants-mini", folder, {**first.manifest, "verdict": verdict})
+    evaluation = here.resolve("plants-mini@1").manifest.evaluation
+    golden = {"golden_set_passed": MetricValue(0.7, 0.5, 0.9, 20), "golden_set_passed_teacher": MetricValue(0.9, 0.8, 1, 20)}
+    publish_again(
+        here,
+        evaluation=evaluation.model_copy(update={"metrics": {**evaluation.metrics, **golden}}),
+        verdict=Verdict(status="failed", reasons=("KL(teacher ‖ student), nats/token: 2.500 > 0.1",)),
+        card=f"# plants-mini\n\nBefore. {XSS}\n\n{XSS}\n\n## {XSS}\n\n| a |\n|:-:|\n| {XSS} |\n",
+    )
     here.promote("plants-mini@1")
     return here
 
@@ -168,7 +170,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     return error
 
 
-def test_every_file_of_the_page_is_local_and_allows_nothing_else(url: str) -> None:
+def test_the_page_loads_nothing_from_elsewhere_and_nothing_inline(url: str) -> None:
     page = httpx.get(url)
     policy = page.headers["content-security-policy"]
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -176,12 +178,12 @@ def test_every_file_of_the_page_is_local_and_allows_nothing_else(url: str) -> No
     for path in STATIC.iterdir():
         found = httpx.get(f"{url}/static/{path.name}")
         assert found.content == path.read_bytes() and found.headers["content-security-policy"] == policy
-        text = path.read_text().replace("http://www.w3.org/2000/svg", "")  # a name, which nothing fetches
+        text = path.read_text().replace("http://www.w3.org/2000/svg", "")  # a namespace, never fetched
         assert "://" not in text and not re.search(r"<script(?! type=\"module\" src=)|\son\w+=\"|style=\"", text), path.name
     assert {path.suffix for path in STATIC.iterdir()} == {".html", ".css", ".js", ".svg"}
 
 
-def test_files_that_are_not_the_page_s_are_not_served(url: str) -> None:
+def test_only_the_page_s_own_files_are_served(url: str) -> None:
     for name in ("nothing.js", "..%2fsite.py", "%2e%2e%2fsite.py", "%2fetc%2fpasswd"):
         response = httpx.get(f"{url}/static/{name}")
         assert response.status_code == 404 and "import" not in response.text
@@ -218,14 +220,12 @@ def test_agreement_as_json(url: str) -> None:
         ({"model": "plants-mini", "prompt": "a " * 600, "text": ""}, 400, "at most 512 tokens"),
     ],
 )
-def test_a_comparison_that_cannot_be_made_is_refused_in_openai_s_shape(
-    url: str, body: dict[str, Any], status: int, message: str
-) -> None:
+def test_impossible_comparisons_are_errors_in_openai_s_shape(url: str, body: dict[str, Any], status: int, message: str) -> None:
     response = httpx.post(f"{url}/factory/agreement", json=body, timeout=30)
     assert response.status_code == status and message in error_of(response)["message"]
 
 
-def test_keys_open_what_they_name_and_the_page_itself_is_open(locked: str) -> None:
+def test_a_key_opens_only_its_students_and_the_page_needs_none(locked: str) -> None:
     assert httpx.get(locked).status_code == 200
     asked = {"model": "plants-mini", "prompt": "what ?", "text": "light"}
 
@@ -252,7 +252,7 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
-def test_text_stands_out_from_what_it_stands_on(scheme: int) -> None:
+def test_text_has_enough_contrast(scheme: int) -> None:
     block = re.findall(r":root \{(.*?)\}", (STATIC / "style.css").read_text(), flags=re.DOTALL)[scheme]
     colours = dict(re.findall(r"--([\w-]+): (#\w{6})", block))
     on = {"paper": "ink muted link good bad note", "card": "ink muted link", "good-tint": "ink good", "bad-tint": "bad"}
@@ -275,7 +275,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A desktop's window; whatever the console complains about fails the test, but refusals that the test asks for."""
+    """A desktop window. Errors and warnings on its console fail the test, except for statuses that tests provoke."""
     context = browser.new_context(viewport=DESKTOP)
     page = context.new_page()
     complaints: list[str] = []
@@ -293,14 +293,15 @@ def fits(page: Page) -> bool:
 
 
 @in_chromium
-def test_from_the_catalogue_to_a_card_to_a_chat_by_clicks(page: Page, url: str) -> None:
+def test_clicking_from_the_catalogue_to_a_card_to_a_chat(page: Page, url: str) -> None:
     page.goto(url)
     rows = page.locator("table.students tbody tr")
     expect(rows).to_have_count(3)
     expect(rows.nth(0)).to_contain_text("plants-mini")
     expect(rows.nth(1)).to_contain_text("✗ failed")
+    expect(rows.nth(1)).to_contain_text("14 of 20teacher 18")
     expect(rows.nth(2)).to_contain_text("champion")
-    kl = httpx.get(f"{url}/factory/catalogue").json()["students"][0]["versions"][1]["figures"]["kl"]
+    kl = httpx.get(f"{url}/factory/catalogue").json()["students"][0]["versions"][1]["metrics"]["kl"]
     expect(rows.nth(2)).to_contain_text(f"{kl['value']:.3f}{kl['low']:.3f}\N{EN DASH}{kl['high']:.3f}")
     expect(page.locator(".plot a.mark")).to_have_count(2)
     expect(page.locator(".plot a.mark").nth(0)).to_have_attribute("aria-label", re.compile(r"plants-mini@2, failed: KL \d"))
@@ -326,7 +327,7 @@ def test_an_attack_in_a_card_is_shown_as_text(page: Page, url: str) -> None:
 
 
 @in_chromium
-def test_what_a_model_writes_is_text_too(page: Page, url: str) -> None:
+def test_an_attack_in_an_answer_is_shown_as_text(page: Page, url: str) -> None:
     page.goto(f"{url}/#/chat")
     page.fill("#chat-input", "attack")
     page.keyboard.press("Enter")
@@ -364,7 +365,7 @@ def test_a_chat_streams_and_says_who_answered_and_why(page: Page, url: str, scri
 
 @in_chromium
 @pytest.mark.parametrize("way", ["button", "key"])
-def test_a_long_answer_is_stopped_and_what_came_is_kept(page: Page, url: str, script: Script, way: str) -> None:
+def test_stopping_an_answer_keeps_its_text_and_disconnects(page: Page, url: str, script: Script, way: str) -> None:
     script.left.clear()
     page.goto(f"{url}/#/chat")
     page.fill("#chat-input", "endless")
@@ -377,7 +378,7 @@ def test_a_long_answer_is_stopped_and_what_came_is_kept(page: Page, url: str, sc
     expect(page.locator(".answer:not([aria-busy]) .about")).to_contain_text("stopped")
     expect(page.locator(".answer .text")).to_contain_text("wheeze and and")
     expect(page.get_by_role("button", name="Send")).to_be_visible()
-    assert script.left.wait(30)  # the server noticed, and can stop its engine
+    assert script.left.wait(30)  # the server noticed and can free its engine
 
 
 @in_chromium
@@ -388,7 +389,7 @@ def test_a_long_answer_is_stopped_and_what_came_is_kept(page: Page, url: str, sc
         ("break", "the engine failed", ANSWER),
     ],
 )
-def test_an_error_is_one_line_and_the_chat_goes_on(page: Page, url: str, question: str, line: str, kept: str) -> None:
+def test_an_error_is_one_line_and_the_chat_continues(page: Page, url: str, question: str, line: str, kept: str) -> None:
     page.goto(f"{url}/#/chat")
     page.fill("#chat-input", question)
     page.keyboard.press("Enter")
@@ -400,13 +401,13 @@ def test_an_error_is_one_line_and_the_chat_goes_on(page: Page, url: str, questio
 
 
 @in_chromium
-def test_a_version_that_does_not_exist_is_one_line(page: Page, url: str) -> None:
+def test_an_unknown_version_is_one_line(page: Page, url: str) -> None:
     page.goto(f"{url}/#/students/plants-mini@9")
     expect(page.locator("#card .error")).to_contain_text("plants-mini has no version 9")
 
 
 @in_chromium
-def test_student_and_teacher_side_by_side_with_what_both_expected(page: Page, url: str) -> None:
+def test_student_and_teacher_side_by_side_with_their_predictions(page: Page, url: str) -> None:
     page.goto(f"{url}/#/sides/plants-mini@1")
     expect(page.locator("#sides-model")).to_have_value("plants-mini@1")
     page.fill("#sides-input", "what are the signs of oak ?")
@@ -419,18 +420,18 @@ def test_student_and_teacher_side_by_side_with_what_both_expected(page: Page, ur
     scored = httpx.post(f"{url}/factory/agreement", json=asked, timeout=30).json()["tokens"]
     expect(student.locator(".token")).to_have_count(len(scored))
     expect(student.locator(".agree")).to_have_count(sum(token["agrees"] for token in scored))
-    guesses = page.get_by_role("tooltip")
-    expect(guesses).to_be_hidden()
+    predictions = page.get_by_role("tooltip")
+    expect(predictions).to_be_hidden()
     student.locator(".token").nth(1).hover()
-    expect(guesses.locator("table").nth(0).locator("tr")).to_have_count(5)
+    expect(predictions.locator("table").nth(0).locator("tr")).to_have_count(5)
     share = scored[1]["teacher"][0][1]
-    expect(guesses.locator("table").nth(1).locator("tr").nth(0)).to_contain_text(f"{100 * share:.1f}")
+    expect(predictions.locator("table").nth(1).locator("tr").nth(0)).to_contain_text(f"{100 * share:.1f}")
     page.mouse.move(0, 0)
-    expect(guesses).to_be_hidden()
+    expect(predictions).to_be_hidden()
 
 
 @in_chromium
-def test_distributions_by_keyboard(page: Page, url: str) -> None:
+def test_predictions_by_keyboard(page: Page, url: str) -> None:
     page.goto(f"{url}/#/sides")
     page.fill("#sides-input", "what are the signs of oak ?")
     page.keyboard.press("Enter")
@@ -449,14 +450,14 @@ def test_distributions_by_keyboard(page: Page, url: str) -> None:
     page.keyboard.press("Escape")
     expect(page.get_by_role("tooltip")).to_be_hidden()
     page.keyboard.press("Tab")
-    expect(page.locator("#sides-teacher .token").nth(0)).to_be_focused()  # one stop an answer, not one a token
+    expect(page.locator("#sides-teacher .token").nth(0)).to_be_focused()  # one stop per answer, not one per token
 
 
 @in_chromium
 @pytest.mark.parametrize(("view", "answer"), [("sides", "#sides-student .token"), ("chat", "#chat-log .by")])
 def test_a_question_sent_before_the_models_are_known_waits_for_them(page: Page, url: str, view: str, answer: str) -> None:
     held: list[Route] = []
-    page.route("**/factory/catalogue", held.append)
+    page.route("**/factory/catalogue", lambda route: held.append(route))
     with page.expect_request("**/factory/catalogue"):
         page.goto(f"{url}/#/{view}")
     page.fill(f"#{view}-input", "what are the signs of oak ?")
@@ -479,7 +480,7 @@ def test_the_whole_page_by_keyboard(page: Page, url: str) -> None:
         page.keyboard.press("Tab")
         said = page.evaluate("document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent.trim()")
         assert said.startswith(name)
-    page.keyboard.press("Enter")  # a mark of the plot is a link
+    page.keyboard.press("Enter")  # marks of the plot are links
     expect(page.get_by_role("heading", level=1)).to_have_text("plants-mini@2")
 
 
@@ -490,7 +491,7 @@ def test_a_key_is_asked_for_once_and_kept_in_memory_only(page: Page, locked: str
     expect(field).to_be_focused()
     page.keyboard.type("wrong")
     page.keyboard.press("Enter")
-    expect(page.locator("#key-why")).to_contain_text("this API key is not known here")
+    expect(page.locator("#key-reason")).to_contain_text("this API key is not known here")
     field.fill("plants-key")
     page.keyboard.press("Enter")
     expect(page.locator("#key")).to_be_hidden()
@@ -521,8 +522,8 @@ def test_every_view_fits_a_phone(page: Page, url: str, scheme: Any) -> None:
     page.fill("#sides-input", "what are the signs of oak ?")
     page.keyboard.press("Enter")
     page.locator("#sides-student .token").nth(1).click()
-    guesses = page.get_by_role("tooltip").bounding_box()
-    assert guesses is not None and guesses["x"] >= 0 and guesses["x"] + guesses["width"] <= PHONE["width"]
+    predictions = page.get_by_role("tooltip").bounding_box()
+    assert predictions is not None and predictions["x"] >= 0 and predictions["x"] + predictions["width"] <= PHONE["width"]
     expect(page.locator("#sides-teacher .tokens")).to_be_visible()
     assert fits(page)
     page.goto(f"{url}/#/chat")

@@ -1,4 +1,4 @@
-"""A running server for tests: uvicorn in a thread, on a free port, over a workplace with published students."""
+"""A running server for tests: uvicorn in a thread, on a free port, over the students of a workplace."""
 
 from __future__ import annotations
 
@@ -13,19 +13,16 @@ import uvicorn
 from safetensors.torch import load_file, save_file
 
 from factory.config.load import load_specs
-from factory.registry.manifest import StudentManifest
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
 from factory.serve.server import Options, config, listen, make_app
 
-REGISTRY_FIELDS = {"version", "created", "files", "base_sha256", "manifest_sha256"}
-
 
 @contextmanager
-def running(place: Any, **options: Any) -> Iterator[str]:
-    """``with running(place, limits=Limits(parallel=1)) as url:``; at the end open requests are answered and engines closed."""
-    specs, chosen = load_specs(place.domains), Options(port=0, **{"threads": 1} | options)
-    app = make_app(Registry(place.root / "registry"), specs, specs.family("default"), chosen)
+def running(workplace: Any, **options: Any) -> Iterator[str]:
+    """``with running(workplace, limits=Limits(parallel=1)) as url:``; at its end requests are answered and engines closed."""
+    specs, chosen = load_specs(workplace.domains), Options(port=0, **{"threads": 1} | options)
+    app = make_app(Registry(workplace.root / "registry"), specs, specs.family("default"), chosen)
     with listen(chosen) as listening:
         server = uvicorn.Server(config(app, chosen.limits))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -37,17 +34,28 @@ def running(place: Any, **options: Any) -> Iterator[str]:
             thread.join()
 
 
-def publish_another(place: Any, seed: int, name: str = "plants-mini", **changes: Any) -> Version:
-    """``publish_another(place, 2, notice="...")``: ``plants-mini@1`` with noise on its adapter, published."""
-    registry = Registry(place.root / "registry")
+def publish_again(
+    registry: Registry, name: str = "plants-mini", *, seed: int | None = None, card: str | None = None, **changes: Any
+) -> Version:
+    """``publish_again(registry, verdict=...)``: a copy of ``plants-mini@1``; a seed adds noise to its adapter."""
     first = registry.resolve("plants-mini@1")
+    ours = shutil.ignore_patterns("manifest.json", "records.jsonl")
     with registry.stage(name) as folder:
-        copied = shutil.ignore_patterns("manifest.json", "records.jsonl")
-        shutil.copytree(first.folder, folder, dirs_exist_ok=True, ignore=copied)
-        weights = folder / "adapter_model.safetensors"
-        generator = torch.Generator().manual_seed(seed)
-        noisy = {key: value + torch.randn(value.shape, generator=generator) for key, value in load_file(weights).items()}
-        weights.unlink()  # published files are read-only
-        save_file(noisy, weights)
-        manifest = first.manifest.model_dump(exclude=REGISTRY_FIELDS) | {"name": name} | changes
-        return registry.publish(StudentManifest.model_validate(manifest), folder)
+        shutil.copytree(first.folder, folder, dirs_exist_ok=True, ignore=ours, copy_function=shutil.copyfile)
+        if seed is not None:
+            add_noise(folder / "adapter_model.safetensors", seed)
+        if card is not None:
+            (folder / "README.md").write_text(card)
+        return registry.publish(first.manifest.model_copy(update={"name": name} | changes), folder)
+
+
+def publish_another(workplace: Any, seed: int, name: str = "plants-mini", **changes: Any) -> Version:
+    """``publish_another(workplace, seed=2)``: a version with another adapter on the same base."""
+    return publish_again(Registry(workplace.root / "registry"), name, seed=seed, **changes)
+
+
+def add_noise(weights: Any, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    noisy = {key: value + torch.randn(value.shape, generator=random) for key, value in load_file(weights).items()}
+    weights.unlink()
+    save_file(noisy, weights)

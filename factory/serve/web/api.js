@@ -1,9 +1,9 @@
-// What the page asks of the server. A key, where one is asked for, lives in this module's memory and nowhere else.
+// The page's requests to the server. The API key, if one is needed, is kept in this module's memory and nowhere else.
 
 let key = "";
-let asking = null; // the promise of a key, shared by all requests that wait for it
+let asking = null; // the promise of a key, which all waiting requests share
 
-export class Refused extends Error {}
+export class RequestError extends Error {}
 
 export async function getJson(path) {
   return (await request(path, {})).json();
@@ -13,7 +13,7 @@ export async function postJson(path, body, signal) {
   return (await request(path, { body, signal })).json();
 }
 
-// for await (const part of chat(body, signal)): first {headers}, then {text}, {cut} at a limit, at the end {usage}
+// for await (const part of chat(body, signal)): {headers} first, then {text} many times, {truncated} at a limit, {usage} last
 export async function* chat(body, signal) {
   const streamed = { ...body, stream: true, stream_options: { include_usage: true } };
   const response = await request("v1/chat/completions", { body: streamed, signal });
@@ -21,17 +21,17 @@ export async function* chat(body, signal) {
   for await (const data of events(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
-    if (chunk.error) throw new Refused(chunk.error.message);
+    if (chunk.error) throw new RequestError(chunk.error.message);
     const text = chunk.choices?.[0]?.delta?.content;
     if (text) yield { text };
-    if (chunk.choices?.[0]?.finish_reason === "length") yield { cut: true };
+    if (chunk.choices?.[0]?.finish_reason === "length") yield { truncated: true };
     if (chunk.usage) yield { usage: chunk.usage };
   }
-  throw new Refused("the server ended the answer before it was complete");
+  throw new RequestError("the server closed the connection before the answer was complete");
 }
 
-// fact(headers, "version"): what the server says of an answer beside it, "" where it says nothing
-export function fact(headers, name) {
+// header(headers, "version"): the value of x-factory-version, "" where there is none
+export function header(headers, name) {
   return decodeURIComponent(headers.get(`x-factory-${name}`) ?? "");
 }
 
@@ -57,25 +57,25 @@ async function request(path, { body, signal }) {
     const options = body ? { method: "POST", body: JSON.stringify(body), signal } : { signal };
     if (body) headers["content-type"] = "application/json";
     const response = await fetch(path, { ...options, headers }).catch((error) => {
-      throw error.name === "AbortError" ? error : new Refused("the server cannot be reached: is factory serve still running?");
+      throw error.name === "AbortError" ? error : new RequestError("the server cannot be reached; is `factory serve` still running?");
     });
     if (response.ok) return response;
-    const message = await refusal(response);
-    if (response.status !== 401) throw new Refused(message);
-    await newKey(message);
+    const message = await errorMessage(response);
+    if (response.status !== 401) throw new RequestError(message);
+    await askForKey(message);
   }
 }
 
-async function refusal(response) {
+async function errorMessage(response) {
   const content = await response.json().catch(() => null);
   return content?.error?.message ?? `the server answered ${response.status} ${response.statusText}`;
 }
 
-function newKey(why) {
+function askForKey(reason) {
   asking ??= new Promise((resolve) => {
     const form = document.getElementById("key");
     const value = document.getElementById("key-value");
-    document.getElementById("key-why").textContent = `${why}. It is kept until this page is closed, and nowhere written down.`;
+    document.getElementById("key-reason").textContent = `${reason}. The page keeps it in memory until it is closed.`;
     form.hidden = false;
     value.focus();
     form.onsubmit = (event) => {

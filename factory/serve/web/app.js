@@ -1,4 +1,4 @@
-// Which view the address asks for: #/, #/students/REFERENCE, #/chat/MODEL, #/sides/STUDENT.
+// Shows the view of the address: #/, #/students/REFERENCE, #/chat/MODEL or #/sides/STUDENT.
 
 import { showCard, showStudents } from "./catalogue.js";
 import { showChat } from "./chat.js";

@@ -1,9 +1,9 @@
-// The students with their versions, and one version's card. Figures come from the manifests, and nothing is added to them.
+// The table of students and versions, and one version's card. All numbers come from the manifests.
 
 import { getJson } from "./api.js";
 import { element, sayError } from "./element.js";
-import { fidelity } from "./plot.js";
-import { big, day, figure, interval, percent } from "./write.js";
+import { plotFidelity } from "./plot.js";
+import { day, interval, metricValue, passed, passedOf, percent, quantity } from "./format.js";
 
 const MARKS = { passed: "✓", failed: "✗" };
 
@@ -13,10 +13,10 @@ export async function showStudents() {
     const { students, problems } = await getJson("factory/catalogue");
     const versions = students.flatMap((student) => student.versions);
     const list = document.getElementById("students-list");
-    list.replaceChildren(...(students.length ? [table(students)] : [nothing()]));
-    document.getElementById("students-sum").textContent = sum(students, versions);
+    list.replaceChildren(...(students.length ? [table(students)] : [emptyRegistry()]));
+    document.getElementById("students-summary").textContent = summary(students, versions);
     sayError(view.querySelector(".error"), problems.join("; "));
-    fidelity(document.getElementById("students-plot"), students);
+    plotFidelity(document.getElementById("students-plot"), students);
   } catch (error) {
     sayError(view.querySelector(".error"), error.message);
   }
@@ -40,20 +40,20 @@ export async function showCard(reference) {
 
 // ------------------------------------------------------------------------------------------------------- the table
 
-function sum(students, versions) {
+function summary(students, versions) {
   if (!students.length) return "";
   const teachers = new Set(versions.map((version) => version.teacher).filter(Boolean));
-  const count = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
-  const of = teachers.size === 1 ? `, all taught by ${fileOf([...teachers][0])}` : "";
-  return `${count(students.length, "student")}, ${count(versions.length, "version")}${of}.`;
+  const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
+  const teacher = teachers.size === 1 ? `, distilled from ${fileName([...teachers][0])}` : "";
+  return `${count(students.length, "student")}, ${count(versions.length, "version")}${teacher}.`;
 }
 
-function fileOf(reference) {
+function fileName(reference) {
   return reference.split("/").pop().replace(/\.gguf$/, "");
 }
 
-function nothing() {
-  return element("p", {}, "No student is published yet. Build one: ", element("code", {}, "factory build healthcare"));
+function emptyRegistry() {
+  return element("p", {}, "No student has been published yet. Build one: ", element("code", {}, "factory build healthcare"));
 }
 
 function table(students) {
@@ -63,8 +63,9 @@ function table(students) {
     "tr",
     {},
     element("th", { scope: "col" }, "Version"),
-    heading("KL", "nats a token"),
-    heading("Top-1", "agreement"),
+    heading("KL", "nats/token"),
+    heading("Golden set", "questions passed"),
+    element("th", { scope: "col", class: "wide" }, "Top-1", element("span", { class: "under" }, "agreement")),
     heading("Parameters", "of the teacher’s"),
     element("th", { scope: "col", class: "wide" }, "On disk", element("span", { class: "under" }, "base and adapter")),
     element("th", { scope: "col", class: "wide" }, "Built"),
@@ -72,7 +73,7 @@ function table(students) {
   return element(
     "table",
     { class: "students" },
-    element("caption", { class: "unseen" }, "Students and their versions, the newest first"),
+    element("caption", { class: "unseen" }, "Students and their versions, newest first"),
     element("thead", {}, head),
     students.map((student) => element("tbody", {}, nameRow(student), student.versions.map((one) => versionRow(one, student)))),
   );
@@ -85,13 +86,13 @@ function nameRow(student) {
     element("a", { href: `#/chat/${student.name}`, "aria-label": `Chat with ${student.name}` }, "Chat"),
     element("a", { href: `#/sides/${student.name}`, "aria-label": `${student.name} and its teacher side by side` }, "Side by side"),
   );
-  const words = [element("strong", {}, student.name), element("span", { class: "quiet about" }, student.description)];
-  const none = element("span", { class: "actions quiet" }, "every version failed its gates");
-  return element("tr", { class: "name" }, element("th", { colspan: 6, scope: "rowgroup" }, ...words, student.current ? actions : none));
+  const title = [element("strong", {}, student.name), element("span", { class: "quiet about" }, student.description)];
+  const failed = element("span", { class: "actions quiet" }, "every version failed its gates");
+  return element("tr", { class: "name" }, element("th", { colspan: 7, scope: "rowgroup" }, ...title, student.current ? actions : failed));
 }
 
 function versionRow(version, student) {
-  const { kl, top1_agreement: top1 } = version.figures;
+  const { kl, golden_set_passed: golden, golden_set_passed_teacher: teacher, top1_agreement: top1 } = version.metrics;
   const number = (value, under) => [value, under && element("span", { class: "under" }, under)];
   const share = version.parameters / version.teacher_parameters;
   return element(
@@ -104,23 +105,24 @@ function versionRow(version, student) {
       " ",
       badges(version),
     ),
-    element("td", {}, ...number(figure(kl), interval(kl))),
-    element("td", {}, ...number(figure(top1), interval(top1))),
-    element("td", {}, ...number(big(version.parameters), share ? percent(share) : "")),
-    element("td", { class: "wide" }, ...number(big(version.bytes, "B"), version.adapter_bytes && `adapter ${big(version.adapter_bytes, "B")}`)),
+    element("td", {}, ...number(metricValue(kl), interval(kl))),
+    element("td", {}, ...number(passedOf(golden), teacher && `teacher ${passed(teacher)}`)),
+    element("td", { class: "wide" }, ...number(metricValue(top1), interval(top1))),
+    element("td", {}, ...number(quantity(version.parameters), percent(share))),
+    element("td", { class: "wide" }, ...number(quantity(version.bytes, "B"), version.adapter_bytes && `adapter ${quantity(version.adapter_bytes, "B")}`)),
     element("td", { class: "wide" }, day(version.created)),
   );
 }
 
 function badges(version) {
   const mark = MARKS[version.verdict] ?? "";
-  const profile = version.profile && version.profile !== "default" ? version.profile : "";
+  const profile = version.profile === "default" ? "" : version.profile;
   return element(
     "span",
     { class: "badges" },
-    element("span", { class: `badge ${version.verdict}`, title: version.failed.join("; ") || null }, `${mark} ${version.verdict}`.trim()),
+    element("span", { class: `badge ${version.verdict}`, title: version.reasons.join("; ") || null }, `${mark} ${version.verdict}`.trim()),
     version.aliases.map((alias) => element("span", { class: "badge alias" }, alias)),
-    profile && element("span", { class: "badge" }, `${profile} profile`),
+    profile && element("span", { class: "badge", title: `built with the ${profile} profile` }, profile),
   );
 }
 
@@ -129,23 +131,24 @@ function badges(version) {
 function facts(version) {
   const tile = (label, value, under) =>
     element("div", {}, element("dt", {}, label), element("dd", {}, value, under && element("span", { class: "under" }, under)));
-  const { kl, top1_agreement: top1 } = version.figures;
+  const { kl, golden_set_passed: golden, golden_set_passed_teacher: teacher, top1_agreement: top1 } = version.metrics;
   const share = version.parameters / version.teacher_parameters;
   const card = element("article", { class: "card-text" });
-  card.innerHTML = version.html; // the server left no HTML of the card's own in it
+  card.innerHTML = version.html; // made by the server, which escapes all HTML of the card itself
   for (const one of card.querySelectorAll("table, pre")) {
     one.replaceWith(element("div", { class: "scroll", tabindex: 0 }, one.cloneNode(true)));
   }
   return [
     badges(version),
-    version.failed.length > 0 && element("ul", { class: "failed" }, version.failed.map((line) => element("li", {}, line))),
+    version.reasons.length > 0 && element("ul", { class: "reasons" }, version.reasons.map((line) => element("li", {}, line))),
     element(
       "dl",
       { class: "tiles" },
-      tile("KL, nats a token", figure(kl), interval(kl)),
-      tile("Top-1 agreement", figure(top1), interval(top1)),
-      tile("Parameters", big(version.parameters), share ? `${percent(share)} of the teacher’s` : ""),
-      tile("On disk", big(version.bytes, "B"), version.adapter_bytes && `adapter ${big(version.adapter_bytes, "B")}`),
+      tile("KL, nats/token", metricValue(kl), interval(kl)),
+      golden && tile("Golden set", passedOf(golden), teacher && `teacher ${passed(teacher)}`),
+      tile("Top-1 agreement", metricValue(top1), interval(top1)),
+      tile("Parameters", quantity(version.parameters), `${percent(share)} of the teacher’s`),
+      tile("On disk", quantity(version.bytes, "B"), version.adapter_bytes && `adapter ${quantity(version.adapter_bytes, "B")}`),
     ),
     element(
       "p",

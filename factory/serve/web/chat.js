@@ -1,22 +1,22 @@
-// A conversation with one model, streamed; each answer says which version gave it and why.
+// A conversation with one model. Answers are streamed; each says which version gave it and why.
 
-import { chat, fact, getJson } from "./api.js";
+import { chat, getJson, header } from "./api.js";
 import { composer, questions } from "./composer.js";
 import { element } from "./element.js";
-import { decimals } from "./write.js";
+import { decimals } from "./format.js";
 
-const REMEMBERED = 3; // exchanges that a question is sent with: small models lose the thread of more, and prompts are bounded
-const turns = []; // what was said, as the API wants it
-const form = composer("chat", { send, stop: () => stopped.abort() });
+const MAX_EXCHANGES = 3; // sent along with a question: small models do no better with more, and prompts are limited
+const messages = []; // of the whole conversation
+const form = composer("chat", { send, stop: () => controller.abort() });
 const log = document.getElementById("chat-log");
-const fresh = document.getElementById("chat-new");
-let stopped = new AbortController();
+const newChat = document.getElementById("chat-new");
+let controller = new AbortController();
 
-fresh.addEventListener("click", () => {
-  stopped.abort();
-  turns.length = 0;
+newChat.addEventListener("click", () => {
+  controller.abort();
+  messages.length = 0;
   log.replaceChildren();
-  fresh.hidden = true;
+  newChat.hidden = true;
   document.getElementById("chat-welcome").hidden = false;
   form.input.focus();
 });
@@ -35,8 +35,8 @@ export async function showChat(model) {
 async function send(question) {
   const model = form.select.value;
   document.getElementById("chat-welcome").hidden = true;
-  fresh.hidden = false;
-  stopped = new AbortController();
+  newChat.hidden = false;
+  controller = new AbortController();
   const text = element("p", { class: "text" });
   const about = element("p", { class: "about quiet" });
   const answer = element("article", { class: "answer", "aria-busy": "true" }, text, about);
@@ -45,48 +45,48 @@ async function send(question) {
   about.textContent = "…";
   const turn = { role: "user", content: question };
   try {
-    await stream(model, [...turns.slice(-2 * REMEMBERED), turn], text, about);
+    await stream(model, [...messages.slice(-2 * MAX_EXCHANGES), turn], text, about);
   } catch (error) {
     if (error.name !== "AbortError") {
       about.replaceChildren(element("span", { class: "problem" }, error.message));
       if (!text.textContent) form.input.value ||= question;
     } else about.append(element("span", {}, text.textContent ? " · stopped" : "stopped"));
   }
-  if (text.textContent) turns.push(turn, { role: "assistant", content: text.textContent });
+  if (text.textContent) messages.push(turn, { role: "assistant", content: text.textContent });
   answer.removeAttribute("aria-busy");
 }
 
-async function stream(model, messages, text, about) {
-  let begun = 0;
-  for await (const part of chat({ model, messages }, stopped.signal)) {
-    if (part.headers) about.replaceChildren(...why(model, part.headers));
+async function stream(model, sent, text, about) {
+  let started = 0;
+  for await (const part of chat({ model, messages: sent }, controller.signal)) {
+    if (part.headers) about.replaceChildren(...provenance(model, part.headers));
     if (part.text) {
-      begun ||= performance.now();
+      started ||= performance.now();
       text.append(part.text);
-      follow();
+      scrollAlong();
     }
-    if (part.cut) about.append(" · cut at the server’s limit");
-    if (part.usage) about.append(speed(part.usage.completion_tokens, performance.now() - begun));
+    if (part.truncated) about.append(" · truncated at the server’s limit");
+    if (part.usage) about.append(speed(part.usage.completion_tokens, performance.now() - started));
   }
   const notice = about.querySelector(".notice-text");
-  if (notice && text.textContent.includes(notice.textContent)) notice.remove(); // the server put it at the answer's end
-  follow();
+  if (notice && text.textContent.includes(notice.textContent)) notice.remove(); // the server appended it to the answer
+  scrollAlong();
 }
 
-// Whoever scrolled up to read stays there.
-function follow() {
+// Unless the reader has scrolled up.
+function scrollAlong() {
   const { scrollHeight, scrollTop, clientHeight } = document.documentElement;
   if (scrollHeight - scrollTop - clientHeight < 160) scrollTo(0, scrollHeight);
 }
 
-function why(model, headers) {
-  const of = (name) => fact(headers, name);
+function provenance(model, headers) {
+  const of = (name) => header(headers, name);
   const parts = [element("strong", {}, of("version") || model)];
   if (of("score")) {
     const [score, threshold] = [of("score"), of("threshold")].map((value) => decimals(Number(value)));
-    const reason = of("why") || `the router says ${of("domain")} with ${score}`;
-    const figures = [reason.includes(score) ? "" : `score ${score}`, reason.includes(threshold) ? "" : `threshold ${threshold}`];
-    parts.push([reason, ...figures.filter(Boolean)].join(", "));
+    const reason = of("why") || `routed to ${of("domain")} with score ${score}`;
+    const numbers = [reason.includes(score) ? "" : `score ${score}`, reason.includes(threshold) ? "" : `threshold ${threshold}`];
+    parts.push([reason, ...numbers.filter(Boolean)].join(", "));
   }
   const notice = of("notice");
   const line = parts.flatMap((part, index) => (index ? [" · ", part] : [part]));

@@ -1,14 +1,14 @@
-// The field for a question, with its model, its buttons and its keys: Enter sends, Shift and Enter begins a line, Escape stops.
+// The field for a question, with a choice of models. Enter sends, Shift+Enter starts a new line, Escape stops.
 
 import { element, sayError } from "./element.js";
 
-// composer("chat", {send, stop}): send(question) is awaited; until it is done there is a button to stop instead of one to send.
-// models(ids, wanted) of what it returns fills the choice of models; a question that was sent before waits for it.
+// composer("chat", {send, stop}): send(question) is awaited, and meanwhile "Stop" replaces "Send".
+// Its models(ids, wanted) fills the choice of models; a question that was sent earlier waits for that.
 export function composer(name, { send, stop }) {
   const part = (id) => document.getElementById(`${name}-${id}`);
   const [form, input, select, sendButton, stopButton] = ["form", "input", "model", "send", "stop"].map(part);
   let busy = false;
-  let early = false; // sent before the models were known
+  let early = false; // a question was sent before the models were known
 
   const submit = async () => {
     const question = input.value.trim();
@@ -54,19 +54,19 @@ export function composer(name, { send, stop }) {
   return { input, select, models, say, submit };
 }
 
-// ["auto", "healthcare-small", ...]: names first, then versions; wanted may be a version of its own
+// Names first, then versions and aliases. `wanted` is selected, and added if it is a version that is not listed.
 function pickModel(select, ids, wanted) {
-  const every = [...new Set([...ids, ...(wanted.includes("@") ? [wanted] : [])])];
-  const place = (id) => ({ auto: 0, teacher: 2 })[id] ?? 1;
-  const names = every.filter((id) => !id.includes("@")).sort((one, other) => place(one) - place(other));
+  const all = [...new Set([...ids, ...(wanted.includes("@") ? [wanted] : [])])];
+  const rank = (id) => ({ auto: 0, teacher: 2 })[id] ?? 1;
+  const names = all.filter((id) => !id.includes("@")).sort((one, other) => rank(one) - rank(other));
   const group = (label, some) =>
     some.length > 0 && element("optgroup", { label }, some.map((id) => element("option", { value: id }, id)));
-  const groups = [group("Models", names), group("Versions and aliases", every.filter((id) => id.includes("@")))];
+  const groups = [group("Models", names), group("Versions and aliases", all.filter((id) => id.includes("@")))];
   select.replaceChildren(...groups.filter(Boolean));
-  select.value = every.includes(wanted) ? wanted : (names[0] ?? every[0] ?? "");
+  select.value = all.includes(wanted) ? wanted : (names[0] ?? all[0] ?? "");
 }
 
-// Held-out questions of each student, to begin with one tap.
+// One held-out question of each student as a button, to start with.
 export function questions(list, students, form) {
   const some = students.flatMap((student) => student.questions.slice(0, 1)).slice(0, 4);
   const ask = (question) => () => {

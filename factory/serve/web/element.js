@@ -1,4 +1,4 @@
-// element("p", {class: "quiet", onclick: f}, "text", child): the only way nodes are made, so text is always text.
+// element("p", {class: "quiet", onclick: f}, "text", child): the only way to make nodes here, so text is never read as HTML.
 
 export function element(tag, attributes = {}, ...children) {
   return filled(document.createElement(tag), attributes, children);
@@ -18,7 +18,7 @@ function filled(node, attributes, children) {
   return node;
 }
 
-// One line under a form or a heading; no message hides it.
+// Shows one line of error; without a message hides it.
 export function sayError(place, message = "") {
   place.textContent = message;
   place.hidden = !message;

@@ -1,37 +1,37 @@
-// An answer token by token, and what both models expected at the one that is pointed at, tapped or moved to.
+// An answer token by token, with both models' predictions for the token that is hovered, tapped or reached by arrow keys.
 
 import { element } from "./element.js";
-import { percent } from "./write.js";
+import { percent } from "./format.js";
 
-const panel = document.getElementById("guesses");
+const panel = document.getElementById("predictions");
 
-// showTokens(agreement) → nodes: the answer, one stop of the Tab key in all, and a line with its share
+// showTokens(agreement) → nodes: the answer, a single stop of the Tab key, and a line with the share of tokens that agree
 export function showTokens({ by, tokens }) {
   if (!tokens.length) return [element("p", { class: "quiet" }, "an empty answer")];
-  const spans = tokens.map((token) => spanOf(token));
+  const spans = tokens.map((token) => tokenSpan(token));
   spans[0].tabIndex = 0;
   const answer = element(
     "p",
-    { class: "text tokens", role: "group", "aria-label": `Answer of the ${by}, token by token: move with the arrow keys` },
+    { class: "text tokens", role: "group", "aria-label": `The ${by}’s answer, token by token; move with the arrow keys` },
     spans.map((span, index) => [spaceBefore(tokens[index].text), span]),
   );
   answer.addEventListener("keydown", (event) => move(event, spans));
   const agreed = tokens.filter((token) => token.agrees).length;
   const other = by === "student" ? "teacher" : "student";
   const share = element("strong", {}, percent(agreed / tokens.length));
-  return [answer, element("p", { class: "quiet" }, share, ` of ${tokens.length} tokens are the ${other}’s most likely ones too.`)];
+  return [answer, element("p", { class: "quiet" }, share, ` of ${tokens.length} tokens are also the ${other}’s top-1 tokens.`)];
 }
 
-// A space belongs to the token after it, and is not coloured with it; a token of nothing but spaces is.
+// Leading spaces belong to a token but are not coloured, unless it consists of nothing else.
 function spaceBefore(text) {
   return text.trim() ? /^\s*/.exec(text)[0] : "";
 }
 
-function spanOf(token) {
+function tokenSpan(token) {
   const span = element(
     "span",
-    { class: `token ${token.agrees ? "agree" : "differ"}`, tabindex: -1, "aria-describedby": "guesses" },
-    token.text.trimStart() || token.text.replaceAll("\n", "↵\n") || "·", // the dot: a part of a character, which the next token ends
+    { class: `token ${token.agrees ? "agree" : "differ"}`, tabindex: -1, "aria-describedby": "predictions" },
+    token.text.trimStart() || token.text.replaceAll("\n", "↵\n") || "·", // the dot stands for a part of a character
   );
   span.addEventListener("mouseenter", () => open(token, span));
   span.addEventListener("mouseleave", () => close());
@@ -57,18 +57,18 @@ function move(event, spans) {
 
 function open(token, span) {
   panel.replaceChildren(
-    element("p", {}, element("code", {}, visible(token.text) || "part of a character"), token.agrees ? " the other’s first choice too" : " not the other’s first choice"),
-    element("div", { class: "two" }, guesses("student", token), guesses("teacher", token)),
+    element("p", {}, element("code", {}, visible(token.text) || "part of a character"), token.agrees ? " is also the other model’s top-1 token" : " is not the other model’s top-1 token"),
+    element("div", { class: "two" }, predictions("student", token), predictions("teacher", token)),
   );
   panel.hidden = false;
-  put(span.getClientRects()[0] ?? span.getBoundingClientRect());
+  place(span.getClientRects()[0] ?? span.getBoundingClientRect());
 }
 
 function close() {
   panel.hidden = true;
 }
 
-function guesses(who, token) {
+function predictions(who, token) {
   return element(
     "table",
     {},
@@ -86,8 +86,8 @@ function guesses(who, token) {
   );
 }
 
-// Below the token, above it where there is no room; on a phone the style sheet puts it at the bottom.
-function put(token) {
+// Below the token, or above it where there is no room; on phones the style sheet puts it at the bottom.
+function place(token) {
   const { offsetWidth: width, offsetHeight: height } = panel;
   const room = document.documentElement.clientWidth - width - 8;
   const above = token.bottom + height + 12 > innerHeight && token.top > height + 12;
