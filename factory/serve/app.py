@@ -1,7 +1,8 @@
 """The app: OpenAI's routes over the registry. What happens to a request, in order:
 
 API key → place in the queue → model name to version (resolver.py) → token count (prompts.py) → a slot of an engine
-    (engines.py) → the engine's answer or events (engine_client.py) → OpenAI's shape (responses.py), with headers that say who answered and why
+    (engines.py) → the engine's answer or events (engine_client.py) → OpenAI's shape (responses.py), with headers that say
+    who answered and why
 
 app = gateway(resolver, engines, prompts, scorer, agreements, limits=Limits(), keys=Keys({}))
 """
@@ -272,7 +273,7 @@ def gateway(
         version=__version__,
         lifespan=lifespan,
         responses=RESPONSES,
-        exception_handlers=HANDLERS,  # type: ignore[arg-type]  # keyed by type; handlers of subclasses
+        exception_handlers=HANDLERS,
     )
     app.add_middleware(Guard, body_bytes=limits.body_bytes)
     app.include_router(openai_routes(shared))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
@@ -92,22 +93,20 @@ async def _handle(_: Request, error: Exception) -> Response:
     return error_response(as_api_error(error))
 
 
-async def _handle_validation(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+async def _handle_validation(_: Request, error: RequestValidationError) -> Response:
     first = error.errors()[0]
     path = [str(part) for part in first["loc"] if isinstance(part, str) and part != "body"]
     message = f"{'.'.join(path) or 'request body'}: {str(first['msg']).removeprefix('Value error, ')}"
     return error_response(APIError(400, message, code=str(first["type"]), param=path[0] if path else None))
 
 
-async def _handle_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+async def _handle_http(request: Request, error: HTTPException) -> Response:
     message = f"{request.method} {request.url.path}: {error.detail}"
     code = CODES.get(error.status_code, "invalid_request")
     return error_response(APIError(error.status_code, message, code=code, headers=error.headers))
 
 
-HANDLERS = {
+HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
     APIError: _handle,
     FactoryError: _handle,
     RequestValidationError: _handle_validation,

@@ -47,6 +47,7 @@ def test_metrics_come_with_interval_label_and_unit(registry: Registry) -> None:
     measured = {"kl": metric(0.41), "golden_set_passed": metric(0.7, n=20), "perplexity": metric(9)}
     version = publish(registry, evaluation=evaluation(metrics=measured))
     metrics = catalogue(registry)["students"][0]["versions"][0]["metrics"]
+    assert version.manifest.kind == "student"
     kl = version.manifest.evaluation.metrics["kl"]
     label = "KL(teacher ‖ student), nats/token"
     assert metrics == {

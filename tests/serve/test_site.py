@@ -116,7 +116,9 @@ def served(app: FastAPI) -> Iterator[str]:
 def registry(built: Workplace) -> Registry:
     """plants-mini@1, and plants-mini@2: with a golden set, failed, and with a card that attacks its reader."""
     here = Registry(built.root / "registry")
-    evaluation = here.resolve("plants-mini@1").manifest.evaluation
+    manifest = here.resolve("plants-mini@1").manifest
+    assert manifest.kind == "student"
+    evaluation = manifest.evaluation
     golden = {"golden_set_passed": MetricValue(0.7, 0.5, 0.9, 20), "golden_set_passed_teacher": MetricValue(0.9, 0.8, 1, 20)}
     publish_again(
         here,
@@ -213,11 +215,11 @@ def test_agreement_as_json(url: str) -> None:
     ("body", "status", "message"),
     [
         ({"model": "nobody", "prompt": "what ?"}, 404, "nobody"),
-        ({"model": "default-mini-base", "prompt": "what ?"}, 400, "only a student is compared"),
+        ({"model": "default-mini-base", "prompt": "what ?"}, 400, "only a student can be compared"),
         ({"model": "plants-mini", "prompt": " "}, 400, "the question is empty"),
         ({"model": "plants-mini"}, 400, "prompt: Field required"),
         ({"model": "plants-mini", "prompt": "what ?", "by": "me"}, 400, "by: Input should be 'student' or 'teacher'"),
-        ({"model": "plants-mini", "prompt": "a " * 600, "text": ""}, 400, "at most 512 tokens"),
+        ({"model": "plants-mini", "prompt": "a " * 600, "text": ""}, 400, "the limit is 512"),
     ],
 )
 def test_impossible_comparisons_are_errors_in_openai_s_shape(url: str, body: dict[str, Any], status: int, message: str) -> None:
@@ -491,7 +493,7 @@ def test_a_key_is_asked_for_once_and_kept_in_memory_only(page: Page, locked: str
     expect(field).to_be_focused()
     page.keyboard.type("wrong")
     page.keyboard.press("Enter")
-    expect(page.locator("#key-reason")).to_contain_text("this API key is not known here")
+    expect(page.locator("#key-reason")).to_contain_text("unknown API key")
     field.fill("plants-key")
     page.keyboard.press("Enter")
     expect(page.locator("#key")).to_be_hidden()

@@ -75,7 +75,7 @@ function askForKey(reason) {
   asking ??= new Promise((resolve) => {
     const form = document.getElementById("key");
     const value = document.getElementById("key-value");
-    document.getElementById("key-reason").textContent = `${reason}. The page keeps it in memory until it is closed.`;
+    document.getElementById("key-reason").textContent = `${reason}. Enter a key; the page keeps it in memory until it is closed.`;
     form.hidden = false;
     value.focus();
     form.onsubmit = (event) => {
