@@ -214,9 +214,7 @@ def test_several_prompts_are_answered_in_order_streamed_or_not(url: str, client:
     for one in map(json.loads, lines[:-1]):
         for choice in one["choices"]:
             texts[choice["index"]] += choice["text"]
-    assert [text.rstrip("\ufffd") for text in texts] == [
-        text.rstrip("\ufffd") for text in single
-    ]  # a cut character
+    assert [text.rstrip("\ufffd") for text in texts] == [text.rstrip("\ufffd") for text in single]  # a cut character
     assert together.usage is not None
     assert json.loads(lines[-2])["usage"]["completion_tokens"] == together.usage.completion_tokens
 

@@ -1,0 +1,95 @@
+"""Model names without a server: what they mean now, and where the router's decisions lead."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support import manifests
+
+from factory.data.router import Route
+from factory.registry.registry import Registry
+from factory.serve.auth import Caller
+from factory.serve.limits import APIError
+from factory.serve.resolver import AUTO, TEACHER, ModelResolver
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """Two versions of healthcare-small, the first one champion."""
+    registry = Registry(tmp_path / "registry")
+    manifests.publish(registry, notice="No medical advice.", append_notice=True)
+    manifests.publish(registry)
+    registry.promote("healthcare-small@1")
+    return registry
+
+
+def resolver(registry: Registry, route: Route | None = None, fallback: str = TEACHER) -> ModelResolver:
+    """Without a route, loading the router fails."""
+    family: Any = SimpleNamespace(
+        name="default",
+        default_size="small",
+        serve=SimpleNamespace(fallback=fallback),
+        teacher=SimpleNamespace(model="path:./teacher"),
+    )
+
+    def load_router() -> Any:
+        assert route is not None, "the router was loaded"
+        return SimpleNamespace(route=lambda texts: [route] * len(texts))
+
+    return ModelResolver(registry, family, load_router)
+
+
+def routed(domain: str | None) -> Route:
+    return Route(domain=domain, score=0.7, threshold=0.5, scores={})
+
+
+def test_a_bare_name_is_the_champion_and_a_promotion_counts_at_once(registry: Registry) -> None:
+    found = resolver(registry)
+    assert found.resolve("healthcare-small").reference == "healthcare-small@1"
+    registry.promote("healthcare-small@2")
+    assert found.resolve("healthcare-small").reference == "healthcare-small@2"
+
+
+def test_the_notice_comes_from_the_versions_manifest(registry: Registry) -> None:
+    names = ("healthcare-small@1", "healthcare-small@2", TEACHER)
+    first, second, teacher = map(resolver(registry).resolve, names)
+    assert (first.notice, first.appends_notice) == ("No medical advice.", True)
+    assert (second.notice, second.appends_notice) == (teacher.notice, teacher.appends_notice) == ("", False)
+
+
+@pytest.mark.parametrize("model", ["nobody", "healthcare-small@9", "default-small-base"])
+def test_unknown_names_and_bases_are_404(registry: Registry, model: str) -> None:
+    with pytest.raises(APIError) as error:
+        resolver(registry).resolve(model)
+    assert (error.value.status, error.value.code) == (404, "model_not_found")
+
+
+def test_models_are_listed_without_loading_the_router(registry: Registry) -> None:
+    names = [model["id"] for model in resolver(registry).list_models(Caller())]
+    versions = ["healthcare-small", "healthcare-small@champion", "healthcare-small@1", "healthcare-small@2"]
+    assert names == [*versions, TEACHER, AUTO]
+    assert [model["id"] for model in resolver(registry).list_models(Caller(frozenset()))] == [AUTO]
+
+
+@pytest.mark.parametrize(
+    ("domain", "reference", "reason"),
+    [
+        ("healthcare", "healthcare-small@1", "the router chose healthcare with score 0.700"),
+        ("legal", TEACHER, "the router chose legal, but legal-small is not in the registry; fallback of family default"),
+        (None, TEACHER, "the router abstained: best score 0.700, threshold 0.500; fallback of family default"),
+    ],
+)
+def test_a_routed_text_has_a_target_and_a_reason(registry: Registry, domain: str | None, reference: str, reason: str) -> None:
+    target = asyncio.run(resolver(registry, routed(domain)).route("What is gout?"))
+    assert (target.reference, target.reason, target.domain) == (reference, reason, domain)
+    assert (target.score, target.threshold) == (0.7, 0.5)
+
+
+def test_a_family_without_a_fallback_answers_400(registry: Registry) -> None:
+    with pytest.raises(APIError, match="name a model") as error:
+        asyncio.run(resolver(registry, routed(None), fallback="refuse").route("What is gout?"))
+    assert (error.value.status, error.value.code) == (400, "router_abstained")
