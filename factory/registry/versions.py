@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +33,6 @@ class Version:
     folder: Path
     manifest: BaseManifest | StudentManifest
     records: tuple[dict[str, Any], ...] = ()
-
-    @cached_property
-    def raw(self) -> dict[str, Any]:  # TODO(issue 1): goes when every reader is typed
-        from factory.registry.manifest import to_dict
-
-        return to_dict(self.manifest) | ({"records": list(self.records)} if self.records else {})
 
     @property
     def reference(self) -> str:
@@ -148,43 +140,3 @@ def missing_files(version: Version) -> list[str]:
         except OSError:
             problems.append(f"{path} is missing")
     return problems
-
-
-# TODO: the readers below go with Version.raw
-
-
-def section(manifest: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    """``section(manifest, "evaluation", "speed")``: the mapping under these keys, empty where the manifest has none."""
-    found: Any = manifest
-    for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return dict(found) if isinstance(found, Mapping) else {}
-
-
-def entries(manifest: Mapping[str, Any], *keys: str) -> list[Mapping[str, Any]]:
-    """``entries(manifest, "evaluation", "samples")``: the mappings of the list under these keys, none where it is not one."""
-    found = section(manifest, *keys[:-1]).get(keys[-1])
-    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list | tuple) else []
-
-
-def read_metric(manifest: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    """``read_metric(manifest, "kl")`` → {"value", "low", "high", "n"}, the last three None if unknown; or None."""
-    metrics = (manifest.get("evaluation") or {}).get("metrics") or {}
-    return as_metric(metrics.get(name))
-
-
-def as_metric(raw: Any) -> dict[str, Any] | None:
-    """``as_metric(0.4)`` or ``as_metric({"value": 0.4, "n": 7})`` → all of value, low, high, n; None if no number."""
-    facts = raw if isinstance(raw, Mapping) else {"value": raw}
-    value = facts.get("value")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return {"value": value, "low": facts.get("low"), "high": facts.get("high"), "n": facts.get("n")}
-
-
-def read_parameters(manifest: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """``student, teacher = read_parameters(manifest)``: parameter counts, None where the manifest has none."""
-    sizes = (manifest.get("evaluation") or {}).get("sizes") or {}
-    student = (sizes.get("student") or {}).get("parameters", manifest.get("parameters"))
-    teacher = (sizes.get("teacher") or {}).get("parameters", (manifest.get("teacher") or {}).get("parameters"))
-    return (student if isinstance(student, int) else None, teacher if isinstance(teacher, int) else None)
