@@ -1,6 +1,6 @@
-"""A school nurse's handout, written by two students: python scripts/application.py "asthma"
+"""Two students write a school nurse's handout: python scripts/application.py "asthma"
 
-`factory serve` must be running. To an application a student is a model's name, and any OpenAI client will do.
+Needs a running `factory serve`. To an application a student is just a model name; any OpenAI client works.
 """
 
 import argparse
@@ -12,19 +12,19 @@ client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="not needed on this
 
 
 def ask(student: str, question: str) -> str:
-    """Prints the answer while it is written, and which version wrote it."""
-    asked = [{"role": "user", "content": question}]
-    said = ""
+    """Streams the answer to the terminal, after the version that gives it."""
+    messages = [{"role": "user", "content": question}]
+    answer = ""
     with client.chat.completions.with_streaming_response.create(
-        model=student, messages=asked, max_tokens=96, stream=True
+        model=student, messages=messages, max_tokens=96, stream=True
     ) as response:
         print(f"\n{response.headers['x-factory-version']}: ", end="")
         for chunk in response.parse():
-            word = (chunk.choices[0].delta.content or "") if chunk.choices else ""
-            print(word, end="", flush=True)
-            said += word
+            text = (chunk.choices[0].delta.content or "") if chunk.choices else ""
+            print(text, end="", flush=True)
+            answer += text
     print()
-    return said
+    return answer
 
 
 if __name__ == "__main__":
@@ -35,4 +35,4 @@ if __name__ == "__main__":
         facts = ask("healthcare-small", f"What are early signs of {topic}?")
         ask("education-small", f"Write one question for a pupil who has read this: {facts}")
     except OpenAIError as error:
-        sys.exit(f"error: {error}; is `factory serve` running, with both students in the registry?")
+        sys.exit(f"error: {error}; is `factory serve` running with both students in the registry?")
