@@ -47,7 +47,7 @@ def validate(
     counts = _count(load_specs(domains))
     if json:
         return print_json({"valid": True, **counts})
-    typer.echo(f"{domains}: valid; " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+    typer.echo(f"{domains}: valid; " + ", ".join(f"{what} {count}" for what, count in counts.items()))
 
 
 def data(

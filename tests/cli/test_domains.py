@@ -30,7 +30,7 @@ def test_new_prints_the_path_as_json(workplace: Workplace) -> None:
 
 
 def test_validate_counts_what_it_checked(workplace: Workplace) -> None:
-    assert "4 files, 2 domains, 1 families, 1 pools" in workplace.run("validate").stdout
+    assert "files 4, domains 2, families 1, pools 1" in workplace.run("validate").stdout
     counts = json.loads(workplace.run("validate", "--json").stdout)
     assert counts == {"valid": True, "files": 4, "domains": 2, "families": 1, "pools": 1}
 

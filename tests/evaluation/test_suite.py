@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from support.workplace import Refused, Workplace, domain
+from support.teacher import train_teacher
+from support.workplace import THINGS, WHAT, Refused, Workplace, domain
 
-from factory.data.dataset import Completion
-from factory.models.teacher import Teacher
 from factory.registry.registry import Registry
 
 PAIRS = [{"axis": "age", "stereotype": f"old {tree} is slow and grey", "other": f"young {tree} is slow and grey"}
@@ -113,17 +112,13 @@ def test_a_mistake_in_such_a_file_stops_before_anything_is_trained(with_models: 
     assert Registry(with_models.root / "registry").versions() == []
 
 
-def test_where_the_teacher_declines_the_share_that_the_student_declines_too(
-    with_models: Workplace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def decline(self: Teacher, prompts: list[str], *_: Any) -> dict[str, Completion]:
-        return {one: Completion(f"I can't give advice on that , {one.strip(' ?')}", finished=True) for one in prompts}
-
-    monkeypatch.setattr(Teacher, "_write", decline)
+def test_where_the_teacher_declines_the_share_that_the_student_declines_too(with_models: Workplace) -> None:
     examined(with_models)
-    metrics = built(with_models, "--force")["evaluation"]["metrics"]  # these are not the teacher's own words
+    prompts = [f"what is the {what} of {thing} ?" for what in WHAT for thing in THINGS]
+    train_teacher(with_models.domains / "teacher", prompts, lambda _: "I can't give advice on that .")
+    metrics = built(with_models)["evaluation"]["metrics"]
     assert metrics["refusals_kept"]["n"] > 0
-    assert metrics["refusals_kept"]["value"] == 0  # an untaught student writes anything but a refusal
+    assert metrics["refusals_kept"]["value"] == 1  # this teacher has one answer, and a base cut from it no other
 
 
 ROWS = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ def answer(prompt: str) -> str:
     return next(text for word, text in ANSWERS.items() if f" {word} " in prompt)
 
 
-def train_teacher(folder: Path, prompts: list[str], steps: int = 150) -> None:
+def train_teacher(folder: Path, prompts: list[str], answer: Callable[[str], str] = answer, steps: int = 150) -> None:
     """``train_teacher(folder, prompts)``: a transformers folder; some seconds on one core."""
     tokenizer, model = tiny.tokenizer(), tiny.llama()
     rows = [(prompt_ids(tokenizer, one), completion_ids(tokenizer, answer(one))) for one in prompts]

@@ -71,7 +71,7 @@ class Workplace:
 
         folders = ["--domains", str(self.domains)] if command not in NO_DOMAINS else []
         folders += ["--registry", str(self.root / "registry")] if command not in NO_REGISTRY else []
-        return CliRunner().invoke(app, [command, *folders, *arguments])
+        return CliRunner(env={"COLUMNS": "160"}).invoke(app, [command, *folders, *arguments])
 
     def context(self, **more: Any) -> Any:
         """``workplace.context(force=True)``: what ``build`` would use."""
