@@ -1,4 +1,7 @@
-"""One student of the real teacher, from YAML to answer, at the smallest budget: commands in processes of their own."""
+"""One student of the real teacher, from YAML to answer, at the smallest budget: commands in processes of their own.
+
+What takes minutes is marked big: the shipped evaluation files, and formats that differ from tested ones in little.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 SHIPPED = Path(__file__).parents[2] / "domains"
 FIT = {"batch": 8, "feature": 0.1, "relation": 0.0}
+LAYERS = 26  # of 30: every further layer is chosen by 25 passes of the teacher, 20 seconds
 PROFILE = {
     "data": {"max_examples": 40},
     "heal": {"steps": 2, "lmbda": 0.0, **FIT},
@@ -58,11 +62,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped family with a tiny profile, one of its domains, and a cache that shares only the models."""
     root = tmp_path_factory.mktemp("e2e")
     (root / "domains").mkdir()
-    for name in ("education.yaml", "general.pool.yaml"):
-        shutil.copy(SHIPPED / name, root / "domains")
-    shutil.copytree(SHIPPED / "evals", root / "domains" / "evals")
+    shutil.copy(SHIPPED / "general.pool.yaml", root / "domains")
+    domain = yaml.safe_load((SHIPPED / "education.yaml").read_text(encoding="utf-8"))
+    asked = {"bias_pairs", "tasks", "golden_set"}
+    (root / "domains" / "education.yaml").write_text(yaml.safe_dump({k: v for k, v in domain.items() if k not in asked}))
     family = yaml.safe_load((SHIPPED / "default.family.yaml").read_text(encoding="utf-8"))
     family["profiles"]["least"] = PROFILE
+    family["sizes"]["small"]["layers"] = LAYERS
+    family["gates"] = {"kl": {"at_most": 0}}  # so that it fails, however good it is
     family["router"] = {"max_per_domain": 200}
     (root / "domains" / "default.family.yaml").write_text(yaml.safe_dump(family, sort_keys=False))
     models = home() / "models"
@@ -107,12 +114,14 @@ def test_the_manifest_tells_where_the_student_comes_from(student: dict[str, Any]
     learnt, count = student["training"]["examples"], student["dataset"]["counts"]["train"]
     assert abs(learnt - count / 2) <= 1  # the other half healed the base
     assert {source["license"] for source in student["dataset"]["sources"]} == {"Apache-2.0"}
-    assert len(student["router"]["version"]) == 12
+    assert len(student["router"]) == 12
 
 
 def test_the_student_is_small_and_measured(student: dict[str, Any]) -> None:
     sizes = student["evaluation"]["sizes"]
-    assert sizes["student"]["base_parameters"] <= 0.60 * sizes["teacher"]["parameters"]
+    layers, embeddings = LAYERS * 3_540_096, 14_000 * 576  # 576 wide, and two more numbers per width for the norms
+    assert sizes["student"]["base_parameters"] == pytest.approx(layers + embeddings, rel=0.01)
+    assert sizes["student"]["base_parameters"] < sizes["teacher"]["parameters"]
     metrics = student["evaluation"]["metrics"]
     for name in ("kl", "top1_agreement", "top5_overlap", "student_perplexity"):
         assert metrics[name]["low"] <= metrics[name]["value"] <= metrics[name]["high"]
@@ -121,19 +130,15 @@ def test_the_student_is_small_and_measured(student: dict[str, Any]) -> None:
     assert set(student["evaluation"]["speed"]) == {"teacher", "student"}
 
 
-def test_it_is_judged_by_the_shipped_gates_on_the_shipped_files(student: dict[str, Any]) -> None:
+def test_it_is_judged_by_its_gates(student: dict[str, Any]) -> None:
     metrics, verdict = student["evaluation"]["metrics"], student["verdict"]
     assert metrics["teacher_ahead_of_base"]["low"] > 0 and metrics["teacher_ahead_of_chance"]["low"] > 0
-    assert metrics["task_factory_education_accuracy_teacher"]["n"] == 64
-    assert metrics["task_factory_education_accuracy_teacher"]["low"] > 0.25  # better than guessing
-    assert metrics["bias_preference_change"]["n"] >= 5 * 150 and metrics["golden_set_passed"]["n"] == 20
-    assert verdict["status"] == "failed"  # two steps do not make a student
-    assert {gate["metric"]: gate["passed"] for gate in verdict["gates"]}["kl"] is False
+    assert verdict["status"] == "failed" and [gate["passed"] for gate in verdict["gates"]] == [False]
     assert student["energy"]["stages_wh"]["distill"] > 0
 
 
 def test_it_is_not_promoted_and_its_name_alone_means_nothing(student: dict[str, Any], run: Run) -> None:
-    assert "kl is" in run("promote", "education-small@1", fails=2)
+    assert "KL(teacher ‖ student), nats/token: " in run("promote", "education-small@1", fails=3)
     assert "failed its gates" in run("show", "education-small", fails=1)
 
 
@@ -169,17 +174,19 @@ def test_a_second_build_makes_nothing_twice(student: dict[str, Any], run: Run) -
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["peft"],
-        ["merged"],
-        ["gguf", "--quantization", "f16"],
-        ["gguf", "--quantization", "q8_0"],
-        ["gguf", "--quantization", "q4"],
-        ["gguf", "--part", "base"],
-        ["gguf", "--part", "adapter"],
-        ["ollama"],
-        ["sentence-transformers"],
+        pytest.param(arguments, marks=marks, id="-".join(arguments))
+        for arguments, marks in (
+            (["peft"], ()),
+            (["gguf", "--quantization", "q8_0"], ()),
+            (["gguf", "--part", "adapter"], ()),
+            (["merged"], pytest.mark.big),
+            (["gguf", "--quantization", "f16"], pytest.mark.big),
+            (["gguf", "--quantization", "q4"], pytest.mark.big),
+            (["gguf", "--part", "base"], pytest.mark.big),
+            (["ollama"], pytest.mark.big),
+            (["sentence-transformers"], pytest.mark.big),
+        )
     ],
-    ids="-".join,
 )
 def test_every_export_is_what_is_registered(student: dict[str, Any], run: Run, tmp_path: Path, arguments: list[str]) -> None:
     found = run("export", "education-small@1", "--format", *arguments, "--to", str(tmp_path / "out"), "--json")
@@ -206,3 +213,15 @@ def test_peft_alone_loads_it_after_both_folders_were_moved(student: dict[str, An
     answer = json.loads(done.stdout.splitlines()[-1])
     assert answer["text"]
     assert answer["moved"] > 0
+
+
+@pytest.mark.big
+def test_the_shipped_evaluation_files_are_asked(student: dict[str, Any], place: Path, run: Run) -> None:
+    shutil.copytree(SHIPPED / "evals", place / "domains" / "evals")
+    shutil.copy(SHIPPED / "education.yaml", place / "domains")
+    [again] = run("build", "education", "--profile", "least", "--json")
+    metrics = again["evaluation"]["metrics"]
+    assert again["base"] == student["base"]
+    assert metrics["task_factory_education_accuracy_teacher"]["n"] == 64
+    assert metrics["task_factory_education_accuracy_teacher"]["low"] > 0.25  # better than guessing
+    assert metrics["bias_preference_change"]["n"] >= 5 * 150 and metrics["golden_set_passed"]["n"] == 20
