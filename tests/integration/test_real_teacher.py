@@ -23,7 +23,6 @@ pytestmark = pytest.mark.slow
 
 SHIPPED = Path(__file__).parents[2] / "domains"
 FIT = {"batch": 8, "feature": 0.1, "relation": 0.0}
-LAYERS = 26  # of 30: every further layer is chosen by 25 passes of the teacher, 20 seconds
 PROFILE = {
     "data": {"max_examples": 40},
     "heal": {"steps": 2, "lmbda": 0.0, **FIT},
@@ -68,7 +67,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "domains" / "education.yaml").write_text(yaml.safe_dump({k: v for k, v in domain.items() if k not in asked}))
     family = yaml.safe_load((SHIPPED / "default.family.yaml").read_text(encoding="utf-8"))
     family["profiles"]["least"] = PROFILE
-    family["sizes"]["small"]["layers"] = LAYERS
     family["gates"] = {"kl": {"at_most": 0}}  # so that it fails, however good it is
     family["router"] = {"max_per_domain": 200}
     (root / "domains" / "default.family.yaml").write_text(yaml.safe_dump(family, sort_keys=False))
@@ -119,9 +117,7 @@ def test_the_manifest_tells_where_the_student_comes_from(student: dict[str, Any]
 
 def test_the_student_is_small_and_measured(student: dict[str, Any]) -> None:
     sizes = student["evaluation"]["sizes"]
-    layers, embeddings = LAYERS * 3_540_096, 14_000 * 576  # 576 wide, and two more numbers per width for the norms
-    assert sizes["student"]["base_parameters"] == pytest.approx(layers + embeddings, rel=0.01)
-    assert sizes["student"]["base_parameters"] < sizes["teacher"]["parameters"]
+    assert sizes["student"]["base_parameters"] <= 0.60 * sizes["teacher"]["parameters"]
     metrics = student["evaluation"]["metrics"]
     for name in ("kl", "top1_agreement", "top5_overlap", "student_perplexity"):
         assert metrics[name]["low"] <= metrics[name]["value"] <= metrics[name]["high"]
