@@ -21,9 +21,9 @@ def test_it_explains_the_eight_words_that_everything_else_uses() -> None:
     assert re.findall(r"^\| (\w+) \|", words, re.MULTILINE) == ["word", *GLOSSARY]
 
 
-def test_output_that_is_shown_comes_with_its_command() -> None:
+def test_its_commands_stand_with_their_output() -> None:
     shown = [block.text.strip().splitlines() for block in blocks(README, "console")]
-    assert shown
+    assert len(shown) == 5
     assert all(lines[0].startswith("$ factory ") and len(lines) > 1 and "TODO" not in lines for lines in shown)
 
 
