@@ -174,7 +174,7 @@ def test_a_second_build_makes_nothing_twice(student: dict[str, Any], run: Run) -
         for arguments, marks in (
             (["peft"], ()),
             (["gguf", "--quantization", "q8_0"], ()),
-            (["gguf", "--part", "adapter"], ()),
+            (["gguf", "--part", "adapter"], pytest.mark.big),  # more than a minute
             (["merged"], pytest.mark.big),
             (["gguf", "--quantization", "f16"], pytest.mark.big),
             (["gguf", "--quantization", "q4"], pytest.mark.big),
