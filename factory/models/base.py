@@ -71,9 +71,18 @@ def trim_teacher(teacher: Teacher, tokens: Sequence[int] | None) -> Teacher:
     return replace(teacher, load_model=load_model, tokenizer=tokenizer, config=config)
 
 
-def prune_teacher(teacher: Teacher, tokens: tuple[int, ...] | None, layers: int, batch: Batch) -> Base:
-    """``prune_teacher(trimmed_teacher, tokens, 20, batch)``: an unhealed float32 base; the batch decides its layers."""
-    kept = layers_to_keep(teacher.model, batch, layers)
+def prune_teacher(
+    teacher: Teacher,
+    tokens: tuple[int, ...] | None,
+    layers: int,
+    batch: Batch,
+    progress: Callable[[int], None] = lambda layers: None,
+) -> Base:
+    """``prune_teacher(trimmed_teacher, tokens, 20, batch)``: an unhealed float32 base; the batch decides its layers.
+
+    ``progress`` counts the layers removed.
+    """
+    kept = layers_to_keep(teacher.model, batch, layers, progress)
     model = copy.deepcopy(teacher.model).float()
     prune_layers(model, kept)
     model.generation_config.eos_token_id = stop_tokens(teacher.tokenizer)

@@ -5,7 +5,7 @@ prune_layers(model, layers_to_keep(model, batch, 20))
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,13 @@ from factory.models.forward import Batch, hidden_states, logits
 
 
 @torch.no_grad()
-def layers_to_keep(model: PreTrainedModel, batch: Batch, n: int) -> list[int]:
+def layers_to_keep(
+    model: PreTrainedModel, batch: Batch, n: int, progress: Callable[[int], None] = lambda layers: None
+) -> list[int]:
     """``layers_to_keep(teacher.model, batch, 20)``: the numbers of n layers, sorted.
 
     Greedy: each round removes the layer that leaves KL(whole model ‖ rest) smallest, averaged over the batch's completion
-    positions. With L layers a round runs L²/2 of them.
+    positions. With L layers a round runs L²/2 of them. ``progress`` counts the layers removed.
     Raises: TrainingError if ``n`` is below 1 or above the number of layers, or the batch has no completion position.
     Source: Song et al. 2024, SLEB, arXiv 2402.09025, there by perplexity. Ranking all layers at once by block influence
     (ShortGPT, arXiv 2403.03853) left SmolLM2 worse before and after healing: docs/log.md has the figures.
@@ -53,6 +55,7 @@ def layers_to_keep(model: PreTrainedModel, batch: Batch, n: int) -> list[int]:
             missed[i] = functional.kl_div(left, whole, reduction="batchmean", log_target=True).item()
             hidden = run(hidden, [i])
         kept.remove(min(missed, key=lambda i: missed[i]))
+        progress(1)
     return kept
 
 

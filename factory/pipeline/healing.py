@@ -95,13 +95,15 @@ def cut_base(
 
     It has the chosen layers and tokens of the teacher, or is the model that the size names.
     """
-    with context.meter.stage("prune"), context.progress("base: layers and tokens", 1) as advance:
+    depth = int(models.teacher.config.get_text_config().num_hidden_layers)
+    removed = 0 if size.base else max(0, depth - (size.layers or 1))
+    with context.meter.stage("prune"), context.progress("base: layers and tokens", removed + 1) as advance:
         teacher = trim_teacher(models.teacher, tokens)
         batches = [batch.to(context.device) for batch in _calibration_batches(datasets, teacher)]
         if size.base is not None:
             base = load_external_base(resolve(size.base, root=context.specs.root).folder, teacher)
         else:
-            base = prune_teacher(teacher, tokens, size.layers or 1, batches[0])
+            base = prune_teacher(teacher, tokens, size.layers or 1, batches[0], advance)
         _to_device(base, context.device)
         cost = trimming_cost(models.teacher, teacher, tokens, batches)
         advance(1)

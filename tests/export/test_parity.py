@@ -79,11 +79,14 @@ def test_the_largest_cosine_distance_counts() -> None:
 
 def test_texts_are_the_held_out_samples_and_general_texts(tmp_path: Path) -> None:
     _, version = exporting.publish_student(tmp_path)
-    found = parity_texts(version, tiny.tokenizer(), 10_000)
+    found = parity_texts(version, tiny.tokenizer(), 10_000, compared=10_000)
     asked = [(text.question, text.answer) for text in found]
-    assert asked[:2] == [("what is asthma", "short breath and cough"), ("what is asthma", "cough and wheeze")]
-    assert asked[2:] == [*GENERAL_TEXTS, LONG_TEXT]
+    assert asked[-2:] == [("what is asthma", "short breath and cough"), ("what is asthma", "cough and wheeze")]
+    assert asked[:-2] == [*GENERAL_TEXTS, LONG_TEXT]
     assert all(text.completion[-1] == end_of_turn(tiny.tokenizer()) for text in found)
+    two = found[:2]
+    assert parity_texts(version, tiny.tokenizer(), 10_000, compared=sum(len(text.completion) for text in two)) == two
+    assert parity_texts(version, tiny.tokenizer(), 10_000, compared=1) == found[:1]
 
 
 def test_the_long_text_exceeds_a_sliding_window() -> None:
