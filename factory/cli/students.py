@@ -224,7 +224,7 @@ def promote(
     line = f"{content['alias']} is now {version.reference}"
     if override is not None:
         content["bare_name"] = _meaning_of(version.name, here)
-        line += f" despite failed gates; {version.name} alone means {content['bare_name'] or 'no version'}"
+        line += f" despite its gates; {version.name} alone means {content['bare_name'] or 'no version'}"
     print_json(content) if json else typer.echo(line)
 
 

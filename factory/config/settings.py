@@ -112,6 +112,12 @@ class Gate(Strict):
     of: Literal["value", "low", "high"] = Field(
         default="value", description="What is judged: the value, or an end of its interval."
     )
+    margin: float = Field(
+        default=0.1,
+        gt=0,
+        description="For metrics that are shares of items: how far the interval may reach to either side. With too few items "
+        "it reaches further, and the gate is undecidable.",
+    )
     required: bool = Field(default=True, description="A metric that was not measured fails the gate; `false` skips it.")
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from factory.config.schema import DataConfig
 from factory.data.sources import SLOT, Example, seeded_order, slot_names
@@ -110,6 +110,16 @@ def topic_keys(example: Example) -> list[str]:
     if example.topic:
         return [normalised(value) for value in example.topic]
     return [] if example.template else [f"id\n{example.id}"]
+
+
+def cluster_of(row: Mapping[str, Any]) -> str:
+    """``cluster_of(data.rows["test"][0])``: what the row shares with rows that are not independent of it.
+
+    Its template, else its document, else the row itself.
+    """
+    if row["template"]:
+        return template_key(row["template"])
+    return normalised(row["topic"][0]) if row["topic"] else f"id\n{row['id']}"
 
 
 def normalised(text: str) -> str:

@@ -21,7 +21,7 @@ from factory.evaluation.samples import answer_samples
 from factory.evaluation.speed import compare_speed
 from factory.evaluation.stats import BootstrapConfig, ExampleSums, concatenate, paired_difference, ratio, summarize
 from factory.models.chat import split_prefix
-from factory.models.forward import Batch, hidden_states, logits, make_batch, mean_pool
+from factory.models.forward import hidden_states, make_batch, mean_pool, output_head, positions_at_once
 from factory.models.scoring import length_batches
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample
@@ -29,6 +29,9 @@ from factory.registry.manifest import MetricValue, PerExample, Sample, Speeds
 
 BATCH = 16
 TOP = 5  # tokens of either model that are compared
+SURE = 0.5  # probability of the teacher's top-1 token from which it is sure
+
+Head = tuple[Callable[[Tensor], Tensor], int]  # states to logits, and the size of the vocabulary
 
 # ---------------------------------------------------------------------------------------------------------- candidates
 
@@ -79,17 +82,20 @@ def measure(
     candidates: Mapping[str, Candidate],
     examples: Sequence[TokenizedExample],
     progress: Callable[[int], None] | None = None,
+    whole: Teacher | None = None,
 ) -> dict[str, ExampleSums]:
     """``measure(teacher, {"student": student, "base": base}, examples)["student"].kl``: sums of every candidate, by example.
 
-    The teacher sees its context, candidates do not. Both predict the same completion tokens over the student's vocabulary.
-    ``progress`` is told of every batch of examples.
+    The teacher sees its context, candidates do not. Both predict the same completion tokens over the student's vocabulary, with
+    heads in float32: bfloat16 logits tie at 4 % of positions. ``whole`` is the teacher before its vocabulary was trimmed;
+    without it, ``trimmed`` is 0. ``progress`` is told of every batch of examples.
     """
     batches = length_batches([len(one.prompt) + len(one.completion) for one in examples], BATCH)
     parts: dict[str, list[ExampleSums]] = {name: [] for name in candidates}
+    heads = [output_head(one.model, torch.float32) for one in (teacher, whole or teacher)]
     for batch in batches:
         chosen = [examples[i] for i in batch]
-        for name, sums in _measure_batch(teacher, candidates, chosen).items():
+        for name, sums in _measure_batch(teacher, candidates, chosen, heads, trimmed=whole is not None).items():
             parts[name].append(sums)
         if progress is not None:
             progress(len(chosen))
@@ -98,35 +104,50 @@ def measure(
 
 
 def _measure_batch(
-    teacher: Teacher, candidates: Mapping[str, Candidate], examples: Sequence[TokenizedExample]
+    teacher: Teacher,
+    candidates: Mapping[str, Candidate],
+    examples: Sequence[TokenizedExample],
+    heads: Sequence[Head],
+    *,
+    trimmed: bool,
 ) -> dict[str, ExampleSums]:
+    """``heads`` are the trimmed teacher's and the whole one's, which differ in their rows alone."""
     device, completions = teacher.device, [example.completion for example in examples]
     target = torch.tensor([token for completion in completions for token in completion], device=device)  # (N,)
     prefix, rest = split_prefix([example.teacher_prompt for example in examples])
     seen = make_batch(rest, completions).to(device)
-    reference = _log_probs(teacher.model, hidden_states(teacher.model, seen, prefix).final, seen)
+    reference = hidden_states(teacher.model, seen, prefix).final[seen.predicts]  # (N, H)
     batch = make_batch([example.prompt for example in examples], completions).to(device)
-    found = {}
+    lengths, found = [len(completion) for completion in completions], {}
+    size = positions_at_once(heads[1][1])
     for name, candidate in candidates.items():
-        with candidate() as model, torch.autocast(device.type, dtype=torch.bfloat16):
-            states = hidden_states(model, batch).final  # (B, T, H)
-            own = _log_probs(model, states, batch)
+        with candidate() as model:
+            head, _ = output_head(model, torch.float32)
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                states = hidden_states(model, batch).final  # (B, T, H)
+        own = states[batch.predicts]
+        pieces = [part.split(size) for part in (reference, own, target)]
+        columns = [_columns(a, b, c, head, heads, trimmed=trimmed) for a, b, c in zip(*pieces, strict=True)]
         embeddings = mean_pool(states, batch.real).cpu().numpy()
-        found[name] = _example_sums(reference, own, target, [len(completion) for completion in completions], embeddings)
+        found[name] = _example_sums({key: torch.cat([one[key] for one in columns]) for key in columns[0]}, lengths, embeddings)
     return found
 
 
-def _log_probs(model: Any, states: Tensor, batch: Batch) -> Tensor:
-    """(B, T, H) → (N, V) float32, at the positions that predict a completion token."""
-    return logits(model, states[batch.predicts]).float().log_softmax(dim=-1)
-
-
-def _example_sums(teacher: Tensor, student: Tensor, target: Tensor, lengths: list[int], embeddings: np.ndarray) -> ExampleSums:
-    """Log-probabilities (N, V) of both and the completion tokens (N,) → sums over each of the B examples' tokens."""
+def _columns(
+    reference: Tensor, own: Tensor, target: Tensor, head: Callable[[Tensor], Tensor], heads: Sequence[Head], *, trimmed: bool
+) -> dict[str, Tensor]:
+    """Final states (N, H) of both models and the completion tokens (N,) → what is summed, (N,) each."""
+    scores = heads[0][0](reference)  # (N, V)
+    teacher, student = scores.log_softmax(dim=-1), head(own).log_softmax(dim=-1)
     teacher_top, student_top = (log_probs.topk(TOP, dim=-1).indices for log_probs in (teacher, student))  # (N, TOP)
-    columns = {
+    sure = teacher.amax(dim=-1) >= SURE
+    missed = heads[1][0](reference).logsumexp(dim=-1) - scores.logsumexp(dim=-1) if trimmed else torch.zeros_like(sure)
+    return {
         "kl": (teacher.exp() * (teacher - student)).sum(dim=-1),
         "agree": teacher_top[:, 0] == student_top[:, 0],
+        "sure": sure,
+        "sure_agree": sure & (teacher_top[:, 0] == student_top[:, 0]),
+        "trimmed": missed,
         "top5": (teacher_top.unsqueeze(-1) == student_top.unsqueeze(-2)).any(dim=-1).float().mean(dim=-1),
         "correct": student_top[:, 0] == target,
         "teacher_correct": teacher_top[:, 0] == target,
@@ -134,7 +155,11 @@ def _example_sums(teacher: Tensor, student: Tensor, target: Tensor, lengths: lis
         "teacher_nll": -teacher.gather(-1, target.unsqueeze(-1))[:, 0],
         "entropy": -(student.exp() * student).sum(dim=-1),
         "teacher_entropy": -(teacher.exp() * teacher).sum(dim=-1),
-    }  # (N,) each
+    }
+
+
+def _example_sums(columns: Mapping[str, Tensor], lengths: list[int], embeddings: np.ndarray) -> ExampleSums:
+    """Columns (N,) over the completion tokens of B examples → their sums by example."""
     sums = {name: np.array([float(part.double().sum()) for part in column.split(lengths)]) for name, column in columns.items()}
     return ExampleSums(tokens=np.array(lengths, dtype=float), embeddings=embeddings, **sums)
 
@@ -148,9 +173,12 @@ class HeldOut:
 
     prompts: Sequence[str]  # of the domain's examples, before the chat template
     domain: Sequence[TokenizedExample]  # of the domain's test split
+    clusters: Sequence[str]  # of the domain's examples
     embeddings: np.ndarray  # (E, D) of the domain's examples, by the family's encoder
     general: Sequence[TokenizedExample]  # general prompts with the teacher's answers
+    general_clusters: Sequence[str]
     others: Sequence[TokenizedExample] = ()  # of the family's other domains
+    other_clusters: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -170,32 +198,41 @@ def measure_fidelity(
     held_out: HeldOut,
     bootstrap: BootstrapConfig,
     progress: Callable[[int], None] | None = None,
+    whole: Teacher | None = None,
 ) -> Fidelity:
     """``measure_fidelity(adapter, teacher, held_out, bootstrap).metrics["kl"].value``
 
     ``adapter`` is a peft model: "default" is the student; its other adapters ("sft") and its base are baselines.
-    ``teacher`` is trimmed to the student's vocabulary. ``progress`` counts examples of ``held_out``.
+    ``teacher`` is trimmed to the student's vocabulary, ``whole`` is not. ``progress`` counts examples of ``held_out``.
     """
     baselines = {name: with_adapter(adapter, name) for name in sorted(adapter.peft_config) if name != "default"}
     student_and_base = {"default": with_adapter(adapter, "default"), "base": base_only(adapter)}
-    domain = measure(teacher, student_and_base | baselines, held_out.domain, progress)
+    domain = measure(teacher, student_and_base | baselines, held_out.domain, progress, whole)
     general = measure(teacher, student_and_base, held_out.general, progress)
-    outside = [general, *([measure(teacher, student_and_base, held_out.others, progress)] if held_out.others else [])]
-    by_candidate = {name: summarize(sums, held_out.embeddings, bootstrap) for name, sums in domain.items()}
+    outside = [(general, held_out.general_clusters)]
+    if held_out.others:
+        outside.append((measure(teacher, student_and_base, held_out.others, progress), held_out.other_clusters))
+    by_candidate = {name: summarize(sums, held_out.embeddings, bootstrap, held_out.clusters) for name, sums in domain.items()}
+    rows = {name: sums.by_cluster(held_out.clusters) for name, sums in domain.items()}
     metrics = dict(by_candidate["default"])
-    metrics |= {f"base_{name}": by_candidate["base"][name] for name in ("kl", "top1_agreement", "relation_alignment")}
-    metrics |= general_metrics(general["default"], general["base"], bootstrap)
-    student, base = (concatenate([sums[name] for sums in outside]) for name in ("default", "base"))
+    names = ("kl", "top1_agreement", "sure_agreement", "relation_alignment")
+    metrics |= {f"base_{name}": by_candidate["base"][name] for name in names}
+    metrics["kl_below_base"] = paired_difference(rows["base"].kl, rows["default"].kl, rows["base"].tokens, bootstrap)
+    by_topic = {name: sums.by_cluster(held_out.general_clusters) for name, sums in general.items()}
+    metrics |= general_metrics(by_topic["default"], by_topic["base"], bootstrap)
+    student, base = (
+        concatenate([sums[name].by_cluster(clusters) for sums, clusters in outside]) for name in ("default", "base")
+    )
     metrics["outside_kl_change"] = paired_difference(student.kl, base.kl, student.tokens, bootstrap)
     metrics["outside_accuracy_change"] = paired_difference(student.correct, base.correct, student.tokens, bootstrap)
-    if "sft" in domain:
-        metrics["kl_below_sft"] = paired_difference(domain["sft"].kl, domain["default"].kl, domain["sft"].tokens, bootstrap)
+    if "sft" in rows:
+        metrics["kl_below_sft"] = paired_difference(rows["sft"].kl, rows["default"].kl, rows["sft"].tokens, bootstrap)
     return Fidelity(
         metrics,
         {name: summary for name, summary in by_candidate.items() if name != "default"},
         compare_speed(adapter, teacher, [example.prompt for example in held_out.domain]),
         answer_samples(adapter, teacher, held_out.prompts, held_out.domain),
-        per_example(domain["default"], held_out.domain),
+        per_example(domain["default"], held_out.domain, held_out.clusters),
     )
 
 
@@ -208,8 +245,8 @@ def general_metrics(student: ExampleSums, base: ExampleSums, bootstrap: Bootstra
     return metrics | {"general_retained": ratio(student.agree, base.agree, bootstrap)}
 
 
-def per_example(sums: ExampleSums, examples: Sequence[TokenizedExample]) -> PerExample:
-    """``per_example(sums, held_out.domain).kl``: as the manifest holds them, so that versions can be compared in pairs.
+def per_example(sums: ExampleSums, examples: Sequence[TokenizedExample], clusters: Sequence[str]) -> PerExample:
+    """``per_example(sums, held_out.domain, held_out.clusters).kl``: as the manifest holds them.
 
     Versions with one ``key`` were measured on the same examples.
     """
@@ -217,6 +254,12 @@ def per_example(sums: ExampleSums, examples: Sequence[TokenizedExample]) -> PerE
     columns = {
         name: tuple(round(float(value), 6) for value in getattr(sums, name))
         for name in PerExample.model_fields
-        if name != "key"
+        if name not in ("key", "cluster")
     }
-    return PerExample(key=hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16], **columns)
+    key = hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
+    return PerExample(key=key, cluster=tuple(short_labels(clusters)), **columns)
+
+
+def short_labels(clusters: Sequence[str]) -> list[str]:
+    """``short_labels(["What is {illness}?", "Who?"])``: a digest of each, so that a private domain's text stays private."""
+    return [hashlib.sha256(one.encode()).hexdigest()[:8] for one in clusters]

@@ -7,7 +7,7 @@ metric_named("task_pubmedqa_accuracy").label  # "accuracy on pubmedqa"
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -18,6 +18,7 @@ class Metric:
     label: str
     better: Literal["low", "high"] | None = None  # None: shown for reference, never ranked
     unit: Literal["", "%", "parameters", "bytes"] = ""
+    items: bool = False  # a share of items that are 0 or 1 each, or a difference of two: a few decide nothing
 
 
 METRICS: dict[str, Metric] = {
@@ -27,6 +28,13 @@ METRICS: dict[str, Metric] = {
     "kl_below_sft": Metric("KL below SFT after equal steps (paired), nats/token", "high"),
     "top1_agreement": Metric("top-1 agreement with the teacher", "high", "%"),
     "base_top1_agreement": Metric("top-1 agreement of the base without adapter", None, "%"),
+    "sure_agreement": Metric("top-1 agreement where the teacher's p ≥ 0.5", "high", "%"),
+    "base_sure_agreement": Metric("top-1 agreement of the base where the teacher's p ≥ 0.5", None, "%"),
+    "kl_below_base": Metric("KL below the base without adapter (paired), nats/token", "high"),
+    "kl_whole_teacher": Metric("KL to the whole teacher, trimming included, nats/token", "low"),
+    "bits_per_byte": Metric("bits per byte of held-out real text", "low"),
+    "bits_per_byte_teacher": Metric("bits per byte of held-out real text, untrimmed teacher"),
+    "bits_per_byte_change": Metric("bits per byte of held-out real text, minus the untrimmed teacher's", "low"),
     "top5_overlap": Metric("top-5 overlap with the teacher", "high", "%"),
     "accuracy_retained": Metric("next-token accuracy retained", "high", "%"),
     "student_perplexity": Metric("perplexity", "low"),
@@ -35,8 +43,15 @@ METRICS: dict[str, Metric] = {
     "relation_alignment": Metric("relation alignment (Spearman)", "high"),
     "base_relation_alignment": Metric("relation alignment of the base"),
     # usefulness
-    "golden_set_passed": Metric("golden set passed", "high", "%"),
-    "golden_set_change": Metric("golden set passed, minus the teacher's share"),
+    "golden_set_passed": Metric("golden set passed", "high", "%", items=True),
+    "golden_set_change": Metric("golden set passed, minus the teacher's share", "high", items=True),
+    "golden_set_exact": Metric("golden set, questions with an exact answer", "high", "%", items=True),
+    "golden_set_exact_change": Metric("golden set, exact answers, minus the teacher's share", "high", items=True),
+    "answers_finished": Metric("answers that end by themselves", "high", "%", items=True),
+    "answers_finished_change": Metric("answers that end by themselves, minus the teacher's share", "high", items=True),
+    # beside the champion, on this student's test split, paired
+    "kl_behind_champion": Metric("KL minus the champion's (paired), nats/token", "low"),
+    "golden_set_behind_champion": Metric("golden set passed, the champion's share minus its own", "low", items=True),
     # outside the domain
     "general_kl": Metric("KL on general text, nats/token", "low"),
     "base_general_kl": Metric("KL of the base on general text, nats/token"),
@@ -46,11 +61,19 @@ METRICS: dict[str, Metric] = {
     "outside_kl_change": Metric("KL outside the domain, minus the base's, nats/token", "low"),
     "outside_accuracy_change": Metric("next-token accuracy outside the domain, minus the base's", "high"),
     # safety
-    "refusals_kept": Metric("teacher's refusals kept", "high", "%"),
-    "base_refusals_kept": Metric("teacher's refusals kept by the base", None, "%"),
+    "refusals_kept": Metric("teacher's refusals kept", "high", "%", items=True),
+    "base_refusals_kept": Metric("teacher's refusals kept by the base", None, "%", items=True),
+    "refused": Metric("declined or referred, of prompts that ask for it", "high", "%", items=True),
+    "refused_change": Metric("declined or referred, minus the teacher's share", "high", items=True),
+    "over_refused": Metric("harmless look-alikes declined", "low", "%", items=True),
+    "over_refused_change": Metric("harmless look-alikes declined, minus the teacher's share", "low", items=True),
+    "injected": Metric("prompt injections obeyed", "low", "%", items=True),
+    "injected_change": Metric("prompt injections obeyed, minus the teacher's share", "low", items=True),
+    "jailbroken": Metric("jailbreaks not declined", "low", "%", items=True),
+    "jailbroken_change": Metric("jailbreaks not declined, minus the teacher's share", "low", items=True),
     "canary_exposure": Metric("exposure of planted secrets, bits", "low"),
     "canary_exposure_above_chance": Metric("exposure of planted secrets above chance, bits", "low"),
-    "canaries_extracted": Metric("planted secrets repeated verbatim", "low", "%"),
+    "canaries_extracted": Metric("planted secrets repeated verbatim", "low", "%", items=True),
     "bias_gap_change": Metric("bias gap, all axes, minus the teacher's, nats/pair", "low"),
     "bias_preference_change": Metric("stereotype preferred, all axes, minus the teacher's share"),
     # does the task match what the teacher knows?
@@ -75,10 +98,16 @@ METRICS: dict[str, Metric] = {
 }
 # Metrics whose key names an axis, a task or a model: the groups of the pattern fill the label.
 PATTERNS: tuple[tuple[str, Metric], ...] = (
-    ("golden_set_passed_(teacher|base|sft)", Metric("golden set passed by the {}", None, "%")),
-    ("task_(.+)_accuracy", Metric("accuracy on {}", "high", "%")),
-    ("task_(.+)_accuracy_(teacher|base|sft)", Metric("accuracy on {} of the {}", None, "%")),
-    ("task_(.+)_change", Metric("accuracy on {}, minus the teacher's share")),
+    ("golden_set_passed_(teacher|base|sft)", Metric("golden set passed by the {}", None, "%", items=True)),
+    ("golden_set_exact_(teacher|base|sft)", Metric("golden set, exact answers, by the {}", None, "%", items=True)),
+    ("answers_finished_(teacher|base|sft)", Metric("answers of the {} that end by themselves", None, "%", items=True)),
+    ("refused_(teacher|base|sft)", Metric("declined or referred by the {}", None, "%", items=True)),
+    ("over_refused_(teacher|base|sft)", Metric("harmless look-alikes declined by the {}", None, "%", items=True)),
+    ("injected_(teacher|base|sft)", Metric("prompt injections obeyed by the {}", None, "%", items=True)),
+    ("jailbroken_(teacher|base|sft)", Metric("jailbreaks not declined by the {}", None, "%", items=True)),
+    ("task_(.+)_accuracy", Metric("accuracy on {}", "high", "%", items=True)),
+    ("task_(.+)_accuracy_(teacher|base|sft)", Metric("accuracy on {} of the {}", None, "%", items=True)),
+    ("task_(.+)_change", Metric("accuracy on {}, minus the teacher's share", "high", items=True)),
     ("bias_gap_(teacher|base|student)", Metric("bias gap of the {}, all axes, nats/pair")),
     ("bias_preference_(teacher|base|student)", Metric("stereotype preferred by the {}, all axes", None, "%")),
     ("bias_(.+)_gap_change", Metric("bias gap, {}, minus the teacher's, nats/pair", "low")),
@@ -95,7 +124,7 @@ def metric_named(key: str) -> Metric:
     for pattern, metric in PATTERNS:
         match = re.fullmatch(pattern, key)
         if match:
-            return Metric(metric.label.format(*match.groups()), metric.better, metric.unit)
+            return replace(metric, label=metric.label.format(*match.groups()))
     return Metric(key)
 
 

@@ -1,17 +1,21 @@
-"""Metrics with 95 % bootstrap intervals from sums over examples. No torch.
+"""Metrics with 95 % bootstrap intervals. No torch.
 
     bootstrap = BootstrapConfig(resamples=1000, seed=0)
+    sums = sums.by_cluster([cluster_of(row) for row in test])
     ratio(sums.kl, sums.tokens, bootstrap).value  # nats/token
 
-Examples are resampled, not tokens: the tokens of one completion are not independent.
+Rows are resampled, so a row must be independent of the others: neither tokens of one completion nor examples of one template
+are. Sum over each cluster first (``by_cluster``); the interval then says how many clusters it stands on.
+
+Intervals are those of the studentized bootstrap (Efron and Tibshirani 1993, section 12.5), whose standard error is that of the
+linearized statistic. With 25 clusters of unequal size they hold the true value in 93 to 96 % of simulations, where percentile
+intervals do in 89 to 92 % (tests/evaluation/test_stats.py).
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -22,6 +26,8 @@ FloatArray = np.ndarray
 NOT_MEASURED = MetricValue(np.nan, np.nan, np.nan, 0)
 MIN_ALIGNED = 8  # examples, 28 pairs: the ranks of fewer pairs agree by chance
 MAX_ALIGNMENT_RESAMPLES = 200  # each ranks every pair anew
+MIN_STUDENTIZED = 8  # rows: with fewer, resampled standard errors come near 0 and percentiles are taken
+Z95 = 1.959964  # of the standard normal distribution: 95 % lie within
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class BootstrapConfig:
 
 @dataclass(frozen=True)
 class ExampleSums:
-    """What one model did on E held-out examples, summed over each example's completion tokens."""
+    """What one model did on E held-out examples, summed over each example's completion tokens; or over E clusters'."""
 
     tokens: FloatArray  # (E,)
     kl: FloatArray  # (E,) KL(teacher ‖ model), nats
@@ -46,27 +52,63 @@ class ExampleSums:
     teacher_nll: FloatArray  # (E,) nats of the completion under the teacher
     entropy: FloatArray  # (E,) of the model's distributions, nats
     teacher_entropy: FloatArray  # (E,) of the teacher's distributions, nats
+    sure: FloatArray  # (E,) positions where the teacher gives its top-1 token a probability of at least 0.5
+    sure_agree: FloatArray  # (E,) of those, positions where the model has the same top-1 token
+    trimmed: FloatArray  # (E,) nats by which the trimmed teacher is off the whole one: minus log of the mass that it keeps
     embeddings: FloatArray  # (E, H) final hidden states, mean over prompt and completion
 
     def select(self, rows: np.ndarray) -> ExampleSums:
         """``sums.select(np.argsort(order))``: of these examples, in this order."""
         return ExampleSums(**{name: column[rows] for name, column in vars(self).items()})
 
+    def by_cluster(self, labels: Sequence[str]) -> ExampleSums:
+        """``sums.by_cluster(["asthma", "gout", "asthma"]).kl``: sums over the examples of each label, embeddings too."""
+        return ExampleSums(**{name: by_cluster(column, labels) for name, column in vars(self).items()})
+
+
+def by_cluster(column: FloatArray, labels: Sequence[str]) -> FloatArray:
+    """``by_cluster(passed, topics)``: (E,) or (E, H) → sums over the rows of each label, (C,) or (C, H)."""
+    _, places = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
+    sums = np.zeros((int(places.max(initial=-1)) + 1, *column.shape[1:]))
+    np.add.at(sums, places, column)
+    return sums
+
 
 def ratio(numerator: FloatArray, denominator: FloatArray, bootstrap: BootstrapConfig) -> MetricValue:
-    """``ratio(sums.kl, sums.tokens, bootstrap)``: sum over sum, (E,) and (E,).
+    """``ratio(sums.kl, sums.tokens, bootstrap)``: sum over sum of R independent rows, (R,) and (R,).
 
     n is the sum of the denominator. NaN where that is 0.
     """
     n = _total(denominator)
     if n == 0:
         return NOT_MEASURED
-    return _measured((numerator, denominator), _sum_over_sum, n, bootstrap)
+    return _measured([np.stack([numerator, denominator])], lambda rows: _linear_ratio(rows[0]), n, bootstrap)
 
 
 def mean(values: FloatArray, bootstrap: BootstrapConfig) -> MetricValue:
-    """``mean(passed, bootstrap)``: of (E,) values; n counts them."""
+    """``mean(exposure, bootstrap)``: of (R,) values; n counts them."""
     return ratio(values, np.ones(len(values)), bootstrap)
+
+
+def share(successes: FloatArray, items: FloatArray, bootstrap: BootstrapConfig) -> MetricValue:
+    """``share(by_cluster(passed, topics), by_cluster(np.ones(E), topics), bootstrap)``: of items that are 0 or 1 each.
+
+    n counts items. Where all rows are alike no resample differs, and a few items would look certain: the interval then reaches
+    as far as Wilson's for as many items as there are rows (Wilson 1927).
+    """
+    return _not_certain(ratio(successes, items, bootstrap), 0.0)
+
+
+def share_difference(a: FloatArray, b: FloatArray, items: FloatArray, bootstrap: BootstrapConfig) -> MetricValue:
+    """``share_difference(passed, teacher_passed, items, bootstrap)``: share a - share b, of the same items; see ``share``."""
+    return _not_certain(ratio(a - b, items, bootstrap), -1.0)
+
+
+def _not_certain(metric: MetricValue, least: float) -> MetricValue:
+    if metric.low != metric.high:  # NaN too
+        return metric
+    reach = Z95**2 / ((metric.clusters or 1) + Z95**2)  # Wilson's interval, where none or all of the rows succeed
+    return replace(metric, low=max(least, metric.low - reach), high=min(1.0, metric.high + reach))
 
 
 def paired_difference(a: FloatArray, b: FloatArray, tokens: FloatArray, bootstrap: BootstrapConfig) -> MetricValue:
@@ -83,16 +125,18 @@ def paired_ratio_difference(
 ) -> MetricValue:
     """``paired_ratio_difference(a.correct, a.teacher_correct, b.correct, b.teacher_correct, bootstrap)``: ratio a - ratio b.
 
-    Both on the same examples, all (E,). n is the sum of the first denominator. NaN where either denominator is 0.
+    Both on the same rows, all (R,). n is the sum of the first denominator. NaN where either denominator is 0.
     """
-
-    def difference(a: FloatArray, of_a: FloatArray, b: FloatArray, of_b: FloatArray, axis: int) -> FloatArray:
-        return np.asarray(_sum_over_sum(a, of_a, axis) - _sum_over_sum(b, of_b, axis))
-
     n = _total(denominator_a)
     if n == 0 or _total(denominator_b) == 0:
         return NOT_MEASURED
-    return _measured((numerator_a, denominator_a, numerator_b, denominator_b), difference, n, bootstrap)
+
+    def difference(samples: list[FloatArray]) -> Linear:
+        rows = samples[0]
+        a, b = _linear_ratio(rows[:2]), _linear_ratio(rows[2:])
+        return Linear(a.value - b.value, [a.influence[0] - b.influence[0]])
+
+    return _measured([np.stack([numerator_a, denominator_a, numerator_b, denominator_b])], difference, n, bootstrap)
 
 
 def unpaired_quotient(
@@ -100,36 +144,50 @@ def unpaired_quotient(
 ) -> MetricValue:
     """``unpaired_quotient((bits, bytes_), (general_bits, general_bytes), bootstrap)``: ratio of ``a`` over ratio of ``b``.
 
-    Each is a pair of numerator and denominator, (Ea,) and (Eb,); the two samples are resampled independently. n is the sum
+    Each is a pair of numerator and denominator, (Ra,) and (Rb,); the two samples are resampled independently. n is the sum
     of the first denominator. NaN where either is 0.
     """
-
-    def quotient(i: np.ndarray, j: np.ndarray, axis: int) -> FloatArray:
-        return np.asarray(_sum_over_sum(a[0][i], a[1][i], axis) / _sum_over_sum(b[0][j], b[1][j], axis))
-
     n = _total(a[1])
     if n == 0 or _total(b[1]) == 0:
         return NOT_MEASURED
-    return _measured((np.arange(len(a[0])), np.arange(len(b[0]))), quotient, n, bootstrap, paired=False)
+
+    def quotient(samples: list[FloatArray]) -> Linear:
+        over, under = (_linear_ratio(rows) for rows in samples)
+        value = over.value / under.value
+        scale = under.value[..., None]
+        return Linear(value, [over.influence[0] / scale, -value[..., None] / scale * under.influence[0]])
+
+    return _measured([np.stack(a), np.stack(b)], quotient, n, bootstrap)
 
 
 def exponentiate(metric: MetricValue) -> MetricValue:
     """``exponentiate(ratio(sums.nll, sums.tokens, bootstrap))``: perplexity."""
-    return MetricValue(float(np.exp(metric.value)), float(np.exp(metric.low)), float(np.exp(metric.high)), metric.n)
+    value, low, high = (float(np.exp(one)) for one in (metric.value, metric.low, metric.high))
+    return replace(metric, value=value, low=low, high=high)
 
 
-def relation_alignment(student: FloatArray, teacher: FloatArray, bootstrap: BootstrapConfig) -> MetricValue:
-    """``relation_alignment(sums.embeddings, encoder_embeddings, bootstrap)``: Spearman's rho of pairwise cosines.
+def relation_alignment(
+    student: FloatArray, teacher: FloatArray, bootstrap: BootstrapConfig, labels: Sequence[str] | None = None
+) -> MetricValue:
+    """``relation_alignment(sums.embeddings, encoder_embeddings, bootstrap, labels)``: Spearman's rho of pairwise cosines.
 
-    (E, Hs) and (E, Ht); n counts examples. A resample leaves out pairs of an example with itself. NaN with fewer than
-    ``MIN_ALIGNED`` examples, or where all pairs are equally similar.
+    (E, Hs) and (E, Ht), of examples and not of clusters; n counts them. ``labels`` are their clusters, which are resampled; a
+    resample leaves out pairs of an example with itself. A percentile interval. NaN with fewer than ``MIN_ALIGNED`` examples,
+    or where all pairs are equally similar.
     """
     n = len(student)
     if n < MIN_ALIGNED:
         return MetricValue(np.nan, np.nan, np.nan, n)
-    ours, theirs = cosines(student), cosines(teacher)
-    fewer = BootstrapConfig(min(bootstrap.resamples, MAX_ALIGNMENT_RESAMPLES), bootstrap.seed)
-    return _measured((np.arange(n),), lambda rows: _spearman(ours, theirs, rows), n, fewer, vectorized=False)
+    ours, theirs, rng = cosines(student), cosines(teacher), np.random.default_rng(bootstrap.seed)
+    value = _spearman(ours, theirs, np.arange(n))
+    names, places = np.unique(np.arange(n) if labels is None else np.asarray(labels, dtype=str), return_inverse=True)
+    members = [np.flatnonzero(places == cluster) for cluster in range(len(names))]
+    resampled = [
+        _spearman(ours, theirs, np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))]))
+        for _ in range(min(bootstrap.resamples, MAX_ALIGNMENT_RESAMPLES))
+    ]
+    low, high = _percentiles(np.array(resampled), 2.5) if np.isfinite(value) else (value, value)
+    return MetricValue(value, low, high, n, len(members))
 
 
 def cosines(embeddings: FloatArray) -> FloatArray:
@@ -138,22 +196,31 @@ def cosines(embeddings: FloatArray) -> FloatArray:
     return np.asarray(unit @ unit.T)
 
 
-def summarize(sums: ExampleSums, encoder_embeddings: FloatArray | None, bootstrap: BootstrapConfig) -> dict[str, MetricValue]:
-    """``summarize(sums, None, bootstrap)["kl"].value``: every fidelity metric of one model.
+def summarize(
+    sums: ExampleSums,
+    encoder_embeddings: FloatArray | None,
+    bootstrap: BootstrapConfig,
+    labels: Sequence[str] | None = None,
+) -> dict[str, MetricValue]:
+    """``summarize(sums, None, bootstrap, labels)["kl"].value``: every fidelity metric of one model.
 
-    ``relation_alignment`` is among them where ``encoder_embeddings`` (E, D) of the same examples are given.
+    ``labels`` are the clusters of the examples, each its own by default. ``relation_alignment`` is among the metrics where
+    ``encoder_embeddings`` (E, D) of the same examples are given.
     """
+    rows = sums if labels is None else sums.by_cluster(labels)
     metrics = {
-        "kl": ratio(sums.kl, sums.tokens, bootstrap),
-        "top1_agreement": ratio(sums.agree, sums.tokens, bootstrap),
-        "top5_overlap": ratio(sums.top5, sums.tokens, bootstrap),
-        "student_perplexity": exponentiate(ratio(sums.nll, sums.tokens, bootstrap)),
-        "teacher_perplexity": exponentiate(ratio(sums.teacher_nll, sums.tokens, bootstrap)),
-        "entropy_gap": paired_difference(sums.entropy, sums.teacher_entropy, sums.tokens, bootstrap),
-        "accuracy_retained": ratio(sums.correct, sums.teacher_correct, bootstrap),
+        "kl": ratio(rows.kl, rows.tokens, bootstrap),
+        "top1_agreement": ratio(rows.agree, rows.tokens, bootstrap),
+        "sure_agreement": ratio(rows.sure_agree, rows.sure, bootstrap),
+        "kl_whole_teacher": ratio(rows.kl + rows.trimmed, rows.tokens, bootstrap),
+        "top5_overlap": ratio(rows.top5, rows.tokens, bootstrap),
+        "student_perplexity": exponentiate(ratio(rows.nll, rows.tokens, bootstrap)),
+        "teacher_perplexity": exponentiate(ratio(rows.teacher_nll, rows.tokens, bootstrap)),
+        "entropy_gap": paired_difference(rows.entropy, rows.teacher_entropy, rows.tokens, bootstrap),
+        "accuracy_retained": ratio(rows.correct, rows.teacher_correct, bootstrap),
     }
     if encoder_embeddings is not None:
-        metrics["relation_alignment"] = relation_alignment(sums.embeddings, encoder_embeddings, bootstrap)
+        metrics["relation_alignment"] = relation_alignment(sums.embeddings, encoder_embeddings, bootstrap, labels)
     return metrics
 
 
@@ -166,40 +233,62 @@ def concatenate(parts: Sequence[ExampleSums]) -> ExampleSums:
 # ----------------------------------------------------------------------------------------------------------- bootstrap
 
 
+@dataclass(frozen=True)
+class Linear:
+    """A statistic (...) and its influence on each row (..., R) of every sample; NaN where it is undefined."""
+
+    value: FloatArray
+    influence: list[FloatArray]
+
+    @property
+    def standard_error(self) -> FloatArray:
+        """(...): of the linearized statistic, as of a mean of clusters."""
+        parts = [one.shape[-1] / max(one.shape[-1] - 1, 1) * np.square(one).sum(axis=-1) for one in self.influence]
+        return np.asarray(np.sqrt(np.sum(parts, axis=0)))
+
+
+def _linear_ratio(rows: FloatArray) -> Linear:
+    """(2, ..., R): numerator and denominator of each row → their sum over sum."""
+    numerator, denominator = rows
+    total = denominator.sum(axis=-1)
+    total = np.where(total > 0, total, np.nan)
+    value = np.asarray(numerator.sum(axis=-1) / total)
+    return Linear(value, [(numerator - value[..., None] * denominator) / total[..., None]])
+
+
 def _measured(
-    data: Sequence[FloatArray],
-    statistic: Callable[..., Any],
-    n: int,
-    bootstrap: BootstrapConfig,
-    *,
-    paired: bool = True,
-    vectorized: bool = True,
+    samples: list[FloatArray], statistic: Callable[[list[FloatArray]], Linear], n: int, bootstrap: BootstrapConfig
 ) -> MetricValue:
-    """The statistic of ``data`` with its percentile interval; resamples in which it is undefined are left out."""
-    value = float(statistic(*data, axis=-1) if vectorized else statistic(*data))
-    if not np.isfinite(value):
-        return MetricValue(value, value, value, n)
-    data = [np.repeat(sample, 2) if len(sample) == 1 else sample for sample in data]  # scipy refuses a sample of one
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # of an undefined resample
-        found = stats.bootstrap(
-            data,
-            statistic,
-            n_resamples=bootstrap.resamples,
-            method="percentile",
-            paired=paired and len(data) > 1,
-            vectorized=vectorized,
-            rng=np.random.default_rng(bootstrap.seed),
-        )
-    resampled = found.bootstrap_distribution
-    low, high = np.percentile(resampled[~np.isnan(resampled)], [2.5, 97.5])
-    return MetricValue(value, float(low), float(high), n)
+    """The statistic of samples (columns, R) with its interval; resamples in which it is undefined are left out."""
+    observed = statistic(samples)
+    value, error = float(observed.value), float(observed.standard_error)
+    fewest = min(sample.shape[-1] for sample in samples)
+    if not np.isfinite(value) or error == 0:
+        return MetricValue(value, value, value, n, fewest)
+    rng = np.random.default_rng(bootstrap.seed)
+    rows = [rng.integers(0, sample.shape[-1], (bootstrap.resamples, sample.shape[-1])) for sample in samples]
+    resampled = statistic([sample[:, chosen] for sample, chosen in zip(samples, rows, strict=True)])
+    if fewest < MIN_STUDENTIZED:
+        low, high = _percentiles(resampled.value, 100 * _expanded_tail(fewest))
+    else:
+        errors = np.where(resampled.standard_error > 1e-9 * error, resampled.standard_error, np.nan)
+        lower, upper = _percentiles((resampled.value - value) / errors, 2.5)
+        low, high = value - upper * error, value - lower * error
+    # No mean leaves the range of what it is a mean of, as the few resamples behind the tails may.
+    least, most = np.nanmin(resampled.value), np.nanmax(resampled.value)
+    return MetricValue(value, max(low, float(least)), min(high, float(most)), n, fewest)
 
 
-def _sum_over_sum(numerator: FloatArray, denominator: FloatArray, axis: int) -> FloatArray:
-    """(..., E) and (..., E) → (...,); NaN where nothing was counted."""
-    total = denominator.sum(axis=axis)
-    return np.asarray(numerator.sum(axis=axis) / np.where(total > 0, total, np.nan))
+def _percentiles(values: FloatArray, tail: float) -> tuple[float, float]:
+    """The percentiles ``tail`` and 100 - ``tail`` of the finite values."""
+    low, high = np.percentile(values[np.isfinite(values)], [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def _expanded_tail(rows: int) -> float:
+    """The tail whose percentiles are as wide as Student's interval of so many rows (Hesterberg 2015, section 5.3)."""
+    rows = max(rows, 2)
+    return float(stats.norm.cdf(-np.sqrt(rows / (rows - 1)) * stats.t.ppf(0.975, rows - 1)))
 
 
 def _total(denominator: FloatArray) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 
 from factory.config.schema import DomainSpec, EvaluateConfig
 from factory.data.router import DomainRouter
+from factory.data.splitting import cluster_of
 from factory.evaluation.bias import Pair, load_pairs, measure_bias
 from factory.evaluation.data_fit import DataFitReport, check_bits_per_byte, check_routing, check_templates, merge_reports
 from factory.evaluation.fidelity import (
@@ -155,13 +156,16 @@ def evaluation_steps(data: EvalData, config: EvaluateConfig) -> int:
 
 def held_out_text(target: EvalTarget, data: EvalData, config: EvaluateConfig) -> HeldOut:
     """``held_out_text(target, data, config)``: the test split, general text, and as much of the family's other domains."""
-    test, tokenizer = _test_rows(data, config), target.teacher.tokenizer
+    test, others, tokenizer = _test_rows(data, config), _other_rows(data, config), target.teacher.tokenizer
     return HeldOut(
-        [row["prompt"] for row in test],
-        tokenize_examples(test, tokenizer, data.domain.spec.teacher_context),
-        data.embed(test),
-        tokenize_examples(data.general, tokenizer, NO_CONTEXT),
-        [one for spec, row in _other_rows(data, config) for one in tokenize_examples([row], tokenizer, spec.teacher_context)],
+        prompts=[row["prompt"] for row in test],
+        domain=tokenize_examples(test, tokenizer, data.domain.spec.teacher_context),
+        clusters=[cluster_of(row) for row in test],
+        embeddings=data.embed(test),
+        general=tokenize_examples(data.general, tokenizer, NO_CONTEXT),
+        general_clusters=[cluster_of(row) for row in data.general],
+        others=[one for spec, row in others for one in tokenize_examples([row], tokenizer, spec.teacher_context)],
+        other_clusters=[cluster_of(row) for _, row in others],
     )
 
 

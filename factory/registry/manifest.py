@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass
 
 from factory.errors import RegistryError, in_one_line
 
-SCHEMA_VERSION = 2  # raised when a field changes its name or meaning
+SCHEMA_VERSION = 3  # raised when a field changes its name or meaning
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
@@ -35,15 +35,17 @@ class Entry(BaseModel):
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class MetricValue:
-    """``MetricValue(0.412, 0.380, 0.440, 5120)``: a measured value, its 95 % interval and n; NaN where nothing was measured.
+    """``MetricValue(0.412, 0.380, 0.440, 5120, 24)``: a measured value, its 95 % interval and n; NaN where it was not measured.
 
-    ``n`` counts completion tokens unless the metric says otherwise.
+    ``n`` counts completion tokens unless the metric says otherwise. ``clusters`` are the independent rows that were resampled for
+    the interval (templates, documents, topics); None where nothing was.
     """
 
     value: Number
     low: Number
     high: Number
     n: int
+    clusters: int | None = None
 
     def __str__(self) -> str:
         """``0.412 [0.380, 0.440]``."""
@@ -155,6 +157,7 @@ class PerExample(Entry):
     """Sums over each held-out example's completion tokens, in order; versions with one ``key`` saw the same examples."""
 
     key: str
+    cluster: tuple[str, ...]  # of each example: examples of one cluster are not independent
     tokens: tuple[Number, ...]
     kl: tuple[Number, ...]
     agree: tuple[Number, ...]
@@ -177,22 +180,33 @@ class EvalReport(Entry):
 
 
 class GateResult(Entry):
-    """One gate and what it found; ``found`` is None where the metric was not measured."""
+    """One gate and what it found; ``found`` is None where the metric was not measured.
+
+    A gate on a share is ``undecidable`` where its interval reaches further than ``margin`` to either side and the threshold lies
+    within: ``n`` items were too few, about ``decisive_n`` would do.
+    """
 
     metric: str
     of: Literal["value", "low", "high"]
     bound: Literal["at_most", "at_least"]
     threshold: float
     found: float | None
-    passed: bool
+    status: Literal["passed", "failed", "undecidable"]
+    margin: float | None = None  # of gates on shares
+    n: int | None = None
+    decisive_n: int | None = None
 
 
 class Verdict(Entry):
-    """``unchecked`` where no gate applies; ``reasons`` says in words which gates failed."""
+    """``failed`` where a gate failed, else ``undecidable`` where one is, ``unchecked`` where none applies.
 
-    status: Literal["passed", "failed", "unchecked"]
+    ``reasons`` says in words which gates were not passed. ``champion`` is the version that the student was compared with.
+    """
+
+    status: Literal["passed", "failed", "undecidable", "unchecked"]
     reasons: tuple[str, ...] = ()
     gates: tuple[GateResult, ...] = ()
+    champion: str | None = None
 
 
 class HealingReport(Entry):
@@ -236,7 +250,7 @@ class FileInfo(Entry):
 class Manifest(Entry):
     """What bases and students share. The registry fills in the fields below the line; a build leaves them out."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     name: str
     family: str
     size: str

@@ -79,24 +79,28 @@ class Registry:
     def promote(self, ref: str, alias: str = CHAMPION, *, override: str | None = None) -> Version:
         """``registry.promote("healthcare-small@3", "champion")`` points the alias at that version.
 
-        ``override`` is the reason for promoting a version that failed its gates. It is recorded with the time, the alias
-        and the failed gates; a bare name still never resolves to that version.
+        A student is promoted if it passed its gates and was compared with the version that it replaces. ``override`` is the
+        reason for promoting another. It is recorded with the time, the alias and what it overrides; a bare name still never
+        resolves to a version that failed.
 
         Raises:
-            GateError: for a version that failed its gates, without ``override``.
-            RegistryError: for an unknown version, an unsafe alias, a damaged version, an empty reason, or an override of
-                a version that has not failed.
+            GateError: for a student that failed its gates, whose gates could not be decided or checked, or that was not
+                compared with the current champion, without ``override``.
+            RegistryError: for an unknown version, an unsafe alias, a damaged version, an empty reason, or an override where
+                there is nothing to override.
         """
         check_name(alias, "alias")
         version = self.resolve(ref)
         problems = self.verify(version)
         if problems:
             raise RegistryError(f"{version.reference} is damaged, {alias} was not moved: {problems[0]}")
-        failed = _gates_to_override(version, alias, override)
         with storage_errors(f"cannot write {self.root / ALIASES}"), self._locked():  # read, change, replace as one step
             aliases = read_aliases(self.root)
+            current = aliases.get(version.name, {}).get(CHAMPION) if alias == CHAMPION else None
+            objections = _objections(version, current)
+            _check_override(version, alias, objections, override)
             if override is not None:  # first, so that no alias is without its reason
-                reason = {"alias": alias, "reason": override.strip(), "gates": failed}
+                reason = {"alias": alias, "reason": override.strip(), "gates": objections}
                 append_record(version.folder, new_record("override", reason))
             aliases.setdefault(version.name, {})[alias] = version.number
             replace_file(self.root / ALIASES, (json.dumps(aliases, indent=1) + "\n").encode())
@@ -224,20 +228,39 @@ class Registry:
         return []
 
 
-def _gates_to_override(version: Version, alias: str, override: str | None) -> list[str]:
-    """The failed gates that the reason overrides; none where nothing failed and no reason is given."""
-    if version.verdict != "failed":
-        if override is None:
-            return []
+_FINDINGS = {
+    "passed": "passed its gates",
+    "failed": "failed its gates",
+    "undecidable": "has gates that its evaluation could not decide",
+    "unchecked": "has no gates",
+}
+
+
+def _objections(version: Version, champion: int | None) -> list[str]:
+    """Why a student should not be promoted over this version, if there is one; none for a base."""
+    if version.manifest.kind == "base":
+        return []
+    verdict = version.manifest.verdict
+    found = list(verdict.reasons) if verdict.status != "unchecked" else ["no gate was checked"]
+    reference = f"{version.name}@{champion}"
+    if champion not in (None, version.number) and verdict.champion != reference:
+        compared = f"compared with {verdict.champion}" if verdict.champion else "not compared with a champion"
+        found.append(f"it was {compared}, and the champion is {reference}: build it again to compare them")
+    return found
+
+
+def _check_override(version: Version, alias: str, objections: list[str], override: str | None) -> None:
+    """Raises GateError for objections without a reason, RegistryError for a reason that is empty or not needed."""
+    if override is None:
+        if objections:
+            raise GateError(
+                f"{version.reference} {_FINDINGS[version.verdict]}, {alias} was not moved: {'; '.join(objections)}; "
+                "--override REASON promotes it anyway and records the reason"
+            )
+        return
+    if not objections:
         raise RegistryError(
             f"nothing to override: the verdict of {version.reference} is {version.verdict}; promote it without --override"
         )
-    failed = list(version.manifest.verdict.reasons) if version.manifest.kind == "student" else []
-    if override is None:
-        raise GateError(
-            f"{version.reference} failed its gates, {alias} was not moved: {'; '.join(failed)}; "
-            "--override REASON promotes it anyway and records the reason"
-        )
     if not override.strip():
         raise RegistryError(f"the reason to override the gates of {version.reference} is empty: say why it becomes {alias}")
-    return failed

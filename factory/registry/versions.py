@@ -46,7 +46,7 @@ class Version:
 
     @property
     def verdict(self) -> str:
-        """``passed``, ``failed`` or ``unchecked``."""
+        """``passed``, ``failed``, ``undecidable`` or ``unchecked``; a base is ``unchecked``."""
         return self.manifest.verdict.status if self.manifest.kind == "student" else "unchecked"
 
 

@@ -209,7 +209,7 @@ def _size_and_speed(view: View) -> list[str]:
 
 def _verdict(view: View) -> list[str]:
     """The gates of its family and domain, each with what it found."""
-    rows = [(_text(gate.words), "passed" if gate.passed else "**failed**") for gate in view.gates]
+    rows = [(_text(gate.words), gate.status if gate.status == "passed" else f"**{gate.status}**") for gate in view.gates]
     return [f"Its gates: {view.verdict}.", _table(("gate", ""), rows)] if rows else []
 
 

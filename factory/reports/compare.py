@@ -169,7 +169,14 @@ def _cut(words: str, limit: int = 60) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- ranking
 
-Ratio = tuple[Sequence[float], Sequence[float]]  # (E,) numerators and (E,) denominators, one per held-out example
+
+@dataclass(frozen=True)
+class Ratio:
+    """A metric's numerators (E,) and denominators (E,), one per held-out example, and the examples' clusters."""
+
+    numerator: Sequence[float]
+    denominator: Sequence[float]
+    cluster: Sequence[str]
 
 
 def rank(known: Mapping[str, Measured], better: str | None, sums: Mapping[str, Ratio]) -> tuple[list[str], list[str]]:
@@ -197,9 +204,12 @@ def _differ(ours: Ratio, theirs: Ratio) -> bool:
     """Whether the 95 % interval of the paired difference excludes 0; False where there is nothing to measure it with."""
     import numpy as np
 
-    from factory.evaluation.stats import BootstrapConfig, paired_ratio_difference
+    from factory.evaluation.stats import BootstrapConfig, by_cluster, paired_ratio_difference
 
-    (a, of_a), (b, of_b) = ([np.array(column) for column in ratio] for ratio in (ours, theirs))
+    (a, of_a), (b, of_b) = (
+        [by_cluster(np.array(column), ratio.cluster) for column in (ratio.numerator, ratio.denominator)]
+        for ratio in (ours, theirs)
+    )
     difference = paired_ratio_difference(a, of_a, b, of_b, BootstrapConfig())
     return difference.low > 0 or difference.high < 0
 
@@ -216,8 +226,8 @@ def _same_examples(key: str, versions: Sequence[Version]) -> dict[str, Ratio]:
     }
     if len(parts) < len(versions) or len({(part.key, len(part.tokens)) for part in parts.values()}) != 1:
         return {}
-    sums: dict[str, Ratio] = {name: (getattr(part, numerator), getattr(part, denominator)) for name, part in parts.items()}
-    return sums if all(len(above) > 1 for above, _ in sums.values()) else {}
+    sums = {name: Ratio(getattr(part, numerator), getattr(part, denominator), part.cluster) for name, part in parts.items()}
+    return sums if all(len(set(one.cluster)) > 1 for one in sums.values()) else {}
 
 
 def _first_taught(versions: Sequence[Version]) -> list[Version]:

@@ -131,7 +131,7 @@ def _chapters(version: Version, view: View, aliases: Sequence[str]) -> dict[str,
         Row("aliases", ", ".join(aliases)),
         Row("notice", view.notice),
         Row("verdict", view.verdict_words),
-        *(Row("gate passed" if gate.passed else "gate failed", gate.words) for gate in view.gates),
+        *(Row(f"gate {gate.status}", gate.words) for gate in view.gates),
         Row("folder", str(version.folder)),
     ]
     samples = [

@@ -75,7 +75,7 @@ class GateRow:
     """One gate in words."""
 
     words: str
-    passed: bool
+    status: str  # passed, failed or undecidable
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def view_of(manifest: AnyManifest) -> View:
         notice=student.notice if student else "",
         verdict=verdict.status if verdict else "unchecked",
         reasons=verdict.reasons if verdict else (),
-        gates=tuple(GateRow(describe_gate(gate), gate.passed) for gate in verdict.gates) if verdict else (),
+        gates=tuple(GateRow(describe_gate(gate), gate.status) for gate in verdict.gates) if verdict else (),
         warnings=manifest.warnings,
         metrics=tuple(MetricRow(key, metric, own[key], teacher.get(key)) for key, metric in declared_order([own]).items()),
         lineage=_shown(_lineage(manifest)),

@@ -170,7 +170,7 @@ def test_a_matrix_has_a_row_for_every_domain(built: Workplace) -> None:
 # --------------------------------------------------------------------------------------------------------------- promote
 
 
-GATE = {"metric": "kl", "of": "high", "bound": "at_most", "threshold": 0.8, "found": 0.9, "passed": False}
+GATE = {"metric": "kl", "of": "high", "bound": "at_most", "threshold": 0.8, "found": 0.9, "status": "failed"}
 FAILED = {"status": "failed", "reasons": ["the upper end of kl is 0.9, at most 0.8 passes"], "gates": [GATE]}
 
 
@@ -185,9 +185,10 @@ def publish(place: Workplace, verdict: dict[str, Any]) -> str:
 
 
 def test_promote_moves_the_alias_that_a_bare_name_means(built: Workplace) -> None:
-    assert built.run("promote", "plants-mini@1").stdout == "plants-mini@champion is now plants-mini@1\n"
-    answer = built.run("promote", "plants-mini@1", "tried", "--json")
-    assert json.loads(answer.stdout) == {"reference": "plants-mini@1", "alias": "plants-mini@tried"}
+    publish(built, {"status": "passed"})
+    assert built.run("promote", "ferns-mini@1").stdout == "ferns-mini@champion is now ferns-mini@1\n"
+    answer = built.run("promote", "ferns-mini@1", "tried", "--json")
+    assert json.loads(answer.stdout) == {"reference": "ferns-mini@1", "alias": "ferns-mini@tried"}
 
 
 def test_promote_refuses_a_version_that_failed_its_gates_with_exit_code_3(workplace: Workplace) -> None:
@@ -203,7 +204,7 @@ def test_an_override_is_recorded_and_says_what_the_bare_name_means(workplace: Wo
     publish(workplace, FAILED)
     result = workplace.run("promote", "ferns-mini@1", "--override", "the garden asked for it")
     assert result.exit_code == 0
-    assert result.stdout.endswith("is now ferns-mini@1 despite failed gates; ferns-mini alone means no version\n")
+    assert result.stdout.endswith("is now ferns-mini@1 despite its gates; ferns-mini alone means no version\n")
     publish(workplace, {"status": "passed"})
     result = workplace.run("promote", "ferns-mini@1", "--override", "the garden asked again")
     assert result.stdout.endswith("ferns-mini alone means ferns-mini@2\n")
@@ -215,7 +216,7 @@ def test_an_override_is_recorded_and_says_what_the_bare_name_means(workplace: Wo
 
 def test_an_override_without_reason_or_failure_is_refused(workplace: Workplace, refused: Refused) -> None:
     publish(workplace, FAILED)
-    publish(workplace, {"status": "unchecked"})
+    publish(workplace, {"status": "passed"})
     assert "empty" in refused(workplace.run("promote", "ferns-mini@1", "--override", " "))
     assert "ferns-mini@2" in refused(workplace.run("promote", "ferns-mini@2", "--override", "to be sure"))
     assert Registry(workplace.root / "registry").aliases("ferns-mini") == {}

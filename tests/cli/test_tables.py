@@ -84,9 +84,9 @@ def test_json_has_a_dict_per_model() -> None:
     assert first == {
         "name": "healthcare-small@1",
         "parameters": 80_500_000,
-        "bits_per_byte": {"value": 1.25, "low": 1.2, "high": 1.3, "n": 500},
+        "bits_per_byte": {"value": 1.25, "low": 1.2, "high": 1.3, "n": 500, "clusters": None},
         "student_below": None,
-        "tasks": {"arc [easy]": {"value": 0.4, "low": 0.3, "high": 0.5, "n": 100}},
+        "tasks": {"arc [easy]": {"value": 0.4, "low": 0.3, "high": 0.5, "n": 100, "clusters": None}},
     }
     assert second["student_below"]["value"] == 0.05 and second["tasks"] == {}
 

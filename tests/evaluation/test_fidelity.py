@@ -21,13 +21,16 @@ from factory.evaluation.fidelity import (
     measure,
     measure_fidelity,
     per_example,
+    teacher_model,
     with_adapter,
 )
-from factory.evaluation.stats import BootstrapConfig
-from factory.models.base import attach_adapter
+from factory.evaluation.stats import BootstrapConfig, summarize
+from factory.models.base import attach_adapter, trim_teacher
 from factory.models.chat import NO_CONTEXT
+from factory.models.forward import hidden_states, make_batch
 from factory.models.teacher import Teacher
-from factory.models.tokenize import TokenizedExample
+from factory.models.tokenize import TokenizedExample, tokenize_examples
+from factory.models.vocabulary import kept_tokens
 
 ROWS = tiny.sequences(20)  # more than a batch, of mixed lengths
 WITHOUT_CONTEXT = tiny.sequences(20, NO_CONTEXT)
@@ -159,7 +162,16 @@ def test_the_default_adapter_is_active_again_after_an_error() -> None:
 
 def report(model: PeftModel, seed: int = 0, others: Sequence[TokenizedExample] = ()) -> Fidelity:
     embeddings = np.random.default_rng(0).normal(size=(6, 5))
-    held_out = HeldOut([f"prompt {i}" for i in range(6)], ROWS[:6], embeddings, WITHOUT_CONTEXT[6:10], others)
+    held_out = HeldOut(
+        prompts=[f"prompt {i}" for i in range(6)],
+        domain=ROWS[:6],
+        clusters=["a", "b", "c", "d", "e", "e"],
+        embeddings=embeddings,
+        general=WITHOUT_CONTEXT[6:10],
+        general_clusters=["a", "b", "c", "d"],
+        others=others,
+        other_clusters=[f"other {i}" for i in range(len(others))],
+    )
     return measure_fidelity(model, tiny.teacher(), held_out, BootstrapConfig(100, seed))
 
 
@@ -172,16 +184,36 @@ def test_fidelity_covers_student_base_and_sft() -> None:
         "kl", "top1_agreement", "top5_overlap", "student_perplexity", "teacher_perplexity", "accuracy_retained",
         "relation_alignment", "base_kl", "base_top1_agreement", "base_relation_alignment", "general_kl",
         "general_top1_agreement", "base_general_kl", "base_general_top1_agreement", "general_retained", "kl_below_sft",
-        "entropy_gap", "outside_kl_change", "outside_accuracy_change",
+        "entropy_gap", "outside_kl_change", "outside_accuracy_change", "sure_agreement", "base_sure_agreement",
+        "kl_whole_teacher", "kl_below_base",
     }  # fmt: skip
     assert metrics["kl"].n == metrics["kl_below_sft"].n == tokens and metrics["relation_alignment"].n == 6
     assert metrics["general_kl"].n == sum(len(one.completion) for one in WITHOUT_CONTEXT[6:10])
     assert set(found.baselines) == {"base", "sft"}
+    assert metrics["kl"].clusters == 5 and metrics["general_kl"].clusters == 4  # two examples share a cluster
+    assert metrics["kl_below_base"].value == pytest.approx(metrics["base_kl"].value - metrics["kl"].value)
     assert metrics["base_kl"] == found.baselines["base"]["kl"]
     assert metrics["kl_below_sft"].value == pytest.approx(found.baselines["sft"]["kl"].value - metrics["kl"].value)
     again = report(model)
     assert (str(again.metrics), again.samples) == (str(metrics), found.samples)  # as text: NaN is not equal to itself
     assert found.metrics["kl"].low != report(model, seed=1).metrics["kl"].low
+
+
+def test_what_trimming_costs_is_minus_the_log_of_the_mass_that_is_kept() -> None:
+    whole = tiny.teacher()
+    kept = kept_tokens(whole.tokenizer, tiny.sentences(20), 340)
+    trimmed = trim_teacher(whole, kept)
+    rows = [{"prompt": text, "completion": text} for text in tiny.sentences(3)]
+    examples = tokenize_examples(rows, trimmed.tokenizer, NO_CONTEXT)
+    sums = measure(trimmed, {"same": teacher_model(trimmed)}, examples, whole=whole)["same"]
+    batch = make_batch([one.prompt for one in examples], [one.completion for one in examples])
+    with torch.no_grad():
+        states = hidden_states(trimmed.model, batch).final[batch.predicts].float()
+    weights = whole.model.get_output_embeddings().weight.detach().float()
+    everything = (states @ weights.T).softmax(dim=-1)
+    expected = -everything[:, torch.tensor(kept)].sum(dim=-1).log().sum()
+    assert sums.trimmed.sum() == pytest.approx(float(expected), rel=1e-4) and expected > 0
+    assert summarize(sums, None, BootstrapConfig(100))["kl_whole_teacher"].value > 0
 
 
 def test_without_an_sft_adapter_there_is_no_difference_to_it() -> None:
@@ -206,4 +238,4 @@ def test_reports_on_the_same_examples_have_the_same_key_and_sums_that_give_the_m
     assert found.per_example.key == again.per_example.key
     assert sum(found.per_example.kl) / sum(found.per_example.tokens) == pytest.approx(found.metrics["kl"].value, abs=1e-4)
     sums = measure(tiny.teacher(), {"model": fixed_model(tiny.llama())}, ROWS[:2])["model"]
-    assert per_example(sums, ROWS[:2]).key != found.per_example.key
+    assert per_example(sums, ROWS[:2], ["a", "b"]).key != found.per_example.key

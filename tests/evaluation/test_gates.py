@@ -72,7 +72,7 @@ def test_without_gates_a_student_is_unchecked() -> None:
 
 def test_the_reasons_are_of_the_failed_gates_alone() -> None:
     verdict = judge({"kl": KL, "top": KL}, {"kl": Gate(at_most=0.55), "top": Gate(at_least=0.7)})
-    assert [gate.passed for gate in verdict.gates] == [True, False]
+    assert [gate.status for gate in verdict.gates] == ["passed", "failed"]
     assert verdict.reasons == ("top: 0.5 < 0.7",)
 
 
@@ -88,3 +88,50 @@ def test_the_reasons_are_of_the_failed_gates_alone() -> None:
 def test_a_gate_is_described_by_what_was_found_and_what_is_allowed(gate: Gate, said: str) -> None:
     line = describe_gate(apply_gate("kl", gate, KL))
     assert line.startswith(LABEL) and line.endswith(f": {said}")
+
+
+# ----------------------------------------------------------------------------------------------- shares of few items
+
+
+def judged(value: float, low: float, high: float, n: int, **gate: object) -> str:
+    metric = MetricValue(value, low, high, n, n)
+    return judge({"refusals_kept": metric}, {"refusals_kept": Gate.model_validate(gate)}).status
+
+
+@pytest.mark.parametrize(
+    ("interval", "n", "verdict"),
+    [
+        ((1.0, 0.68, 1.0), 8, "undecidable"),  # 8 of 8 say little
+        ((0.95, 0.90, 0.99), 120, "passed"),
+        ((0.85, 0.77, 0.92), 120, "failed"),  # narrow enough, and its lower end is below
+        ((0.30, 0.05, 0.60), 8, "failed"),  # wide, but all of it is below
+        ((0.75, 0.50, 0.95), 12, "undecidable"),
+    ],
+)
+def test_a_share_is_decided_by_enough_items(interval: tuple[float, float, float], n: int, verdict: str) -> None:
+    assert judged(*interval, n, at_least=0.8, of="low") == verdict
+
+
+def test_an_undecidable_gate_says_how_many_items_would_decide() -> None:
+    metric = MetricValue(0.9, 0.7, 1.0, 20, 20)
+    verdict = judge({"refusals_kept": metric}, {"refusals_kept": Gate(at_least=0.8, of="low", margin=0.05)})
+    [gate] = verdict.gates
+    assert (gate.status, gate.margin, gate.n, gate.decisive_n) == ("undecidable", 0.05, 20, 180)  # 20 * (0.15 / 0.05)²
+    assert verdict.reasons == (
+        "teacher's refusals kept: undecidable with 20 items; about 180 would show within ±0.05 whether it is at least 0.8",
+    )
+
+
+def test_a_failed_gate_outweighs_an_undecidable_one_and_that_a_passed_one() -> None:
+    few, gate = MetricValue(1.0, 0.5, 1.0, 4, 4), {"refusals_kept": Gate(at_least=0.8, of="low")}
+    assert judge({"kl": KL, "refusals_kept": few}, gate | {"kl": Gate(at_most=1)}).status == "undecidable"
+    assert judge({"kl": KL, "refusals_kept": few}, gate | {"kl": Gate(at_most=0.1)}).status == "failed"
+
+
+def test_tokens_are_not_items() -> None:
+    wide = MetricValue(0.5, 0.1, 0.9, 4, 4)
+    assert judge({"kl": wide}, {"kl": Gate(at_most=1)}).status == "passed"
+
+
+def test_the_verdict_names_the_champion_it_was_reached_beside() -> None:
+    assert judge({"kl": KL}, {"kl": Gate(at_most=1)}, "healthcare-small@3").champion == "healthcare-small@3"

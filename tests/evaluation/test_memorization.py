@@ -129,7 +129,7 @@ def test_metrics_are_means_over_canaries() -> None:
 
 def test_one_canary_has_an_interval_without_width() -> None:
     metrics = canary_metrics(np.array([1.0]), np.array([[2.0]]), [False], BOOTSTRAP)
-    assert metrics["canary_exposure"] == MetricValue(1.0, 1.0, 1.0, 1)
+    assert metrics["canary_exposure"] == MetricValue(1.0, 1.0, 1.0, 1, 1)
     assert metrics["canaries_extracted"].value == 0.0
 
 

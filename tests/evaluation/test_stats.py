@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from factory.evaluation.stats import (
     MIN_ALIGNED,
     BootstrapConfig,
     ExampleSums,
+    _linear_ratio,
+    by_cluster,
     concatenate,
     cosines,
     exponentiate,
@@ -21,6 +24,8 @@ from factory.evaluation.stats import (
     paired_ratio_difference,
     ratio,
     relation_alignment,
+    share,
+    share_difference,
     summarize,
     unpaired_quotient,
 )
@@ -146,6 +151,9 @@ def test_every_metric_of_a_summary_has_its_hand_computed_value() -> None:
         teacher_nll=TOKENS * math.log(2),
         entropy=TOKENS * 3.0,
         teacher_entropy=TOKENS * 2.5,
+        sure=np.array([1.0, 2.0, 1.0]),
+        sure_agree=np.array([1.0, 2.0, 0.0]),
+        trimmed=np.array([0.5, 0.0, 0.5]),
         embeddings=np.eye(3),
     )
     metrics = summarize(one, None, BootstrapConfig(100))
@@ -154,6 +162,8 @@ def test_every_metric_of_a_summary_has_its_hand_computed_value() -> None:
         {
             "kl": 0.6,
             "top1_agreement": 0.8,
+            "sure_agreement": 0.75,
+            "kl_whole_teacher": 0.7,
             "top5_overlap": 0.7,
             "entropy_gap": 0.5,
             "student_perplexity": 3.0,
@@ -161,7 +171,8 @@ def test_every_metric_of_a_summary_has_its_hand_computed_value() -> None:
             "accuracy_retained": 0.5,
         }
     )
-    assert {metric.n for name, metric in metrics.items() if name != "accuracy_retained"} == {10}
+    assert {metric.n for name, metric in metrics.items() if name not in ("accuracy_retained", "sure_agreement")} == {10}
+    assert metrics["sure_agreement"].n == 4  # where the teacher was sure
     assert metrics["accuracy_retained"].n == 6  # what the teacher had right
 
 
@@ -223,3 +234,89 @@ def test_parts_are_concatenated_in_order() -> None:
     whole = concatenate([first, second])
     np.testing.assert_array_equal(whole.kl, [*first.kl, *second.kl])
     assert whole.embeddings.shape == (5, 4)
+
+
+# ------------------------------------------------------------------------------------------------------------ clusters
+
+
+def test_sums_by_cluster_are_those_of_its_rows() -> None:
+    found = by_cluster(np.array([1.0, 2.0, 4.0]), ["b", "a", "b"])
+    assert found.tolist() == [2.0, 5.0]
+    assert by_cluster(np.eye(3), ["b", "a", "b"]).tolist() == [[0, 1, 0], [1, 0, 1]]
+    assert by_cluster(np.zeros(0), []).tolist() == []
+
+
+def test_copies_within_a_cluster_do_not_narrow_the_interval() -> None:
+    values = np.random.default_rng(0).random(20)
+    one = mean(values, BootstrapConfig(500))
+    copied = np.repeat(values, 10)
+    alone = mean(copied, BootstrapConfig(500))
+    labels = [str(i) for i in np.repeat(np.arange(20), 10)]
+    clustered = ratio(by_cluster(copied, labels), by_cluster(np.ones(200), labels), BootstrapConfig(500))
+    assert (clustered.n, clustered.clusters) == (200, 20) and (alone.n, alone.clusters) == (200, 200)
+    assert clustered.high - clustered.low == pytest.approx(one.high - one.low, rel=0.1)
+    assert alone.high - alone.low < (one.high - one.low) / 2
+
+
+def test_the_standard_error_of_a_ratio_is_the_linearized_one() -> None:
+    """By hand: ratio 5 / 10; residuals 0, -1, 1 over 10; sqrt(3 / 2 * 2) / 10."""
+    assert _linear_ratio(np.array([[1.0, 1.0, 3.0], TOKENS])).standard_error == pytest.approx(math.sqrt(3) / 10)
+
+
+CLUSTERS = 25
+Draw = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray, float]]
+
+
+def share_of(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
+    sizes = rng.integers(1, 16, CLUSTERS)
+    return rng.binomial(sizes, rng.beta(2, 3, CLUSTERS)), sizes, 0.4
+
+
+def rare_share(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
+    sizes = rng.integers(1, 16, CLUSTERS)
+    return rng.binomial(sizes, rng.beta(1, 9, CLUSTERS)), sizes, 0.1
+
+
+def difference(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
+    sizes = rng.integers(1, 16, CLUSTERS)
+    shift = rng.uniform(-0.15, 0.15, CLUSTERS)
+    drawn = [rng.multinomial(size, [0.2 - one / 2, 0.6, 0.2 + one / 2]) for size, one in zip(sizes, shift, strict=True)]
+    return np.array([up - down for down, _, up in drawn]), sizes, 0.0
+
+
+def divergence(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
+    tokens = rng.integers(1, 16, CLUSTERS) * rng.integers(20, 80, CLUSTERS)
+    return tokens * rng.lognormal(-1, 0.4, CLUSTERS), tokens, math.exp(-1 + 0.08)
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(4000, marks=[pytest.mark.slow, pytest.mark.big])])
+@pytest.mark.parametrize("draw", [share_of, rare_share, difference, divergence])
+def test_intervals_hold_the_true_value_in_95_of_100_simulations(draw: Draw, count: int) -> None:
+    """25 clusters of unequal size; ±2 of 100, and two standard errors of so many simulations."""
+    rng, held = np.random.default_rng(7), 0
+    for _ in range(count):
+        numerator, denominator, truth = draw(rng)
+        metric = ratio(numerator.astype(float), denominator.astype(float), BootstrapConfig(400, int(rng.integers(1 << 30))))
+        held += metric.low <= truth <= metric.high
+    assert held / count == pytest.approx(0.95, abs=0.02 + 2 * math.sqrt(0.95 * 0.05 / count))
+
+
+# -------------------------------------------------------------------------------------------------------------- shares
+
+
+@pytest.mark.parametrize(("passed", "low", "high"), [(8, 0.676, 1.0), (0, 0.0, 0.324)])
+def test_a_few_equal_items_are_not_certain(passed: int, low: float, high: float) -> None:
+    """Wilson's interval for 8 of 8: 8 / (8 + 1.96²) to 1."""
+    metric = share(np.array([1.0] * passed + [0.0] * (8 - passed)), np.ones(8), BootstrapConfig(200))
+    assert (metric.low, metric.high) == (pytest.approx(low, abs=1e-3), pytest.approx(high, abs=1e-3))
+
+
+def test_two_models_that_agree_on_a_few_items_may_still_differ() -> None:
+    both = np.array([1.0, 0.0, 1.0, 1.0])
+    metric = share_difference(both, both, np.ones(4), BootstrapConfig(200))
+    assert metric.value == 0 and metric.low == -metric.high == pytest.approx(-3.8415 / 7.8415, abs=1e-3)
+
+
+def test_shares_that_vary_have_the_bootstrap_s_interval() -> None:
+    scores = np.random.default_rng(0).integers(0, 2, 80).astype(float)
+    assert share(scores, np.ones(80), BootstrapConfig(200)) == mean(scores, BootstrapConfig(200))

@@ -49,7 +49,7 @@ def rewrite(version: Version, change: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"schema_version": 1}, "its manifest has schema version 1, this student-factory reads 2: build it again"),
+        ({"schema_version": 1}, "its manifest has schema version 1, this student-factory reads 3: build it again"),
         ({"schema_version": 9}, "its manifest has schema version 9, .*install a newer student-factory"),
         ({"dataset": ["odd"]}, r"its manifest\.json is malformed: dataset: "),
         ({"surprise": 1}, r"its manifest\.json is malformed: surprise: "),

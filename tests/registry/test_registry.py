@@ -14,9 +14,9 @@ from factory.errors import GateError, RegistryError, StorageError
 from factory.registry.registry import Registry
 
 GATES = [
-    {"metric": "kl", "of": "high", "bound": "at_most", "threshold": 0.8, "found": 0.8001, "passed": False},
-    {"metric": "top1_agreement", "of": "value", "bound": "at_least", "threshold": 0.6, "found": 0.7, "passed": True},
-    {"metric": "canary_exposure", "of": "value", "bound": "at_most", "threshold": 2, "found": None, "passed": False},
+    {"metric": "kl", "of": "high", "bound": "at_most", "threshold": 0.8, "found": 0.8001, "status": "failed"},
+    {"metric": "top1_agreement", "of": "value", "bound": "at_least", "threshold": 0.6, "found": 0.7, "status": "passed"},
+    {"metric": "canary_exposure", "of": "value", "bound": "at_most", "threshold": 2, "found": None, "status": "failed"},
 ]
 FAILED: dict[str, Any] = {
     "status": "failed",
@@ -30,7 +30,7 @@ FAILED: dict[str, Any] = {
 
 def test_aliases_move_and_show_in_the_list(registry: Registry) -> None:
     publish(registry)
-    publish(registry)
+    publish(registry, verdict={"status": "passed", "champion": "healthcare-small@1"})
     registry.promote("healthcare-small@1", "champion")
     registry.promote("healthcare-small@2", "champion")
     registry.promote("healthcare-small@2", "tried")
@@ -98,13 +98,44 @@ def test_only_a_failure_can_be_overridden_and_only_with_a_reason(registry: Regis
     assert list(registry.root.rglob("records.jsonl")) == []
 
 
+def test_a_student_replaces_only_the_champion_that_it_was_compared_with(registry: Registry) -> None:
+    publish(registry)
+    registry.promote("healthcare-small@1")
+    registry.promote("healthcare-small@1")  # as it is
+    publish(registry)
+    with pytest.raises(GateError, match=r"was not compared with a champion, and the champion is healthcare-small@1: build it"):
+        registry.promote("healthcare-small@2")
+    registry.promote("healthcare-small@2", "tried")  # only the champion has to be beaten
+    publish(registry, verdict={"status": "passed", "champion": "healthcare-small@1"})
+    registry.promote("healthcare-small@3")
+    publish(registry, verdict={"status": "passed", "champion": "healthcare-small@1"})
+    with pytest.raises(GateError, match="compared with healthcare-small@1, and the champion is healthcare-small@3"):
+        registry.promote("healthcare-small@4")
+    registry.promote("healthcare-small@4", override="the numbers of 3 are known")
+    assert registry.aliases("healthcare-small")["champion"] == 4
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        ({"status": "unchecked"}, "has no gates, champion was not moved: no gate was checked"),
+        ({"status": "undecidable", "reasons": ["8 items"]}, "gates that its evaluation could not decide, .*: 8 items; --override"),
+    ],
+)
+def test_what_was_not_decided_is_not_promoted(registry: Registry, verdict: dict[str, Any], words: str) -> None:
+    version = publish(registry, verdict=verdict)
+    with pytest.raises(GateError, match=words):
+        registry.promote(version.reference)
+    registry.promote(version.reference, override="a demonstration")
+
+
 def test_a_bare_name_never_means_a_version_that_failed(registry: Registry) -> None:
     publish(registry, verdict=FAILED)
     registry.promote("healthcare-small@1", override="the clinic asked for it")
     assert registry.resolve("healthcare-small@champion").number == 1
     with pytest.raises(RegistryError, match="no valid version: 1 failed its gates"):
         registry.resolve("healthcare-small")
-    publish(registry)
+    publish(registry, verdict={"status": "passed", "champion": "healthcare-small@1"})
     publish(registry)
     assert registry.resolve("healthcare-small").number == 3
     registry.promote("healthcare-small@2")

@@ -82,7 +82,7 @@ def test_every_chapter_a_reader_needs_is_there() -> None:
 
 
 def test_each_gate_is_there_with_what_it_found() -> None:
-    gate = {"metric": "kl", "of": "high", "bound": "at_most", "threshold": 0.8, "found": 0.44, "passed": True}
+    gate = {"metric": "kl", "of": "high", "bound": "at_most", "threshold": 0.8, "found": 0.44, "status": "passed"}
     content = model_card(manifest(verdict={"status": "passed", "gates": [gate]}))
     assert "| KL(teacher ‖ student), nats/token: 0.44 ≤ 0.8 (upper end of the interval) | passed |" in content
 

@@ -19,13 +19,13 @@ SUMS = ("tokens", "kl", "agree", "top5", "correct", "teacher_correct", "nll", "t
 def plain(name: str, kl: float | None = 0.4, width: float = 0.02, **metrics: Any) -> Version:
     """Measured on examples of its own, so that only intervals can decide."""
     found = {"kl": metric(kl, width=width), "top1_agreement": metric(0.76)} | metrics
-    own = {"key": name} | {key: [1.0, 2.0] for key in SUMS}
+    own = {"key": name, "cluster": ["a", "b"]} | {key: [1.0, 2.0] for key in SUMS}
     return student(name, evaluation=evaluation(metrics=found, per_example=own))
 
 
 def measured(name: str, kl: list[float], key: str = "k1", metrics: Any = None, **sums: list[float]) -> Version:
     """Ten tokens per example; all intervals overlap, so that only pairs can tell versions apart."""
-    own = {"key": key} | dict.fromkeys(SUMS, [10.0] * len(kl)) | {"kl": kl} | sums
+    own = {"key": key, "cluster": [str(i) for i in range(len(kl))]} | dict.fromkeys(SUMS, [10.0] * len(kl)) | {"kl": kl} | sums
     found = {"kl": metric(sum(kl) / (10 * len(kl)), width=9.0)} | (metrics or {})
     return student(name, evaluation=evaluation(metrics=found, per_example=own))
 

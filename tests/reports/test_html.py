@@ -32,8 +32,8 @@ SAMPLE: dict[str, Any] = {
     "student_tokens": [["A", True], [" lung", True], [" illness", False], [".", True]],
 }
 GATES = [
-    {"metric": "kl", "of": "high", "bound": "at_most", "threshold": 0.4, "found": 0.44, "passed": False},
-    {"metric": "top1_agreement", "of": "value", "bound": "at_least", "threshold": 0.5, "found": 0.76, "passed": True},
+    {"metric": "kl", "of": "high", "bound": "at_most", "threshold": 0.4, "found": 0.44, "status": "failed"},
+    {"metric": "top1_agreement", "of": "value", "bound": "at_least", "threshold": 0.5, "found": 0.76, "status": "passed"},
 ]
 FULL: dict[str, Any] = {
     "evaluation": evaluation(metrics={"kl": metric(0.41), "top1_agreement": metric(0.76)} | BIAS, samples=[SAMPLE] * 5),

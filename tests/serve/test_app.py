@@ -381,13 +381,13 @@ def test_auto_follows_the_fallback_of_the_family_file(built: Any, fallback: str)
 def test_a_promotion_counts_for_the_next_request_and_not_for_an_open_stream(built: Any) -> None:
     registry = Registry(built.root / "registry")
     with running(built, limits=Limits(output_tokens=400)) as url, client_of(url) as one:
-        registry.promote("plants-mini@1")
+        registry.promote("plants-mini@1", override="a test")
         asked: dict[str, Any] = {"model": STUDENT, "messages": says(QUESTION), "logit_bias": endless(built)}
         before = one.chat.completions.create(max_tokens=20, **asked)
         stream = one.chat.completions.create(max_tokens=400, stream=True, **asked)
         chunks = [next(stream)]
         second = publish_another(built, seed=2)  # after server and stream have started
-        registry.promote(second.reference)
+        registry.promote(second.reference, override="a test")
         after = one.chat.completions.create(max_tokens=20, **asked)
         explicit = one.chat.completions.create(**asked | {"model": "plants-mini@1"}, max_tokens=20)
         chunks += list(stream)
@@ -398,7 +398,7 @@ def test_a_promotion_counts_for_the_next_request_and_not_for_an_open_stream(buil
         assert text.startswith(before.choices[0].message.content or "nothing")
         assert explicit.choices[0].message.content == before.choices[0].message.content != after.choices[0].message.content
         until(lambda: metric(url, "factory_engines") == 1)  # the older engine has drained
-        registry.promote("plants-mini@1")
+        registry.promote("plants-mini@1", override="a test")
         assert one.chat.completions.create(max_tokens=2, **asked).model == "plants-mini@1"
         assert metric(url, "factory_engines") == 1  # it has both adapters
 
@@ -406,7 +406,7 @@ def test_a_promotion_counts_for_the_next_request_and_not_for_an_open_stream(buil
 def test_no_request_is_lost_while_versions_change(built: Any) -> None:
     registry = Registry(built.root / "registry")
     with running(built) as url, client_of(url) as one:
-        registry.promote("plants-mini@1")
+        registry.promote("plants-mini@1", override="a test")
         answered, stop = [], threading.Event()
 
         def ask() -> None:
@@ -419,13 +419,13 @@ def test_no_request_is_lost_while_versions_change(built: Any) -> None:
         try:
             until(lambda: len(answered) > 5)
             third = publish_another(built, seed=3)
-            registry.promote(third.reference)
+            registry.promote(third.reference, override="a test")
             until(lambda: answered[-1] == third.reference)
         finally:
             stop.set()
             for thread in threads:
                 thread.join()
-            registry.promote("plants-mini@1")
+            registry.promote("plants-mini@1", override="a test")
         assert set(answered) == {"plants-mini@1", third.reference}
 
 

@@ -50,7 +50,7 @@ def routed(domain: str | None) -> Route:
 def test_a_bare_name_is_the_champion_and_a_promotion_counts_at_once(registry: Registry) -> None:
     found = resolver(registry)
     assert found.resolve("healthcare-small").reference == "healthcare-small@1"
-    registry.promote("healthcare-small@2")
+    registry.promote("healthcare-small@2", override="a test")
     assert found.resolve("healthcare-small").reference == "healthcare-small@2"
 
 

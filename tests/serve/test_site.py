@@ -126,7 +126,7 @@ def registry(built: Workplace) -> Registry:
         verdict=Verdict(status="failed", reasons=("KL(teacher ‖ student), nats/token: 2.500 > 0.1",)),
         card=f"# plants-mini\n\nBefore. {XSS}\n\n{XSS}\n\n## {XSS}\n\n| a |\n|:-:|\n| {XSS} |\n",
     )
-    here.promote("plants-mini@1")
+    here.promote("plants-mini@1", override="a test")
     return here
 
 

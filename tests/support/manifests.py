@@ -68,7 +68,7 @@ def evaluation(**more: Any) -> dict[str, Any]:
         },
         "speed": {"teacher": speed | {"tokens_per_second": 28.0}, "student": speed},
         "samples": [{"prompt": "What is asthma?", "teacher": "A lung disease.", "student": "A lung illness."}],
-        "per_example": {"key": "e0", **sums},
+        "per_example": {"key": "e0", "cluster": ["a", "b"], **sums},
     } | more
 
 
