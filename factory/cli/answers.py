@@ -109,7 +109,7 @@ def benchmark(
     specs, family, _ = choose(domains, family=version.manifest.family)
     others = [specs.family(name) for name in against or ()]
     context = load_context(specs, family, here, device=device, json=json)
-    from factory.pipeline.experiments import run_benchmark
+    from factory.pipeline.benchmark import run_benchmark
 
     rows = run_benchmark(context, version, questions, others, limit)
     print_json(benchmark_json(rows)) if json else print_table(benchmark_table(rows))
