@@ -26,8 +26,14 @@ class DistillConfig(TrainConfig):
     ``lmbda``, ``beta``, ``temperature`` and ``seq_kd`` are those of GKD (Agarwal et al. 2023, arXiv 2306.13649).
     """
 
+    loss: str = Field(
+        default="generalized_jsd",
+        description="Divergence of the response term: `generalized_jsd`, `skew_kl` or one of your own.",
+    )
     lmbda: float = Field(default=0.0, ge=0, le=1, description="Share of steps on the student's own samples (on-policy).")
-    beta: float = Field(default=0.0, ge=0, le=1, description="0 is KL(teacher ‖ student), 1 is KL(student ‖ teacher).")
+    beta: float = Field(
+        default=0.0, ge=0, le=1, description="Parameter of the loss: at 0 KL(teacher ‖ student), at 1 KL(student ‖ teacher)."
+    )
     temperature: float = Field(default=1.0, gt=0, description="Of both distributions in the loss, and of sampling.")
     seq_kd: bool = Field(default=False, description="Off-policy steps use fresh teacher samples, not the stored answers.")
     max_new_tokens: int = Field(default=96, ge=1, description="Maximum length of a sampled answer, in tokens.")

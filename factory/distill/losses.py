@@ -1,8 +1,12 @@
-"""The three terms of the objective: response, feature and relation. Pure functions, computed in float32."""
+"""The three terms of the objective: response, feature and relation. Pure functions, computed in float32.
+
+The response term has a choice of divergences, by the name that ``distill.loss`` gives: ``find_loss("generalized_jsd")``.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,8 +14,36 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from factory.errors import SpecError
+
 LOG_NOTHING = -80.0  # log-probability of an empty bucket, in nats
 MIN_REST = math.exp(LOG_NOTHING)  # relative to the most likely token; still a normal float32 number
+
+
+Loss = Callable[[Tensor, Tensor, float], Tensor]
+LOSSES: dict[str, Loss] = {}  # by the name that ``distill.loss`` gives
+
+
+def register_loss(name: str) -> Callable[[Loss], Loss]:
+    """``@register_loss("skew_kl")``: makes ``distill: {loss: skew_kl}`` train with the function below.
+
+    It is given log-probabilities of student and teacher over the same K events, (N, K) each, whose rows sum to one, and
+    ``distill.beta``; it returns the divergence at each position in nats, (N,), with a gradient to the student. Stored targets
+    have the k tokens and all others as events; text that the teacher scores live has the whole vocabulary.
+    """
+
+    def register(loss: Loss) -> Loss:
+        LOSSES[name] = loss
+        return loss
+
+    return register
+
+
+def find_loss(name: str) -> Loss:
+    """``find_loss("skew_kl")``. Raises: SpecError that lists the losses."""
+    if name not in LOSSES:
+        raise SpecError(f"unknown loss {name!r}: distill.loss is one of {', '.join(sorted(LOSSES))}")
+    return LOSSES[name]
 
 
 def bucket_log_probs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
@@ -58,6 +90,7 @@ class _BucketLogProbs(torch.autograd.Function):
         return gradient.to(ctx.dtype), None, None
 
 
+@register_loss("generalized_jsd")
 def generalized_jsd_loss(student_log_probs: Tensor, teacher_log_probs: Tensor, beta: float) -> Tensor:
     """``generalized_jsd_loss(student, teacher, beta=0.5)``: divergence per position in nats, (N, K) and (N, K) → (N,).
 
@@ -69,9 +102,25 @@ def generalized_jsd_loss(student_log_probs: Tensor, teacher_log_probs: Tensor, b
         return _kl(teacher, student)
     if beta == 1:
         return _kl(student, teacher)
-    weights = torch.tensor([beta, 1 - beta], device=student.device).log()
-    mixture = torch.logaddexp(teacher + weights[0], student + weights[1])
+    mixture = _mixture(teacher, student, beta)
     return beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
+
+
+@register_loss("skew_kl")
+def skew_kl_loss(student_log_probs: Tensor, teacher_log_probs: Tensor, beta: float) -> Tensor:
+    """``skew_kl_loss(student, teacher, beta=0.1)``: KL(P ‖ βP + (1-β)Q) per position in nats, (N, K) and (N, K) → (N,).
+
+    Skew KL divergence of Ko et al. 2024 (DistiLLM, arXiv 2402.03898), whose alpha is β here: β = 0 is KL(P‖Q), and a small
+    β keeps the gradient small where the student gives a likely token almost nothing.
+    """
+    student, teacher = student_log_probs.float(), teacher_log_probs.float()
+    return _kl(teacher, _mixture(teacher, student, beta))
+
+
+def _mixture(p: Tensor, q: Tensor, weight: float) -> Tensor:
+    """Log-probabilities of weight · p + (1 - weight) · q."""
+    weights = torch.tensor([weight, 1 - weight], device=p.device).log()
+    return torch.logaddexp(p + weights[0], q + weights[1])
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:

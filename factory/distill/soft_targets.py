@@ -1,8 +1,12 @@
-"""The teacher's soft targets at every completion position, and its hidden states."""
+"""The teacher's distributions at every completion position, and its hidden states.
+
+``SoftTargets`` hold k tokens a position and can be stored; ``LiveTargets`` hold the whole distribution, of text that the
+student has just sampled and that is scored once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +28,32 @@ class SoftTargets:
     log_probs: Tensor  # (N, k + 1) float32; the last column is all other tokens together
     states: Tensor  # (B, M, H) float32: at FEATURE_DEPTHS, the mean over each completion
 
+    def aligned(self, logits: Tensor, span: slice, temperature: float) -> tuple[Tensor, Tensor]:
+        """``student, teacher = targets.aligned(student_logits, slice(0, 300), 1.0)``: log-probabilities over the same events.
+
+        (n, V) logits at the positions of ``span`` → (n, k + 1) and (n, k + 1).
+        """
+        return bucket_log_probs(logits, self.ids[span], temperature), self.log_probs[span]
+
+
+@dataclass(frozen=True)
+class LiveTargets:
+    """The teacher's whole distribution at N completion positions, as its final states: logits are made where they are used.
+
+    With β near 1 the loss is the student's to decide: where it likes a token that is not among the teacher's top k, only the
+    whole distribution says how far off it is.
+    """
+
+    final: Tensor  # (N, H)
+    head: Callable[[Tensor], Tensor]  # (n, H) → (n, V)
+    states: Tensor  # as of ``SoftTargets``
+
+    def aligned(self, logits: Tensor, span: slice, temperature: float) -> tuple[Tensor, Tensor]:
+        """``student, teacher = targets.aligned(student_logits, slice(0, 300), 1.0)``: (n, V) log-probabilities of both."""
+        with torch.no_grad():
+            teacher = self.head(self.final[span]).float()
+        return (logits.float() / temperature).log_softmax(-1), (teacher / temperature).log_softmax(-1)
+
 
 def feature_layers(depth: int) -> list[int]:
     """``feature_layers(30)``: indices into the hidden states at FEATURE_DEPTHS; 0 is the embedding."""
@@ -39,17 +69,30 @@ def score(
     temperature: float,
 ) -> SoftTargets:
     """``score(teacher, prompts, completions, 64, 1.0)``: one pass of the teacher over a batch, k = min(top_k, V)."""
-    prefix, rest = split_prefix(prompts)
-    batch = make_batch(rest, completions).to(teacher.device)
-    states = hidden_states(teacher.model, batch, prefix)
+    final, states = _states(teacher, prompts, completions)
     kept: list[tuple[Tensor, Tensor]] = []
-    for part in states.final[batch.predicts].split(positions_at_once(teacher.config.get_text_config().vocab_size)):
+    for part in final.split(positions_at_once(teacher.config.get_text_config().vocab_size)):
         values = logits(teacher.model, part)
         top = values.topk(min(top_k, values.shape[-1]), dim=-1).indices
         kept.append((top, bucket_log_probs(values, top, temperature)))
     ids, log_probs = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    return SoftTargets(ids, log_probs, states)
+
+
+@torch.no_grad()
+def score_live(teacher: Teacher, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> LiveTargets:
+    """``score_live(teacher, prompts, sampled)``: one pass of the teacher over a batch; its whole distributions."""
+    final, states = _states(teacher, prompts, completions)
+    return LiveTargets(final, lambda part: logits(teacher.model, part), states)
+
+
+def _states(teacher: Teacher, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """The final states (N, H) that predict the completions, and the means (B, M, H) at FEATURE_DEPTHS."""
+    prefix, rest = split_prefix(prompts)
+    batch = make_batch(rest, completions).to(teacher.device)
+    states = hidden_states(teacher.model, batch, prefix)
     chosen = [mean_pool(states.layers[i], batch.predicts) for i in feature_layers(len(states.layers) - 1)]
-    return SoftTargets(ids, log_probs, torch.stack(chosen, dim=1))
+    return states.final[batch.predicts], torch.stack(chosen, dim=1)
 
 
 def hard_targets(completions: Sequence[Sequence[int]], device: torch.device) -> SoftTargets:

@@ -22,10 +22,11 @@ from factory.config.schema import DistillConfig
 from factory.distill.chunked_loss import response_loss
 from factory.distill.losses import (
     feature_loss,
+    find_loss,
     relation_angle_loss,
     relation_distance_loss,
 )
-from factory.distill.soft_targets import SoftTargets, feature_layers, hard_targets, score
+from factory.distill.soft_targets import LiveTargets, SoftTargets, feature_layers, hard_targets, score_live
 from factory.distill.target_store import SoftTargetStore, join_stores
 from factory.errors import TrainingError
 from factory.models.base import Base, check_vocabularies
@@ -81,9 +82,9 @@ class DistillTrainer(GKDTrainer):
     """``DistillTrainer(model, base, teacher, training_set, config, folder=folder, seed=0).train()``.
 
     It differs from trl's trainer in six ways: the teacher's targets are read from disk, and only sampled completions are
-    scored live; logits are computed at completion positions only; the teacher sees its context and the student does not,
-    aligned at the completion; ``temperature`` reaches the loss; the loss of an on-policy step is the mean over its own
-    tokens; feature and relation terms are added. Without targets it is supervised fine-tuning (SFT).
+    scored live, over the whole vocabulary; logits are computed at completion positions only; the teacher sees its context and
+    the student does not, aligned at the completion; ``temperature`` reaches the loss; the loss of an on-policy step is the mean
+    over its own tokens; feature and relation terms are added. Without targets it is supervised fine-tuning (SFT).
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class DistillTrainer(GKDTrainer):
     ) -> None:
         check_vocabularies(base.tokenizer, teacher.tokenizer)
         self.training_set, self.config, self.teacher = training_set, config, teacher
+        self.loss = find_loss(config.loss)
         self.stop = stop_tokens(base.tokenizer)
         indices = list(training_set.indices)
         examples = [training_set.examples[i] for i in indices]
@@ -197,7 +199,7 @@ class DistillTrainer(GKDTrainer):
         chosen = [self.training_set.examples[i] for i in examples]
         completions = inputs.get("sampled") or [s.completion for s in chosen]
         batch = make_batch([s.prompt for s in chosen], completions).to(device)
-        targets = self._targets(examples, inputs.get("sampled"))
+        targets = self._targets(examples, completions, live="sampled" in inputs)
         terms: dict[str, Tensor] = {}
         with self._autocast():
             states = hidden_states(student, batch)
@@ -212,26 +214,27 @@ class DistillTrainer(GKDTrainer):
             self._metrics["train"][name].append(term.item())
         return torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
 
-    def _targets(self, examples: Sequence[int], sampled: list[list[int]] | None) -> SoftTargets:
-        chosen = [self.training_set.examples[i] for i in examples]
+    def _targets(
+        self, examples: Sequence[int], completions: Sequence[Sequence[int]], *, live: bool
+    ) -> SoftTargets | LiveTargets:
         if self.training_set.targets is None:
-            return hard_targets([s.completion for s in chosen], self.teacher.device)
-        if sampled is None:
+            return hard_targets(completions, self.teacher.device)
+        if not live:
             return self.training_set.targets.rows(examples, self.teacher.device)
-        prompts = [s.teacher_prompt for s in chosen]
-        return score(self.teacher, prompts, sampled, self.config.top_k, self.config.temperature)
+        return score_live(self.teacher, [self.training_set.examples[i].teacher_prompt for i in examples], completions)
 
-    def _response(self, student: nn.Module, states: States, batch: Batch, targets: SoftTargets) -> Tensor:
+    def _response(self, student: nn.Module, states: States, batch: Batch, targets: SoftTargets | LiveTargets) -> Tensor:
         head: Any = unwrap(student).get_output_embeddings()
+
+        def divergence(values: Tensor, span: slice) -> Tensor:
+            return self.loss(*targets.aligned(values, span, self.config.temperature), self.config.beta)
+
         return response_loss(
             lambda part: logits(student, part),
             list(head.parameters()),
             states.final[batch.predicts],  # (N, H)
-            targets.ids,
-            targets.log_probs,
+            divergence,
             vocabulary=head.weight.shape[0],
-            beta=self.config.beta,
-            temperature=self.config.temperature,
         )
 
     def _features(self, states: States, batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from factory.distill.losses import find_loss
 from factory.energy import Meter
 from factory.evaluation.gates import judge
 from factory.evaluation.memorization import make_canaries
@@ -44,6 +45,8 @@ def build_student(context: BuildContext, domain: str, size: str, options: BuildO
     options = options or BuildOptions()
     context, spec = replace(context, meter=Meter()), context.specs.domain(domain)
     suite = load_eval_suite(spec, context.specs.root)  # first: a mistake in these files must not cost a training
+    for stage in (context.settings(spec).heal, context.settings(spec).distill):
+        find_loss(stage.loss)
     canaries = make_canaries(options.canaries, context.seed)
 
     models = resolve_models(context.family, context.specs.root, context.device)

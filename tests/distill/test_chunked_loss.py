@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import factory.distill.chunked_loss as module
-from factory.distill.chunked_loss import response_loss
+from factory.distill.chunked_loss import Divergence, response_loss
+from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
+from factory.distill.soft_targets import SoftTargets
 
 H, V, K, N = 16, 97, 8, 23
 
@@ -41,6 +42,11 @@ def given(seed: int = 0, vocabulary: int = V) -> tuple[Tensor, Tensor, Tensor]:
     ids = teacher.topk(K).indices
     kept = teacher.gather(-1, ids)
     return states, ids, torch.cat([kept, (1 - kept.exp().sum(-1, keepdim=True)).log()], dim=-1)
+
+
+def divergence(ids: Tensor, targets: Tensor, beta: float, temperature: float = 1.0) -> Divergence:
+    soft = SoftTargets(ids, targets, torch.zeros(0))
+    return lambda logits, span: generalized_jsd_loss(*soft.aligned(logits, span, temperature), beta)
 
 
 class LoraHead(nn.Module):
@@ -74,7 +80,7 @@ def test_value_and_gradients_are_those_of_the_plain_way(
     states, ids, targets = given()
     parameters = [p for p in head.parameters() if p.requires_grad]
     states.requires_grad_()
-    loss = response_loss(head, list(head.parameters()), states, ids, targets, vocabulary=V, beta=beta, temperature=1.5)
+    loss = response_loss(head, list(head.parameters()), states, divergence(ids, targets, beta, 1.5), vocabulary=V)
     found = torch.autograd.grad(loss * 3, [states, *parameters])  # a weight on the term
     exact_head = make_head()
     exact_head.load_state_dict(head.state_dict())
@@ -97,11 +103,8 @@ def test_a_head_tied_with_the_embedding_gets_both_gradients(monkeypatch: pytest.
         lambda s: F.linear(s, weight),
         [weight],
         F.embedding(tokens, weight),
-        ids,
-        targets,
+        divergence(ids, targets, 0.0),
         vocabulary=V,
-        beta=0.0,
-        temperature=1.0,
     )
     [found] = torch.autograd.grad(loss, [weight])
     double = weight.detach().double().requires_grad_()
@@ -114,7 +117,7 @@ def test_gradients_of_two_steps_add_up() -> None:
     head = nn.Linear(H, V, bias=False)
     for seed in (0, 1):
         states, ids, targets = given(seed)
-        loss = response_loss(head, [head.weight], states, ids, targets, vocabulary=V, beta=0.5, temperature=1.0)
+        loss = response_loss(head, [head.weight], states, divergence(ids, targets, 0.5), vocabulary=V)
         (loss / 2).backward()
     exact = nn.Linear(H, V, bias=False).double()
     exact.weight.data = head.weight.detach().double()
@@ -129,7 +132,7 @@ def test_rows_of_a_padded_vocabulary_hold_mass_like_any_other() -> None:
     torch.manual_seed(0)
     head = nn.Linear(H, 128, bias=False)
     states, ids, targets = given()
-    loss = response_loss(head, [head.weight], states, ids, targets, vocabulary=128, beta=0.0, temperature=1.0)
+    loss = response_loss(head, [head.weight], states, divergence(ids, targets, 0.0), vocabulary=128)
     assert loss.item() == pytest.approx(plain(head(states), ids, targets, 0.0, 1.0).item(), rel=1e-5)
 
 
@@ -140,13 +143,13 @@ def test_a_distribution_with_itself_is_no_loss(beta: float, least: float) -> Non
     states, _, _ = given()
     log_probs = head(states).detach().log_softmax(-1)
     ids = log_probs.topk(K).indices
-    exact = module.bucket_log_probs(head(states).detach(), ids)
-    loss = response_loss(head, [], states, ids, exact, vocabulary=V, beta=beta, temperature=1.0)
+    exact = bucket_log_probs(head(states).detach(), ids)
+    loss = response_loss(head, [], states, divergence(ids, exact, beta), vocabulary=V)
     assert abs(loss.item()) <= least
 
 
 def test_no_gradient_is_kept_where_none_is_wanted() -> None:
     head = nn.Linear(H, V, bias=False).requires_grad_(False)
     states, ids, targets = given()
-    loss = response_loss(head, [head.weight], states, ids, targets, vocabulary=V, beta=0.0, temperature=1.0)
+    loss = response_loss(head, [head.weight], states, divergence(ids, targets, 0.0), vocabulary=V)
     assert not loss.requires_grad and loss.isfinite()

@@ -14,12 +14,16 @@ from torch import Tensor
 
 from factory.distill.losses import (
     LOG_NOTHING,
+    LOSSES,
     bucket_log_probs,
     feature_loss,
+    find_loss,
     generalized_jsd_loss,
     relation_angle_loss,
     relation_distance_loss,
+    skew_kl_loss,
 )
+from factory.errors import SpecError
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="You are importing from 'trl.experimental'")
@@ -64,6 +68,31 @@ def test_divergence_has_its_hand_computed_values() -> None:
     middle += 0.5 * (0.5 * math.log(0.5 / 0.625) + 0.5 * math.log(0.5 / 0.375))
     values = [generalized_jsd_loss(student, teacher, beta).item() for beta in (0.0, 1.0, 0.5)]
     assert values == pytest.approx([forward, backward, middle], rel=1e-5)
+
+
+def test_skew_kl_has_its_hand_computed_value_and_is_kl_without_a_skew() -> None:
+    teacher, student = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.5, 0.5]]).log()
+    mixed = 0.75 * math.log(0.75 / 0.525) + 0.25 * math.log(0.25 / 0.475)  # 0.1 P + 0.9 Q = [0.525, 0.475]
+    values = [skew_kl_loss(student, teacher, beta).item() for beta in (0.1, 0.0, 1.0)]
+    assert values == pytest.approx([mixed, generalized_jsd_loss(student, teacher, 0.0).item(), 0.0], rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5])
+def test_every_registered_loss_is_a_divergence_per_position_with_a_finite_gradient(name: str, beta: float) -> None:
+    """Also against hard targets, whose teacher gives all other tokens nothing."""
+    soft, hard = logits(5, 7, seed=1).log_softmax(-1), torch.full((5, 7), LOG_NOTHING).index_fill(1, torch.tensor([2]), 0.0)
+    for teacher in (soft, hard):
+        student = logits(5, 7).requires_grad_()
+        values = find_loss(name)(student.log_softmax(-1), teacher, beta)
+        values.sum().backward()
+        assert values.shape == (5,) and (values > 0).all() and student.grad is not None and student.grad.isfinite().all()
+        assert find_loss(name)(teacher, teacher, beta).abs().max() < 1e-5
+
+
+def test_an_unknown_loss_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(SpecError, match=r"unknown loss 'hinge': distill.loss is one of generalized_jsd, skew_kl"):
+        find_loss("hinge")
 
 
 def test_buckets_have_their_hand_computed_values() -> None:

@@ -9,7 +9,7 @@ from support import tiny
 from torch import Tensor
 
 from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
-from factory.distill.soft_targets import feature_layers, hard_targets, score
+from factory.distill.soft_targets import feature_layers, hard_targets, score, score_live
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample
 
@@ -36,6 +36,33 @@ def test_a_live_score_is_the_teacher_with_its_context_at_completion_positions() 
     torch.testing.assert_close(targets.states, states, atol=1e-4, rtol=1e-4)
     without = torch.cat([dense(teacher, one, one.prompt)[0] for one in SEQUENCES])
     assert (without - values).abs().max() > 0.5  # the context is seen
+
+
+def test_live_targets_are_the_whole_distribution_of_the_teacher_with_its_context() -> None:
+    teacher, prompts = tiny.teacher(), [s.teacher_prompt for s in SEQUENCES]
+    completions = [s.completion for s in SEQUENCES]
+    live, stored = score_live(teacher, prompts, completions), score(teacher, prompts, completions, 8, 1.5)
+    values = torch.cat([dense(teacher, one, one.teacher_prompt)[0] for one in SEQUENCES])
+    span, own = slice(2, 9), torch.randn(7, 360, generator=torch.Generator().manual_seed(0))
+    student, scored = live.aligned(own, span, 1.5)
+    torch.testing.assert_close(scored, (values[span] / 1.5).log_softmax(-1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(student, (own / 1.5).log_softmax(-1))
+    torch.testing.assert_close(live.states, stored.states)
+
+
+def test_live_targets_see_what_the_student_likes_and_the_teacher_s_top_k_does_not_have() -> None:
+    """Two students that differ in how they spread mass over tokens outside the teacher's top k."""
+    teacher, one = tiny.teacher(), SEQUENCES[0]
+    live, stored = score_live(teacher, [one.prompt], [one.completion]), score(teacher, [one.prompt], [one.completion], 8, 1.0)
+    span, values = slice(0, 1), teacher.model(torch.tensor([[*one.prompt, *one.completion]])).logits[0, len(one.prompt) - 1]
+    order = values.argsort(descending=True)
+    swapped = values.clone()
+    swapped[order[8]], swapped[order[-1]] = values[order[-1]], values[order[8]]  # the ninth token and the last
+    reverse = {
+        kind: generalized_jsd_loss(*targets.aligned(swapped.detach().unsqueeze(0), span, 1.0), 1.0).item()
+        for kind, targets in {"whole": live, "top 8": stored}.items()
+    }
+    assert reverse["top 8"] == pytest.approx(0, abs=1e-5) and reverse["whole"] > 1e-3
 
 
 def test_more_tokens_asked_for_than_there_are_gives_all() -> None:

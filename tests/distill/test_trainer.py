@@ -19,10 +19,10 @@ from torch import Tensor, nn
 import factory.distill.trainer as module
 from factory.config.schema import DistillConfig
 from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
-from factory.distill.soft_targets import score
+from factory.distill.soft_targets import score_live
 from factory.distill.target_store import SoftTargetStore
 from factory.distill.trainer import DistillTrainer, TrainingSet, asks_teacher, concat, distill, mapped_layers, relation_loss
-from factory.errors import TrainingError
+from factory.errors import SpecError, TrainingError
 from factory.models.base import Base, Shape, attach_adapter, trim_teacher
 from factory.models.forward import hidden_states, logits, make_batch, mean_pool
 from factory.models.generation import sample
@@ -144,19 +144,19 @@ class Recorded:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sampled: list[tuple[Any, list[list[int]], dict[str, Any]]] = []
         self.written: list[list[list[int]]] = []
-        self.scored: list[tuple[Any, Any, tuple[Any, ...]]] = []
+        self.scored: list[tuple[Any, Any]] = []
 
         def sampling(model: Any, prompts: Any, **kwargs: Any) -> Any:
             self.sampled.append((model, [list(p) for p in prompts], {**kwargs, "training": model.training}))
             self.written.append(sample(model, prompts, **kwargs))
             return self.written[-1]
 
-        def scoring(teacher: Teacher, prompts: Any, completions: Any, *rest: Any) -> Any:
-            self.scored.append((prompts, completions, rest))
-            return score(teacher, prompts, completions, *rest)
+        def scoring(teacher: Teacher, prompts: Any, completions: Any) -> Any:
+            self.scored.append((prompts, completions))
+            return score_live(teacher, prompts, completions)
 
         monkeypatch.setattr(module, "sample", sampling)
-        monkeypatch.setattr(module, "score", scoring)
+        monkeypatch.setattr(module, "score_live", scoring)
 
 
 @pytest.fixture
@@ -199,14 +199,14 @@ def test_on_policy_steps_sample_from_the_student_and_score_with_the_teacher_s_co
     model, _ = train(training_set, config(lmbda=1.0, temperature=1.7), tmp_path)
     assert len(recorded.sampled) == len(recorded.scored) == 3
     seeds = set()
-    for (sampler, prompts, asked), written, (seen, completions, rest) in zip(
+    for (sampler, prompts, asked), written, (seen, completions) in zip(
         recorded.sampled, recorded.written, recorded.scored, strict=True
     ):
         assert sampler is model and not asked["training"]
         assert all(prompt in STUDENT_PROMPTS for prompt in prompts)
         assert (asked["temperature"], asked["max_new_tokens"], asked["stop"]) == (1.7, 5, [2])
         assert seen == [TEACHER_PROMPTS[STUDENT_PROMPTS.index(prompt)] for prompt in prompts]
-        assert completions == written and rest == (36, 1.7)
+        assert completions == written
         seeds.add(asked["seed"])
     assert len(seeds) == 3
 
@@ -216,7 +216,7 @@ def test_seq_kd_samples_from_the_teacher_with_its_context(
 ) -> None:
     train(training_set, config(seq_kd=True), tmp_path)
     assert len(recorded.sampled) == 3
-    for (sampler, prompts, _), (seen, _, _) in zip(recorded.sampled, recorded.scored, strict=True):
+    for (sampler, prompts, _), (seen, _) in zip(recorded.sampled, recorded.scored, strict=True):
         assert sampler is TEACHER.model and seen == prompts
         assert all(prompt in TEACHER_PROMPTS for prompt in prompts)
 
@@ -258,11 +258,41 @@ def test_the_response_is_the_divergence_at_this_temperature_and_beta(
     torch.testing.assert_close(loss.detach(), expected)
 
 
-def test_a_live_score_of_the_stored_completions_gives_the_stored_loss(training_set: TrainingSet, tmp_path: Path) -> None:
-    running = trainer(training_set, config(top_k=16), tmp_path)
-    stored = running.compute_loss(running.model, {"examples": [0, 3]})
-    live = running.compute_loss(running.model, {"examples": [0, 3], "sampled": [ROWS[0].completion, ROWS[3].completion]})
-    assert live.item() == pytest.approx(stored.item(), rel=0.02)  # the teacher is under autocast when it scores live
+def test_a_live_score_is_the_divergence_of_whole_distributions(training_set: TrainingSet, tmp_path: Path) -> None:
+    running = trainer(training_set, config(temperature=1.7, beta=1.0), tmp_path)
+    chosen = [ROWS[0], ROWS[3]]
+    live = running.compute_loss(running.model, {"examples": [0, 3], "sampled": [s.completion for s in chosen]})
+    batch, seen = (
+        make_batch(prompts, [s.completion for s in chosen])
+        for prompts in ([s.prompt for s in chosen], [s.teacher_prompt for s in chosen])
+    )
+    with torch.no_grad(), autocast():
+        student = logits(running.model, hidden_states(running.model, batch).final[batch.predicts])
+        teacher = logits(TEACHER.model, hidden_states(TEACHER.model, seen).final[seen.predicts])
+    ours, theirs = ((values.float() / 1.7).log_softmax(-1) for values in (student, teacher))
+    torch.testing.assert_close(live.detach(), generalized_jsd_loss(ours, theirs, 1.0).mean(), rtol=1e-3, atol=1e-4)
+
+
+def test_the_response_is_the_loss_that_the_settings_name(training_set: TrainingSet, tmp_path: Path) -> None:
+    running = trainer(training_set, config(loss="skew_kl", beta=1.0), tmp_path)
+    assert running.compute_loss(running.model, {"examples": [4, 1]}).item() == pytest.approx(0, abs=1e-6)  # KL(P ‖ P)
+    with pytest.raises(SpecError, match="unknown loss 'hinge'"):
+        trainer(training_set, config(loss="hinge"), tmp_path)
+
+
+def test_without_targets_sampled_answers_are_trained_on_by_cross_entropy(
+    training_set: TrainingSet, tmp_path: Path, recorded: Recorded
+) -> None:
+    """Sequence-level distillation on the teacher's samples."""
+    _, curve = train(replace(training_set, targets=None), config(seq_kd=True), tmp_path)
+    assert len(recorded.sampled) == 3 and recorded.scored == [] and all(np.isfinite(row["loss"]) for row in curve)
+    running = trainer(replace(training_set, targets=None), config(seq_kd=True), tmp_path)
+    sampled = [[5, 9, 2], [7, 2]]
+    loss = running.compute_loss(running.model, {"examples": [2, 5], "sampled": sampled})
+    batch = make_batch([ROWS[2].prompt, ROWS[5].prompt], sampled)
+    with autocast():
+        values = logits(running.model, hidden_states(running.model, batch).final[batch.predicts])
+    torch.testing.assert_close(loss, F.cross_entropy(values.float(), torch.tensor([5, 9, 2, 7, 2])))
 
 
 def test_without_targets_it_is_cross_entropy_on_the_completions(training_set: TrainingSet, tmp_path: Path) -> None:
