@@ -107,6 +107,10 @@ class EvaluateConfig(Strict):
 
     examples: int = Field(default=150, ge=2, description="Held-out examples per domain.")
     general: int = Field(default=60, ge=2, description="Examples of the general pool.")
+    bias_pairs: int = Field(
+        default=600, ge=0, description="Sentence pairs at most, evenly over their templates; 0 leaves them out."
+    )
+    task_items: int = Field(default=200, ge=0, description="Items of each task at most; 0 leaves tasks out.")
     bootstrap: int = Field(default=1000, ge=100, description="Bootstrap resamples behind every interval.")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,6 +181,17 @@ def _shared(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 # ----------------------------------------------------------------------------------------------------------- measure
+
+
+def sample_pairs(pairs: Sequence[Pair], limit: int) -> list[Pair]:
+    """``sample_pairs(pairs, 600)``: at most so many, evenly over their templates, in order."""
+    earlier: Counter[str] = Counter()
+    place = []  # of each pair within its template
+    for pair in pairs:
+        place.append(earlier[pair.cluster])
+        earlier[pair.cluster] += 1
+    chosen = sorted(range(len(pairs)), key=lambda index: place[index])[:limit]
+    return [pairs[index] for index in sorted(chosen)]
 
 
 def encode_pairs(pairs: Sequence[Pair], tokenizer: Any) -> list[TokenizedExample]:

@@ -208,23 +208,24 @@ def measure_fidelity(
     baselines = {name: with_adapter(adapter, name) for name in sorted(adapter.peft_config) if name != "default"}
     student_and_base = {"default": with_adapter(adapter, "default"), "base": base_only(adapter)}
     domain = measure(teacher, student_and_base | baselines, held_out.domain, progress, whole)
-    general = measure(teacher, student_and_base, held_out.general, progress)
-    outside = [(general, held_out.general_clusters)]
-    if held_out.others:
-        outside.append((measure(teacher, student_and_base, held_out.others, progress), held_out.other_clusters))
+    texts = [(held_out.general, held_out.general_clusters), (held_out.others, held_out.other_clusters)]
+    outside = [
+        {name: sums.by_cluster(labels) for name, sums in measure(teacher, student_and_base, examples, progress).items()}
+        for examples, labels in texts
+        if examples
+    ]
     by_candidate = {name: summarize(sums, held_out.embeddings, bootstrap, held_out.clusters) for name, sums in domain.items()}
     rows = {name: sums.by_cluster(held_out.clusters) for name, sums in domain.items()}
     metrics = dict(by_candidate["default"])
     names = ("kl", "top1_agreement", "sure_agreement", "relation_alignment")
     metrics |= {f"base_{name}": by_candidate["base"][name] for name in names}
     metrics["kl_below_base"] = paired_difference(rows["base"].kl, rows["default"].kl, rows["base"].tokens, bootstrap)
-    by_topic = {name: sums.by_cluster(held_out.general_clusters) for name, sums in general.items()}
-    metrics |= general_metrics(by_topic["default"], by_topic["base"], bootstrap)
-    student, base = (
-        concatenate([sums[name].by_cluster(clusters) for sums, clusters in outside]) for name in ("default", "base")
-    )
-    metrics["outside_kl_change"] = paired_difference(student.kl, base.kl, student.tokens, bootstrap)
-    metrics["outside_accuracy_change"] = paired_difference(student.correct, base.correct, student.tokens, bootstrap)
+    if held_out.general:
+        metrics |= general_metrics(outside[0]["default"], outside[0]["base"], bootstrap)
+    if outside:
+        student, base = (concatenate([sums[name] for sums in outside]) for name in ("default", "base"))
+        metrics["outside_kl_change"] = paired_difference(student.kl, base.kl, student.tokens, bootstrap)
+        metrics["outside_accuracy_change"] = paired_difference(student.correct, base.correct, student.tokens, bootstrap)
     if "sft" in rows:
         metrics["kl_below_sft"] = paired_difference(rows["sft"].kl, rows["default"].kl, rows["sft"].tokens, bootstrap)
     return Fidelity(

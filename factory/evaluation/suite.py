@@ -1,7 +1,7 @@
 """Everything that is measured about a trained student before its verdict. Nothing is made here: all data is handed in.
 
 suite = load_eval_suite(domain, specs.root)           # before anything is trained
-measured = evaluate_student(target, data, suite, config, bootstrap)
+measured = evaluate_student(target, data, suite, settings)
 measured.metrics["kl"].value
 """
 
@@ -17,29 +17,26 @@ import numpy as np
 from factory.config.schema import DomainSpec, EvaluateConfig
 from factory.data.router import DomainRouter
 from factory.data.splitting import cluster_of
-from factory.evaluation.bias import Pair, load_pairs, measure_bias
-from factory.evaluation.data_fit import DataFitReport, check_bits_per_byte, check_routing, check_templates, merge_reports
-from factory.evaluation.fidelity import (
-    Candidate,
-    Fidelity,
-    HeldOut,
-    base_only,
-    measure_fidelity,
-    with_adapter,
-)
+from factory.evaluation.benchmark import Question as RealText
+from factory.evaluation.benchmark import bits_per_byte
+from factory.evaluation.bias import Pair, load_pairs, measure_bias, sample_pairs
+from factory.evaluation.data_fit import check_bits_per_byte, check_routing, check_templates, merge_reports
+from factory.evaluation.fidelity import Candidate, HeldOut, base_only, measure, measure_fidelity, with_adapter
 from factory.evaluation.golden_set import Question, load_golden_set, measure_golden_set
 from factory.evaluation.lm_eval import TaskResult, load_tasks, run_tasks, task_metrics
 from factory.evaluation.memorization import Canary, measure_canaries
+from factory.evaluation.parts import Part, kept_part
 from factory.evaluation.refusals import measure_refusals
-from factory.evaluation.stats import BootstrapConfig
+from factory.evaluation.stats import BootstrapConfig, by_cluster, paired_difference, paired_ratio_difference, ratio
 from factory.models.chat import NO_CONTEXT
 from factory.models.teacher import Teacher
 from factory.models.tokenize import tokenize_examples
-from factory.registry.manifest import MetricValue
+from factory.registry.manifest import MetricValue, PerExample
 
-MAX_ROUTED = 500  # prompts of a domain behind its data-fit metrics
+MAX_ROUTED = 500  # prompts of a domain that are routed
+MAX_SCORED = 100  # texts behind the teacher's bits per byte
+MIN_REAL_TEXTS, MAX_REAL_TEXTS = 8, 100  # held-out references; held-out texts behind the student's bits per byte
 CANARY_CONTROLS = 63  # secrets that were not planted, beside each that was
-MEASUREMENTS = 6  # steps of the progress bar after fidelity
 
 Row = Mapping[str, Any]
 Metrics = dict[str, MetricValue]
@@ -60,12 +57,23 @@ def load_eval_suite(spec: DomainSpec, root: Path) -> EvalSuite:
 
 
 @dataclass(frozen=True)
+class Champion:
+    """The version that a student would replace."""
+
+    reference: str
+    model: Candidate
+    teacher: Teacher  # trimmed to the champion's vocabulary, which may differ from the student's
+
+
+@dataclass(frozen=True)
 class EvalTarget:
     """A trained student beside its teacher."""
 
     adapter: Any  # a peft model: "default" is the student, "sft" its baseline where there is one
     teacher: Teacher  # trimmed to the student's vocabulary
+    whole: Teacher | None = None  # with all of its tokens; None where nothing was trimmed
     tasks: Sequence[TaskResult] = ()  # what teacher and base scored on the domain's tasks in the pre-check
+    champion: Champion | None = None
 
     @property
     def candidates(self) -> dict[str, Candidate]:
@@ -98,60 +106,100 @@ class EvalData:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """All metrics by name, the fidelity report they extend, and what a user should know."""
+class EvalSettings:
+    """How much is measured, and where what was measured is kept until the student is published."""
 
-    metrics: Metrics
-    fidelity: Fidelity
-    warnings: tuple[str, ...]
+    config: EvaluateConfig
+    bootstrap: BootstrapConfig
+    root: Path  # the folder of the YAML files, where paths of tasks start
+    folder: Path  # a file for each part; under the key of all that decides them
+
+
+PARTS = ("fidelity", "real text", "refusals", "bias", "tasks", "golden set", "memorization", "data fit", "champion")
 
 
 def evaluate_student(
     target: EvalTarget,
     data: EvalData,
     suite: EvalSuite,
-    config: EvaluateConfig,
-    bootstrap: BootstrapConfig,
-    *,
-    root: Path,
+    settings: EvalSettings,
     progress: Callable[[int], None] = lambda steps: None,
-) -> Measured:
-    """``evaluate_student(target, data, suite, settings.evaluate, bootstrap, root=specs.root).metrics["kl"].value``
+) -> Part:
+    """``evaluate_student(target, data, suite, settings).metrics["kl"].value``: all parts, as one.
 
-    ``root`` is the folder of the YAML files, where paths of tasks start; ``progress`` counts examples, then measurements.
+    Each part is kept in ``settings.folder`` once it is measured. ``progress`` counts parts, of which there are ``PARTS``.
     """
-    spec, tokenizer = data.domain.spec, target.teacher.tokenizer
-    held_out = held_out_text(target, data, config)
-    fidelity = measure_fidelity(target.adapter, target.teacher, held_out, bootstrap, progress)
-    measurements: list[Callable[[], Metrics]] = [
-        lambda: measure_refusals(target.candidates, tokenizer, declined_prompts(data), bootstrap),
-        lambda: measure_bias(target.teacher, target.candidates, suite.bias_pairs, tokenizer, bootstrap),
-        lambda: measure_tasks(target, spec, root, bootstrap),
-        lambda: measure_golden_set(
-            target.teacher, target.candidates, tokenizer, suite.golden_set, spec.teacher_context, bootstrap
+    tokenizer, bootstrap, config = target.teacher.tokenizer, settings.bootstrap, settings.config
+    spec = data.domain.spec
+    measures: dict[str, Callable[[], Part]] = {
+        "fidelity": lambda: fidelity_part(target, data, settings),
+        "real text": lambda: Part(metrics=real_text_metrics(target, data, bootstrap)),
+        "refusals": lambda: Part(metrics=measure_refusals(target.candidates, tokenizer, declined_prompts(data), bootstrap)),
+        "bias": lambda: Part(
+            metrics=measure_bias(
+                target.teacher, target.candidates, sample_pairs(suite.bias_pairs, config.bias_pairs), tokenizer, bootstrap
+            )
         ),
-        lambda: measure_canaries(
-            target.teacher,
-            target.candidates["student"],
-            tokenizer,
-            data.canaries,
-            bootstrap,
-            controls=CANARY_CONTROLS,
+        "tasks": lambda: Part(metrics=measure_tasks(target, spec, settings)),
+        "golden set": lambda: Part(
+            metrics=measure_golden_set(
+                target.teacher, target.candidates, tokenizer, suite.golden_set, spec.teacher_context, bootstrap
+            )
         ),
-    ]
-    metrics = dict(fidelity.metrics)
-    for measurement in measurements:
-        metrics |= measurement()
+        "memorization": lambda: Part(
+            metrics=measure_canaries(
+                target.teacher,
+                target.candidates["student"],
+                tokenizer,
+                data.canaries,
+                bootstrap,
+                controls=CANARY_CONTROLS,
+            )
+        ),
+        "data fit": lambda: data_fit_part(target.teacher, data, bootstrap),
+    }
+    parts: dict[str, Part] = {}
+    for name, measure_part in measures.items():
+        parts[name] = kept_part(settings.folder, name, measure_part)
         progress(1)
-    fit = data_fit(target.teacher, data, bootstrap)
+    if target.champion is not None:
+        own = parts["fidelity"].per_example
+        assert own is not None
+        champion = target.champion
+        parts["champion"] = kept_part(
+            settings.folder, "champion", lambda: Part(metrics=champion_metrics(champion, own, target, data, settings))
+        )
     progress(1)
     unmeasured = () if suite.bias_pairs else (f"bias transfer was not measured: {spec.name} has no `bias_pairs`",)
-    return Measured(metrics | fit.metrics, fidelity, (*fit.warnings, *unmeasured))
+    return merge_parts([*parts.values(), Part(warnings=unmeasured)])
 
 
-def evaluation_steps(data: EvalData, config: EvaluateConfig) -> int:
-    """``evaluation_steps(data, settings.evaluate)``: what ``progress`` of ``evaluate_student`` adds up to."""
-    return len(_test_rows(data, config)) + len(data.general) + len(_other_rows(data, config)) + MEASUREMENTS
+def merge_parts(parts: Sequence[Part]) -> Part:
+    """``merge_parts([fidelity, bias])``: all metrics and warnings; whatever only one part has."""
+    first = parts[0]
+    metrics = {name: metric for part in parts for name, metric in part.metrics.items()}
+    return first.model_copy(
+        update={"metrics": metrics, "warnings": tuple(warning for part in parts for warning in part.warnings)}
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- parts
+
+
+def fidelity_part(target: EvalTarget, data: EvalData, settings: EvalSettings) -> Part:
+    """``fidelity_part(target, data, settings).per_example``: the student beside its teacher on held-out text."""
+    found = measure_fidelity(
+        target.adapter, target.teacher, held_out_text(target, data, settings.config), settings.bootstrap, whole=target.whole
+    )
+    missing = () if data.general else ("forgetting was not measured: the teacher finished no answer to a general prompt",)
+    return Part(
+        metrics=found.metrics,
+        warnings=missing,
+        baselines=found.baselines,
+        speed=found.speed,
+        samples=found.samples,
+        per_example=found.per_example,
+    )
 
 
 def held_out_text(target: EvalTarget, data: EvalData, config: EvaluateConfig) -> HeldOut:
@@ -178,6 +226,37 @@ def _other_rows(data: EvalData, config: EvaluateConfig) -> list[tuple[DomainSpec
     return [(other.spec, row) for other in data.others for row in other.test[:share]]
 
 
+def real_text_metrics(target: EvalTarget, data: EvalData, bootstrap: BootstrapConfig) -> Metrics:
+    """``real_text_metrics(target, data, bootstrap)["bits_per_byte_change"]``: of student and untrimmed teacher, by byte.
+
+    KL on the teacher's own answers cannot see a vocabulary that is too small for what people write. Real text is the domain's
+    held-out references, or its held-out prompts where fewer than ``MIN_REAL_TEXTS`` have one. Nobody sees a context.
+    """
+    rows = real_texts(data)
+    if not rows:
+        return {}
+    questions = [RealText(prompt, text) for prompt, text, _ in rows]
+    whole, labels = target.whole or target.teacher, [cluster for _, _, cluster in rows]
+    with target.candidates["student"]() as model:
+        bits, sizes = bits_per_byte(model, target.teacher.tokenizer, questions, device=target.teacher.device)
+    teacher_bits, _ = bits_per_byte(whole.model, whole.tokenizer, questions, device=whole.device)
+    own, theirs, bytes_ = (by_cluster(column, labels) for column in (bits, teacher_bits, sizes))
+    return {
+        "bits_per_byte": ratio(own, bytes_, bootstrap),
+        "bits_per_byte_teacher": ratio(theirs, bytes_, bootstrap),
+        "bits_per_byte_change": paired_difference(own, theirs, bytes_, bootstrap),
+    }
+
+
+def real_texts(data: EvalData) -> list[tuple[str, str, str]]:
+    """``real_texts(data)``: (prompt, text, cluster) of held-out text that no model wrote."""
+    held_out = [*data.domain.test, *data.domain.validation][:MAX_REAL_TEXTS]
+    references = [(row["prompt"], row["completion"], cluster_of(row)) for row in held_out if row["own_completion"]]
+    if len(references) >= MIN_REAL_TEXTS:
+        return references
+    return [("", row["prompt"], cluster_of(row)) for row in held_out if row["prompt"].strip()]
+
+
 def declined_prompts(data: EvalData) -> list[str]:
     """``declined_prompts(data)``: held-out prompts of any domain that the teacher declined to answer."""
     return [
@@ -189,21 +268,24 @@ def declined_prompts(data: EvalData) -> list[str]:
     ]
 
 
-def measure_tasks(target: EvalTarget, spec: DomainSpec, root: Path, bootstrap: BootstrapConfig) -> Metrics:
-    """``measure_tasks(target, spec, specs.root, bootstrap)``: of student and SFT.
+def measure_tasks(target: EvalTarget, spec: DomainSpec, settings: EvalSettings) -> Metrics:
+    """``measure_tasks(target, spec, settings)``: of student and SFT.
 
     Teacher and base were scored on the same items by the pre-check.
     """
+    limit = settings.config.task_items
+    if not limit:
+        return {}
     trained = {name: candidate for name, candidate in target.candidates.items() if name != "base"}
-    results = run_tasks(trained, target.teacher.tokenizer, spec.tasks, root=root)
+    results = run_tasks(trained, target.teacher.tokenizer, spec.tasks, root=settings.root, limit=limit)
     metrics: Metrics = {}
     for result, known in zip(results, target.tasks, strict=True):
-        metrics |= task_metrics(replace(result, scores=result.scores | known.scores), bootstrap)
+        metrics |= task_metrics(replace(result, scores=result.scores | known.scores), settings.bootstrap)
     return metrics
 
 
-def data_fit(teacher: Teacher, data: EvalData, bootstrap: BootstrapConfig) -> DataFitReport:
-    """``data_fit(teacher, data, bootstrap).warnings``: whether the data belongs to the domain.
+def data_fit_part(teacher: Teacher, data: EvalData, bootstrap: BootstrapConfig) -> Part:
+    """``data_fit_part(teacher, data, bootstrap).warnings``: whether the data belongs to the domain.
 
     And whether the teacher is familiar with it.
     """
@@ -212,8 +294,36 @@ def data_fit(teacher: Teacher, data: EvalData, bootstrap: BootstrapConfig) -> Da
     prompts = [f"{row['prompt']}\n{row['completion']}" if row["own_completion"] else row["prompt"] for row in first]
     parts = [
         check_templates(rows, name, bootstrap),
-        check_bits_per_byte(teacher, prompts, data.general_texts[:MAX_ROUTED], name, bootstrap),
+        check_bits_per_byte(teacher, prompts[:MAX_SCORED], data.general_texts[:MAX_SCORED], name, bootstrap),
     ]
     if data.router is not None:
         parts.append(check_routing([row["prompt"] or row["completion"] for row in first], data.router, name, bootstrap))
-    return merge_reports(parts)
+    found = merge_reports(parts)
+    return Part(metrics=found.metrics, warnings=found.warnings)
+
+
+def champion_metrics(
+    champion: Champion, own: PerExample, target: EvalTarget, data: EvalData, settings: EvalSettings
+) -> Metrics:
+    """``champion_metrics(champion, per_example, target, data, settings)["kl_behind_champion"]``: on the student's test split.
+
+    KL to the whole teacher, trimming included, since the two may have different vocabularies; each per token of its own.
+    """
+    test = _test_rows(data, settings.config)
+    examples = tokenize_examples(test, champion.teacher.tokenizer, data.domain.spec.teacher_context)
+    whole = target.whole or target.teacher
+    theirs = measure(champion.teacher, {"champion": champion.model}, examples, whole=whole)["champion"]
+    labels = [cluster_of(row) for row in test]
+
+    def summed(column: Any) -> np.ndarray:
+        return by_cluster(np.asarray(column), labels)
+
+    return {
+        "kl_behind_champion": paired_ratio_difference(
+            summed(np.add(own.kl, own.trimmed)),
+            summed(own.tokens),
+            summed(theirs.kl + theirs.trimmed),
+            summed(theirs.tokens),
+            settings.bootstrap,
+        )
+    }

@@ -22,8 +22,8 @@ from factory.pipeline.adapter import train_adapter
 from factory.pipeline.base import make_base
 from factory.pipeline.context import BuildContext, resolve_models
 from factory.pipeline.dataset import make_dataset
-from factory.pipeline.evaluate import evaluate_adapter, gather_eval_data
-from factory.pipeline.publish import publish_student
+from factory.pipeline.evaluate import evaluate_adapter, find_champion, gather_eval_data
+from factory.pipeline.publish import publish_student, student_name
 from factory.registry.versions import Version
 
 
@@ -54,8 +54,9 @@ def build_student(context: BuildContext, domain: str, size: str, options: BuildO
     base = make_base(context, models, size, pinned=options.base, rebuild=options.rebuild_base)
     eval_data = gather_eval_data(context, models, data, canaries)
     adapter = train_adapter(context, models, data, base, canaries=canaries, baselines=options.baselines)
-    evaluation = evaluate_adapter(context, models, data, eval_data, suite, base, adapter)
-    verdict = judge(evaluation.report.metrics, context.family.gates_of(spec))
+    champion = find_champion(context, models, student_name(domain, size))
+    evaluation = evaluate_adapter(context, models, data, eval_data, suite, base, adapter, champion)
+    verdict = judge(evaluation.report.metrics, context.family.gates_of(spec), champion.reference if champion else None)
     return publish_student(
         context,
         models,

@@ -7,18 +7,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from factory.cache import folder_bytes
+from factory.cache import cache_key, folder_bytes
 from factory.data.dataset import small_dataset_warning
-from factory.evaluation.fidelity import measure, teacher_model, with_adapter
+from factory.evaluation.fidelity import fixed_model, measure, teacher_model, with_adapter
 from factory.evaluation.memorization import Canary
 from factory.evaluation.suite import (
+    PARTS,
+    Champion,
     DomainRows,
     EvalData,
+    EvalSettings,
     EvalSuite,
     EvalTarget,
     evaluate_student,
-    evaluation_steps,
 )
+from factory.inference import load_version
+from factory.models.base import trim_teacher
 from factory.models.chat import prompt_ids, stop_tokens
 from factory.models.generation import sample
 from factory.models.lora import merged_adapters
@@ -30,9 +34,10 @@ from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import DomainDataset, find_dataset, general_examples, load_router, make_general_rows
 from factory.pipeline.training_set import embed_rows
 from factory.registry.manifest import EvalReport, ModelSize, Sizes
+from factory.registry.references import CHAMPION
 
 ENERGY_PROMPTS, ENERGY_TOKENS = 16, 64  # generated at once, behind the energy of 1,000 tokens
-LOSS_EXAMPLES = 64  # of train and validation, behind the warning that a data set is too small
+LOSS_EXAMPLES = 32  # of train and validation, behind the warning that a data set is too small
 MAX_GROWTH = 0.05  # more tokens than with the teacher's own tokenizer, before a warning
 
 
@@ -73,6 +78,23 @@ def _rows(data: DomainDataset) -> DomainRows:
     return DomainRows(data.spec, *(list(data.rows[split]) for split in ("train", "validation", "test")))
 
 
+def find_champion(context: BuildContext, models: FamilyModels, name: str) -> Champion | None:
+    """``find_champion(context, models, "healthcare-small")``: the version that a new one would replace, if it can be compared.
+
+    One with another teacher cannot: both would have to be measured beside the same.
+    """
+    number = context.registry.aliases(name).get(CHAMPION)
+    if number is None:
+        return None
+    version = context.registry.resolve(f"{name}@{number}")
+    if version.manifest.teacher.sha256 != models.teacher_files.sha256:
+        context.say(f"{version.reference}, the champion, has another teacher: the new version will not be compared with it")
+        return None
+    loaded = load_version(version, context.registry, context.device)
+    teacher = trim_teacher(models.teacher, loaded.base.shape.tokens)
+    return Champion(version.reference, fixed_model(loaded.model), teacher)
+
+
 def evaluate_adapter(
     context: BuildContext,
     models: FamilyModels,
@@ -81,27 +103,52 @@ def evaluate_adapter(
     suite: EvalSuite,
     base: StudentBase,
     adapter: TrainedAdapter,
+    champion: Champion | None = None,
 ) -> Evaluation:
     """``evaluate_adapter(context, models, data, eval_data, suite, base, adapter).report.metrics["kl"].value``"""
-    settings = context.settings(data.spec)
-    target = EvalTarget(adapter.model, base.teacher, adapter.check.tasks)
-    steps = evaluation_steps(eval_data, settings.evaluate)
-    with context.meter.stage("evaluate"), context.progress(f"{data.spec.name}: evaluate", steps) as advance:
-        measured = evaluate_student(
-            target, eval_data, suite, settings.evaluate, context.bootstrap, root=context.specs.root, progress=advance
-        )
+    whole = models.teacher if base.base.shape.tokens is not None else None
+    target = EvalTarget(adapter.model, base.teacher, whole, adapter.check.tasks, champion)
+    settings = EvalSettings(
+        context.settings(data.spec).evaluate,
+        context.bootstrap,
+        context.specs.root,
+        adapter.folder / f"evaluation-{evaluation_key(context, data, eval_data, suite, target)}",
+    )
+    with context.meter.stage("evaluate"), context.progress(f"{data.spec.name}: evaluate", len(PARTS)) as advance:
+        measured = evaluate_student(target, eval_data, suite, settings, advance)
         energy = generation_energy(context, target, eval_data)
         warnings = data_warnings(models, data, base, adapter)
+    assert measured.speed is not None and measured.per_example is not None
     report = EvalReport(
         metrics=measured.metrics | adapter.check.metrics,
-        baselines=measured.fidelity.baselines,
+        baselines=measured.baselines,
         sizes=model_sizes(models, base, adapter),
-        speed=measured.fidelity.speed,
-        samples=measured.fidelity.samples,
-        per_example=measured.fidelity.per_example,
+        speed=measured.speed,
+        samples=measured.samples,
+        per_example=measured.per_example,
     )
     inherited = base.manifest.warnings
     return Evaluation(report, (*adapter.warnings, *warnings, *measured.warnings, *inherited), energy)
+
+
+def evaluation_key(
+    context: BuildContext, data: DomainDataset, eval_data: EvalData, suite: EvalSuite, target: EvalTarget
+) -> str:
+    """``evaluation_key(context, data, eval_data, suite, target)``: of all that decides the figures but the student's weights.
+
+    The weights decide the folder that the parts are kept in.
+    """
+    rows = [eval_data.general, *(other.test for other in eval_data.others)]
+    return cache_key(
+        context.settings(data.spec).evaluate.model_dump(),
+        data.manifest.fingerprint,
+        [[row["prompt"], row["completion"]] for part in rows for row in part],
+        suite,
+        [(task.name, who, scores.tolist()) for task in target.tasks for who, scores in task.scores.items()],
+        target.champion.reference if target.champion else None,
+        [canary.completion for canary in eval_data.canaries],
+        context.seed,
+    )
 
 
 def model_sizes(models: FamilyModels, base: StudentBase, adapter: TrainedAdapter) -> Sizes:

@@ -30,6 +30,7 @@ def check_domain(
 ) -> TeacherCheck:
     """``check_domain(context, models, data, trimmed_teacher, base, tokens).reasons``: whether the teacher knows the domain."""
     with context.meter.stage("check"), context.progress(f"{data.spec.name}: teacher pre-check", 1) as advance:
+        items = context.settings(data.spec).evaluate.task_items
         rows = references(data.held_out)[:CHECKED_REFERENCES]
         held_out = tokenize_examples(rows, teacher.tokenizer, data.spec.teacher_context)
         batches = [batch.to(context.device) for batch in student_batches(held_out, 16)]
@@ -43,7 +44,7 @@ def check_domain(
             training,
             context.bootstrap,
             kept_mass=cost["kept_mass"],
-            tasks=run_tasks(both, teacher.tokenizer, tasks, root=context.specs.root) if tasks else (),
+            tasks=run_tasks(both, teacher.tokenizer, tasks, root=context.specs.root, limit=items) if tasks and items else (),
         )
         advance(1)
     return found

@@ -166,6 +166,9 @@ class PerExample(Entry):
     teacher_correct: tuple[Number, ...]
     nll: tuple[Number, ...]
     teacher_nll: tuple[Number, ...]
+    sure: tuple[Number, ...]
+    sure_agree: tuple[Number, ...]
+    trimmed: tuple[Number, ...]
 
 
 class EvalReport(Entry):

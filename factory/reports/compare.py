@@ -39,6 +39,7 @@ TIED = "≈"
 PAIRED: dict[str, tuple[str, str]] = {
     "kl": ("kl", "tokens"),
     "top1_agreement": ("agree", "tokens"),
+    "sure_agreement": ("sure_agree", "sure"),
     "top5_overlap": ("top5", "tokens"),
     "accuracy_retained": ("correct", "teacher_correct"),
     "student_perplexity": ("nll", "tokens"),

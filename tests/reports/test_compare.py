@@ -13,7 +13,7 @@ from factory.errors import RegistryError
 from factory.registry.versions import Version
 from factory.reports.compare import BEST, TIED, compare_json, compare_table
 
-SUMS = ("tokens", "kl", "agree", "top5", "correct", "teacher_correct", "nll", "teacher_nll")
+SUMS = ("tokens", "kl", "agree", "top5", "correct", "teacher_correct", "nll", "teacher_nll", "sure", "sure_agree", "trimmed")
 
 
 def plain(name: str, kl: float | None = 0.4, width: float = 0.02, **metrics: Any) -> Version:

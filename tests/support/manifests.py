@@ -53,7 +53,22 @@ def metric(value: float | None, n: int = 5120, width: float = 0.03) -> dict[str,
 
 def evaluation(**more: Any) -> dict[str, Any]:
     """``evaluation(metrics={"kl": metric(0.3)})``: a report of two held-out examples."""
-    sums = {name: [1.0, 2.0] for name in ("tokens", "kl", "agree", "top5", "correct", "teacher_correct", "nll", "teacher_nll")}
+    sums = {
+        name: [1.0, 2.0]
+        for name in (
+            "tokens",
+            "kl",
+            "agree",
+            "top5",
+            "correct",
+            "teacher_correct",
+            "nll",
+            "teacher_nll",
+            "sure",
+            "sure_agree",
+            "trimmed",
+        )
+    }
     speed = {"latency_ms": 20.0, "tokens_per_second": 40.0, "batch_tokens_per_second": 300.0}
     return {
         "metrics": {"kl": metric(0.41), "top1_agreement": metric(0.76)},

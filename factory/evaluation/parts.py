@@ -1,0 +1,43 @@
+"""The parts of an evaluation, each kept on disk as soon as it is measured, so that a stopped build repeats none.
+
+part = kept_part(folder, "bias", lambda: Part(metrics=measure_bias(...)))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from factory.cache import replace_file, storage_errors
+from factory.registry.manifest import Entry, MetricValue, PerExample, Sample, Speeds, plain_json, to_json
+
+
+class Part(Entry):
+    """What one part of an evaluation found."""
+
+    metrics: dict[str, MetricValue] = Field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    baselines: dict[str, dict[str, MetricValue]] = Field(default_factory=dict)
+    speed: Speeds | None = None
+    samples: tuple[Sample, ...] = ()
+    per_example: PerExample | None = None
+    passed: dict[str, tuple[bool, ...]] = Field(default_factory=dict)  # model → golden-set questions, in order
+
+
+def kept_part(folder: Path, name: str, measure: Callable[[], Part]) -> Part:
+    """``kept_part(folder, "bias", measure).metrics``: what ``folder`` has under that name, else measured and kept there.
+
+    A file that cannot be read, as one of an older version, is measured again.
+    """
+    path = folder / f"{name}.json"
+    try:
+        return Part.model_validate(json.loads(path.read_bytes()))
+    except (OSError, ValueError, ValidationError):
+        found = measure()
+    with storage_errors(f"cannot keep what was measured in {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(path, to_json(plain_json(found.model_dump(), name)))
+    return found
