@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from support.teacher import train_teacher
-from support.workplace import THINGS, WHAT, Refused, Workplace, domain
+from support.workplace import GENERAL, THINGS, WHAT, Refused, Workplace, domain
 
 from factory.registry.registry import Registry
 
@@ -55,7 +55,10 @@ def test_every_file_of_a_domain_becomes_figures_with_n_and_interval(with_models:
         ("golden_set_passed", 2), ("canary_exposure", 4), ("canaries_extracted", 4),
     ):  # fmt: skip
         assert metrics[name]["n"] == n, name
-    for name in ("outside_kl_change", "routed_elsewhere", "bits_per_byte_ratio", "teacher_ahead_of_base"):
+    for name in (
+        "outside_kl_change", "routed_elsewhere", "bits_per_byte_ratio", "teacher_ahead_of_base", "bits_per_byte_change",
+        "kl_whole_teacher", "kl_below_base",
+    ):  # fmt: skip
         assert metrics[name]["n"] > 0, name
     assert "refusals_kept" not in metrics  # this teacher declined nothing
     assert student["canaries"] == 4
@@ -94,6 +97,57 @@ def test_a_domain_s_gate_stands_in_for_the_family_s_and_null_removes_it(with_mod
     assert student["verdict"]["status"] == "passed" and student["verdict"]["reasons"] == []
     assert (gate["metric"], gate["threshold"], gate["status"]) == ("kl", 1000.0, "passed")
     assert gate["found"] == pytest.approx(student["evaluation"]["metrics"]["kl"]["value"])
+
+
+def test_a_stopped_evaluation_measures_only_what_is_missing(with_models: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    examined(with_models)
+    asked: list[str] = []
+
+    def stopping(*_: Any) -> dict[str, Any]:
+        asked.append("bias")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("factory.evaluation.suite.measure_bias", stopping)
+        with_models.run("build", "plants")
+    assert asked == ["bias"]
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("measured again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("factory.evaluation.suite.measure_fidelity", refuse)
+        student = built(with_models)
+    assert student["evaluation"]["metrics"]["kl"]["n"] > 0 and student["evaluation"]["metrics"]["bias_gap_change"]["n"] == 3
+
+
+def test_a_student_is_compared_with_the_champion_on_its_own_test_split(with_models: Workplace) -> None:
+    examined(with_models, gates={"kl_behind_champion": {"at_most": 0.5, "of": "high", "required": False}})
+    first = built(with_models)
+    assert first["verdict"]["champion"] is None and "kl_behind_champion" not in first["evaluation"]["metrics"]
+    Registry(with_models.root / "registry").promote("plants-mini@1", override="the first of its name")
+    second = built(with_models)
+    behind = second["evaluation"]["metrics"]["kl_behind_champion"]
+    assert second["verdict"]["champion"] == "plants-mini@1"
+    assert behind["value"] == pytest.approx(0, abs=1e-3)  # the same training again
+    assert Registry(with_models.root / "registry").promote("plants-mini@2").number == 2
+
+
+def test_without_a_finished_general_answer_a_student_is_built_and_the_card_says_what_is_missing(
+    with_models: Workplace,
+) -> None:
+    examined(with_models)
+    short = with_models.family["data"] | {"max_completion_tokens": 16}
+    with_models.write("default.family.yaml", with_models.family | {"data": short})
+    single = GENERAL.split()
+    source = {"id": "own", "kind": "templates", "license": "mit", "templates": single}
+    with_models.write("general.pool.yaml", {"name": "general", "sources": [source]})
+    prompts = [f"what is the {what} of {thing} ?" for what in WHAT for thing in THINGS]
+    endless = dict.fromkeys(single, "the early signs of asthma " * 8)
+    train_teacher(with_models.domains / "teacher", [*prompts, *single], lambda prompt: endless.get(prompt, "see the doctor ."))
+    student = built(with_models)
+    assert "general_kl" not in student["evaluation"]["metrics"] and student["evaluation"]["metrics"]["kl"]["n"] > 0
+    assert any("forgetting was not measured" in warning for warning in student["warnings"])
 
 
 @pytest.mark.parametrize("key", ["bias_pairs", "tasks", "golden_set"])
