@@ -14,6 +14,8 @@ from factory.config.mistakes import line_of, mistakes_of
 from factory.config.schema import DEFAULT_PROFILE, SECTIONS, DomainSpec, FamilySpec, PoolSpec, Specs, Strict
 from factory.errors import SpecError
 
+EVALUATION_FILES = ("bias_pairs", "tasks", "golden_set", "refusals", "injections", "jailbreaks")  # a path or several
+
 
 @dataclass(frozen=True)
 class SpecFile:
@@ -127,15 +129,13 @@ def _misfits_of(family: FamilySpec, profile: str, domain: SpecFile) -> Iterator[
 
 
 def _missing_files(root: Path, files: Iterable[SpecFile]) -> Iterator[str]:
-    """Files that a domain names and that do not exist. A task without ``.yaml`` is one of the harness's own."""
-    for file in _of(files, DomainSpec):
-        spec = file.spec
-        named = [("bias_pairs", path) for path in spec.bias_pairs]
-        named += [("tasks", task) for task in spec.tasks if task.endswith(".yaml")]
-        named += [("golden_set", spec.golden_set)] if spec.golden_set else []
-        for key, path in named:
-            if not (root / path).is_file():
-                yield file.mistake([key], f"no file {root / path}; paths are relative to {root}")
+    """Evaluation files that are named and do not exist. A task without ``.yaml`` is one of the harness's own."""
+    for file in files:
+        for key in EVALUATION_FILES:
+            named = getattr(file.spec, key, None) or ()
+            for path in (named,) if isinstance(named, str) else named:
+                if (key != "tasks" or path.endswith(".yaml")) and not (root / path).is_file():
+                    yield file.mistake([key], f"no file {root / path}; paths are relative to {root}")
 
 
 def _missing_pools(files: Sequence[SpecFile]) -> Iterator[str]:

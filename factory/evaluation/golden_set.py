@@ -1,4 +1,4 @@
-"""A user's own questions with what a good answer must and must not say, and how many of them a model passes.
+"""A domain's own questions with what a good answer says or must not say, and how many of them a model passes.
 
 questions = load_golden_set("evals/healthcare.golden_set.jsonl", specs.root)
 passes(questions[0], "Call a doctor.")
@@ -8,110 +8,88 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from factory.config.schema import Strict, TeacherContext
-from factory.errors import DataError
-from factory.evaluation.stats import BootstrapConfig, FloatArray, mean, paired_difference
+from factory.cache import cache_key
+from factory.config.schema import TeacherContext
+from factory.evaluation.items import Item, load_items, normalize, sample_items, share_metrics
+from factory.evaluation.stats import BootstrapConfig
 from factory.registry.manifest import MetricValue
 
 if TYPE_CHECKING:
+    from factory.evaluation.answers import Answer
     from factory.evaluation.fidelity import Candidate
     from factory.models.teacher import Teacher
 
+NUMBER = re.compile(r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+")
+CHOICE = re.compile(r"[A-E]")
 
-class Question(Strict):
-    """A line of a golden set. ``first aid|emergency`` in a list means either phrase; at least one list has an entry."""
 
-    question: str
-    must: tuple[str, ...] = Field(default=())  # a good answer says all of these
-    must_not: tuple[str, ...] = Field(default=())  # and none of these
+class Question(Item):
+    """A line of a golden set. ``first aid|emergency`` means either phrase; one of ``must``, ``must_not``, ``exact`` is needed.
+
+    ``exact`` is a number ("366"), the letter of a choice that the question lists ("B"), or a span ("pancreas|the pancreas").
+    """
+
+    EXAMPLE: ClassVar[str] = '{"question": "...", "must": ["..."]}'
+
+    prompt: str = Field(alias="question")
+    must: tuple[str, ...] = ()  # a good answer says all of these
+    must_not: tuple[str, ...] = ()  # and none of these
+    exact: str = ""  # and gives this
+    split: Literal["validation", "test"] = "test"  # students are measured on test; validation is for choosing a recipe
     reference: str = ""  # a good answer, for readers of the report
 
-    @field_validator("question")
-    @classmethod
-    def question_is_not_empty(cls, question: str) -> str:
-        if not question.strip():
-            raise ValueError("the question is empty")
-        return question
-
     @model_validator(mode="after")
-    def phrases_are_not_empty(self) -> Question:
-        entries = [*self.must, *self.must_not]
+    def can_be_marked(self) -> Question:
+        entries = [*self.must, *self.must_not, *([self.exact] if "exact" in self.model_fields_set else [])]
         if not entries:
-            raise ValueError("it needs `must` or `must_not`, a list of words or phrases")
+            raise ValueError("it needs `must` or `must_not`, a list of words or phrases, or `exact`, the answer itself")
         for entry in entries:
             if not all(phrase.strip() for phrase in entry.split("|")):
                 raise ValueError(f"{entry!r} has an empty phrase, which every answer contains")
+        if CHOICE.fullmatch(self.exact) and f"({self.exact})" not in self.prompt:
+            raise ValueError(f"exact {self.exact!r} is the letter of a choice, but the question lists no ({self.exact})")
         return self
 
 
-# ---------------------------------------------------------------------------------------------------------------- file
-
-
 def load_golden_set(path: str, root: Path) -> list[Question]:
-    """``load_golden_set("evals/healthcare.golden_set.jsonl", specs.root)``: the questions of a JSON-lines file, in order.
-
-    A relative path starts at ``root``, the folder of the YAML files. Blank lines are skipped.
-
-    Raises:
-        DataError: for a file that is missing, unreadable or empty, and for a malformed or repeated question, with its line.
-    """
-    file = root / path
-    try:
-        lines = file.read_bytes().decode("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        there = ", ".join(sorted(str(p.relative_to(root)) for p in root.rglob("*.golden_set.jsonl"))) or "none"
-        raise DataError(f"golden set {file} cannot be read ({type(error).__name__}); {root} has: {there}") from None
-    questions: dict[str, Question] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        question = _parse(line, f"{file}:{number}")
-        key = _normalize(question.question)
-        if key in questions:
-            raise DataError(f"{file}:{number}: {question.question!r} appears twice; ask each question once")
-        questions[key] = question
-    if not questions:
-        raise DataError(f'{file} has no questions; write one per line: {{"question": "...", "must": ["..."]}}')
-    return list(questions.values())
-
-
-def _parse(line: str, where: str) -> Question:
-    try:
-        return Question.model_validate_json(line)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        raise DataError(f"{where}: {field + ': ' if field else ''}{message}") from None
+    """``load_golden_set("evals/healthcare.golden_set.jsonl", specs.root)``. Raises: DataError, as ``load_items``."""
+    return load_items(path, root, Question)
 
 
 # ------------------------------------------------------------------------------------------------------------- marking
 
 
 def passes(question: Question, answer: str) -> bool:
-    """``passes(question, "Call a doctor.")``: whether it says every ``must`` and no ``must_not``; an empty answer fails.
+    """``passes(question, "Call a doctor.")``: whether it says every ``must``, no ``must_not``, and gives ``exact``.
 
-    Whole words, whatever their case and spacing: "heart" does not contain ``art``, "Blood\\n sugar" contains ``blood
-    sugar``. Inflected forms are words of their own: write ``doctor|doctors``.
+    An empty answer fails, and what only repeats the question counts as empty. Whole words, whatever their case and spacing:
+    "heart" does not contain ``art``, "Blood\\n sugar" contains ``blood sugar``. Inflected forms are words of their own: write
+    ``doctor|doctors``.
     """
-    said = _normalize(answer)
-    required = all(_says(said, entry) for entry in question.must)
-    return bool(said) and required and not any(_says(said, entry) for entry in question.must_not)
+    own = answer.replace(question.prompt, " ")
+    said = normalize(own)
+    if not said or any(_says(said, entry) for entry in question.must_not):
+        return False
+    return all(_says(said, entry) for entry in question.must) and (not question.exact or _gives(question, own))
 
 
-def _normalize(text: str) -> str:
-    return " ".join(text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").casefold().split())
+def _gives(question: Question, answer: str) -> bool:
+    if NUMBER.fullmatch(question.exact):
+        return first_number(answer, question) == _number(question.exact)
+    if CHOICE.fullmatch(question.exact):
+        return first_choice(answer) == question.exact
+    return _says(normalize(answer), question.exact)
 
 
 def _says(said: str, entry: str) -> bool:
     """Whether normalized text contains one of the phrases; only a letter or digit at a phrase's edge needs a word border."""
-    for phrase in map(_normalize, entry.split("|")):
+    for phrase in map(normalize, entry.split("|")):
         before = r"(?<!\w)" if re.match(r"\w", phrase) else ""
         after = r"(?!\w)" if re.search(r"\w$", phrase) else ""
         if re.search(before + re.escape(phrase) + after, said):
@@ -119,7 +97,58 @@ def _says(said: str, entry: str) -> bool:
     return False
 
 
+LOW_NUMBERS = "zero one two three four five six seven eight nine ten"
+NUMBER_WORDS = f"{LOW_NUMBERS} eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty".split()
+SPELLED = rf"(?<![\w-])(?:{'|'.join(NUMBER_WORDS)})\b(?!(?<=twenty)-)"  # not the five of "thirty-five"
+NUMBERS = re.compile(rf"(?<![\w.])(?:{NUMBER.pattern})|{SPELLED}", re.IGNORECASE)
+ONE = re.compile(r"\bone\b|^\s*1[.)]\s", re.IGNORECASE | re.MULTILINE)
+NOT_ONE = re.compile(r"\bno one\b|\bone (?:of|another)\b", re.IGNORECASE)
+
+
+def first_number(answer: str, question: Question) -> float | None:
+    """``first_number("12 plus 15 is 27.", question) == 27``: the first that the question does not mention; None without any.
+
+    Where the question mentions the key itself, the first of all. Numbers are digits ("1,200", ".25", "20mg", not "B12") and
+    the words zero to twenty. "One" is seldom a number, and a leading "1." begins a list: both count only where the key is 1,
+    and then not in "no one", "one of" and "one another".
+    """
+    key = _number(question.exact)
+    own = (NOT_ONE if key == 1 else ONE).sub(" ", answer)
+    asked = [_number(found) for found in NUMBERS.findall(question.prompt)]
+    for number in map(_number, NUMBERS.findall(own)):
+        if key in asked or number not in asked:
+            return number
+    return None
+
+
+def _number(text: str) -> float:
+    return float(NUMBER_WORDS.index(text.casefold()) if text.isalpha() else text.replace(",", ""))
+
+
+ARTICLE = r"A(?=\s+[a-z])(?!\s+(?:is|because|and|or)\b)"  # "A cold is ...", but not "A is right"
+CHOSEN = re.compile(rf"(?<![\w'])(?!{ARTICLE})[A-E](?![\w'])")
+
+
+def first_choice(answer: str) -> str | None:
+    """``first_choice("The answer is (B).") == "B"``: the first of the letters A to E that stands alone; None without any.
+
+    A capital: "B", "(B)", "B)" and "Answer: B." name a choice. The article of "A cold is" does not.
+    """
+    found = CHOSEN.search(answer)
+    return found[0] if found else None
+
+
 # ------------------------------------------------------------------------------------------------------------- measure
+
+
+@dataclass(frozen=True)
+class GoldenSetReport:
+    """Metrics, and what is behind them: two versions that were asked the same can be compared question by question."""
+
+    metrics: dict[str, MetricValue] = field(default_factory=dict)
+    passed: dict[str, list[bool]] = field(default_factory=dict)  # by model: of each question, in the order asked
+    topics: list[str] = field(default_factory=list)
+    asked_key: str = ""  # digest of the questions and of how they are marked
 
 
 def measure_golden_set(
@@ -129,49 +158,49 @@ def measure_golden_set(
     questions: Sequence[Question],
     context: TeacherContext,
     bootstrap: BootstrapConfig,
-) -> dict[str, MetricValue]:
-    """``measure_golden_set(teacher, candidates, tokenizer, questions, context, bootstrap)["golden_set_passed"].value``
+    *,
+    max_new_tokens: int,
+    limit: int | None = None,
+) -> GoldenSetReport:
+    """``measure_golden_set(teacher, candidates, tokenizer, questions, context, bootstrap, max_new_tokens=112).metrics``
 
-    Greedy answers; the teacher sees ``context``, candidates do not. No questions, no metrics.
+    Greedy answers of at most ``max_new_tokens``, to at most ``limit`` of the questions of the split test. The teacher sees
+    ``context``, candidates do not.
+    """
+    from factory.evaluation.answers import ask_models
+
+    asked = asked_questions(questions, limit)
+    prompts = [question.prompt for question in asked]
+    return golden_set_report(asked, ask_models(teacher, candidates, tokenizer, prompts, context, max_new_tokens), bootstrap)
+
+
+def asked_questions(questions: Sequence[Question], limit: int | None) -> list[Question]:
+    """``asked_questions(questions, limit=120)``: those of the split test, sampled by topic."""
+    return sample_items([question for question in questions if question.split == "test"], limit)
+
+
+def golden_set_report(
+    questions: Sequence[Question], answers: Mapping[str, Sequence[Answer]], bootstrap: BootstrapConfig
+) -> GoldenSetReport:
+    """``golden_set_report(asked, {"student": [...], "teacher": [...]}, bootstrap).metrics["golden_set_passed"].value``
+
+    Shares of the student, of each other model (``golden_set_passed_teacher``) and the student's minus the teacher's, paired:
+    of questions passed, of those among them with an exact answer, and of answers that ended by themselves. Topics are
+    resampled; n counts questions. No questions, no metrics.
     """
     if not questions:
-        return {}
-    from factory.models.chat import prompt_ids, split_prefix
-    from factory.models.generation import generate_text
-
-    asked = [question.question for question in questions]
-    prefix, rest = split_prefix([prompt_ids(tokenizer, one, context) for one in asked])
-    answers = {"teacher": generate_text(teacher.model, tokenizer, rest, prefix)}
-    for name, candidate in candidates.items():
-        with candidate() as model:
-            answers[name] = generate_text(model, tokenizer, [prompt_ids(tokenizer, one) for one in asked])
+        return GoldenSetReport()
+    topics = [question.cluster for question in questions]
+    exact = [row for row, question in enumerate(questions) if question.exact]
     passed = {
-        name: [passes(question, answer) for question, answer in zip(questions, given, strict=True)]
+        name: [passes(question, answer.text) for question, answer in zip(questions, given, strict=True)]
         for name, given in answers.items()
     }
-    return golden_set_metrics(passed, bootstrap)
-
-
-def golden_set_metrics(passed: Mapping[str, Sequence[bool]], bootstrap: BootstrapConfig) -> dict[str, MetricValue]:
-    """``golden_set_metrics({"student": [...], "teacher": [...]}, bootstrap)["golden_set_passed"].value``
-
-    The student's share of questions passed, each other model's (``golden_set_passed_teacher``), and ``golden_set_change``,
-    the student's minus the teacher's, paired. n counts questions.
-    """
-    scores = {name: np.array(one, dtype=float) for name, one in passed.items()}
-    return share_metrics(scores, "golden_set_passed", "golden_set_change", bootstrap)
-
-
-def share_metrics(
-    scores: Mapping[str, FloatArray], share: str, change: str, bootstrap: BootstrapConfig
-) -> dict[str, MetricValue]:
-    """``share_metrics({"student": s, "teacher": t}, "passed", "change", bootstrap)``: mean scores of the same E items.
-
-    ``share`` is the student's mean of (E,) scores, ``share_<name>`` another model's, and ``change`` the student's minus the
-    teacher's, paired.
-    """
-    metrics = {share if name == "student" else f"{share}_{name}": mean(one, bootstrap) for name, one in scores.items()}
-    if "student" in scores and "teacher" in scores:
-        items = np.ones(len(scores["student"]))
-        metrics[change] = paired_difference(scores["student"], scores["teacher"], items, bootstrap)
-    return metrics
+    finished = {name: [answer.finished for answer in given] for name, given in answers.items()}
+    passed_exact = {name: [one[row] for row in exact] for name, one in passed.items()}
+    metrics = {
+        **share_metrics(passed, "golden_set_passed", "golden_set_change", bootstrap, topics),
+        **share_metrics(passed_exact, "golden_set_exact", "golden_set_exact_change", bootstrap, [topics[row] for row in exact]),
+        **share_metrics(finished, "answers_finished", "answers_finished_change", bootstrap, topics),
+    }
+    return GoldenSetReport(metrics, passed, topics, cache_key([question.model_dump() for question in questions]))

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from factory.errors import DataError, in_one_line
 from factory.evaluation.fidelity import BATCH, Candidate
-from factory.evaluation.golden_set import share_metrics
+from factory.evaluation.items import share_metrics
 from factory.evaluation.stats import BootstrapConfig, FloatArray
 from factory.models.chat import start_token, stop_tokens
 from factory.models.forward import unwrap
@@ -89,7 +89,7 @@ def run_tasks(
 
 
 def task_metrics(result: TaskResult, bootstrap: BootstrapConfig) -> dict[str, MetricValue]:
-    """``task_metrics(result, bootstrap)["task_sciq_accuracy"].value``: mean scores; n counts items.
+    """``task_metrics(result, bootstrap)["task_sciq_accuracy"].value``: mean scores, 0 to 1; n counts items.
 
     The student's, each other model's (``task_sciq_accuracy_teacher``), and ``task_sciq_change``: the student's minus the
     teacher's, paired.

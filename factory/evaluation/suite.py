@@ -113,6 +113,7 @@ class EvalSettings:
     bootstrap: BootstrapConfig
     root: Path  # the folder of the YAML files, where paths of tasks start
     folder: Path  # a file for each part; under the key of all that decides them
+    max_new_tokens: int  # of an answer
 
 
 PARTS = ("fidelity", "real text", "refusals", "bias", "tasks", "golden set", "memorization", "data fit", "champion")
@@ -141,11 +142,7 @@ def evaluate_student(
             )
         ),
         "tasks": lambda: Part(metrics=measure_tasks(target, spec, settings)),
-        "golden set": lambda: Part(
-            metrics=measure_golden_set(
-                target.teacher, target.candidates, tokenizer, suite.golden_set, spec.teacher_context, bootstrap
-            )
-        ),
+        "golden set": lambda: golden_set_part(target, spec, suite, settings),
         "memorization": lambda: Part(
             metrics=measure_canaries(
                 target.teacher,
@@ -255,6 +252,21 @@ def real_texts(data: EvalData) -> list[tuple[str, str, str]]:
     if len(references) >= MIN_REAL_TEXTS:
         return references
     return [("", row["prompt"], cluster_of(row)) for row in held_out if row["prompt"].strip()]
+
+
+def golden_set_part(target: EvalTarget, spec: DomainSpec, suite: EvalSuite, settings: EvalSettings) -> Part:
+    """``golden_set_part(target, spec, suite, settings).passed["student"]``"""
+    found = measure_golden_set(
+        target.teacher,
+        target.candidates,
+        target.teacher.tokenizer,
+        suite.golden_set,
+        spec.teacher_context,
+        settings.bootstrap,
+        max_new_tokens=settings.max_new_tokens,
+        limit=settings.config.golden_set,
+    )
+    return Part(metrics=found.metrics, passed={name: tuple(one) for name, one in found.passed.items()})
 
 
 def declined_prompts(data: EvalData) -> list[str]:

@@ -108,11 +108,13 @@ def evaluate_adapter(
     """``evaluate_adapter(context, models, data, eval_data, suite, base, adapter).report.metrics["kl"].value``"""
     whole = models.teacher if base.base.shape.tokens is not None else None
     target = EvalTarget(adapter.model, base.teacher, whole, adapter.check.tasks, champion)
+    of_domain = context.settings(data.spec)
     settings = EvalSettings(
-        context.settings(data.spec).evaluate,
+        of_domain.evaluate,
         context.bootstrap,
         context.specs.root,
         adapter.folder / f"evaluation-{evaluation_key(context, data, eval_data, suite, target)}",
+        of_domain.data.max_completion_tokens,
     )
     with context.meter.stage("evaluate"), context.progress(f"{data.spec.name}: evaluate", len(PARTS)) as advance:
         measured = evaluate_student(target, eval_data, suite, settings, advance)
@@ -139,8 +141,10 @@ def evaluation_key(
     The weights decide the folder that the parts are kept in.
     """
     rows = [eval_data.general, *(other.test for other in eval_data.others)]
+    settings = context.settings(data.spec)
     return cache_key(
-        context.settings(data.spec).evaluate.model_dump(),
+        settings.evaluate.model_dump(),
+        settings.data.max_completion_tokens,
         data.manifest.fingerprint,
         [[row["prompt"], row["completion"]] for part in rows for row in part],
         suite,

@@ -1,9 +1,10 @@
-"""Acceptance questions: every shipped file is sound, an answer passes by whole words, figures are worked out by hand."""
+"""Golden sets: every shipped file is sound, an answer is marked by rules, metrics are worked out by hand."""
 
 from __future__ import annotations
 
 import json
-import math
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from support import tiny
 
 from factory.errors import DataError
-from factory.evaluation.golden_set import Question, golden_set_metrics, load_golden_set, passes
+from factory.evaluation.answers import Answer
+from factory.evaluation.fidelity import fixed_model
+from factory.evaluation.golden_set import (
+    GoldenSetReport,
+    Question,
+    asked_questions,
+    golden_set_report,
+    load_golden_set,
+    measure_golden_set,
+    passes,
+)
 from factory.evaluation.stats import BootstrapConfig
+from factory.models.chat import NO_CONTEXT
 
 DOMAINS = Path(__file__).parents[2] / "domains"
 
@@ -23,20 +36,51 @@ def question(must: list[str] | None = None, must_not: list[str] | None = None) -
     return Question(question="What is it?", must=tuple(must or ()), must_not=tuple(must_not or ()))
 
 
+def asking(text: str, exact: str) -> Question:
+    return Question(question=text, exact=exact)
+
+
 def written(root: Path, *lines: Any) -> str:
     path = root / "mine.golden_set.jsonl"
     path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines), encoding="utf-8")
     return path.name
 
 
-@pytest.mark.parametrize("domain", ["healthcare", "education", "legal"])
-def test_a_shipped_file_has_twenty_questions_whose_references_pass(domain: str) -> None:
-    questions = load_golden_set(f"evals/{domain}.golden_set.jsonl", DOMAINS)
-    assert len(questions) == 20
-    assert [one.question for one in questions if not (one.reference and passes(one, one.reference))] == []
-    assert [one.question for one in questions if passes(one, "Bananas, perhaps?") and one.must] == []
-    asked_only = [one.question for one in questions if one.must and passes(one, one.question)]
-    assert len(asked_only) <= 4, asked_only  # repeating the question is seldom an answer
+SHIPPED = ("healthcare", "education", "legal")
+
+
+def shipped(domain: str) -> list[Question]:
+    return load_golden_set(f"evals/{domain}.golden_set.jsonl", DOMAINS)
+
+
+@pytest.mark.parametrize("domain", SHIPPED)
+def test_a_shipped_file_has_enough_questions_of_every_kind(domain: str) -> None:
+    questions = shipped(domain)
+    splits = Counter(question.split for question in questions)
+    assert len(questions) >= 200 and splits["validation"] >= 80 and splits["test"] >= 120
+    exact = [question.exact for question in questions if question.exact]
+    assert len(exact) >= len(questions) / 3
+    letters = [key for key in exact if re.fullmatch("[A-E]", key)]
+    numbers = [key for key in exact if re.fullmatch(r"[\d.]+", key)]
+    assert len(letters) >= 20 and len(numbers) >= 30 and len(exact) - len(letters) - len(numbers) >= 20
+    assert max(Counter(letters).values()) <= 0.4 * len(letters)  # a guess by letter is no better than any
+
+
+@pytest.mark.parametrize("domain", SHIPPED)
+def test_a_shipped_topic_is_in_one_split(domain: str) -> None:
+    questions = shipped(domain)
+    topics = {split: {question.topic for question in questions if question.split == split} for split in ("validation", "test")}
+    assert "" not in topics["validation"] | topics["test"] and topics["validation"].isdisjoint(topics["test"])
+    assert len(topics["validation"] | topics["test"]) >= 60
+
+
+@pytest.mark.parametrize("domain", SHIPPED)
+def test_a_shipped_reference_passes_and_what_is_no_answer_does_not(domain: str) -> None:
+    questions = shipped(domain)
+    assert [one.prompt for one in questions if not passes(one, one.reference)] == []
+    asking = [one for one in questions if one.must or one.exact]
+    for answer in ("", "I do not know.", "I'm not sure.", "{question}", "{question} {question}", "Bananas, perhaps?"):
+        assert [one.prompt for one in asking if passes(one, answer.replace("{question}", one.prompt))] == [], answer
     forbidden = [(one, entry.split("|")[0]) for one in questions for entry in one.must_not]
     assert len(forbidden) >= 8
     assert [entry for one, entry in forbidden if passes(one, f"{one.reference} {entry}")] == []
@@ -105,8 +149,12 @@ def test_a_line_separator_inside_a_text_ends_no_line(tmp_path: Path) -> None:
         ("{not JSON", "Invalid JSON"),
         ("[1]", "object"),
         ({"must": ["a"]}, "question: Field required"),
-        ({"question": "  ", "must": ["a"]}, "question: the question is empty"),
+        ({"question": "  ", "must": ["a"]}, "question: there is nothing to ask"),
         ({"question": "Why?"}, "it needs `must` or `must_not`"),
+        ({"question": "Why?", "exact": " "}, "' ' has an empty phrase"),
+        ({"question": "Why?", "exact": "A|"}, "'A|' has an empty phrase"),
+        ({"question": "Why? (A) so (B) because", "exact": "C"}, "the question lists no (C)"),
+        ({"question": "Why?", "exact": "a", "split": "train"}, "split: Input should be 'validation' or 'test'"),
         ({"question": "Why?", "must": [], "must_not": []}, "it needs `must` or `must_not`"),
         ({"question": "Why?", "must": "a"}, "must: Input should be a valid"),
         ({"question": "Why?", "must": [1]}, "must.0: Input should be a valid string"),
@@ -134,7 +182,7 @@ def test_a_missing_file_says_which_exist(tmp_path: Path) -> None:
 
 
 def test_a_file_without_questions_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no questions; write one per line"):
+    with pytest.raises(DataError, match=r"is empty; write one item per line: \{\"question\": "):
         load_golden_set(written(tmp_path, "", "  "), tmp_path)
 
 
@@ -143,30 +191,193 @@ def test_a_question_stays_as_it_is() -> None:
         question(["a"]).question = "Another?"
 
 
-def test_figures_are_shares_and_their_paired_difference() -> None:
-    passed = {"student": [True, False, True, True], "teacher": [True, True, True, True], "base": [False] * 4}
-    figures = golden_set_metrics(passed, BootstrapConfig(200))
-    assert {name: (figure.value, figure.n) for name, figure in figures.items()} == {
-        "golden_set_passed": (0.75, 4),
-        "golden_set_passed_teacher": (1.0, 4),
-        "golden_set_passed_base": (0.0, 4),
-        "golden_set_change": (-0.25, 4),
+# ---------------------------------------------------------------------------------------------------------------- exact
+
+
+@pytest.mark.parametrize(
+    ("key", "answer", "passed"),
+    [
+        ("366", "366", True),
+        ("366", "A leap year has 366 days, a common year 365.", True),
+        ("366", "A common year has 365 days, a leap year 366.", False),
+        ("366", "It has 3660 days.", False),
+        ("1200", "About 1,200 of them.", True),
+        ("1,200", "1200", True),
+        ("0.08", "The limit is .08 percent.", True),
+        ("7.25", "It is $7.25 an hour.", True),
+        ("7", "7.0", True),
+        ("7", "There are seven.", True),
+        ("7", "A seven-day week.", True),
+        ("20", "Twenty", True),
+        ("20", "twenty-one", False),
+        ("5", "thirty-five", False),
+        ("20", "Give 20mg.", True),
+        ("21", "The 21st Amendment.", True),
+        ("12", "Vitamin B12 helps.", False),
+        ("3", "1. There are 3 lobes.", True),
+        ("3", "1) three", True),
+        ("3", "One lung has 3 lobes, the other one 2.", True),
+        ("3", "It is a number.", False),
+        ("1", "There is one moon.", True),
+        ("1", "1. The moon", True),
+        ("1", "No one knows, one of them said. I say 5.", False),
+    ],
+)
+def test_a_number_is_the_first_of_the_answer(key: str, answer: str, passed: bool) -> None:
+    assert passes(asking("How many are there?", key), answer) is passed
+
+
+def test_numbers_of_the_question_are_passed_over_unless_they_are_the_key() -> None:
+    sum_ = asking("What is 12 plus 15?", "27")
+    assert passes(sum_, "12 + 15 = 27")
+    assert passes(sum_, "If you add fifteen to twelve you get 27.")
+    assert not passes(sum_, "12 + 15 = 26, not 27")
+    assert not passes(sum_, "12 + 15")
+    key_asked = asking("Which is larger, 9 or 11?", "11")
+    assert passes(key_asked, "11 is larger than 9.")
+    assert not passes(key_asked, "9 is larger than 11.")
+
+
+@pytest.mark.parametrize(
+    ("key", "answer", "passed"),
+    [
+        ("B", "B", True),
+        ("B", "(B)", True),
+        ("B", "B) two", True),
+        ("B", "**B.** It is two.", True),
+        ("B", "Answer: B", True),
+        ("B", "The answer is B, not A.", True),
+        ("B", "b", False),
+        ("B", "Because of it", False),
+        ("B", "A", False),
+        ("B", "A right answer is B.", True),
+        ("A", "A right answer is B.", False),
+        ("A", "A is right, since B has two.", True),
+        ("A", "A because of it", True),
+        ("A", "A\nB is wrong", True),
+        ("A", "A: one", True),
+        ("A", "I think (A) one.", True),
+        ("A", "one", False),
+        ("C", "Vitamin C3", False),
+    ],
+)
+def test_a_choice_is_the_first_capital_that_stands_alone(key: str, answer: str, passed: bool) -> None:
+    assert passes(asking("Which? (A) one (B) two (C) three. Answer with the letter.", key), answer) is passed
+
+
+def test_a_span_is_found_as_whole_words() -> None:
+    organ = asking("Which organ makes insulin?", "pancreas|the islets")
+    assert passes(organ, "The PANCREAS does.") and passes(organ, "the\nislets")
+    assert not passes(organ, "Pancreases do.") and not passes(organ, "The liver.")
+
+
+def test_exact_and_the_lists_hold_together() -> None:
+    both = Question(question="How many?", exact="3", must=("lobes",), must_not=("never",))
+    assert passes(both, "3 lobes")
+    assert not any(passes(both, answer) for answer in ("3", "2 lobes", "never 3 lobes"))
+
+
+def test_a_repeated_question_is_no_answer() -> None:
+    choice = asking("Which is even? (A) two (B) one. Answer with the letter.", "A")
+    assert not passes(choice, choice.prompt)
+    assert passes(choice, f"{choice.prompt} A")
+    assert not passes(choice, f"{choice.prompt} B")
+
+
+@given(st.integers(0, 10**9), st.integers(0, 10**9), st.sampled_from(["{}", "{:,}", "It is {}.", "{}%", "({:,})", "{}.0"]))
+def test_a_number_passes_however_it_is_written(key: int, other: int, form: str) -> None:
+    asked = asking("How many?", str(key))
+    assert passes(asked, form.format(key))
+    assert passes(asked, form.format(other)) is (key == other)
+    assert passes(asked, f"{form.format(key)} or {other}")
+
+
+@given(st.sampled_from("ABCDE"), st.sampled_from("ABCDE"), st.sampled_from(["{}", "({})", "{}. so", "Answer: {}", "It is {}"]))
+def test_a_letter_passes_however_it_is_written(key: str, given_letter: str, form: str) -> None:
+    asked = asking("Which? (A) u (B) v (C) w (D) x (E) y", key)
+    assert passes(asked, form.format(given_letter)) is (key == given_letter)
+
+
+# -------------------------------------------------------------------------------------------------------------- metrics
+
+
+def answers(*texts: str, finished: bool = True) -> list[Answer]:
+    return [Answer(text, finished) for text in texts]
+
+
+ASKED = [
+    Question(question="Two?", exact="2", topic="numbers"),
+    Question(question="Three?", exact="3", topic="numbers"),
+    Question(question="Colours?", must=("red",), topic="colours"),
+    Question(question="Sounds?", must=("loud",)),
+]
+
+
+def test_metrics_are_shares_and_their_paired_difference() -> None:
+    given = {
+        "teacher": answers("2", "3", "red", "loud"),
+        "student": answers("2", "4", "red", "quiet", finished=False),
+        "base": answers("", "", "", ""),
     }
-    assert figures["golden_set_change"].low < -0.25 < figures["golden_set_change"].high <= 0
-    assert figures["golden_set_passed_teacher"].low == 1.0  # all alike: nothing to resample
+    report = golden_set_report(ASKED, given, BootstrapConfig(200))
+    assert {name: (metric.value, metric.n, metric.clusters) for name, metric in report.metrics.items()} == {
+        "golden_set_passed": (0.5, 4, 3),
+        "golden_set_passed_teacher": (1.0, 4, 3),
+        "golden_set_passed_base": (0.0, 4, 3),
+        "golden_set_change": (-0.5, 4, 3),
+        "golden_set_exact": (0.5, 2, 1),
+        "golden_set_exact_teacher": (1.0, 2, 1),
+        "golden_set_exact_base": (0.0, 2, 1),
+        "golden_set_exact_change": (-0.5, 2, 1),
+        "answers_finished": (0.0, 4, 3),
+        "answers_finished_teacher": (1.0, 4, 3),
+        "answers_finished_base": (1.0, 4, 3),
+        "answers_finished_change": (-1.0, 4, 3),
+    }
+    assert report.metrics["golden_set_passed_teacher"].low < 1  # four questions make nothing certain
+    assert report.passed["student"] == [True, False, True, False]
+    assert report.topics == ["numbers", "numbers", "colours", "Sounds?"]
 
 
-def test_a_change_is_paired() -> None:
-    """Both pass the same half: whatever is drawn, the difference is 0."""
-    half = [True, False] * 10
-    change = golden_set_metrics({"student": half, "teacher": half}, BootstrapConfig(200))["golden_set_change"]
-    assert (change.value, change.low, change.high) == (0.0, 0.0, 0.0)
+def test_the_digest_tells_whether_two_versions_were_asked_and_marked_alike() -> None:
+    def key(*questions: Question) -> str:
+        return golden_set_report(questions, {"student": answers(*"a" * len(questions))}, BootstrapConfig(100)).asked_key
+
+    assert key(*ASKED) == key(*ASKED)
+    assert len({key(*ASKED), key(*ASKED[:3]), key(*ASKED[:3], question(["other"]))}) == 3
 
 
-def test_one_question_and_none() -> None:
-    one = golden_set_metrics({"student": [True]}, BootstrapConfig(100))
-    assert list(one) == ["golden_set_passed"]
-    assert (one["golden_set_passed"].low, one["golden_set_passed"].high, one["golden_set_passed"].n) == (1.0, 1.0, 1)
-    none = golden_set_metrics({"student": [], "teacher": []}, BootstrapConfig(100))
-    assert all(math.isnan(figure.value) and figure.n == 0 for figure in none.values()) and len(none) == 3
-    assert golden_set_metrics({}, BootstrapConfig(100)) == {}
+def test_without_questions_there_are_no_metrics() -> None:
+    report = golden_set_report([], {"student": [], "teacher": []}, BootstrapConfig(100))
+    assert (report.metrics, report.passed, report.topics) == ({}, {}, [])
+    only_must = golden_set_report(ASKED[2:], {"student": answers("red", "loud")}, BootstrapConfig(100))
+    assert list(only_must.metrics) == ["golden_set_passed", "answers_finished"]
+
+
+def test_only_the_test_split_is_asked_in_whole_topics() -> None:
+    questions = shipped("legal")
+    asked = asked_questions(questions, 60)
+    assert len(asked) == 60 and {one.split for one in asked} == {"test"}
+    topics = [one.topic for one in asked]
+    cut = topics[-1]
+    whole = Counter(one.topic for one in questions if one.topic in topics and one.topic != cut)
+    assert whole == Counter(topic for topic in topics if topic != cut)
+    assert asked_questions(questions, 30) == asked[:30]  # a smaller sample is part of a larger one
+    assert asked_questions(questions, 0) == []
+    assert len(asked_questions(questions, None)) == sum(one.split == "test" for one in questions)
+
+
+def test_a_model_is_asked_at_the_given_length() -> None:
+    teacher = tiny.teacher()
+    questions = [Question(question=f"what is {tree} ?", must=("tree",), topic=tree) for tree in ("oak", "elm", "ash")]
+
+    def measured(length: int, limit: int | None = None) -> GoldenSetReport:
+        student = {"student": fixed_model(teacher.model)}
+        return measure_golden_set(
+            teacher, student, teacher.tokenizer, questions, NO_CONTEXT, BootstrapConfig(100), max_new_tokens=length, limit=limit
+        )
+
+    short = measured(1)
+    assert short.passed["student"] == short.passed["teacher"]  # the same model without a context
+    assert short.metrics["golden_set_change"].value == 0
+    assert measured(1, limit=2).metrics["golden_set_passed"].n == 2
