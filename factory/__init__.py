@@ -6,8 +6,8 @@
 
     specs = load_specs(Path("domains"))
     context = make_context(specs, specs.family("default"), registry=Registry("registry"), profile="demo")
-    student = build_student(context, "healthcare", "small")
-    print(student.reference, student.manifest.evaluation.metrics["kl"])  # healthcare-small@1, nats/token
+    student = build_student(context, "healthcare", "medium")
+    print(student.reference, student.manifest.evaluation.metrics["kl"])  # healthcare-medium@1, nats/token
     print(ask(load_chat_model(student, context.registry, context.device), "What is gout?").answer)
 
 ``__init__.pyi`` lists the public names. Each is imported on its first use, so ``import factory`` loads no torch.

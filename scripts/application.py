@@ -32,7 +32,7 @@ if __name__ == "__main__":
     parser.add_argument("topic", nargs="?", default="asthma")
     topic = parser.parse_args().topic
     try:
-        facts = ask("healthcare-small", f"What are early signs of {topic}?")
-        ask("education-small", f"Write one question for a pupil who has read this: {facts}")
+        facts = ask("healthcare-medium", f"What are early signs of {topic}?")
+        ask("education-medium", f"Write one question for a pupil who has read this: {facts}")
     except OpenAIError as error:
         sys.exit(f"error: {error}; is `factory serve` running with both students in the registry?")

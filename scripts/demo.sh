@@ -13,17 +13,17 @@ step() { # runs a command, prints how long it took, and returns its exit code
 }
 
 newest() { # the newest version of the healthcare student, whatever its verdict
-  factory list --json | python -c 'import json, sys; print([one["reference"] for one in json.load(sys.stdin) if one["name"] == "healthcare-small"][-1])'
+  factory list --json | python -c 'import json, sys; print([one["reference"] for one in json.load(sys.stdin) if one["name"] == "healthcare-medium"][-1])'
 }
 
 step factory doctor
 step factory plan healthcare --profile demo
 step factory build healthcare --profile demo
 step factory list
-step factory compare healthcare-small teacher
-step factory ask healthcare-small "What are early signs of asthma?"
+step factory compare healthcare-medium teacher
+step factory ask healthcare-medium "What are early signs of asthma?"
 step factory ask teacher "What are early signs of asthma?"
-step factory explain healthcare-small "The first sign of a cold is usually"
+step factory explain healthcare-medium "The first sign of a cold is usually"
 [ "${1:-}" = --full ] || exit 0
 
 PORT=8377
@@ -42,8 +42,8 @@ step factory promote "$first"
 export OMP_NUM_THREADS=$(($(nproc) > 1 ? $(nproc) - 1 : 1))
 factory serve --port $PORT --threads 1 2> "$scratch/serve.log" &
 timeout 120 bash -c "until curl -sf http://127.0.0.1:$PORT/health; do sleep 1; done" || { cat "$scratch/serve.log" >&2; exit 1; }
-good=healthcare-small@$((${first#*@} + 2))
-python scripts/live_client.py healthcare-small --until "$good" --url http://127.0.0.1:$PORT/v1 &
+good=healthcare-medium@$((${first#*@} + 2))
+python scripts/live_client.py healthcare-medium --until "$good" --url http://127.0.0.1:$PORT/v1 &
 client=$!
 
 printf '\nA version spoiled on purpose (a learning rate a hundred times too high), while the client goes on:\n'

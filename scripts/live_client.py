@@ -1,6 +1,6 @@
 """Sends one question after another to a server, and reports when a new version answers.
 
-    python scripts/live_client.py healthcare-small --until healthcare-small@3
+    python scripts/live_client.py healthcare-medium --until healthcare-medium@3
 
 Ends when that version has answered five times. Exit code 0 if no request failed. One client, no retries.
 """

@@ -1,6 +1,6 @@
 """`factory serve` beside bare llama.cpp and `transformers serve`: the same students on the same machine, in one run.
 
-    python scripts/serve_benchmark.py healthcare-small education-small legal-small --data DATA
+    python scripts/serve_benchmark.py healthcare-medium education-medium legal-medium --data DATA
 
 single     one stream at a time: the gateway, bare llama.cpp (same GGUF, adapters and slots) and `transformers serve` (the
            merged student in bfloat16) get the same prompts in turn; medians over rounds, ratios within a round

@@ -106,9 +106,11 @@ class TeacherSpec(ModelSpec):
 
 
 class SizeSpec(Strict):
-    """A size of student: pruned from the teacher (`layers`), or any causal model with its own vocabulary (`base`)."""
+    """A size of student: the teacher with fewer tokens (`vocabulary` alone), pruned (`layers`), or another model (`base`)."""
 
-    layers: int | None = Field(default=None, ge=1, description="Layers kept of the teacher's.")
+    layers: int | None = Field(
+        default=None, ge=1, description="Layers kept of the teacher's; without it all are kept, and nothing has to be healed."
+    )
     vocabulary: int | None = Field(default=None, ge=300, description="Tokens kept at most; all of the teacher's if left out.")
     base: ModelSpec | None = Field(default=None, description="A base model in place of a pruned teacher.")
 
@@ -116,9 +118,14 @@ class SizeSpec(Strict):
     def is_pruned_or_named(self) -> SizeSpec:
         if self.base is not None and self.layers is not None:
             raise ValueError("a size has either `layers` (pruned from the teacher) or `base`, not both")
-        if self.base is None and self.layers is None:
-            raise ValueError("a size needs `layers` (pruned from the teacher) or `base`")
+        if self.base is None and self.layers is None and self.vocabulary is None:
+            raise ValueError("a size needs `vocabulary` (the teacher with fewer tokens), `layers` (pruned) or `base`")
         return self
+
+    @property
+    def trimmed(self) -> bool:
+        """Whether its base is the whole teacher with fewer tokens."""
+        return self.layers is None and self.base is None
 
 
 class Profile(Strict):
@@ -193,7 +200,7 @@ class FamilySpec(Strict):
             if name not in self.sizes:
                 raise ValueError(f"path: {name!r} is not one of the sizes: {', '.join(self.sizes)}")
             if self.sizes[name].layers is None:
-                raise ValueError(f"path: {name!r} has a base of its own; a teacher assistant is pruned from the teacher")
+                raise ValueError(f"path: {name!r} is not pruned from the teacher, as a teacher assistant is")
         return self
 
     def teacher_assistant(self, size: str) -> str | None:

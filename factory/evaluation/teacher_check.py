@@ -27,10 +27,11 @@ MIN_REFERENCES = 8  # of a domain's sources; with fewer, completions by the teac
 
 @dataclass(frozen=True)
 class TeacherCheck:
-    """What the teacher knows of a domain; ``reasons`` are empty where it passed."""
+    """What the teacher knows of a domain; ``reasons`` are empty where it passed, ``warnings`` do not stop a build."""
 
     metrics: dict[str, MetricValue]
     reasons: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
     tasks: Sequence[TaskResult] = ()  # scores of teacher and base, for the evaluation to reuse
 
 
@@ -49,14 +50,16 @@ def check_teacher(
     *,
     kept_mass: float,
     tasks: Sequence[TaskResult] = (),
+    trimmed: bool = False,
 ) -> TeacherCheck:
     """``check_teacher(teacher, base, held_out, training, bootstrap, kept_mass=0.98).reasons``
 
     On held-out references the teacher, with its context, must be ahead of the student's base and of chance by more than
     ``MIN_AHEAD`` nats/token, at the lower end of the paired 95 % interval. Chance is the frequency of tokens in
     ``training`` (completions in ids), smoothed by one. ``kept_mass`` is the share of the teacher's distribution that the
-    student's vocabulary keeps. On ``tasks``, which have few items, the teacher fails only where its whole interval is at
-    chance or below, or behind the base.
+    student's vocabulary keeps. A ``trimmed`` base is the teacher without its context: where that says nothing, the adapter
+    has little to learn, which is a warning. On ``tasks``, which have few items, the teacher fails only where its whole
+    interval is at chance or below, or behind the base.
     """
     sums = measure(teacher, {"base": base}, held_out)["base"]
     chance = unigram_nll(held_out, training, len(teacher.tokenizer))
@@ -65,19 +68,26 @@ def check_teacher(
         "teacher_ahead_of_chance": paired_difference(chance, sums.teacher_nll, sums.tokens, bootstrap),
         "vocabulary_kept_mass": MetricValue(kept_mass, kept_mass, kept_mass, int(sums.tokens.sum())),
     }
-    reasons = [
-        f"on the domain's references it is only {_with_n(metrics[name])} nats/token ahead of {other}; the lower end must be "
-        f"above {MIN_AHEAD:g}"
+    behind = {
+        name: f"on the domain's references it is only {_with_n(metrics[name])} nats/token ahead of {other}; the lower end must "
+        f"be above {MIN_AHEAD:g}"
         for name, other in (("teacher_ahead_of_base", "the base"), ("teacher_ahead_of_chance", "chance"))
         if not metrics[name].low > MIN_AHEAD  # NaN fails too
-    ]
+    }
+    warnings = []
+    if trimmed and behind.pop("teacher_ahead_of_base", ""):
+        warnings.append(
+            f"the base is the teacher with fewer tokens and only {_with_n(metrics['teacher_ahead_of_base'])} nats/token behind "
+            "it: the adapter has little to learn; a teacher_context or references of your own would give it more"
+        )
+    reasons = list(behind.values())
     if kept_mass < MIN_KEPT_MASS:
         reasons.append(
             f"the student's vocabulary keeps {kept_mass:.3f} of its probability mass; at least {MIN_KEPT_MASS} is needed"
         )
     for task in tasks:
         reasons += _task_reasons(task, bootstrap)
-    return TeacherCheck(metrics, tuple(reasons), tasks)
+    return TeacherCheck(metrics, tuple(reasons), tuple(warnings), tasks)
 
 
 def _task_reasons(task: TaskResult, bootstrap: BootstrapConfig) -> list[str]:

@@ -64,7 +64,16 @@ def train_adapter(
     """
     config = context.settings(data.spec).distill
     candidate = fixed_model(base.base.model)
-    check = check_domain(context, models, data, base.teacher, candidate, base.base.shape.tokens, tasks=data.spec.tasks)
+    check = check_domain(
+        context,
+        models,
+        data,
+        base.teacher,
+        candidate,
+        base.base.shape.tokens,
+        tasks=data.spec.tasks,
+        trimmed=base.manifest.healing is None,
+    )
     warnings = require_teacher(context, data, check)
     models.teacher.release()  # from here on the trimmed one is asked
     training_set = adapter_training_set(context, models, data, base, config)
@@ -93,8 +102,9 @@ def adapter_training_set(
     training_set = make_training_set(context, models, data, base.teacher, config)
     manifest = base.manifest
     healed = manifest.domains.get(data.spec.name)
-    seen = healed is not None and healed.fingerprint == data.manifest.fingerprint
-    return training_set.slice(manifest.heal_share, 1) if seen and manifest.heal_share < 1 else training_set
+    if healed is None or healed.fingerprint != data.manifest.fingerprint or manifest.heal_share == 1:
+        return training_set
+    return training_set.slice(manifest.heal_share, 1)
 
 
 def distil_adapter(

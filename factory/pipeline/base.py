@@ -33,6 +33,7 @@ from factory.pipeline.healing import (
 )
 from factory.pipeline.precheck import check_domain, require_teacher
 from factory.pipeline.provenance import energy_info, family_fields
+from factory.pipeline.trimmed import TrimmedBase, trim_base
 from factory.registry.manifest import BaseDomain, BaseManifest, PathChoice, Training, VocabularyInfo
 from factory.registry.provenance import merge_dataset_infos
 from factory.registry.versions import Version
@@ -79,7 +80,7 @@ def settings_key(context: BuildContext, teacher_sha256: str, size: str) -> str:
         family.teacher.chat_template,
         family.encoder.model_dump(),
         family.sizes[size].model_dump(),
-        context.settings().heal.model_dump(exclude={"report_to"}),
+        None if family.sizes[size].trimmed else context.settings().heal.model_dump(exclude={"report_to"}),
         general_key(context),
         context.profile,
         context.seed,
@@ -103,7 +104,8 @@ def choose_base(
         return BaseChoice(None, f"making a new {name}, as --rebuild-base asks")
     for version in same_settings:
         if not changed_domains(context, teacher_sha256, version):
-            unseen = [one.name for one in context.public_domains if one.name not in _manifest(version).domains]
+            manifest = _manifest(version)
+            unseen = [one.name for one in context.public_domains if manifest.healing and one.name not in manifest.domains]
             seen = (
                 f"{version.reference} was healed without {', '.join(unseen)}; --rebuild-base makes one with" if unseen else ""
             )
@@ -175,11 +177,15 @@ def publish_base(
     rebuild: bool = False,
     assistant: Version | None = None,
 ) -> Version:
-    """``publish_base(context, models, "small")``: cuts, heals and publishes a new base; its cost goes to ``context.meter``.
+    """``publish_base(context, models, "small")``: makes and publishes a new base; its cost goes to ``context.meter``.
 
-    ``assistant`` stands in for the teacher assistant that the family's ``path`` would have had made.
+    A size without layers is trimmed; others are cut, then healed. ``assistant`` stands in for the teacher assistant that the
+    family's ``path`` would have had made.
     """
     spec, named = context.family.sizes[size], context.family.teacher_assistant(size)
+    if spec.trimmed:
+        trimmed = trim_base(context, models, spec)
+        return _publish(context, trimmed.base, _trimmed_manifest(context, models, size, trimmed))
     if assistant is None and named is not None:
         assistant = make_base(context, models, named, rebuild=rebuild).version
     datasets = [make_dataset(context, models, domain) for domain in context.public_domains]
@@ -197,16 +203,38 @@ def publish_base(
     else:
         path, choice = choose_path(context, models, cut, spec, assistant, datasets)
     healed = heal_base(context, path, cut.teacher, datasets)
-    manifest = _base_manifest(context, models, size, cut, healed, choice, datasets)
-    with context.registry.stage(manifest.name) as folder:
-        save_base(healed.base, folder)
-        (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
-        version = context.registry.publish(manifest, folder)
+    version = _publish(context, healed.base, _healed_manifest(context, models, size, cut, healed, choice, datasets))
     remove_folder(heal_folder(context, path, context.settings().heal))
     return version
 
 
-def _base_manifest(
+def _publish(context: BuildContext, base: Base, manifest: BaseManifest) -> Version:
+    with context.registry.stage(manifest.name) as folder:
+        save_base(base, folder)
+        (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
+        return context.registry.publish(manifest, folder)
+
+
+def _trimmed_manifest(context: BuildContext, models: FamilyModels, size: str, trimmed: TrimmedBase) -> BaseManifest:
+    """Trained on nothing, so that every domain's examples are its adapter's."""
+    return BaseManifest(
+        **family_fields(context, models, context.settings()),
+        name=base_name(context, size),
+        size=size,
+        path=("teacher",),
+        parameters=count_parameters(trimmed.base.model),
+        layers=trimmed.base.shape.layers,
+        vocabulary=trimmed.vocabulary,
+        settings_key=settings_key(context, models.teacher_files.sha256, size),
+        domains={},
+        dataset=merge_dataset_infos([]),
+        training=Training(curve=(), config={}, examples=0),
+        seconds=dict(context.meter.seconds),
+        energy=energy_info(context.meter),
+    )
+
+
+def _healed_manifest(
     context: BuildContext,
     models: FamilyModels,
     size: str,

@@ -10,11 +10,13 @@ An estimate within a factor of two: tokens are guessed from the settings, and ef
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 
 EXAMPLE_TOKENS = 150  # prompt and completion of an average example
 COMPLETION_TOKENS = 80  # that a teacher writes for an average prompt
+SENTENCE_TOKENS = 25  # of a sentence of a bias pair, or a choice of a task with its question
 # Share of the matrix rate that each kind of work reaches.
 GENERATION_EFFICIENCY = 0.19
 SCORING_EFFICIENCY = 0.6
@@ -45,3 +47,12 @@ def scoring_seconds(rate: float, parameters: int, examples: int) -> float:
 def training_seconds(rate: float, parameters: int, examples: int) -> float:
     """``training_seconds(rate, 80_000_000, 320 * 8)``: of forward and backward passes over so many examples."""
     return 6 * parameters * examples * EXAMPLE_TOKENS / (rate * TRAINING_EFFICIENCY)
+
+
+def evaluation_seconds(rate: float, models: Sequence[int], *, examples: int, sentences: int, answers: int) -> float:
+    """``evaluation_seconds(rate, [teacher, student, base], examples=100, sentences=1_200, answers=200)``: of all three.
+
+    ``models`` are their parameters; each scores the examples and the sentences, and writes the answers.
+    """
+    per_model = examples + sentences * SENTENCE_TOKENS / EXAMPLE_TOKENS
+    return sum(scoring_seconds(rate, one, round(per_model)) + generation_seconds(rate, one, answers) for one in models)

@@ -96,7 +96,7 @@ def cut_base(
     It has the chosen layers and tokens of the teacher, or is the model that the size names.
     """
     depth = int(models.teacher.config.get_text_config().num_hidden_layers)
-    removed = 0 if size.base else max(0, depth - (size.layers or 1))
+    removed = max(0, depth - size.layers) if size.layers else 0
     with context.meter.stage("prune"), context.progress("base: layers and tokens", removed + 1) as advance:
         teacher = trim_teacher(models.teacher, tokens)
         batches = [batch.to(context.device) for batch in _calibration_batches(datasets, teacher)]

@@ -19,12 +19,12 @@ from factory.pipeline.base import base_name, choose_base
 from factory.pipeline.build import BuildOptions
 from factory.pipeline.context import BuildContext, FamilyModels, resolve_models
 from factory.pipeline.dataset import dataset_folder, dataset_key, router_folder
-from factory.pipeline.estimate import generation_seconds, matrix_rate, scoring_seconds, training_seconds
+from factory.pipeline.estimate import evaluation_seconds, generation_seconds, matrix_rate, scoring_seconds, training_seconds
 from factory.pipeline.publish import student_name
 
 PRUNING_PASSES = 60  # forward passes over the calibration examples that choosing layers takes, roughly
+TRIMMING_SECONDS = 20.0  # of counting the tokens of what people wrote
 ROUTER_SECONDS = 30.0  # of embedding the texts of a few domains
-EVALUATED_EXAMPLES = 700  # short texts behind bias, tasks, golden set and refusals, roughly, for three models
 
 
 @dataclass(frozen=True)
@@ -51,23 +51,33 @@ def plan(context: BuildContext, domains: Sequence[str], size: str, options: Buil
     models = resolve_models(family, context.specs.root, context.device)
     rate = matrix_rate(context.device)
     bases = _bases(context, models, size, options, rate)
-    making = any(step.state == "to do" for step in bases)
+    making = any(step.state == "to do" for step in bases) and not family.sizes[size].trimmed
     names = list(dict.fromkeys([*domains, *([domain.name for domain in context.public_domains] if making else [])]))
     return [
         *steps,
         *(_data(context, models, context.specs.domain(name), rate) for name in names),
         _router(context),
         *bases,
-        *(_student(context, models, name, size, options, rate, making=making) for name in domains),
+        *(
+            step
+            for name in domains
+            for step in (
+                _student(context, models, name, size, options, rate, making=making),
+                _evaluation(context, models, name, size, rate),
+            )
+        ),
     ]
 
 
 def _unknown(context: BuildContext, domains: Sequence[str], size: str, options: BuildOptions) -> list[Step]:
     """Everything after the teacher, whose files are not here yet."""
-    names = dict.fromkeys([*domains, *(domain.name for domain in context.public_domains)])
+    trimmed = context.family.sizes[size].trimmed
+    names = dict.fromkeys([*domains, *([] if trimmed else [domain.name for domain in context.public_domains])])
     details = {f"data set {name}": _data_detail(context, context.specs.domain(name)) for name in names}
     details[f"base {base_name(context, size)}"] = _base_detail(context, context.family.sizes[size])
-    details |= {f"student {student_name(name, size)}": _student_detail(context, name, options) for name in domains}
+    for name in domains:
+        details[f"student {student_name(name, size)}"] = _student_detail(context, name, options)
+        details[f"evaluation of {student_name(name, size)}"] = _evaluation_detail(context, name)
     return [Step(what, "to do", detail, None) for what, detail in details.items()]
 
 
@@ -113,24 +123,33 @@ def _bases(context: BuildContext, models: FamilyModels, size: str, options: Buil
         return [Step(f"base {base_name(context, size)}", "on disk", detail)]
     assistant, spec = context.family.teacher_assistant(size), context.family.sizes[size]
     before = _bases(context, models, assistant, BuildOptions(), rate) if assistant else []
+    what, reason = f"base {base_name(context, size)}", f"{choice.reason}; " if choice.reason else ""
+    if spec.trimmed:
+        return [Step(what, "to do", reason + _base_detail(context, spec), TRIMMING_SECONDS)]
     heal, domains = context.settings().heal, context.public_domains
     examples = sum(context.settings(domain).data.max_examples for domain in domains)
     seconds = scoring_seconds(rate, models.teacher.parameters, PRUNING_PASSES * 16 + examples) + training_seconds(
         rate, _base_parameters(models, spec), heal.steps * heal.batch
     )
-    detail = f"{choice.reason + '; ' if choice.reason else ''}{_base_detail(context, spec)}"
-    return [*before, Step(f"base {base_name(context, size)}", "to do", detail, seconds)]
+    return [*before, Step(what, "to do", reason + _base_detail(context, spec), seconds)]
 
 
 def _base_parameters(models: FamilyModels, spec: SizeSpec) -> int:
-    depth = int(models.teacher.config.get_text_config().num_hidden_layers)
-    return round(models.teacher.parameters * (spec.layers or depth) / depth)
+    """Of a base cut from the teacher; its layers all have the same size."""
+    config = models.teacher.config.get_text_config()
+    depth, width = int(config.num_hidden_layers), int(config.hidden_size)
+    per_token = width if config.tie_word_embeddings else 2 * width
+    layers = models.teacher.parameters - per_token * int(config.vocab_size)
+    rows = min(spec.vocabulary or config.vocab_size, int(config.vocab_size))
+    return round(layers * (spec.layers or depth) / depth) + per_token * rows
 
 
 def _base_detail(context: BuildContext, spec: SizeSpec) -> str:
     heal = context.settings().heal
-    made = f"{spec.layers} layers of the teacher" if spec.base is None else spec.base.model
     kept = f"{spec.vocabulary:,} tokens" if spec.vocabulary else "the teacher's vocabulary"
+    if spec.trimmed:
+        return f"all layers of the teacher, {kept}; nothing to heal"
+    made = f"{spec.layers} layers of the teacher" if spec.base is None else spec.base.model
     on = ", ".join(domain.name for domain in context.public_domains)
     return f"{made}, {kept}; healed for {heal.steps} steps of {heal.batch} on {on}"
 
@@ -146,24 +165,50 @@ def _student(
     making: bool,
 ) -> Step:
     spec = context.specs.domain(name)
-    settings, parameters = context.settings(spec), _base_parameters(models, context.family.sizes[size])
-    trainings = 2 if options.baselines else 1
-    seconds = (
-        (0 if making else scoring_seconds(rate, models.teacher.parameters, settings.data.max_examples))
-        + trainings * training_seconds(rate, parameters, settings.distill.steps * settings.distill.batch)
-        + generation_seconds(rate, models.teacher.parameters, settings.evaluate.general + 40)
-        + 3 * scoring_seconds(rate, models.teacher.parameters, settings.evaluate.examples + 2 * settings.evaluate.general)
-        + scoring_seconds(rate, models.teacher.parameters, EVALUATED_EXAMPLES)
+    distill, parameters = context.settings(spec).distill, _base_parameters(models, context.family.sizes[size])
+    trainings, examples = 2 if options.baselines else 1, context.settings(spec).data.max_examples
+    seconds = (0 if making else scoring_seconds(rate, models.teacher.parameters, examples)) + trainings * training_seconds(
+        rate, parameters, distill.steps * distill.batch
     )
     return Step(f"student {student_name(name, size)}", "to do", _student_detail(context, name, options), seconds)
 
 
 def _student_detail(context: BuildContext, name: str, options: BuildOptions) -> str:
-    settings = context.settings(context.specs.domain(name))
-    distill, measured = settings.distill, settings.evaluate
-    sft = "; the SFT baseline for as many" if options.baselines else ""
+    distill = context.settings(context.specs.domain(name)).distill
+    return f"distil for {distill.steps} steps of {distill.batch}{'; the SFT baseline for as many' if options.baselines else ''}"
+
+
+def _evaluation(context: BuildContext, models: FamilyModels, name: str, size: str, rate: float) -> Step:
+    """What is measured before the verdict, of teacher, student and base, and how long that takes."""
+    spec, parameters = context.specs.domain(name), _base_parameters(models, context.family.sizes[size])
+    config, asked = context.settings(spec).evaluate, _asked(context, spec)
+    sentences = 2 * config.bias_pairs * bool(spec.bias_pairs) + 4 * config.task_items * len(spec.tasks)
+    seconds = evaluation_seconds(
+        rate,
+        [models.teacher.parameters, parameters, parameters],
+        examples=config.examples + 2 * config.general,
+        sentences=sentences,
+        answers=sum(asked.values()),
+    ) + generation_seconds(rate, models.teacher.parameters, config.general)
+    return Step(f"evaluation of {student_name(name, size)}", "to do", _evaluation_detail(context, name), seconds)
+
+
+def _asked(context: BuildContext, spec: DomainSpec) -> dict[str, int]:
+    """How many prompts are answered at most, by what they ask for."""
+    config, family = context.settings(spec).evaluate, context.family
+    return {
+        "golden-set questions": config.golden_set * bool(spec.golden_set),
+        "prompts to decline and look-alikes": config.refusals * bool(spec.refusals),
+        "attacks": config.safety * (bool(family.injections) + bool(family.jailbreaks)),
+    }
+
+
+def _evaluation_detail(context: BuildContext, name: str) -> str:
+    spec = context.specs.domain(name)
+    config = context.settings(spec).evaluate
     others = ", ".join(domain.name for domain in context.public_domains if domain.name != name)
-    return (
-        f"distil for {distill.steps} steps of {distill.batch}{sft}; evaluate on at most {measured.examples} test prompts, "
-        f"{measured.general} general ones{f', and what exists of {others}' if others else ''}"
-    )
+    counts = {"test prompts": config.examples, "general ones": config.general} | _asked(context, spec)
+    counts |= {"sentence pairs": config.bias_pairs * bool(spec.bias_pairs)}
+    counts |= {"task items": config.task_items * len(spec.tasks)}
+    parts = [f"{count} {what}" for what, count in counts.items() if count]
+    return f"on at most {', '.join(parts)}{f'; what exists of {others}' if others else ''}"

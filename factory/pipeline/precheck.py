@@ -27,6 +27,7 @@ def check_domain(
     tokens: Sequence[int] | None,
     *,
     tasks: Sequence[str] = (),
+    trimmed: bool = False,
 ) -> TeacherCheck:
     """``check_domain(context, models, data, trimmed_teacher, base, tokens).reasons``: whether the teacher knows the domain."""
     with context.meter.stage("check"), context.progress(f"{data.spec.name}: teacher pre-check", 1) as advance:
@@ -44,6 +45,7 @@ def check_domain(
             training,
             context.bootstrap,
             kept_mass=cost["kept_mass"],
+            trimmed=trimmed,
             tasks=run_tasks(both, teacher.tokenizer, tasks, root=context.specs.root, limit=items) if tasks and items else (),
         )
         advance(1)
@@ -60,4 +62,5 @@ def require_teacher(context: BuildContext, data: DomainDataset, check: TeacherCh
             f"teacher pre-check failed for {data.spec.name}: {'; '.join(check.reasons)}. Better references, a teacher_context "
             "or another teacher would help; --force builds anyway, and the card says so"
         )
-    return [f"built with --force although the teacher pre-check failed: {reason}" for reason in check.reasons]
+    forced = [f"built with --force although the teacher pre-check failed: {reason}" for reason in check.reasons]
+    return [*forced, *check.warnings]

@@ -291,7 +291,7 @@ class BaseManifest(Manifest):
     parameters: int
     layers: tuple[int, ...] | None  # of the teacher; None for a model of its own
     vocabulary: VocabularyInfo
-    healing: HealingReport
+    healing: HealingReport | None = None  # None where nothing was pruned
     path_choice: PathChoice | None = None  # None where no teacher assistant was considered
     settings_key: str  # cache key of all that decides this base but the data
     domains: dict[str, BaseDomain]  # what it was healed on

@@ -282,7 +282,8 @@ def _healing(manifest: AnyManifest) -> list[Row]:
     if manifest.kind == "student":
         return []
     probes = manifest.path_choice.probes if manifest.path_choice else {}
-    return [_healing_row("healing", manifest.healing), *(_healing_row(name, report) for name, report in probes.items())]
+    healed = [_healing_row("healing", manifest.healing)] if manifest.healing else []
+    return [*healed, *(_healing_row(name, report) for name, report in probes.items())]
 
 
 def _healing_row(name: str, report: HealingReport) -> Row:

@@ -188,7 +188,7 @@ def test_an_objective_without_weights_is_refused() -> None:
 @pytest.mark.parametrize(
     ("size", "why"),
     [
-        ({}, "a size needs `layers`"),
+        ({}, "a size needs `vocabulary` (the teacher with fewer tokens), `layers`"),
         ({"layers": 2, "base": {"model": "path:./x", "license": "mit"}}, "a size has either `layers`"),
     ],
 )

@@ -29,6 +29,17 @@ def test_a_teacher_passes_where_it_is_ahead_and_fails_beside_an_equal_base() -> 
     assert abs(equal.metrics["teacher_ahead_of_base"].value) < 0.02  # bfloat16 candidates
 
 
+def test_beside_a_trimmed_base_a_teacher_that_is_not_ahead_is_a_warning() -> None:
+    model, examples = tiny.memorized()
+    training = [s.completion for s in examples]
+    equal = check_teacher(tiny.teacher(model), fixed_model(model), examples, training, BOOTSTRAP, kept_mass=1.0, trimmed=True)
+    assert equal.reasons == () and "the adapter has little to learn" in equal.warnings[0]
+    ahead = check_teacher(
+        tiny.teacher(model), fixed_model(tiny.llama(seed=4)), examples, training, BOOTSTRAP, kept_mass=1.0, trimmed=True
+    )
+    assert ahead.reasons == ahead.warnings == ()
+
+
 def test_a_teacher_below_chance_and_a_vocabulary_that_keeps_too_little_fail() -> None:
     examples = tiny.sequences(12, NO_CONTEXT)
     untrained = tiny.teacher(tiny.llama(seed=3))

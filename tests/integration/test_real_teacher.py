@@ -67,7 +67,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "domains" / "education.yaml").write_text(yaml.safe_dump({k: v for k, v in domain.items() if k not in asked}))
     family = yaml.safe_load((SHIPPED / "default.family.yaml").read_text(encoding="utf-8"))
     family["profiles"]["least"] = PROFILE
-    family["sizes"] = {"small": {"layers": 28, "vocabulary": 14000}}  # choosing 20 of 30 takes three minutes more
     family["gates"] = {"kl": {"at_most": 0}}  # so that it fails, however good it is
     family["router"] = {"max_per_domain": 200}
     (root / "domains" / "default.family.yaml").write_text(yaml.safe_dump(family, sort_keys=False))
@@ -105,20 +104,19 @@ def student(run: Run) -> dict[str, Any]:
 
 
 def test_the_manifest_tells_where_the_student_comes_from(student: dict[str, Any]) -> None:
-    assert student["reference"] == "education-small@1"
-    assert student["base"] == "default-small-base@1"
+    assert student["reference"] == "education-medium@1"
+    assert student["base"] == "default-medium-base@1"
     assert student["profile"] == "least"
     assert student["teacher"]["parameters"] > 130e6
     assert student["dataset"]["counts"]["train"] >= 20
-    learnt, count = student["training"]["examples"], student["dataset"]["counts"]["train"]
-    assert abs(learnt - count / 2) <= 1  # the other half healed the base
+    assert student["training"]["examples"] == student["dataset"]["counts"]["train"]  # nothing healed the base
     assert {source["license"] for source in student["dataset"]["sources"]} == {"Apache-2.0"}
     assert len(student["router"]) == 12
 
 
 def test_the_student_is_small_and_measured(student: dict[str, Any]) -> None:
     sizes = student["evaluation"]["sizes"]
-    assert sizes["student"]["base_parameters"] == 28 * 3_540_096 + (14_000 + 1) * 576 < sizes["teacher"]["parameters"]
+    assert sizes["student"]["base_parameters"] == sizes["teacher"]["parameters"] - (49_152 - 36_000) * 576
     metrics = student["evaluation"]["metrics"]
     for name in ("kl", "top1_agreement", "top5_overlap", "student_perplexity"):
         assert metrics[name]["low"] <= metrics[name]["value"] <= metrics[name]["high"]
@@ -135,24 +133,24 @@ def test_it_is_judged_by_its_gates(student: dict[str, Any]) -> None:
 
 
 def test_it_is_not_promoted_and_its_name_alone_means_nothing(student: dict[str, Any], run: Run) -> None:
-    assert "KL(teacher ‖ student), nats/token: " in run("promote", "education-small@1", fails=3)
-    assert "failed its gates" in run("show", "education-small", fails=1)
+    assert "KL(teacher ‖ student), nats/token: " in run("promote", "education-medium@1", fails=3)
+    assert "failed its gates" in run("show", "education-medium", fails=1)
 
 
 def test_it_is_listed_shown_and_compared(student: dict[str, Any], run: Run) -> None:
-    assert {row["reference"] for row in run("list", "--json")} == {"education-small@1", "default-small-base@1"}
-    assert "education-small@1" in run("show", "education-small@1")
-    assert run("compare", "education-small@1", "teacher", "--json")["columns"] == ["education-small@1", "teacher"]
+    assert {row["reference"] for row in run("list", "--json")} == {"education-medium@1", "default-medium-base@1"}
+    assert "education-medium@1" in run("show", "education-medium@1")
+    assert run("compare", "education-medium@1", "teacher", "--json")["columns"] == ["education-medium@1", "teacher"]
 
 
 def test_it_answers(student: dict[str, Any], run: Run) -> None:
-    answer = run("ask", "education-small@1", QUESTION, "--json")
-    assert answer["reference"] == "education-small@1"
+    answer = run("ask", "education-medium@1", QUESTION, "--json")
+    assert answer["reference"] == "education-medium@1"
     assert isinstance(answer["answer"], str)  # after two steps it may be empty
 
 
 def test_its_next_tokens_are_explained(student: dict[str, Any], run: Run) -> None:
-    found = run("explain", "education-small@1", "The movie was surprisingly", "--json")
+    found = run("explain", "education-medium@1", "The movie was surprisingly", "--json")
     assert found["kl"] > 0
     assert 0.5 < found["kept_mass"] <= 1
     assert len(found["teacher"]) == len(found["student"]) == 10
@@ -165,7 +163,10 @@ def test_texts_are_routed(student: dict[str, Any], run: Run) -> None:
 
 def test_a_second_build_makes_nothing_twice(student: dict[str, Any], run: Run) -> None:
     plan = run("plan", "education", "--profile", "least", "--json")["steps"]
-    assert {step["what"] for step in plan if step["state"] != "on disk"} == {"student education-small"}
+    assert {step["what"] for step in plan if step["state"] != "on disk"} == {
+        "student education-medium",
+        "evaluation of education-medium",
+    }
 
 
 @pytest.mark.parametrize(
@@ -186,15 +187,15 @@ def test_a_second_build_makes_nothing_twice(student: dict[str, Any], run: Run) -
     ],
 )
 def test_every_export_is_what_is_registered(student: dict[str, Any], run: Run, tmp_path: Path, arguments: list[str]) -> None:
-    found = run("export", "education-small@1", "--format", *arguments, "--to", str(tmp_path / "out"), "--json")
+    found = run("export", "education-medium@1", "--format", *arguments, "--to", str(tmp_path / "out"), "--json")
     assert found["within"] and found["tokens"] > 250  # a base has no samples, only the texts that are ours
     assert json.loads((tmp_path / "out" / "parity.json").read_text(encoding="utf-8")) == found
 
 
 def test_peft_alone_loads_it_after_both_folders_were_moved(student: dict[str, Any], place: Path, tmp_path: Path) -> None:
     base, adapter = tmp_path / "somewhere" / "base", tmp_path / "elsewhere" / "adapter"
-    shutil.copytree(place / "registry" / "bases" / "default-small-base" / "1", base)
-    shutil.copytree(place / "registry" / "students" / "education-small" / "1", adapter)
+    shutil.copytree(place / "registry" / "bases" / "default-medium-base" / "1", base)
+    shutil.copytree(place / "registry" / "students" / "education-medium" / "1", adapter)
     (place / "registry").rename(place / "moved-away")
     try:
         done = subprocess.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from factory.config.schema import FamilySpec
 from factory.errors import TrainingError, UsageError
 from factory.pipeline.base import choose_base, publish_base
 from factory.pipeline.context import BuildContext, FamilyModels, resolve_models
+from factory.pipeline.plan import plan
 from factory.registry.manifest import BaseManifest
 from factory.registry.versions import Version
 
@@ -283,3 +285,53 @@ def test_a_base_that_healing_made_worse_warns(with_models: Workplace) -> None:
     assert found.healing.after["kl"].value > found.healing.before["kl"].value
     (warning,) = found.warnings
     assert "closer to its teacher" in warning
+
+
+# ----------------------------------------------------------------------------------------------------------------- trimmed
+
+
+def trimmed_family(workplace: Workplace, **changes: Any) -> None:
+    write_family(workplace, sizes={"full": {"vocabulary": 340}}, default_size="full", **changes)
+
+
+def test_a_trimmed_base_is_the_teacher_with_fewer_tokens_and_needs_no_answers(with_models: Workplace) -> None:
+    trimmed_family(with_models)
+    base = manifest(publish(with_models, "full"))
+    teacher = models_of(with_models.context()).teacher
+    depth = teacher.config.num_hidden_layers
+    assert base.layers == tuple(range(depth)) and base.healing is None and base.training.examples == 0
+    assert base.parameters == teacher.parameters - (len(teacher.tokenizer) - base.vocabulary.kept) * teacher.config.hidden_size
+    assert base.vocabulary.kept <= 340 and 0.5 < base.vocabulary.kept_mass <= 1
+    assert not (with_models.root / "home" / "data").exists()  # no data set was made for it
+
+
+def test_a_build_on_a_trimmed_base_makes_only_the_data_of_its_domain(with_models: Workplace) -> None:
+    trimmed_family(with_models)
+    built = with_models.run("build", "plants", "--json")
+    assert built.exit_code == 0, built.output
+    [student] = json.loads(built.stdout)
+    assert {path.name.split("-")[0] for path in (with_models.root / "home" / "data").iterdir()} == {"plants"}
+    assert student["training"]["examples"] == student["dataset"]["counts"]["train"]
+    assert any("the adapter has little to learn" in warning for warning in student["warnings"])  # it has no context
+    metrics = student["evaluation"]["metrics"]
+    assert metrics["base_kl"]["value"] == pytest.approx(0, abs=2e-3)  # the base is the teacher, which sees no context either
+    shown = with_models.run("show", "default-full-base")
+    assert shown.exit_code == 0 and "healing" not in shown.stdout
+
+
+def test_a_trimmed_base_is_used_again_whatever_data_and_healing_settings_become(with_models: Workplace) -> None:
+    trimmed_family(with_models)
+    publish(with_models, "full")
+    trimmed_family(with_models, heal=with_models.family["heal"] | {"steps": 3})
+    with_models.write("stars.yaml", domain("stars", STARS) | {"teacher_context": {"system": "be brief"}})
+    with_models.write("birds.yaml", domain("birds", BIRDS))
+    assert choice(with_models, "full") == ("default-full-base@1", "")
+    trimmed_family(with_models, seed=3)
+    assert choice(with_models, "full")[0] is None
+
+
+def test_the_plan_for_a_trimmed_base_has_no_other_domain(with_models: Workplace) -> None:
+    trimmed_family(with_models)
+    steps = {step.what: step for step in plan(with_models.context(), ["plants"], "full")}
+    assert "data set plants" in steps and "data set stars" not in steps
+    assert "nothing to heal" in steps["base default-full-base"].detail

@@ -24,6 +24,7 @@ def test_a_plan_before_anything_is_there_has_everything_to_do_and_makes_nothing(
         "router": "to do",
         "base default-mini-base": "to do",
         "student plants-mini": "to do",
+        "evaluation of plants-mini": "to do",
     }
     assert not (with_models.root / "registry").exists()
     assert not (with_models.root / "home" / "data").exists()
@@ -55,6 +56,7 @@ def test_a_plan_after_a_build_has_only_the_new_student_to_do(built: Workplace) -
         "router": "on disk",
         "base default-mini-base": "on disk",
         "student stars-mini": "to do",
+        "evaluation of stars-mini": "to do",
     }
 
 
