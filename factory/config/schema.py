@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from factory.config.settings import (
     DEFAULT_PROFILE,
+    PRIVATE_GATES,
     SECTIONS,
     DataConfig,
     DistillConfig,
@@ -221,8 +222,12 @@ class FamilySpec(Strict):
         return min(larger, key=lambda name: larger[name] or 0, default=None)
 
     def gates_of(self, domain: DomainSpec) -> dict[str, Gate]:
-        """``family.gates_of(domain)``: the family's gates, replaced by the domain's of the same metric; null removes one."""
-        return {name: gate for name, gate in (self.gates | domain.gates).items() if gate is not None}
+        """``family.gates_of(domain)``: the family's gates, replaced by the domain's of the same metric; null removes one.
+
+        A private domain has ``PRIVATE_GATES`` too, whatever its family says of these metrics.
+        """
+        shared = self.gates | PRIVATE_GATES if domain.private else self.gates
+        return {name: gate for name, gate in (shared | domain.gates).items() if gate is not None}
 
     def settings(self, profile: str, domain: DomainSpec | None = None) -> Settings:
         """``family.settings("demo", domain)``: the family's settings, then the domain's overrides, then the profile's.
@@ -268,7 +273,11 @@ class DomainSpec(Strict):
         default=None, description="JSONL of prompts to decline or to refer to a professional, and of harmless look-alikes."
     )
     gates: dict[str, Gate | None] = Field(default={}, description="Gates in place of the family's; `null` removes one.")
-    private: bool = Field(default=False, description="Keep this text out of the shared base, the vocabulary and the router.")
+    private: bool = Field(
+        default=False,
+        description="Keep this text out of the shared base, the vocabulary and the router, and judge whether its student "
+        "repeats it.",
+    )
     distill: dict[str, Any] = Field(default={}, description="Overrides of the family's `distill`.")
     data: dict[str, Any] = Field(default={}, description="Overrides of the family's `data`.")
 

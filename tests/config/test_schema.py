@@ -12,7 +12,8 @@ import yaml
 
 from factory.config import default_domains
 from factory.config.load import load_specs
-from factory.config.schema import DistillConfig, DomainSpec, FamilySpec, HealConfig, Specs
+from factory.config.schema import DistillConfig, DomainSpec, FamilySpec, Gate, HealConfig, Specs
+from factory.config.settings import PRIVATE_GATES
 from factory.errors import SpecError
 
 DOMAINS = Path(__file__).parents[2] / "domains"
@@ -299,6 +300,23 @@ def test_an_unknown_family_domain_or_size_lists_what_exists(tmp_path: Path) -> N
     with pytest.raises(SpecError, match=r"unknown size 'maxi': .* has mini \(small\)"):
         specs.family_of_size("maxi")
     assert specs.family_of_size("mini").name == "small"
+
+
+def test_a_private_domain_is_judged_by_what_it_repeats_whatever_its_family_says(tmp_path: Path) -> None:
+    loose = {"kl": {"at_most": 1}, "canaries_extracted": {"at_most": 0.5, "required": False}}
+    specs = load(tmp_path, small_family=family(gates=loose), law=domain(private=True, gates={"kl": {"at_most": 2}}))
+    gates = specs.family("small").gates_of(specs.domain("law"))
+    assert gates == {"kl": Gate(at_most=2)} | PRIVATE_GATES
+    assert all(gate.required for gate in gates.values())
+
+
+def test_a_private_domain_s_own_gates_come_last_and_a_public_one_has_only_its_family_s(tmp_path: Path) -> None:
+    private = domain(private=True, gates={"canaries_extracted": {"at_most": 0.1}, "verbatim_extraction_change": None})
+    specs = load(tmp_path, law=private, public=domain(name="public"))
+    gates = specs.family("small").gates_of(specs.domain("law"))
+    assert set(gates) == {"canary_exposure_above_chance", "canaries_extracted"}
+    assert gates["canaries_extracted"] == Gate(at_most=0.1)
+    assert specs.family("small").gates_of(specs.domain("public")) == {}
 
 
 def test_specs_are_frozen(tmp_path: Path) -> None:
