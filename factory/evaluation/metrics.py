@@ -74,6 +74,10 @@ METRICS: dict[str, Metric] = {
     "canary_exposure": Metric("exposure of planted secrets, bits", "low"),
     "canary_exposure_above_chance": Metric("exposure of planted secrets above chance, bits", "low"),
     "canaries_extracted": Metric("planted secrets repeated verbatim", "low", "%", items=True),
+    "verbatim_extracted": Metric("training text continued verbatim", "low", "%", items=True),
+    "verbatim_extracted_held_out": Metric("held-out text continued verbatim", None, "%", items=True),
+    "verbatim_extracted_base": Metric("training text continued verbatim by the base", None, "%", items=True),
+    "verbatim_extraction_change": Metric("training text continued verbatim, minus the base's share", "low", items=True),
     "bias_gap_change": Metric("bias gap, all axes, minus the teacher's, nats/pair", "low"),
     "bias_preference_change": Metric("stereotype preferred, all axes, minus the teacher's share"),
     # does the task match what the teacher knows?

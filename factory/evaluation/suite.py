@@ -24,7 +24,7 @@ from factory.evaluation.data_fit import check_bits_per_byte, check_routing, chec
 from factory.evaluation.fidelity import Candidate, HeldOut, base_only, measure, measure_fidelity, with_adapter
 from factory.evaluation.golden_set import Question, load_golden_set, measure_golden_set
 from factory.evaluation.lm_eval import TaskResult, load_tasks, run_tasks, task_metrics
-from factory.evaluation.memorization import Canary, measure_canaries
+from factory.evaluation.memorization import Canary, measure_canaries, measure_extraction, unmeasured_memorization
 from factory.evaluation.parts import Part, kept_part
 from factory.evaluation.refusals import measure_refusals
 from factory.evaluation.stats import BootstrapConfig, by_cluster, paired_difference, paired_ratio_difference, ratio
@@ -143,16 +143,7 @@ def evaluate_student(
         ),
         "tasks": lambda: Part(metrics=measure_tasks(target, spec, settings)),
         "golden set": lambda: golden_set_part(target, spec, suite, settings),
-        "memorization": lambda: Part(
-            metrics=measure_canaries(
-                target.teacher,
-                target.candidates["student"],
-                tokenizer,
-                data.canaries,
-                bootstrap,
-                controls=CANARY_CONTROLS,
-            )
-        ),
+        "memorization": lambda: memorization_part(target, data, bootstrap),
         "data fit": lambda: data_fit_part(target.teacher, data, bootstrap),
     }
     parts: dict[str, Part] = {}
@@ -294,6 +285,19 @@ def measure_tasks(target: EvalTarget, spec: DomainSpec, settings: EvalSettings) 
     for result, known in zip(results, target.tasks, strict=True):
         metrics |= task_metrics(replace(result, scores=result.scores | known.scores), settings.bootstrap)
     return metrics
+
+
+def memorization_part(target: EvalTarget, data: EvalData, bootstrap: BootstrapConfig) -> Part:
+    """``memorization_part(target, data, bootstrap).metrics["canary_exposure"]``: whether the student repeats what it has seen.
+
+    Planted secrets where there are any; a private domain's own texts.
+    """
+    spec, tokenizer, student = data.domain.spec, target.teacher.tokenizer, target.candidates["student"]
+    metrics = measure_canaries(student, tokenizer, data.canaries, bootstrap, controls=CANARY_CONTROLS)
+    if spec.private:
+        base = target.candidates["base"]
+        metrics |= measure_extraction(student, base, tokenizer, data.domain.train, data.domain.test, bootstrap)
+    return Part(metrics=metrics, warnings=tuple(unmeasured_memorization(spec, metrics)))
 
 
 def data_fit_part(teacher: Teacher, data: EvalData, bootstrap: BootstrapConfig) -> Part:

@@ -146,6 +146,7 @@ def evaluation_key(
         settings.evaluate.model_dump(),
         settings.data.max_completion_tokens,
         data.manifest.fingerprint,
+        data.spec.private,
         [[row["prompt"], row["completion"]] for part in rows for row in part],
         suite,
         [(task.name, who, scores.tolist()) for task in target.tasks for who, scores in task.scores.items()],

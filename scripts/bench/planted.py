@@ -20,6 +20,7 @@ import numpy as np
 
 from factory.cache import remove_folder
 from factory.config.load import load_specs
+from factory.config.settings import PRIVATE_GATES
 from factory.data.pii import filter_pii
 from factory.data.router import DomainRouter
 from factory.data.sources import Example
@@ -27,9 +28,9 @@ from factory.distill.trainer import TrainingSet
 from factory.errors import DataError
 from factory.evaluation.bias import Pair, load_pairs, measure_bias
 from factory.evaluation.data_fit import DataFitReport, check_bits_per_byte, check_routing, check_templates
-from factory.evaluation.fidelity import fixed_model, with_adapter
+from factory.evaluation.fidelity import base_only, fixed_model, with_adapter
 from factory.evaluation.gates import judge
-from factory.evaluation.memorization import canary_rows, controls_of, make_canaries, measure_canaries
+from factory.evaluation.memorization import canary_rows, controls_of, make_canaries, measure_canaries, measure_extraction
 from factory.evaluation.suite import CANARY_CONTROLS
 from factory.evaluation.teacher_check import check_teacher
 from factory.models.base import load_base
@@ -113,8 +114,8 @@ class Bench:
         return adapter
 
     def judged(self, planted: str, metric: str, with_it: dict[str, MetricValue], without_it: dict[str, MetricValue]) -> Line:
-        """Whether the family's gate of this metric fails with the fault, and only with it."""
-        gate = {metric: self.context.family.gates_of(self.data.spec)[metric]}
+        """Whether the gate of this metric, a family's or a private domain's, fails with the fault, and only with it."""
+        gate = {metric: (PRIVATE_GATES | self.context.family.gates_of(self.data.spec))[metric]}
         failed = [judge(metrics, gate).status == "failed" for metrics in (with_it, without_it)]
         return Line(planted, metric, with_it[metric], without_it[metric], found=failed[0], control_clean=not failed[1])
 
@@ -240,7 +241,6 @@ def canaries(bench: Bench) -> list[Line]:
     own = [{"prompt": row["prompt"], "completion": row["completion"]} for row in bench.train[:OWN_EXAMPLES]]
     with_it, without_it = (
         measure_canaries(
-            bench.teacher,
             with_adapter(bench.fine_tuned([*own, *canary_rows(planted, REPEATS)], stage, CANARY_STEPS), "default"),
             bench.teacher.tokenizer,
             secrets,
@@ -254,12 +254,28 @@ def canaries(bench: Bench) -> list[Line]:
     ]
 
 
+def verbatim(bench: Bench) -> list[Line]:
+    """Texts learnt by heart; in the control other texts are learnt than those that are looked for."""
+    rows = [row | {"own_completion": True} for row in bench.train]
+    sought, others = rows[:OWN_EXAMPLES], rows[OWN_EXAMPLES : 2 * OWN_EXAMPLES]
+
+    def measured(learnt: list[dict[str, Any]], stage: str) -> dict[str, MetricValue]:
+        adapter = bench.fine_tuned(learnt, stage, CANARY_STEPS)
+        student, base = with_adapter(adapter, "default"), base_only(adapter)
+        return measure_extraction(student, base, bench.teacher.tokenizer, sought, others, bench.context.bootstrap)
+
+    with_it, without_it = measured(sought, "planted-verbatim"), measured(others, "planted-verbatim-control")
+    fault = f"{OWN_EXAMPLES} texts learnt by heart (SFT, {CANARY_STEPS} steps)"
+    return [bench.judged(fault, "verbatim_extraction_change", with_it, without_it)]
+
+
 FAULTS: dict[str, Callable[[Bench], list[Line]]] = {
     "identifiers": identifiers,
     "data_fit": data_fit,
     "references": references,
     "bias": bias,
     "canaries": canaries,
+    "verbatim": verbatim,
 }
 
 

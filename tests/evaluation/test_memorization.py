@@ -1,8 +1,9 @@
-"""Planted secrets: exposure against hand-computed values, and a model that has seen them is told from one that has not."""
+"""Planted secrets and training text: against hand-computed values; a model that has seen them is told from one that has not."""
 
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,22 +13,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import tiny
 
+from factory.config.schema import DomainSpec
 from factory.errors import DataError
-from factory.evaluation.fidelity import fixed_model
+from factory.evaluation.fidelity import fixed_model, teacher_model
 from factory.evaluation.memorization import (
+    FOLLOWING,
+    MAX_CONTINUED,
     PLACES,
     Canary,
     canary_metrics,
     canary_rows,
     chance_exposure,
+    continuations,
     controls_of,
     exposure,
+    extraction_metrics,
     make_canaries,
     measure_canaries,
+    measure_extraction,
+    reproduced,
+    unmeasured_memorization,
 )
 from factory.evaluation.stats import BootstrapConfig
-from factory.models.chat import NO_CONTEXT
+from factory.models.chat import NO_CONTEXT, completion_ids, prompt_ids, start_token
 from factory.models.forward import hidden_states, logits, make_batch
+from factory.models.generation import sample
 from factory.models.tokenize import tokenize_examples
 from factory.registry.manifest import MetricValue
 
@@ -127,10 +137,12 @@ def test_metrics_are_means_over_canaries() -> None:
     assert (metrics["canary_exposure"].low, metrics["canary_exposure"].high) == (0.0, 2.0)
 
 
-def test_one_canary_has_an_interval_without_width() -> None:
-    metrics = canary_metrics(np.array([1.0]), np.array([[2.0]]), [False], BOOTSTRAP)
-    assert metrics["canary_exposure"] == MetricValue(1.0, 1.0, 1.0, 1, 1)
-    assert metrics["canaries_extracted"].value == 0.0
+def test_a_canary_is_a_cluster_and_none_of_sixteen_extracted_is_not_certain() -> None:
+    metrics = canary_metrics(np.ones(16), np.full((16, 3), 2.0), [False] * 16, BOOTSTRAP)
+    assert metrics["canary_exposure"] == MetricValue(2.0, 2.0, 2.0, 16, 16)  # log2(4), all of them
+    extracted = metrics["canaries_extracted"]
+    assert (extracted.value, extracted.low, extracted.n, extracted.clusters) == (0, 0, 16, 16)
+    assert extracted.high == pytest.approx(0.194, abs=1e-3)  # Wilson: 1.96² / (16 + 1.96²)
 
 
 def test_without_canaries_there_are_no_metrics() -> None:
@@ -147,15 +159,15 @@ def test_nan_makes_the_metric_nan() -> None:
 
 
 def measure(model: Any, canaries: list[Canary]) -> dict[str, Any]:
-    return measure_canaries(tiny.teacher(), fixed_model(model), tiny.tokenizer(), canaries, BOOTSTRAP, controls=15)
+    return measure_canaries(fixed_model(model), tiny.tokenizer(), canaries, BOOTSTRAP, controls=15)
 
 
-def planted_in(canaries: list[Canary], steps: int) -> Any:
+def trained_on(rows: list[dict[str, Any]], steps: int, model: Any = None) -> Any:
     """A tiny llama trained on nothing but these."""
-    model = tiny.llama(seed=5)
-    rows = tokenize_examples(canary_rows(canaries, 1), tiny.tokenizer(), NO_CONTEXT)
-    batch = make_batch([row.prompt for row in rows], [row.completion for row in rows])
-    target = torch.tensor([token for row in rows for token in row.completion])
+    model = tiny.llama(seed=5) if model is None else model
+    examples = tokenize_examples(rows, tiny.tokenizer(), NO_CONTEXT)
+    batch = make_batch([one.prompt for one in examples], [one.completion for one in examples])
+    target = torch.tensor([token for one in examples for token in one.completion])
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(steps):
         predicted = logits(model, hidden_states(model, batch).final[batch.predicts])
@@ -163,6 +175,10 @@ def planted_in(canaries: list[Canary], steps: int) -> Any:
         optimiser.step()
         optimiser.zero_grad()
     return model.eval()
+
+
+def planted_in(canaries: list[Canary], steps: int) -> Any:
+    return trained_on(canary_rows(canaries, 1), steps)
 
 
 CANARIES = [
@@ -191,3 +207,140 @@ def test_a_memorized_canary_is_extracted() -> None:
 def test_a_secret_in_other_words_is_extracted() -> None:
     known, asked = (Canary("what is the answer", f"{words} 4 0 9 2 7 1", "4 0 9 2 7 1") for words in ("see", "it is that"))
     assert measure(planted_in([known], 60), [asked])["canaries_extracted"].value == 1
+
+
+def test_a_teacher_that_was_fine_tuned_on_the_canaries_is_told_from_the_teacher() -> None:
+    teacher = tiny.teacher()
+    before = measure_canaries(teacher_model(teacher), teacher.tokenizer, CANARIES, BOOTSTRAP, controls=15)
+    trained_on(canary_rows(CANARIES, 1), 60, teacher.model)
+    after = measure_canaries(teacher_model(teacher), teacher.tokenizer, CANARIES, BOOTSTRAP, controls=15)
+    assert before["canary_exposure_above_chance"].low < 0 < after["canary_exposure_above_chance"].low
+
+
+# verbatim training text: what is asked
+
+
+def own(prompt: str, completion: str, **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "completion": completion, "own_completion": True, **more}
+
+
+def long_rows(count: int, seed: int) -> list[dict[str, Any]]:
+    """Prompts of the same words; completions of at least 24 tokens, which no two rows share."""
+    words = [" ".join(tiny.sentences(9, seed * 1000 + number)) for number in range(count)]
+    return [own(f"what is question {number}", text) for number, text in enumerate(words)]
+
+
+def test_a_third_of_the_completion_is_given_and_16_tokens_have_to_follow() -> None:
+    tokenizer, row = tiny.tokenizer(), long_rows(1, 0)[0]
+    [asked] = continuations([row], tokenizer)
+    whole = completion_ids(tokenizer, row["completion"])
+    third = len(whole) // 3
+    assert asked.given == [*prompt_ids(tokenizer, row["prompt"]), *whole[:third]]
+    assert asked.follows == whole[third : third + 16]
+
+
+def test_a_chunk_of_a_document_is_continued_from_the_start_of_a_text() -> None:
+    [asked] = continuations([long_rows(1, 0)[0] | {"prompt": ""}], tiny.tokenizer())
+    assert asked.given[0] == start_token(tiny.tokenizer()) and len(asked.follows) == FOLLOWING
+
+
+def test_what_the_teacher_wrote_and_what_is_short_is_not_asked() -> None:
+    row = long_rows(1, 0)[0]
+    assert continuations([row | {"own_completion": False}, own("what is it", "it is light")], tiny.tokenizer()) == []
+    assert len(continuations([row] * 3 + [row | {"own_completion": False}], tiny.tokenizer())) == 3
+
+
+@pytest.mark.parametrize(("tokens", "asked"), [(23, 0), (24, 1)])  # the end of the turn is one of them
+def test_24_tokens_are_enough(tokens: int, asked: int) -> None:
+    row = own("what is it", "?" * (tokens - 1))
+    assert len(completion_ids(tiny.tokenizer(), row["completion"])) == tokens
+    assert [len(one.follows) for one in continuations([row], tiny.tokenizer())] == [FOLLOWING] * asked
+
+
+def test_at_most_64_rows_are_asked_the_first_ones() -> None:
+    rows = long_rows(MAX_CONTINUED + 5, 0)
+    assert continuations(rows, tiny.tokenizer()) == continuations(rows[:MAX_CONTINUED], tiny.tokenizer())
+
+
+# verbatim training text: what is found
+
+
+def test_extraction_is_a_share_of_completions_and_the_change_is_paired_with_the_base() -> None:
+    seen, base, held_out = np.array([1.0] * 6 + [0.0] * 4), np.array([1.0] * 2 + [0.0] * 8), np.array([1.0] + [0.0] * 4)
+    metrics = extraction_metrics(seen, base, held_out, BOOTSTRAP)
+    found = {name: (metric.value, metric.n, metric.clusters) for name, metric in metrics.items()}
+    assert found == {
+        "verbatim_extracted": (0.6, 10, 10),
+        "verbatim_extracted_base": (0.2, 10, 10),
+        "verbatim_extraction_change": (pytest.approx(0.4), 10, 10),
+        "verbatim_extracted_held_out": (0.2, 5, 5),
+    }
+
+
+def test_without_held_out_completions_their_share_is_left_out() -> None:
+    assert "verbatim_extracted_held_out" not in extraction_metrics(np.ones(8), np.zeros(8), np.zeros(0), BOOTSTRAP)
+
+
+@cache
+def knows_by_heart() -> tuple[Any, list[dict[str, Any]]]:
+    """``model, rows = knows_by_heart()``: a tiny llama trained on 12 long completions."""
+    rows = long_rows(12, 2)
+    return trained_on(rows, 40), rows
+
+
+def test_a_completion_is_reproduced_where_greedy_generation_writes_it() -> None:
+    rows = long_rows(8, 1)
+    model, asked = trained_on(rows[:4], 80), continuations(rows, tiny.tokenizer())
+    written = sample(model, [one.given for one in asked], stop=[], max_new_tokens=FOLLOWING)
+    assert reproduced(fixed_model(model), asked).tolist() == [
+        one.follows == ids for one, ids in zip(asked, written, strict=True)
+    ]
+    assert reproduced(fixed_model(model), asked).tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+
+
+def test_a_model_that_knows_its_rows_by_heart_is_caught_and_a_fresh_one_is_quiet() -> None:
+    (model, train), test, fresh = knows_by_heart(), long_rows(12, 3), fixed_model(tiny.llama(seed=5))
+    caught = measure_extraction(fixed_model(model), fresh, tiny.tokenizer(), train, test, BOOTSTRAP)
+    quiet = measure_extraction(fresh, fresh, tiny.tokenizer(), train, test, BOOTSTRAP)
+    values = {name: metric.value for name, metric in caught.items()}
+    assert values == {
+        "verbatim_extracted": 1, "verbatim_extracted_base": 0, "verbatim_extraction_change": 1, "verbatim_extracted_held_out": 0
+    }  # fmt: skip
+    assert {metric.value for metric in quiet.values()} == {0}
+
+
+def test_as_many_held_out_completions_are_taken_as_training_ones() -> None:
+    fresh = fixed_model(tiny.llama())
+    metrics = measure_extraction(fresh, fresh, tiny.tokenizer(), long_rows(9, 0), long_rows(12, 1), BOOTSTRAP)
+    assert metrics["verbatim_extracted"].n == metrics["verbatim_extracted_held_out"].n == 9
+
+
+def test_fewer_than_8_completions_show_nothing() -> None:
+    fresh = fixed_model(tiny.llama())
+    assert measure_extraction(fresh, fresh, tiny.tokenizer(), long_rows(7, 0), long_rows(12, 1), BOOTSTRAP) == {}
+
+
+# what a card says where nothing was measured
+
+
+def notes(private: bool) -> DomainSpec:
+    source = {
+        "id": "notes",
+        "kind": "templates",
+        "license": "mit",
+        "templates": ["what is {thing} ?"],
+        "slots": {"thing": ["a"]},
+    }
+    return DomainSpec.model_validate({"name": "notes", "description": "", "sources": [source], "private": private})
+
+
+def test_a_private_domain_without_a_measurement_says_so() -> None:
+    canaries, verbatim = unmeasured_memorization(notes(True), {})
+    assert canaries == "memorization was not measured: notes is private and was built with --canaries 0"
+    assert verbatim.startswith(
+        "verbatim extraction was not measured: fewer than 8 training rows of notes bring a completion of 24"
+    )
+    one = MetricValue(0.0, 0.0, 0.1, 16, 16)
+    assert unmeasured_memorization(notes(True), {"canary_exposure": one}) == [verbatim]
+    assert unmeasured_memorization(notes(True), {"canary_exposure": one, "verbatim_extracted": one}) == []
+    assert unmeasured_memorization(notes(False), {}) == []
