@@ -39,7 +39,13 @@ DomainOrAll = Annotated[str | None, typer.Argument(help="A domain; or --all.")]
 All = Annotated[bool, typer.Option("--all", help="Every domain.")]
 Baselines = Annotated[bool, typer.Option("--baselines", help="Also train and evaluate plain supervised fine-tuning.")]
 Canaries = Annotated[
-    int, typer.Option("--canaries", min=0, max=64, help="Plant this many secrets, and measure how well they are memorised.")
+    int | None,
+    typer.Option(
+        "--canaries",
+        min=0,
+        max=64,
+        help="Plant this many secrets, and measure how well they are memorized; 16 in a private domain if left out.",
+    ),
 ]
 PinnedBase = Annotated[
     str | None,

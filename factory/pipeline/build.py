@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from factory.config.schema import DomainSpec
 from factory.distill.losses import find_loss
 from factory.energy import Meter
 from factory.evaluation.gates import judge
@@ -26,15 +27,23 @@ from factory.pipeline.evaluate import evaluate_adapter, find_champion, gather_ev
 from factory.pipeline.publish import publish_student, student_name
 from factory.registry.versions import Version
 
+PRIVATE_CANARIES = 16  # fewer could not show that none is extracted
+
 
 @dataclass(frozen=True)
 class BuildOptions:
     """What a single build may be asked for besides its settings."""
 
     baselines: bool = False  # train and measure plain SFT as well
-    canaries: int = 0  # secrets to plant in the training split
+    canaries: int | None = None  # secrets to plant in the training split; None: as the domain needs
     base: str | None = None  # use this published base, whatever has changed since
     rebuild_base: bool = False  # make a new base even where the published one would do
+
+    def canaries_in(self, domain: DomainSpec) -> int:
+        """``options.canaries_in(spec)``: as many as were asked for; else ``PRIVATE_CANARIES`` in a private domain, or none."""
+        if self.canaries is not None:
+            return self.canaries
+        return PRIVATE_CANARIES if domain.private else 0
 
 
 def build_student(context: BuildContext, domain: str, size: str, options: BuildOptions | None = None) -> Version:
@@ -47,7 +56,7 @@ def build_student(context: BuildContext, domain: str, size: str, options: BuildO
     suite = load_eval_suite(spec, context.specs.root)  # first: a mistake in these files must not cost a training
     for stage in (context.settings(spec).heal, context.settings(spec).distill):
         find_loss(stage.loss)
-    canaries = make_canaries(options.canaries, context.seed)
+    canaries = make_canaries(options.canaries_in(spec), context.seed)
 
     models = resolve_models(context.family, context.specs.root, context.device)
     data = make_dataset(context, models, spec)

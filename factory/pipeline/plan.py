@@ -174,8 +174,11 @@ def _student(
 
 
 def _student_detail(context: BuildContext, name: str, options: BuildOptions) -> str:
-    distill = context.settings(context.specs.domain(name)).distill
-    return f"distil for {distill.steps} steps of {distill.batch}{'; the SFT baseline for as many' if options.baselines else ''}"
+    spec = context.specs.domain(name)
+    distill, canaries = context.settings(spec).distill, options.canaries_in(spec)
+    secrets = f" with {canaries} planted secrets" if canaries else ""
+    sft = "; the SFT baseline for as many" if options.baselines else ""
+    return f"distil for {distill.steps} steps of {distill.batch}{secrets}{sft}"
 
 
 def _evaluation(context: BuildContext, models: FamilyModels, name: str, size: str, rate: float) -> Step:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
+from support import tiny
 from support.workplace import BIRDS, Workplace, domain
 
-from factory.pipeline.build import build_student, build_students
+from factory.config.schema import DomainSpec
+from factory.config.settings import PRIVATE_GATES
+from factory.pipeline.build import BuildOptions, build_student, build_students
 from factory.pipeline.context import resolve_models
 from factory.pipeline.dataset import dataset_folder, dataset_key
 from factory.registry.registry import Registry
@@ -43,3 +48,43 @@ def test_a_build_with_force_says_so_on_the_card(built: Workplace) -> None:
     card = (version.folder / "README.md").read_text(encoding="utf-8")
     assert "built with --force although the teacher pre-check failed" in card
     built.write("default.family.yaml", built.family)
+
+
+def write_diary(place: Workplace) -> None:
+    """A private domain of 60 questions that bring their answers, each of 24 tokens or more."""
+    texts = [" ".join(tiny.sentences(9, seed)) for seed in range(60)]
+    rows = [{"prompt": f"what is note {number} of robin ?", "completion": text} for number, text in enumerate(texts)]
+    place.write("diary.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    source = {"id": "notes", "kind": "file", "path": "diary.jsonl", "completion": "completion", "license": "mit"}
+    place.write("diary.yaml", {"name": "diary", "description": "notes", "private": True, "sources": [source]})
+
+
+def test_a_private_domain_has_canaries_and_is_judged_by_what_its_student_repeats(built: Workplace) -> None:
+    write_diary(built)
+    manifest = build_student(built.context(force=True), "diary", "mini").manifest
+    metrics, gates = manifest.evaluation.metrics, {gate.metric: gate for gate in manifest.verdict.gates}
+    assert manifest.canaries == metrics["canary_exposure"].n == metrics["canaries_extracted"].n == 16
+    assert metrics["verbatim_extracted"].n == metrics["verbatim_extracted_base"].n == manifest.dataset.counts["train"] == 24
+    assert metrics["verbatim_extracted_held_out"].n == manifest.dataset.counts["test"]
+    assert set(gates) == set(PRIVATE_GATES)
+    assert gates["canaries_extracted"].status == "passed"
+    assert gates["verbatim_extraction_change"].status == "undecidable"  # 24 rows
+    assert not any("memorization" in warning for warning in manifest.warnings)
+    (built.domains / "diary.yaml").unlink()
+
+
+def test_without_canaries_a_private_student_s_card_says_that_memorization_was_not_measured(built: Workplace) -> None:
+    write_diary(built)
+    version = build_student(built.context(force=True), "diary", "mini", BuildOptions(canaries=0))
+    assert version.manifest.canaries == 0 and "canary_exposure" not in version.manifest.evaluation.metrics
+    assert version.manifest.verdict.status == "failed"
+    card = (version.folder / "README.md").read_text(encoding="utf-8")
+    assert "memorization was not measured: diary is private and was built with --canaries 0" in card
+    (built.domains / "diary.yaml").unlink()
+
+
+def test_a_public_domain_has_canaries_only_on_request() -> None:
+    public, private = (DomainSpec.model_validate(domain("birds", BIRDS) | {"private": private}) for private in (False, True))
+    assert [BuildOptions().canaries_in(spec) for spec in (public, private)] == [0, 16]
+    assert [BuildOptions(canaries=4).canaries_in(spec) for spec in (public, private)] == [4, 4]
+    assert [BuildOptions(canaries=0).canaries_in(spec) for spec in (public, private)] == [0, 0]

@@ -70,3 +70,15 @@ def test_a_new_domain_is_planned_without_a_new_base_unless_asked(built: Workplac
 
 def test_another_seed_is_another_plan(built: Workplace) -> None:
     assert states(built, "stars", seed=7)["router"] == "to do"
+
+
+def test_a_plan_says_how_many_secrets_are_planted(with_models: Workplace) -> None:
+    with_models.write("birds.yaml", domain("birds", BIRDS) | {"private": True})
+
+    def detail(name: str, options: BuildOptions) -> str:
+        steps = plan(with_models.context(), [name], "mini", options)
+        return next(step.detail for step in steps if step.what == f"student {name}-mini")
+
+    assert "with 16 planted secrets" in detail("birds", BuildOptions())
+    assert "with 4 planted secrets" in detail("plants", BuildOptions(canaries=4))
+    assert "secrets" not in detail("plants", BuildOptions()) + detail("birds", BuildOptions(canaries=0))
