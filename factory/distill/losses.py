@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from factory.errors import SpecError
 
 LOG_NOTHING = -80.0  # log-probability of an empty bucket, in nats
+ANGLE_WEIGHT = 2.0  # of angles relative to distances: RKD-DA of Park et al. 2019
 MIN_REST = math.exp(LOG_NOTHING)  # relative to the most likely token; still a normal float32 number
 
 
@@ -137,6 +138,12 @@ def feature_loss(student_states: Tensor, teacher_states: Tensor) -> Tensor:
     student = F.normalize(student_states.float(), dim=-1)
     teacher = F.normalize(teacher_states.float(), dim=-1)
     return (student - teacher).square().sum(dim=-1).mean()
+
+
+def relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """``relation_loss(states, embeddings)``: RKD-DA on unit vectors, (B, Hs) and (B, Ht) → ()."""
+    student, teacher = F.normalize(student.float(), dim=-1), F.normalize(teacher.float(), dim=-1)
+    return relation_distance_loss(student, teacher) + ANGLE_WEIGHT * relation_angle_loss(student, teacher)
 
 
 def relation_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -20,12 +20,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from factory.config.schema import DistillConfig
 from factory.distill.chunked_loss import response_loss
-from factory.distill.losses import (
-    feature_loss,
-    find_loss,
-    relation_angle_loss,
-    relation_distance_loss,
-)
+from factory.distill.gradients import SHARE_OF, gradient_shares, measured_steps, median_shares
+from factory.distill.losses import feature_loss, find_loss, relation_loss
 from factory.distill.soft_targets import LiveTargets, SoftTargets, feature_layers, hard_targets, score_live
 from factory.distill.target_store import SoftTargetStore, join_stores
 from factory.errors import TrainingError
@@ -44,7 +40,6 @@ with warnings.catch_warnings():
 LOG_EVERY = 5  # steps between points of the training curve
 SAVE_EVERY = 50  # steps between checkpoints
 PROJECTION = "projection.safetensors"  # in a checkpoint, never in an adapter
-ANGLE_WEIGHT = 2.0  # of angles relative to distances: RKD-DA of Park et al. 2019
 
 
 @dataclass(frozen=True)
@@ -76,6 +71,14 @@ def concat(training_sets: Sequence[TrainingSet]) -> TrainingSet:
         np.concatenate([training_set.embeddings for training_set in training_sets]),
         [int(start) + i for start, training_set in zip(starts, training_sets, strict=False) for i in training_set.indices],
     )
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What is known of a training when it has ended."""
+
+    curve: list[dict[str, float]]  # by step: loss, each of its terms, learning rate
+    gradient_shares: dict[str, float]  # median share of each term; empty where the objective has one term only
 
 
 class DistillTrainer(GKDTrainer):
@@ -119,6 +122,7 @@ class DistillTrainer(GKDTrainer):
         teacher_depth, depth = (one.get_text_config().num_hidden_layers for one in (teacher.config, base.model.config))
         self.student_layers = mapped_layers(base.shape.layers, teacher_depth, depth)
         self.projection = _projection(base, teacher).to(teacher.device)
+        self.measured_steps = measured_steps(config.steps)
         self.remove_callback(PrinterCallback)  # the caller has a progress bar and the returned curve
 
     def _collate(self, rows: Sequence[dict[str, int]]) -> dict[str, Any]:
@@ -212,7 +216,16 @@ class DistillTrainer(GKDTrainer):
                 terms["relation"] = relation_loss(self._stored_embeddings(student, states, batch, inputs, chosen), embeddings)
         for name, term in terms.items():
             self._metrics["train"][name].append(term.item())
-        return torch.stack([getattr(config, name) * term for name, term in terms.items()]).sum()
+        weighted = {name: getattr(config, name) * term for name, term in terms.items()}
+        if len(weighted) > 1 and self.state.global_step in self.measured_steps:
+            self._log_gradient_shares(student, weighted)
+        return torch.stack(list(weighted.values())).sum()
+
+    def _log_gradient_shares(self, student: nn.Module, weighted: dict[str, Tensor]) -> None:
+        """In the log, since that is part of a checkpoint."""
+        trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        for name, share in gradient_shares(weighted, trained).items():
+            self._metrics["train"][SHARE_OF + name].append(share)
 
     def _targets(
         self, examples: Sequence[int], completions: Sequence[Sequence[int]], *, live: bool
@@ -258,13 +271,6 @@ class DistillTrainer(GKDTrainer):
             yield
 
 
-def relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """``relation_loss(states, embeddings)``: RKD-DA on unit vectors, (B, Hs) and (B, Ht) → ()."""
-    student = nn.functional.normalize(student.float(), dim=-1)
-    teacher = nn.functional.normalize(teacher.float(), dim=-1)
-    return relation_distance_loss(student, teacher) + ANGLE_WEIGHT * relation_angle_loss(student, teacher)
-
-
 def mapped_layers(kept: Sequence[int] | None, teacher_depth: int, student_depth: int) -> list[int]:
     """``mapped_layers([0, 2, 5, 9], 10, 4) == [1, 2, 3, 4]``: the student's hidden state for each of ``feature_layers``.
 
@@ -292,8 +298,8 @@ def distill(
     folder: Path,
     seed: int,
     progress: Callable[[int], None] | None = None,
-) -> list[dict[str, float]]:
-    """``distill(model, base, teacher, training_set, config, folder=folder, seed=0)``: trains in place, returns the curve.
+) -> TrainingReport:
+    """``distill(model, base, teacher, training_set, config, folder=folder, seed=0).curve``: trains in place.
 
     ``base.shape.layers`` are layers of this ``teacher``. ``folder`` holds checkpoints; a later call with the same folder
     resumes from the last one. Unless ``asks_teacher(config)``, the teacher's weights are not used, so the caller may release
@@ -319,7 +325,7 @@ def distill(
     ]
     if curve and not np.isfinite(curve[-1]["loss"]):
         raise TrainingError(f"the loss became {curve[-1]['loss']} by step {curve[-1]['step']:.0f}; lower distill.learning_rate")
-    return curve
+    return TrainingReport(curve, median_shares(trainer.state.log_history))
 
 
 class _NoTeacher(nn.Module):

@@ -12,7 +12,8 @@ from filelock import FileLock
 
 from factory.cache import cache_key, home, remove_folder
 from factory.config.schema import DistillConfig
-from factory.distill.trainer import TrainingSet, asks_teacher, concat, distill
+from factory.distill.gradients import gradient_warnings
+from factory.distill.trainer import TrainingReport, TrainingSet, asks_teacher, concat, distill
 from factory.evaluation.fidelity import fixed_model
 from factory.evaluation.memorization import Canary
 from factory.evaluation.teacher_check import TeacherCheck
@@ -32,7 +33,7 @@ class TrainedAdapter:
 
     model: Any  # "default" is the student, "sft" its baseline where it was trained
     folder: Path  # checkpoints; `final/` holds the adapter's files, removed once they are published
-    curve: list[dict[str, float]]
+    training: TrainingReport
     training_set: TrainingSet
     check: TeacherCheck
     warnings: tuple[str, ...]
@@ -79,7 +80,8 @@ def train_adapter(
     training_set = adapter_training_set(context, models, data, base, config)
     if canaries:
         training_set = concat([training_set, make_canary_set(models, canaries, data, base.teacher, config)])
-    model, curve, folder = distil_adapter(context, data, base, training_set, config, "distill")
+    model, training, folder = distil_adapter(context, data, base, training_set, config, "distill")
+    warnings += gradient_warnings(training.gradient_shares, "distill")
     if baselines:
         plain = config.model_copy(update=SFT)
         fresh = replace(base, base=load_base(base.version.folder, context.device))
@@ -87,7 +89,7 @@ def train_adapter(
         sft.save_pretrained(sft_folder / "final")
         model.load_adapter(str(sft_folder / "final"), "sft")
         remove_folder(sft_folder)
-    trained = TrainedAdapter(model, folder, curve, training_set, check, tuple(warnings))
+    trained = TrainedAdapter(model, folder, training, training_set, check, tuple(warnings))
     model.save_pretrained(trained.files)  # the SFT baseline in a folder of its own
     return trained
 
@@ -114,8 +116,8 @@ def distil_adapter(
     training_set: TrainingSet,
     config: DistillConfig,
     stage: str,
-) -> tuple[Any, list[dict[str, float]], Path]:
-    """``model, curve, folder = distil_adapter(context, data, base, training_set, config, "distill")``
+) -> tuple[Any, TrainingReport, Path]:
+    """``model, training, folder = distil_adapter(context, data, base, training_set, config, "distill")``
 
     ``folder`` holds checkpoints under the key of all that decides the weights: a later call with the same key goes on.
     """
@@ -140,7 +142,7 @@ def distil_adapter(
             remove_folder(folder)
         if not asks_teacher(config):
             base.teacher.release()  # its soft targets are stored
-        curve = distill(
+        training = distill(
             model, base.base, base.teacher, training_set, config, folder=folder, seed=context.seed, progress=advance
         )
-    return model, curve, folder
+    return model, training, folder

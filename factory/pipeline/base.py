@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from factory.cache import cache_key, remove_folder
+from factory.distill.gradients import gradient_warnings
 from factory.energy import Meter
 from factory.errors import RegistryError, UsageError
 from factory.evaluation.fidelity import fixed_model
@@ -264,11 +265,12 @@ def _healed_manifest(
         domains={data.spec.name: BaseDomain(dataset_key=data.key, fingerprint=data.manifest.fingerprint) for data in datasets},
         dataset=merge_dataset_infos([data.info for data in datasets]),
         training=Training(
-            curve=tuple(healed.curve),
+            curve=tuple(healed.training.curve),
             config=context.settings().heal.model_dump(),
             examples=len(healed.path.training_set.indices),
+            gradient_shares=healed.training.gradient_shares,
         ),
-        warnings=tuple(healing_warnings(healed.report)),
+        warnings=(*healing_warnings(healed.report), *gradient_warnings(healed.training.gradient_shares, "heal")),
         seconds=dict(context.meter.seconds),
         energy=energy_info(context.meter),
     )

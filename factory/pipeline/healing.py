@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from factory.cache import cache_key, home, remove_folder
 from factory.config.schema import HealConfig, SizeSpec
-from factory.distill.trainer import TrainingSet, asks_teacher, concat, distill
+from factory.distill.trainer import TrainingReport, TrainingSet, asks_teacher, concat, distill
 from factory.evaluation.fidelity import fixed_model, measure
 from factory.evaluation.healing import healing_report, teacher_assistant_helps
 from factory.evaluation.stats import ExampleSums
@@ -77,7 +77,7 @@ class CutBase:
 class HealedBase:
     base: Base
     path: DistillationPath
-    curve: list[dict[str, float]]
+    training: TrainingReport
     report: HealingReport
 
 
@@ -235,9 +235,9 @@ def heal_base(context: BuildContext, path: DistillationPath, teacher: Teacher, d
     config = context.settings().heal
     folder = heal_folder(context, path, config)
     with context.meter.stage("heal"):
-        curve, report, _ = _heal(context, path, teacher, datasets, config, folder, "healing")
+        training, report, _ = _heal(context, path, teacher, datasets, config, folder, "healing")
     base = replace(path.base, shape=replace(path.base.shape, layers=path.layers))
-    return HealedBase(base, path, curve, report)
+    return HealedBase(base, path, training, report)
 
 
 def heal_folder(context: BuildContext, path: DistillationPath, config: HealConfig) -> Path:
@@ -266,8 +266,8 @@ def _heal(
     config: HealConfig,
     folder: Path,
     what: str,
-) -> tuple[list[dict[str, float]], HealingReport, ExampleSums]:
-    """Trains the path's base in place: the curve, and what it was beside the teacher before and is after."""
+) -> tuple[TrainingReport, HealingReport, ExampleSums]:
+    """Trains the path's base in place: how that went, and what it was beside the teacher before and is after."""
     held_out = [
         one
         for data in datasets
@@ -282,9 +282,9 @@ def _heal(
         teacher.release()  # measured; from here on only who teaches is asked, and only for samples
         if not asks_teacher(config):
             path.teacher.release()
-        curve = distill(
+        training = distill(
             base.model, base, path.teacher, path.training_set, config, folder=folder, seed=context.seed, progress=advance
         )
         after = measure(teacher, candidates, held_out)["student"]
     teacher.release()
-    return curve, healing_report(config.steps, before, after, context.bootstrap), after
+    return training, healing_report(config.steps, before, after, context.bootstrap), after

@@ -50,7 +50,10 @@ def publish_student(
         path=(*base.manifest.path, base.version.reference),
         dataset=data.info,
         training=Training(
-            curve=tuple(adapter.curve), config=settings.distill.model_dump(), examples=len(adapter.training_set.indices)
+            curve=tuple(adapter.training.curve),
+            config=settings.distill.model_dump(),
+            examples=len(adapter.training_set.indices),
+            gradient_shares=adapter.training.gradient_shares,
         ),
         soft_targets=adapter.training_set.targets.describe() if adapter.training_set.targets else None,
         evaluation=evaluation.report,

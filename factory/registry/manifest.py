@@ -97,6 +97,7 @@ class Training(Entry):
     curve: tuple[dict[str, Number], ...]  # one dict per point: step, loss and each of its terms
     config: dict[str, Any]  # the DistillConfig or HealConfig, as the build used it
     examples: int
+    gradient_shares: dict[str, float] = Field(default_factory=dict)  # of each weighted term; empty where there is only one
 
 
 class SoftTargetsInfo(Entry):

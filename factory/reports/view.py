@@ -298,7 +298,12 @@ def _healing_row(name: str, report: HealingReport) -> Row:
 
 def _training(manifest: AnyManifest) -> list[Row]:
     seconds = ", ".join(f"{stage} {format_number(value)}" for stage, value in manifest.seconds.items())
-    return [Row("examples", format_number(manifest.training.examples)), Row("seconds by stage", seconds)]
+    shares = ", ".join(f"{term} {format_number(share, '%')}" for term, share in manifest.training.gradient_shares.items())
+    return [
+        Row("examples", format_number(manifest.training.examples)),
+        Row("share of the gradient", shares),
+        Row("seconds by stage", seconds),
+    ]
 
 
 def curves_of(training: Training) -> tuple[Curve, ...]:

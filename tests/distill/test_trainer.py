@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 import factory.distill.trainer as module
 from factory.config.schema import DistillConfig
-from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
+from factory.distill.losses import bucket_log_probs, generalized_jsd_loss, relation_loss
 from factory.distill.soft_targets import score_live
 from factory.distill.target_store import SoftTargetStore
-from factory.distill.trainer import DistillTrainer, TrainingSet, asks_teacher, concat, distill, mapped_layers, relation_loss
+from factory.distill.trainer import DistillTrainer, TrainingSet, asks_teacher, concat, distill, mapped_layers
 from factory.errors import SpecError, TrainingError
 from factory.models.base import Base, Shape, attach_adapter, trim_teacher
 from factory.models.forward import hidden_states, logits, make_batch, mean_pool
@@ -68,7 +68,8 @@ def train(
 ) -> tuple[PeftModel, list[dict[str, float]]]:
     base = base or tiny.base()
     model = adapter(base, settings)
-    return model, distill(model, base, TEACHER, training_set, settings, folder=folder, seed=0, progress=progress)
+    report = distill(model, base, TEACHER, training_set, settings, folder=folder, seed=0, progress=progress)
+    return model, report.curve
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -109,7 +110,8 @@ def test_the_loss_falls_on_examples_seen_again_and_again(training_set: TrainingS
 def test_healing_trains_all_weights_of_a_base(training_set: TrainingSet, tmp_path: Path) -> None:
     base = tiny.base()
     before = {name: p.detach().clone() for name, p in base.model.named_parameters()}
-    curve = distill(base.model, base, TEACHER, training_set, config(steps=8, learning_rate=2e-3), folder=tmp_path, seed=0)
+    settings = config(steps=8, learning_rate=2e-3)
+    curve = distill(base.model, base, TEACHER, training_set, settings, folder=tmp_path, seed=0).curve
     assert curve[-1]["loss"] < curve[0]["loss"]
     moved = {name for name, p in base.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == before.keys() and base.model.dtype == torch.float32

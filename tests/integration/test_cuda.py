@@ -79,8 +79,9 @@ def test_a_step_has_the_loss_and_the_gradient_of_the_cpu(tmp_path: Path, beta: f
 def test_a_student_learns(tmp_path: Path, lmbda: float) -> None:
     teacher, base, training_set = on("cuda", tmp_path)
     settings = config(steps=60, lmbda=lmbda, relation=0.0, feature=0.0)
-    curve = distill(attach_adapter(base, settings), base, teacher, training_set, settings, folder=tmp_path / "run", seed=0)
-    losses = [row["loss"] for row in curve]
+    model = attach_adapter(base, settings)
+    report = distill(model, base, teacher, training_set, settings, folder=tmp_path / "run", seed=0)
+    losses = [row["loss"] for row in report.curve]
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
 
 

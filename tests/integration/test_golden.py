@@ -22,7 +22,18 @@ from factory.reports.card import model_card
 from factory.reports.html import render
 
 GOLDEN = Path(__file__).parent / "golden"
-MEASURED = {"evaluation", "curve", "healing", "vocabulary", "seconds", "energy", "soft_targets", "found", "probes"}
+MEASURED = {
+    "evaluation",
+    "curve",
+    "gradient_shares",
+    "healing",
+    "vocabulary",
+    "seconds",
+    "energy",
+    "soft_targets",
+    "found",
+    "probes",
+}
 VOLATILE = {
     "sha256",
     "manifest_sha256",

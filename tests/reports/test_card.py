@@ -81,6 +81,12 @@ def test_every_chapter_a_reader_needs_is_there() -> None:
         assert str(words) in content
 
 
+def test_the_shares_of_the_gradient_are_there_where_they_were_measured() -> None:
+    training = COMMON["training"] | {"gradient_shares": {"response": 0.981, "relation": 0.019}}
+    assert "| share of the gradient | response 98.1 %, relation 1.9 % |" in model_card(manifest(training=training))
+    assert "share of the gradient" not in model_card(manifest())
+
+
 def test_each_gate_is_there_with_what_it_found() -> None:
     gate = {"metric": "kl", "of": "high", "bound": "at_most", "threshold": 0.8, "found": 0.44, "status": "passed"}
     content = model_card(manifest(verdict={"status": "passed", "gates": [gate]}))

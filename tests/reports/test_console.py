@@ -99,6 +99,11 @@ def test_show_has_everything_on_request() -> None:
         assert word in written
 
 
+def test_the_shares_of_the_gradient_are_shown_on_request() -> None:
+    version = student(training=COMMON["training"] | {"gradient_shares": {"response": 0.981, "relation": 0.019}})
+    assert "share of the gradient  response 98.1 %, relation 1.9 %" in rendered(show(version, all_metrics=True))
+
+
 def test_a_base_shows_what_healing_brought() -> None:
     written = rendered(show(base()))
     assert "unchecked" in written

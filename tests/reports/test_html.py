@@ -152,6 +152,12 @@ def test_the_page_opens_with_verdict_picture_and_answers_and_folds_the_rest(full
         assert words in page.text
 
 
+def test_the_shares_of_the_gradient_stand_below_the_training_curve() -> None:
+    curve = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+    training = NOTHING | {"curve": curve, "gradient_shares": {"response": 0.981, "relation": 0.019}}
+    assert "share of the gradientresponse 98.1 %, relation 1.9 %" in words_of(render([unplotted(training=training)], {}))
+
+
 def test_what_does_not_apply_has_no_section() -> None:
     page = Outline(render([unplotted(warnings=[], verdict={"status": "unchecked"})], {}))
     details = ["Details", "[All metrics]", "[Lineage]", "[Provenance]"]
