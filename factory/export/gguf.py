@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from gguf import (
     GGML_QUANT_SIZES,
     MODEL_ARCH,
     MODEL_ARCH_NAMES,
     GGMLQuantizationType,
+    GGUFReader,
     GGUFType,
     GGUFWriter,
     LlamaFileType,
     get_tensor_name_map,
 )
-from gguf.quants import quantize
+from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
@@ -116,6 +118,23 @@ def write_base_gguf(
             writer.add_tensor(target, quantize(values, kind), raw_dtype=kind)
 
 
+@torch.no_grad()
+def load_gguf_weights(model: PreTrainedModel, path: Path) -> None:
+    """``load_gguf_weights(model, path)``: the model's weights become those of the file, dequantized, in place.
+
+    ``path`` is what ``write_base_gguf`` wrote of this model. What quantization costs can then be measured as any model is.
+    """
+    config: Any = model.config.get_text_config()
+    names = get_tensor_name_map(_architecture(config).name, config.num_hidden_layers)
+    tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    for key, weight in model.state_dict().items():
+        tensor = tensors.get(names.get_name(key, try_suffixes=(".weight",)) or "")
+        if tensor is None:
+            continue  # a tied head, which is the embedding
+        values = dequantize(tensor.data, tensor.tensor_type).reshape(tuple(weight.shape))
+        weight.copy_(torch.from_numpy(_from_llamacpp(key, values, config)))
+
+
 def write_adapter_gguf(adapter_folder: Path, model_config: PreTrainedConfig, path: Path) -> None:
     """``write_adapter_gguf(version.folder, model.config, Path("healthcare.gguf"))``: for llama.cpp's ``--lora``.
 
@@ -197,15 +216,32 @@ def _write_config(writer: GGUFWriter, config: Any) -> None:
 
 
 def _as_llamacpp(key: str, weight: Tensor, config: Any) -> NDArray[np.float32]:
-    """A weight in float32, with its rows in llama.cpp's order."""
-    architecture = _architecture(config)
-    values: NDArray[np.float32] = weight.float().numpy()
+    """A weight in float32, with its rows in llama.cpp's order: two interleaved halves of a head become pairs."""
+    values: NDArray[np.float32] = weight.float().cpu().numpy()
+    if heads := _interleaved_heads(key, config):
+        values = values.reshape(heads, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+    return values + _norm_offset(key, config)
+
+
+def _from_llamacpp(key: str, values: NDArray[np.float32], config: Any) -> NDArray[np.float32]:
+    """The inverse of ``_as_llamacpp``."""
+    if heads := _interleaved_heads(key, config):
+        values = values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+    return values - _norm_offset(key, config)
+
+
+def _interleaved_heads(key: str, config: Any) -> int:
+    """Heads of a weight whose rows llama.cpp orders otherwise, else 0."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    module = key.removesuffix(".weight").rpartition(".")[2]
-    if architecture.interleaved and module in heads:  # (heads, 2, head / 2, in): halves become pairs
-        rows = values.reshape(heads[module], 2, -1, values.shape[1])
-        values = rows.swapaxes(1, 2).reshape(values.shape)
-    return values + np.float32(architecture.norm_offset) if module.endswith("norm") else values
+    return heads.get(_module(key), 0) if _architecture(config).interleaved else 0
+
+
+def _norm_offset(key: str, config: Any) -> np.float32:
+    return np.float32(_architecture(config).norm_offset if _module(key).endswith("norm") else 0.0)
+
+
+def _module(key: str) -> str:
+    return key.removesuffix(".weight").rpartition(".")[2]
 
 
 def _tensor_type(target: str, values: NDArray[np.float32], quantization: _Quantization) -> GGMLQuantizationType:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from support import tiny
 from tokenizers import Tokenizer, models
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -28,7 +29,7 @@ from transformers import (
 
 from factory.config.load import load_specs
 from factory.errors import ExportError
-from factory.export.gguf import write_adapter_gguf, write_base_gguf
+from factory.export.gguf import load_gguf_weights, write_adapter_gguf, write_base_gguf
 from factory.models.llama_server import LlamaServer
 from factory.models.pruning import prune_layers
 from factory.models.references import resolve
@@ -126,6 +127,31 @@ def test_fewer_bits_give_smaller_files_and_larger_kl(tmp_path: Path) -> None:
     assert sizes == sorted(sizes, reverse=True)
     assert divergences == sorted(divergences)
     assert divergences[1] < 0.02 and divergences[2] < 1
+
+
+@pytest.mark.parametrize("quantization", ["f16", "q8_0", "q4"])
+@pytest.mark.parametrize("name", ["llama", "gemma pruned: sliding, full, full, sliding"])
+def test_dequantized_weights_predict_what_llamacpp_predicts(name: str, quantization: str, tmp_path: Path) -> None:
+    model, path = MODELS[name](), tmp_path / "base.gguf"
+    before = transformers_log_probs(model)
+    write_base_gguf(model, tiny.tokenizer(), path, quantization, **METADATA)
+    load_gguf_weights(model, path)
+    found = transformers_log_probs(model)
+    quantized = llamacpp_log_probs(path)
+    assert kl(found, quantized).mean() < 0.02
+    if quantization == "q4":  # what is left of the distance is llama.cpp's 8-bit activations
+        assert kl(before, found).mean() > 0.01 > kl(found, quantized).mean()
+
+
+def test_f16_weights_come_back_as_they_were(tmp_path: Path) -> None:
+    model: Any = gemma(0, 2, 5, 6)
+    write_base_gguf(model, tiny.tokenizer(), tmp_path / "base.gguf", "f16", **METADATA)
+    other: Any = gemma(0, 2, 5, 6)
+    for weight in other.parameters():
+        nn.init.zeros_(weight)
+    load_gguf_weights(other, tmp_path / "base.gguf")
+    for name, weight in other.state_dict().items():
+        torch.testing.assert_close(weight, model.state_dict()[name], rtol=1e-3, atol=1e-6)
 
 
 def test_q4_has_four_bits_in_gate_and_up_only(tmp_path: Path) -> None:
