@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from factory.config.schema import DataConfig
 from factory.models.chat import stop_tokens
@@ -29,6 +29,7 @@ def sample(
     max_new_tokens: int,
     stop: Sequence[int],
     prefix: Sequence[int] = (),
+    prefilled: DynamicCache | None = None,
     temperature: float = 0.0,
     repetition_penalty: float = 1.0,
     seed: int = 0,
@@ -39,13 +40,14 @@ def sample(
 
     A sequence that ends has the stop token as its last id; one without a stop token was cut off at ``max_new_tokens``.
     ``temperature`` 0 is greedy. ``repetition_penalty`` above 1 lowers the logits of tokens already generated, but not of
-    the prompt's (Keskar et al. 2019, CTRL, arXiv 1909.05858). ``prefix`` precedes every prompt and is computed once.
+    the prompt's (Keskar et al. 2019, CTRL, arXiv 1909.05858). ``prefix`` precedes every prompt and is computed once;
+    ``prefilled`` is its ``prefix_cache``, where the caller has it already.
     """
     longest = len(prefix) + max(map(len, prompts), default=0) + 1 + max_new_tokens
     if prefix and longest > (getattr(model.config.get_text_config(), "sliding_window", None) or longest):
         # A sliding window would count the padding between prefix and prompt, so every row gets the prefix itself.
         prompts, prefix = [[*prefix, *prompt] for prompt in prompts], ()
-    shared = prefix_cache(model, prefix)
+    shared = prefilled if prefix and prefilled is not None else prefix_cache(model, prefix)
     generator = torch.Generator(device=model.device).manual_seed(seed)
     stops = torch.tensor(list(stop), device=model.device)
     out: list[list[int]] = [[] for _ in prompts]

@@ -84,15 +84,18 @@ class LlamaServer:
             rows.append(np.stack([self._next_log_probs(list(ids[: end + 1]), adapter) for end in range(start, len(ids))]))
         return rows
 
-    def generate(self, prompt: Sequence[int], count: int, adapter: int | None = None) -> list[int]:
-        """``server.generate([1, 5, 9], 32)``: 32 greedy tokens, past an end of text; the prompt is not taken from the cache."""
+    def generate(self, prompt: Sequence[int], count: int, adapter: int | None = None, *, cached: bool = False) -> list[int]:
+        """``server.generate([1, 5, 9], 32)``: 32 greedy tokens, past an end of text.
+
+        ``cached`` takes what the prompt shares with the one before from the cache; otherwise all of it is computed.
+        """
         answer = self._post(
             "/completion",
             prompt=list(prompt),
             n_predict=count,
             ignore_eos=True,
             temperature=0,
-            cache_prompt=False,
+            cache_prompt=cached,
             lora=lora_choice(len(self.adapters), adapter),
             return_tokens=True,
         )

@@ -110,11 +110,14 @@ def test_a_shared_prefix_is_computed_once_and_stays_as_it_is() -> None:
     hook = model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    sample(model, PROMPTS, prefix=PREFIX, max_new_tokens=2, stop=())
-    hook.remove()
+    written = sample(model, PROMPTS, prefix=PREFIX, max_new_tokens=2, stop=())
     assert lengths.count(len(PREFIX)) == 1
     assert max(lengths) == len(PREFIX)
     cache = prefix_cache(model, PREFIX)
+    lengths.clear()
+    assert sample(model, PROMPTS, prefix=PREFIX, prefilled=cache, max_new_tokens=2, stop=()) == written
+    assert len(PREFIX) not in lengths
+    hook.remove()
     assert cache is not None
     before = cache.layers[0].keys.clone()
     expanded = expand_cache(cache, 3)

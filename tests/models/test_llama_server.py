@@ -73,6 +73,12 @@ def server(files: Files) -> Iterator[LlamaServer]:
         yield server
 
 
+def test_a_cached_prompt_gives_the_same_tokens(server: LlamaServer) -> None:
+    alone = server.generate(IDS, 8)
+    assert server.generate([*IDS[:20], 5], 8, cached=True) != alone
+    assert server.generate(IDS, 8, cached=True) == alone and len(alone) == 8
+
+
 @pytest.mark.parametrize("adapter", [None, 0, 1])
 def test_each_request_uses_its_own_adapter(server: LlamaServer, files: Files, adapter: int | None) -> None:
     rows = server.log_probs([IDS], adapter)[0]
