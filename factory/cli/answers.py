@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
-from factory.cli.context import choose, load_chat_model, load_context
-from factory.cli.options import DOMAINS, REGISTRY, TEACHER, Device, Domains, Family, Json, Ref, RegistryFolder
+from factory.cli.context import choose, choose_download, load_chat_model, load_context
+from factory.cli.options import (
+    DOMAINS,
+    REGISTRY,
+    TEACHER,
+    Device,
+    Domains,
+    Family,
+    Json,
+    Quantization,
+    Ref,
+    RegistryFolder,
+    Save,
+)
 from factory.cli.tables import benchmark_json, benchmark_table, explanation_summary, explanation_table
-from factory.cli.terminal import load_libraries, print_json, print_table, progress_bars, say
+from factory.cli.terminal import load_libraries, print_json, print_report, print_table, progress_bars, say
 from factory.errors import UsageError
 from factory.registry.registry import Registry
 
@@ -91,28 +103,64 @@ def explain(
 
 def benchmark(
     ref: Ref,
-    questions: Annotated[
-        Path, typer.Option("--questions", metavar="FILE", help="A .jsonl of real questions with reference answers.")
-    ],
+    questions: Annotated[Path, typer.Argument(help="A .jsonl of real questions with reference answers.")],
+    references: Annotated[
+        Path | None,
+        typer.Option(
+            "--references", metavar="FILE", help="Fine-tune the download on these; by default on the domain's own answers."
+        ),
+    ] = None,
+    download: Annotated[
+        str | None,
+        typer.Option(
+            "--download",
+            metavar="MODEL",
+            help="A rival to fine-tune: hub:org/name@revision, path:folder or a family; by default the teacher.",
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", min=0.01, help="Fine-tuning, for each of three rates; by default as long as the student's."),
+    ] = None,
+    quantizations: Annotated[
+        str,
+        typer.Option(
+            "--quantizations",
+            metavar="LIST",
+            callback=lambda given: ",".join(_quantizations(given)),
+            help="Every model also in these, joined by commas: f16, q8_0, q4; or none.",
+        ),
+    ] = "q8_0,q4",
     against: Annotated[
         list[str] | None, typer.Option("--against", metavar="FAMILY", help="Also the teacher of this family, as downloaded.")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=2, help="At most this many questions.")] = 200,
     domains: Domains = DOMAINS,
     registry: RegistryFolder = REGISTRY,
+    save: Save = None,
     json: Json = False,
     device: Device = "auto",
 ) -> None:
-    """Evaluate a student, its base, its teacher and other models on real questions: bits per byte, tasks."""
+    """Compare a student with its base, its teacher and a fine-tuned download on real questions: bits per byte, tasks, speed."""
     here = Registry(registry)
     version = here.resolve(ref)
     specs, family, _ = choose(domains, family=version.manifest.family)
-    others = [specs.family(name) for name in against or ()]
+    chosen, others = choose_download(specs, family, download), [specs.family(name) for name in against or ()]
     context = load_context(specs, family, here, device=device, json=json)
-    from factory.pipeline.benchmark import run_benchmark
+    from factory.pipeline.benchmark import BenchmarkConfig, run_benchmark
 
-    rows = run_benchmark(context, version, questions, others, limit)
-    print_json(benchmark_json(rows)) if json else print_table(benchmark_table(rows))
+    config = BenchmarkConfig(limit, _quantizations(quantizations), chosen, references, minutes, others)
+    report = run_benchmark(context, version, questions, config)
+    print_report(benchmark_json(report), benchmark_table(report), json=json, save=save)
+
+
+def _quantizations(given: str) -> tuple[str, ...]:
+    """``_quantizations("q8_0,q4") == ("q8_0", "q4")``; "none" or "" is none."""
+    kinds = tuple(kind.strip() for kind in given.split(",") if kind.strip() not in ("", "none"))
+    unknown = sorted(set(kinds) - set(get_args(Quantization)))
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(unknown)}: give some of {', '.join(get_args(Quantization))}, or none")
+    return kinds
 
 
 # ------------------------------------------------------------------------------------------------------- blind reviews

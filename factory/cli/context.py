@@ -9,10 +9,11 @@ import typer
 
 from factory.cli.options import TEACHER
 from factory.cli.terminal import load_libraries, progress_bars, say
+from factory.errors import UsageError
 from factory.registry.registry import Registry
 
 if TYPE_CHECKING:
-    from factory.config.schema import FamilySpec, Specs
+    from factory.config.schema import FamilySpec, Specs, TeacherSpec
     from factory.inference import ChatModel
     from factory.pipeline.context import BuildContext
 
@@ -39,6 +40,32 @@ def choose_domains(specs: Specs, name: str | None, every: bool) -> list[str]:
     if (name is None) != every:
         raise typer.BadParameter(f"give one domain, or --all; domains: {', '.join(specs.domains)}", param_hint="NAME")
     return list(specs.domains) if name is None else [specs.domain(name).name]
+
+
+def choose_download(specs: Specs, family: FamilySpec, given: str | None) -> TeacherSpec:
+    """``choose_download(specs, family, "hub:org/name@revision")``: by reference, or a family's teacher by that family's name.
+
+    The family's own teacher where nothing is given. ``path:`` starts at the current folder.
+    Raises: UsageError for anything else.
+    """
+    from pydantic import ValidationError
+
+    from factory.config.schema import TeacherSpec
+
+    if given is None:
+        return family.teacher
+    for one in specs.families.values():
+        if given in (one.name, one.teacher.model):
+            return one.teacher
+    kind, _, rest = given.partition(":")
+    model = f"path:{Path(rest).expanduser().resolve()}" if kind == "path" else given
+    try:
+        return TeacherSpec(model=model, license="not given")
+    except ValidationError:
+        raise UsageError(
+            f"--download {given}: neither a family ({', '.join(specs.families)}) nor hub:org/name@revision nor path:folder; a "
+            "wheel of PyPI needs its checksum: write a family file with it as the teacher, and name that family"
+        ) from None
 
 
 def load_context(

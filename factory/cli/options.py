@@ -14,6 +14,14 @@ DOMAINS, REGISTRY = Path("domains"), Path("registry")
 
 Quantization = Literal["f16", "q8_0", "q4"]
 
+
+def _in_a_folder(given: Path | None) -> Path | None:
+    """What takes an hour to measure must not fail when it is written."""
+    if given is not None and not given.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {given.parent}", param_hint="'--save'")
+    return given
+
+
 Domains = Annotated[
     Path,
     typer.Option(
@@ -25,6 +33,10 @@ Domains = Annotated[
 ]
 RegistryFolder = Annotated[Path, typer.Option("--registry", metavar="DIR", help="Folder of the published students and bases.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and no progress.")]
+Save = Annotated[
+    Path | None,
+    typer.Option("--save", metavar="FILE", callback=_in_a_folder, help="Also write the JSON to this file."),
+]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where models run.")]
 Ref = Annotated[str, typer.Argument(help="NAME (its champion, otherwise its newest version), NAME@3 or NAME@champion.")]
 AllMetrics = Annotated[bool, typer.Option("--all-metrics", help="Show every metric, not only the main ones.")]

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from factory.cli.doctor import Finding
-    from factory.evaluation.benchmark import Row
     from factory.inference import Explanation
+    from factory.pipeline.benchmark import BenchmarkReport
     from factory.pipeline.experiments import AdapterMatrix
     from factory.pipeline.plan import Step
 
@@ -135,26 +135,48 @@ def matrix_table(matrix: AdapterMatrix) -> Table:
     return make_table(rows, ["KL, nats/token", *names, "is its own adapter best?"])
 
 
-def benchmark_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """``print_json(benchmark_json(run_benchmark(...)))``: a dict per model."""
-    return [asdict(row) for row in rows]
+def benchmark_json(report: BenchmarkReport) -> dict[str, Any]:
+    """``print_json(benchmark_json(run_benchmark(...)))``: a dict per row of the table, and what it was measured on."""
+    from factory.registry.manifest import plain_json
+
+    questions = {name: value for name, value in vars(report.questions).items() if name != "rows"}
+    tuned = report.fine_tuning
+    content = {
+        "student": report.student,
+        "download": report.download,
+        "questions": {"asked": len(report.questions.rows), "clusters": report.clusters, "left_out": questions},
+        "fine_tuning": tuned.model_dump(exclude={"folder"}) | {"best": tuned.best.learning_rate} if tuned else None,
+        "rows": [asdict(row) for row in report.rows],
+        "notes": report.notes,
+    }
+    plain: dict[str, Any] = plain_json(content, "benchmark")
+    return plain
 
 
-def benchmark_table(rows: Sequence[Row]) -> Table:
-    """``print_table(benchmark_table(run_benchmark(...)))``: a row per model, a column per task."""
-    tasks = list(dict.fromkeys(task for row in rows for task in row.tasks))
+def benchmark_table(report: BenchmarkReport) -> Table:
+    """``print_table(benchmark_table(run_benchmark(...)))``: a row per model and format, a column per task."""
+    tasks = list(dict.fromkeys(task for row in report.rows for task in row.tasks))
     cells = [
         [
             row.name,
-            f"{row.parameters / 1e6:.1f} M",
+            row.format,
+            format_number(row.parameters, "parameters"),
+            format_number(row.bytes, "bytes"),
             *map(format_metric, [row.bits_per_byte, row.student_below, *(row.tasks.get(task) for task in tasks)]),
+            "-" if row.tokens_per_second is None else f"{row.tokens_per_second:.1f}",
         ]
-        for row in rows
+        for row in report.rows
     ]
-    headings = ["", "parameters", "bits per byte", "student is lower by (paired)", *tasks]
-    table = make_table(cells, headings, right=len(headings) - 1)
-    table.caption = "bits per byte of the reference answers: lower is better; 95 % intervals"
+    headings = ["", "", "parameters", "size", "bits per byte", "student is lower by (paired)", *tasks, "tokens/s"]
+    table = make_table(cells, headings, right=len(headings) - 2)
+    table.caption, table.caption_justify = "\n".join([*report.notes, BENCHMARK_CAPTION]), "left"
     return table
+
+
+BENCHMARK_CAPTION = (
+    "bits per byte of the reference answers: lower is better; 95 % intervals; one stream, bf16 in transformers, "
+    "quantized in llama.cpp"
+)
 
 
 # ---------------------------------------------------------------------------------------------------------- explanations

@@ -12,11 +12,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperGroup
 
+from factory.cache import replace_file, storage_errors
 from factory.errors import FactoryError
 
 if TYPE_CHECKING:  # rich costs `factory list --json` and `factory --help` a tenth of a second
@@ -75,7 +77,11 @@ def say(line: str) -> None:
 
 def print_json(content: Any) -> None:
     """``print_json(list_json(registry.versions()))`` on stdout."""
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False, default=str))
+    typer.echo(_to_json(content))
+
+
+def _to_json(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False, default=str)
 
 
 def print_table(*renderables: Any) -> None:
@@ -86,6 +92,17 @@ def print_table(*renderables: Any) -> None:
     console = Console(width=width, highlight=False, markup=False)
     for renderable in renderables:
         console.print(renderable)
+
+
+def print_report(content: Any, *renderables: Any, json: bool, save: Path | None) -> None:
+    """``print_report(benchmark_json(report), table, json=False, save=Path("report.json"))``: JSON or tables; a file.
+
+    Raises: StorageError where the file cannot be written.
+    """
+    if save is not None:
+        with storage_errors(f"cannot write {save}"):
+            replace_file(save, _to_json(content).encode())
+    print_json(content) if json else print_table(*renderables)
 
 
 def format_duration(seconds: float) -> str:

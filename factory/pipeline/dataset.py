@@ -6,6 +6,7 @@ data.rows["train"], data.manifest.counts
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,13 +17,21 @@ from datasets import DatasetDict
 
 from factory.cache import cache_key, home
 from factory.config.schema import DomainSpec, PoolSpec, TeacherPromptSource
-from factory.data.dataset import DatasetManifest, finish_dataset, load_dataset_folder, make_prompts, make_rows, route_pool
+from factory.data.dataset import (
+    MANIFEST,
+    DatasetManifest,
+    finish_dataset,
+    load_dataset_folder,
+    make_prompts,
+    make_rows,
+    route_pool,
+)
 from factory.data.pii import filter_pii
 from factory.data.router import DomainRouter
 from factory.data.sources import Example, content_hash, load_examples, sample_evenly
 from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.pipeline.context import BuildContext, FamilyModels
-from factory.registry.manifest import DatasetInfo, PersonalDataInfo, SourceInfo
+from factory.registry.manifest import DatasetInfo, PersonalDataInfo, SourceInfo, StudentManifest
 
 DATASET_FORMAT = 2  # raised when what is written of a data set changes, so that older folders are not read as it
 EVALUATED = {"bias_pairs", "tasks", "golden_set", "refusals", "gates"}
@@ -201,6 +210,22 @@ def find_dataset(context: BuildContext, models: FamilyModels, spec: DomainSpec) 
         return None
     rows, manifest = load_dataset_folder(folder)
     return DomainDataset(spec, key, folder, rows, manifest)
+
+
+def published_rows(manifest: StudentManifest) -> DatasetDict:
+    """``published_rows(version.manifest)["train"]``: the very rows that a student was trained and measured on.
+
+    Raises: DataError where they are not on this machine.
+    """
+    fingerprint = manifest.dataset.fingerprint
+    for path in sorted((home() / "data").glob(f"{manifest.domain}-*/{MANIFEST}")):
+        if json.loads(path.read_bytes()).get("fingerprint") == fingerprint:
+            return load_dataset_folder(path.parent)[0]
+    raise DataError(
+        f"the rows that {manifest.name}@{manifest.version} was trained on (data set {fingerprint[:12]}) are not in {home()}; "
+        f"if the domain has not changed, `factory data {manifest.domain} --family {manifest.family} --profile "
+        f"{manifest.profile} --seed {manifest.seed}` makes them again"
+    )
 
 
 def make_dataset(context: BuildContext, models: FamilyModels, spec: DomainSpec) -> DomainDataset:

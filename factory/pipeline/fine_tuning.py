@@ -1,0 +1,213 @@
+"""The rival that a student has to beat: a model as downloaded, fine-tuned by LoRA on the domain's references.
+
+tuned = fine_tune(context, resolve(spec), references, config, seconds=360)
+tuned.best.held_out, tuned.adapter    # bits per byte of the held-out tenth, the folder of the adapter
+
+It gets what a student gets: the same batch, rank, optimizer and schedule, and as long as the student was distilled, for each
+of three learning rates.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from factory.cache import atomic_folder, cache_key, home, replace_file
+from factory.config.schema import DistillConfig
+from factory.data.sources import seeded_order
+from factory.distill.trainer import TrainingSet, distill
+from factory.errors import DataError
+from factory.evaluation.benchmark import Question, bits_per_byte, question_clusters
+from factory.evaluation.stats import by_cluster, ratio
+from factory.models.attention import load_causal_model
+from factory.models.base import Base, Shape, attach_adapter
+from factory.models.chat import NO_CONTEXT
+from factory.models.references import ResolvedModel
+from factory.models.teacher import Teacher
+from factory.models.tokenize import tokenize_examples
+from factory.pipeline.adapter import SFT
+from factory.pipeline.context import BuildContext
+from factory.registry.manifest import Entry, MetricValue
+
+FORMAT = 1  # raised when the training changes, so that older adapters are not taken for it
+RATES = (2e-4, 5e-4, 1e-3)
+HELD_OUT = 0.1  # share of the references that chooses among the rates
+EPOCHS = 3  # passes over the references at most, transformers' own default: more of a few references is learning by heart
+PROBE_STEPS = 4  # timed before training, but for the first, which compiles
+RESULT = "result.json"
+
+
+class Attempt(Entry):
+    """What one learning rate reached."""
+
+    learning_rate: float
+    steps: int
+    seconds: float
+    held_out: MetricValue  # bits per byte of the held-out references
+
+
+class FineTuning(Entry):
+    """A fine-tuned download: what it was trained on, and what each rate reached."""
+
+    folder: Path
+    references: int  # trained on
+    before: MetricValue  # bits per byte of the held-out references, as downloaded
+    attempts: tuple[Attempt, ...]
+
+    @property
+    def best(self) -> Attempt:
+        """The attempt with the fewest bits per byte."""
+        return min(self.attempts, key=lambda one: one.held_out.value)
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the best adapter, as peft writes it."""
+        return _attempt_folder(self.folder, self.best.learning_rate)
+
+
+def fine_tune(
+    context: BuildContext, files: ResolvedModel, references: Sequence[Question], config: DistillConfig, seconds: float
+) -> FineTuning:
+    """``fine_tune(context, files, references, config, seconds=360).best.learning_rate``: trained once, then read from disk.
+
+    A tenth of the references is held out, whole clusters of it. ``config`` is the student's; ``seconds`` are for each rate.
+    Raises: DataError where all references are one cluster.
+    """
+    train, held_out = hold_out(references, context.seed)
+    tokenizer = AutoTokenizer.from_pretrained(files.folder)
+    config = config.model_copy(update=SFT)
+    key = cache_key(
+        FORMAT,
+        files.sha256,
+        tokenizer.chat_template,
+        [[astuple(one) for one in part] for part in (train, held_out)],
+        config.model_dump(exclude={"report_to", "learning_rate", "steps"}),
+        [RATES, EPOCHS, round(seconds)],
+        context.seed,
+    )
+    folder = home() / "rivals" / key
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / RESULT).exists():
+            run = _Run(context, files, tokenizer, train, held_out, config, folder)
+            steps = _affordable_steps(run, seconds)
+            before = _held_out_bits(run, load_causal_model(files.folder, context.device, torch.bfloat16))
+            with context.progress("fine-tuning the download", steps * len(RATES)) as advance:
+                attempts = tuple(_attempt(run, rate, steps, advance) for rate in RATES)
+            result = FineTuning(folder=folder, references=len(train), before=before, attempts=attempts)
+            replace_file(folder / RESULT, result.model_dump_json(exclude={"folder"}).encode())
+        return FineTuning(folder=folder, **json.loads((folder / RESULT).read_bytes()))
+
+
+def hold_out(references: Sequence[Question], seed: int) -> tuple[list[Question], list[Question]]:
+    """``train, held_out = hold_out(references, seed=0)``: whole clusters, together about a tenth.
+
+    Raises: DataError where all references are one cluster.
+    """
+    labels = question_clusters(references)
+    sizes = Counter(labels)
+    if len(sizes) < 2:
+        raise DataError(
+            f"the {len(references)} references share one answer or document, so none can be held out to choose a learning "
+            "rate; --references FILE names others"
+        )
+    wanted, chosen = round(HELD_OUT * len(references)), set[str]()
+    for label in sorted(sizes, key=lambda label: seeded_order(seed, label)):
+        if sum(sizes[one] for one in chosen) + sizes[label] <= wanted:
+            chosen.add(label)
+    chosen = chosen or {min(sizes, key=lambda label: (sizes[label], seeded_order(seed, label)))}
+    parts: tuple[list[Question], list[Question]] = [], []
+    for one, label in zip(references, labels, strict=True):
+        parts[label in chosen].append(one)
+    return parts
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all attempts share."""
+
+    context: BuildContext
+    files: ResolvedModel
+    tokenizer: PreTrainedTokenizerBase
+    train: Sequence[Question]
+    held_out: Sequence[Question]
+    config: DistillConfig
+    folder: Path
+
+
+def _attempt_folder(folder: Path, rate: float) -> Path:
+    return folder / f"{rate:g}"
+
+
+def _attempt(run: _Run, rate: float, steps: int, advance: Callable[[int], None]) -> Attempt:
+    """Trained, unless it is on disk from a run that was stopped."""
+    folder = _attempt_folder(run.folder, rate)
+    if not folder.exists():
+        model, times = _train(run, rate, steps, advance)
+        found = Attempt(learning_rate=rate, steps=steps, seconds=times[-1] - times[0], held_out=_held_out_bits(run, model))
+        with atomic_folder(folder) as new:
+            model.save_pretrained(new)
+            (new / RESULT).write_text(found.model_dump_json(), encoding="utf-8")
+    return Attempt.model_validate_json((folder / RESULT).read_bytes())
+
+
+def _affordable_steps(run: _Run, seconds: float) -> int:
+    """As many as the time allows, and at most ``EPOCHS`` passes."""
+    _, times = _train(run, RATES[0], PROBE_STEPS, lambda steps: None)
+    per_step = float(np.median(np.diff(times[1:])))
+    return max(1, min(int(seconds / per_step), EPOCHS * math.ceil(len(run.train) / run.config.batch)))
+
+
+def _train(run: _Run, rate: float, steps: int, advance: Callable[[int], None]) -> tuple[Any, list[float]]:
+    """The trained model, and the times of its beginning and of every step's end."""
+    config = run.config.model_copy(update={"learning_rate": rate, "steps": steps})
+    model, base = _load(run, config)
+    rows = [{"prompt": one.prompt, "completion": one.reference} for one in run.train]
+    examples = tokenize_examples(rows, run.tokenizer, NO_CONTEXT)
+    times = [time.perf_counter()]
+
+    def step_ended(count: int) -> None:
+        times.append(time.perf_counter())
+        advance(count)
+
+    with tempfile.TemporaryDirectory() as checkpoints:
+        distill(
+            model,
+            base,
+            Teacher.load(run.files, run.context.device),  # nothing asks for its weights: the references are the targets
+            TrainingSet(examples, None, np.zeros((len(examples), 0), dtype=np.float32)),
+            config,
+            folder=Path(checkpoints),
+            seed=run.context.seed,
+            progress=step_ended,
+        )
+    return model, times
+
+
+def _load(run: _Run, config: DistillConfig) -> tuple[Any, Base]:
+    """The download with a new adapter, which changes nothing yet."""
+    weights = load_causal_model(run.files.folder, run.context.device, torch.bfloat16)
+    base = Base(weights, run.tokenizer, Shape(None, None))
+    torch.manual_seed(run.context.seed)
+    return attach_adapter(base, config), base
+
+
+def _held_out_bits(run: _Run, model: Any) -> MetricValue:
+    labels = question_clusters(run.held_out)
+    bits, sizes = bits_per_byte(model, run.tokenizer, run.held_out, device=run.context.device)
+    return ratio(by_cluster(bits, labels), by_cluster(sizes, labels), run.context.bootstrap)

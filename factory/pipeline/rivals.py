@@ -1,0 +1,80 @@
+"""The models that a benchmark compares: each is a folder of weights, perhaps with an adapter, loaded when its turn comes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from factory.cache import folder_bytes
+from factory.config.schema import FamilySpec, TeacherContext, TeacherSpec
+from factory.evaluation.benchmark import STUDENT
+from factory.models.attention import load_causal_model
+from factory.models.chat import NO_CONTEXT
+from factory.models.references import ResolvedModel, resolve
+from factory.pipeline.context import BuildContext
+from factory.pipeline.fine_tuning import FineTuning
+from factory.registry.versions import Version
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One model, and a row of the table for each context that it is shown before a question."""
+
+    rows: Mapping[str, TeacherContext]  # by the row's name
+    folder: Path  # of transformers: weights and tokenizer
+    license: str
+    adapter: Path | None = None  # a folder of peft
+
+    def load(self, device: torch.device) -> Any:
+        """``rival.load(device)``: a transformers model, or peft's with the adapter; in bfloat16."""
+        model: Any = load_causal_model(self.folder, device, torch.bfloat16)
+        return model if self.adapter is None else PeftModel.from_pretrained(model, self.adapter).eval()
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder)
+        return tokenizer
+
+    @property
+    def bytes(self) -> int:
+        """On disk."""
+        adapter = 0 if self.adapter is None else (self.adapter / "adapter_model.safetensors").stat().st_size
+        return folder_bytes(self.folder) + adapter
+
+
+def model_files(context: BuildContext, spec: TeacherSpec) -> ResolvedModel:
+    """``model_files(context, family.teacher)``: fetched where they are missing."""
+    return resolve(spec, root=context.specs.root, chat_template=spec.chat_template)
+
+
+def students(context: BuildContext, version: Version) -> list[Rival]:
+    """``students(context, version)``: the student, its base, and its SFT baseline where that was published with it."""
+    base = context.registry.resolve(str(version.base))
+    sft = version.folder / "sft"
+    adapters = {STUDENT: version.folder, "base": None} | ({"sft": sft} if sft.is_dir() else {})
+    license = version.manifest.teacher.license
+    return [Rival({name: NO_CONTEXT}, base.folder, license, adapter) for name, adapter in adapters.items()]
+
+
+def teachers(context: BuildContext, shown: TeacherContext, others: Sequence[FamilySpec]) -> list[Rival]:
+    """``teachers(context, domain.teacher_context, [gemma])``: the family's, also with its context, and those of others."""
+    own = {"teacher": NO_CONTEXT} | ({"teacher, with its context": shown} if shown != NO_CONTEXT else {})
+    rows: list[tuple[Mapping[str, TeacherContext], TeacherSpec]] = [(own, context.family.teacher)]
+    rows += [({f"{family.name}'s teacher": NO_CONTEXT}, family.teacher) for family in others]
+    return [Rival(names, model_files(context, spec).folder, spec.license) for names, spec in rows]
+
+
+def downloads(context: BuildContext, files: ResolvedModel, tuned: FineTuning | None) -> list[Rival]:
+    """``downloads(context, files, tuned)``: a download, unless it is the teacher, and what fine-tuning makes of it."""
+    adapters: dict[str, Path | None] = {}
+    if files.folder != model_files(context, context.family.teacher).folder:
+        adapters["download"] = None
+    if tuned is not None:
+        adapters["download, fine-tuned"] = tuned.adapter
+    return [Rival({name: NO_CONTEXT}, files.folder, files.license, adapter) for name, adapter in adapters.items()]
