@@ -24,9 +24,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from factory.config.schema import DistillConfig, DomainSpec, FamilySpec, TeacherSpec
+from factory.config.schema import DistillConfig, DomainSpec, FamilySpec, TeacherContext, TeacherSpec
 from factory.data.splitting import cluster_of
 from factory.errors import DataError, ExportError, RegistryError, UsageError
+from factory.evaluation.answers import generate_answers
 from factory.evaluation.benchmark import (
     LONGEST,
     WHOLE,
@@ -39,8 +40,11 @@ from factory.evaluation.benchmark import (
     load_questions,
     question_clusters,
     reference_bytes,
+    seen_in,
 )
 from factory.evaluation.fidelity import fixed_model
+from factory.evaluation.golden_set import Question as GoldenQuestion
+from factory.evaluation.golden_set import asked_questions, golden_set_report, load_golden_set
 from factory.evaluation.lm_eval import run_tasks, task_metrics
 from factory.evaluation.stats import by_cluster
 from factory.evaluation.teacher_check import MIN_REFERENCES
@@ -60,6 +64,7 @@ from factory.pipeline.rivals import Rival, downloads, model_files, students, tea
 from factory.registry.manifest import MetricValue, StudentManifest
 from factory.registry.versions import Version
 
+EXACT = "golden set, exact"  # the column
 TIMED_PROMPTS = 4  # questions that take turns: no more of one than the shared prefix is in a cache
 
 
@@ -110,7 +115,13 @@ def run_benchmark(context: BuildContext, version: Version, questions: Path, conf
         *downloads(context, files, tuned),
     ]
     conditions = _Conditions(
-        context, domain, asked.rows, question_clusters(asked.rows), manifest.max_completion_tokens, config.quantizations
+        context,
+        domain,
+        questions=asked.rows,
+        clusters=question_clusters(asked.rows),
+        exact=_exact_questions(context, domain, [*learnt, *references]),
+        max_new_tokens=manifest.max_completion_tokens,
+        quantizations=config.quantizations,
     )
     found, problems = _measure_all(conditions, rivals)
     clusters = len(set(conditions.clusters))
@@ -138,6 +149,14 @@ def _training_questions(manifest: StudentManifest, file: Path | None) -> tuple[l
     if file is not None:
         return learnt, list(load_questions(file).rows)
     return learnt, [question for question, row in zip(learnt, rows, strict=True) if row["own_completion"]]
+
+
+def _exact_questions(context: BuildContext, domain: DomainSpec, training: Sequence[Question]) -> list[GoldenQuestion]:
+    """Those of the golden set's test split that have an exact answer and are not in training rows."""
+    every = asked_questions(load_golden_set(domain.golden_set, context.specs.root), None) if domain.golden_set else []
+    exact = [question for question in every if question.exact]
+    seen = seen_in([Question(one.prompt, one.reference) for one in exact], training)
+    return [one for number, one in enumerate(exact) if number not in seen]
 
 
 def _fine_tune(
@@ -192,7 +211,8 @@ class _Conditions:
     domain: DomainSpec
     questions: Sequence[Question]
     clusters: Sequence[str]  # of each question
-    max_new_tokens: int
+    exact: Sequence[GoldenQuestion]  # of the golden set, with an exact answer
+    max_new_tokens: int  # of their answers
     quantizations: Sequence[str]
 
 
@@ -257,17 +277,25 @@ def _rows(
                 parameters=count_parameters(model),
                 bytes=size,
                 bits=by_cluster(bits, conditions.clusters),
-                tasks=_tasks(conditions, model, tokenizer) if shown == NO_CONTEXT else {},  # a task has its own prompt
+                tasks=_tasks(conditions, model, tokenizer, shown),
                 tokens_per_second=speed([prompt_ids(tokenizer, one.prompt, shown) for one in asked[:TIMED_PROMPTS]]),
             )
         )
     return found
 
 
-def _tasks(conditions: _Conditions, model: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, MetricValue]:
-    context = conditions.context
-    results = run_tasks({"student": fixed_model(model)}, tokenizer, conditions.domain.tasks, root=context.specs.root)
-    return {one.name: task_metrics(one, context.bootstrap)[f"task_{one.name}_accuracy"] for one in results}
+def _tasks(
+    conditions: _Conditions, model: Any, tokenizer: PreTrainedTokenizerBase, shown: TeacherContext
+) -> dict[str, MetricValue]:
+    """The share of right answers: exact answers of the golden set, and the domain's tasks, which have prompts of their own."""
+    context, exact, found = conditions.context, conditions.exact, dict[str, MetricValue]()
+    if exact:
+        answers = generate_answers(model, tokenizer, [one.prompt for one in exact], shown, conditions.max_new_tokens)
+        found[EXACT] = golden_set_report(exact, {"student": answers}, context.bootstrap).metrics["golden_set_exact"]
+    if shown == NO_CONTEXT:
+        results = run_tasks({"student": fixed_model(model)}, tokenizer, conditions.domain.tasks, root=context.specs.root)
+        found |= {one.name: task_metrics(one, context.bootstrap)[f"task_{one.name}_accuracy"] for one in results}
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------- speed

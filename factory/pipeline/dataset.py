@@ -29,6 +29,7 @@ from factory.data.dataset import (
 from factory.data.pii import filter_pii
 from factory.data.router import DomainRouter
 from factory.data.sources import Example, content_hash, load_examples, sample_evenly
+from factory.errors import DataError
 from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.registry.manifest import DatasetInfo, PersonalDataInfo, SourceInfo, StudentManifest

@@ -94,9 +94,13 @@ def test_without_references_the_download_is_not_fine_tuned_and_the_report_says_s
     assert "path:./teacher was not fine-tuned: 0 references, at least 8 are needed; --references FILE" in found.notes[1]
 
 
-def test_a_context_and_a_download_of_its_own_get_rows(built: Workplace) -> None:
+def test_a_context_a_download_and_exact_answers_are_measured(built: Workplace) -> None:
     shutil.copytree(built.domains / "teacher", built.domains / "other")
-    shown = {"teacher_context": {"system": "light turns into sugar"}}
+    shown: dict[str, Any] = {"teacher_context": {"system": "light turns into sugar"}}
+    learnt = published_rows(built.context().registry.resolve("plants-mini@1").manifest)["train"][0]
+    golden = [("how many moons has ash ?", "1"), (learnt["prompt"], "no"), ("why ?", "the|a|of|to|is")]
+    write_rows(built.domains / "plants.golden_set.jsonl", [{"question": asked, "exact": key} for asked, key in golden])
+    shown |= {"golden_set": "plants.golden_set.jsonl"}
     built.write("plants.yaml", domain("plants", PLANTS) | shown)
     try:
         other = TeacherSpec(model="path:./other", license="mit")
@@ -110,6 +114,7 @@ def test_a_context_and_a_download_of_its_own_get_rows(built: Workplace) -> None:
     assert rows["teacher, with its context", "bf16"].bits_per_byte != rows["teacher", "bf16"].bits_per_byte
     assert rows["teacher, with its context", "q8_0"].bytes == rows["teacher", "q8_0"].bytes
     assert all(row.tokens_per_second for row in found.rows)
+    assert {row.tasks["golden set, exact"].n for row in found.rows} == {2}  # the third was learnt
 
 
 def test_what_cannot_be_quantized_is_measured_as_it_is_and_said(built: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
