@@ -105,6 +105,7 @@ class DistillTrainer(GKDTrainer):
         check_vocabularies(base.tokenizer, teacher.tokenizer)
         self.training_set, self.config, self.teacher = training_set, config, teacher
         self.loss = find_loss(config.loss)
+        self.teacher_tokens = 0  # answer tokens in the losses so far, each as often as it was read
         self.stop = stop_tokens(base.tokenizer)
         indices = list(training_set.indices)
         examples = [training_set.examples[i] for i in indices]
@@ -112,7 +113,7 @@ class DistillTrainer(GKDTrainer):
         super().__init__(
             model=model,
             teacher_model=_NoTeacher(teacher.config),
-            args=_arguments(config, folder, seed, teacher.device, len(lengths)),
+            args=training_arguments(config, folder, seed, teacher.device, len(lengths)),
             train_dataset=Dataset.from_dict({"example": indices, "length": lengths}),
             data_collator=self._collate,
             processing_class=base.tokenizer,
@@ -203,6 +204,7 @@ class DistillTrainer(GKDTrainer):
         chosen = [self.training_set.examples[i] for i in examples]
         completions = inputs.get("sampled") or [s.completion for s in chosen]
         batch = make_batch([s.prompt for s in chosen], completions).to(device)
+        self.teacher_tokens += sum(map(len, completions))
         targets = self._targets(examples, completions, live="sampled" in inputs)
         terms: dict[str, Tensor] = {}
         with self._autocast():
@@ -357,7 +359,8 @@ def _projection(base: Base, teacher: Teacher) -> nn.Module:
     return nn.Identity() if student_width == teacher_width else nn.Linear(student_width, teacher_width, bias=False)
 
 
-def _arguments(config: DistillConfig, folder: Path, seed: int, device: torch.device, examples: int) -> GKDConfig:
+def training_arguments(config: DistillConfig, folder: Path, seed: int, device: torch.device, examples: int) -> GKDConfig:
+    """``training_arguments(settings.distill, folder, seed=0, device=device, examples=400)``: as trl's trainers take them."""
     return GKDConfig(
         output_dir=str(folder),
         max_steps=config.steps,

@@ -32,7 +32,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import DistillationConfig, DistillationTrainer, SFTConfig, SFTTrainer
@@ -42,6 +41,7 @@ from factory.config.load import load_specs
 from factory.config.schema import DistillConfig
 from factory.distill.target_store import SoftTargetStore
 from factory.distill.trainer import DistillTrainer, TrainingSet
+from factory.distill.trl_gkd import trl_rows
 from factory.evaluation.fidelity import base_only, measure, with_adapter
 from factory.models.base import Base, Shape, attach_adapter, load_base, trim_teacher
 from factory.models.chat import NO_CONTEXT
@@ -273,18 +273,7 @@ def theirs(setup: Setup) -> tuple[Any, Any, float]:
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
-    rows = Dataset.from_list(
-        [
-            {
-                "prompt": teacher.tokenizer.decode(one.prompt),
-                "input_ids": [*one.prompt, *one.completion],
-                "attention_mask": [1] * (len(one.prompt) + len(one.completion)),
-                "completion_mask": [0] * len(one.prompt) + [1] * len(one.completion),
-                "length": len(one.prompt) + len(one.completion),
-            }
-            for one in setup.train
-        ]
-    )
+    rows = trl_rows(setup.train, teacher.tokenizer)
     given = {
         "model": setup.base.model,
         "processing_class": setup.base.tokenizer,
