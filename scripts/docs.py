@@ -23,6 +23,7 @@ from pydantic_core import PydanticUndefined
 
 from factory.cli import app
 from factory.config import schema
+from factory.config.experiment import ExperimentSpec, MethodSpec
 from factory.evaluation.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +78,8 @@ FAMILY_SECTIONS: dict[str, type[BaseModel]] = {
     "profiles": schema.Profile,
 }
 DOMAIN_SECTIONS: dict[str, type[BaseModel]] = {"teacher_context": schema.TeacherContext, "examples": schema.Turn}
-TITLES = {model: title for title, model in (FAMILY_SECTIONS | DOMAIN_SECTIONS).items()}
+EXPERIMENT_SECTIONS: dict[str, type[BaseModel]] = {"methods": MethodSpec}
+TITLES = {model: title for title, model in (FAMILY_SECTIONS | DOMAIN_SECTIONS | EXPERIMENT_SECTIONS).items()}
 
 DOMAINS_HEAD = """\
 # The YAML files in `domains/`
@@ -255,6 +257,14 @@ def evaluation_page() -> str:
     return with_generated("docs/evaluation.md", "metrics", table(("metric", "label", "better", "unit"), rows))
 
 
+# ------------------------------------------------------------------------------------------------- docs/experiments.md
+
+
+def experiments_page() -> str:
+    sections = [section("###", f"`{title}`", model) for title, model in EXPERIMENT_SECTIONS.items()]
+    return with_generated("docs/experiments.md", "keys", "\n".join([keys(ExperimentSpec), *sections]))
+
+
 # ------------------------------------------------------------------------------------------------- docs/results/
 
 TRAINERS_HEAD = """\
@@ -287,7 +297,7 @@ def trainers_page() -> str:
 
 
 def trainers_table(runs: Iterable[dict[str, Any]]) -> str:
-    head = ("run", "steps", "tokens/s", "peak memory", "teacher beforehand", "KL", "share of the bf16 matrix rate")
+    head = ("run", "steps", "tokens/s", "peak memory", "teacher beforehand", "KL", "KL drop", "share of the bf16 matrix rate")
     rows = [
         (
             run["name"],
@@ -296,6 +306,7 @@ def trainers_table(runs: Iterable[dict[str, Any]]) -> str:
             f"{run['peak_bytes'] / 1e9:.2f} GB",
             f"{run['teacher_seconds']:.0f} s",
             f"{run['kl_before']:.3f} → {run['kl_after']:.3f}",
+            f"{run['kl_before'] - run['kl_after']:.3f}",
             f"{run['matrix_share']:.2f}",
         )
         for run in runs
@@ -311,6 +322,7 @@ AROUND = {  # what stands beside factory/
     "registry/": "the local registry; git keeps its README alone",
     "scripts/": "demo.sh, test.sh, install.sh, docs.py; bench/ holds the benchmarks",
     "tests/": "the same folders as factory/; support/ is shared, integration/ runs whole builds",
+    "CITATION.cff": "how to cite this project",
 }
 
 
@@ -338,6 +350,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/design.md": design_page,
     "docs/domains.md": domains_page,
     "docs/evaluation.md": evaluation_page,
+    "docs/experiments.md": experiments_page,
     "docs/results/trainers.md": trainers_page,
 }
 

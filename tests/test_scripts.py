@@ -42,17 +42,6 @@ def saved(path: Path) -> list[dict[str, Any]]:
     return results
 
 
-def test_ablations_compare_each_variation_with_the_first(built: Workplace, run: Run, tmp_path: Path) -> None:
-    folders = ["--domains", built.domains, "--registry", built.root / "registry", "--save", tmp_path / "saved.json"]
-    only = ["--only", "response", "--only", "response + relation"]
-    table = run("bench/ablations.py", "plants", "--size", "mini", "--steps", 1, *only, *folders)
-    first, second = saved(tmp_path / "saved.json")
-    assert first["ahead"] is None
-    kl = [one["metrics"]["kl"]["value"] for one in (first, second)]
-    assert second["ahead"]["value"] == pytest.approx(kl[0] - kl[1])
-    assert f"| response + relation | {kl[1]:.3f} [" in table
-
-
 def test_planted_identifiers_are_found(built: Workplace, run: Run, tmp_path: Path) -> None:
     folders = ["--domains", built.domains, "--registry", built.root / "registry"]
     run("bench/planted.py", "plants", "--size", "mini", "--only", "identifiers", *folders, "--save", tmp_path / "saved.json")

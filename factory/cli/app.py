@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from factory.cli import answers, domains, machine, serving, students
+from factory.cli import answers, domains, machine, research, serving, students
 from factory.cli.terminal import OneLineErrors
 
 COMMANDS: dict[str, list[Callable[..., None]]] = {
@@ -29,6 +29,7 @@ COMMANDS: dict[str, list[Callable[..., None]]] = {
         students.export,
     ],
     "Serving": [serving.serve],
+    "Research": [research.experiment],
     "Machine": [machine.doctor],
 }
 

@@ -37,9 +37,9 @@ from factory.registry.references import CHAMPION
 from factory.registry.registry import Registry
 
 if TYPE_CHECKING:
+    from factory.pipeline.adapter_matrix import AdapterMatrix
     from factory.pipeline.build import BuildOptions
     from factory.pipeline.context import BuildContext
-    from factory.pipeline.experiments import AdapterMatrix
     from factory.registry.versions import Version
 
 
@@ -187,7 +187,7 @@ def _adapter_matrix(versions: list[Version], registry: Registry, domains: Path, 
     manifest = versions[0].manifest
     specs, family, _ = choose(domains, family=manifest.family, profile=manifest.profile)
     context = load_context(specs, family, registry, profile=manifest.profile, seed=manifest.seed, device=device, json=json)
-    from factory.pipeline.experiments import adapter_matrix
+    from factory.pipeline.adapter_matrix import adapter_matrix
 
     return adapter_matrix(context, versions)
 

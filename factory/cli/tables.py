@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from factory.cli.doctor import Finding
     from factory.inference import Explanation
+    from factory.pipeline.adapter_matrix import AdapterMatrix
     from factory.pipeline.benchmark import BenchmarkReport
-    from factory.pipeline.experiments import AdapterMatrix
     from factory.pipeline.plan import Step
 
 
@@ -133,6 +133,16 @@ def matrix_table(matrix: AdapterMatrix) -> Table:
         best = "yes" if matrix.own_is_best(domain) else "not beyond the interval"
         rows.append([domain, *(format_metric(row[name]) for name in names), f"{best}: ahead by {format_metric(nearest)}"])
     return make_table(rows, ["KL, nats/token", *names, "is its own adapter best?"])
+
+
+def experiment_table(content: Mapping[str, Any]) -> Table:
+    """``print_table(experiment_table(report.content))``: a row per method; what they have in common is the caption."""
+    from factory.reports.experiment import caption, table_rows
+
+    headings, *rows = table_rows(content)
+    table = make_table(rows, headings, right=len(headings) - 1)
+    table.caption = caption(content)
+    return table
 
 
 def benchmark_json(report: BenchmarkReport) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reads ``domains/*.yaml`` and reports every mistake of every file with its line. No torch here."""
+"""Reads ``domains/*.yaml`` and files of methods, and reports every mistake of every file with its line. No torch here."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from factory.config.experiment import ExperimentSpec
 from factory.config.mistakes import line_of, mistakes_of
-from factory.config.schema import DEFAULT_PROFILE, SECTIONS, DomainSpec, FamilySpec, PoolSpec, Specs, Strict
+from factory.config.schema import DEFAULT_PROFILE, SECTIONS, DistillConfig, DomainSpec, FamilySpec, PoolSpec, Specs, Strict
 from factory.errors import SpecError
 
 EVALUATION_FILES = ("bias_pairs", "tasks", "golden_set", "refusals", "injections", "jailbreaks")  # a path or several
@@ -54,7 +55,42 @@ def load_specs(root: Path) -> Specs:
     return Specs(root=root, families=families, domains=domains, pools=pools)
 
 
+def load_methods(path: Path, settings: DistillConfig) -> ExperimentSpec:
+    """``load_methods(Path("methods.yaml"), context.settings(domain).distill)``: the methods that an experiment compares.
+
+    Raises: SpecError with every mistake and its line; ``settings`` are what the methods start from.
+    """
+    file, mistakes = _read_as(ExperimentSpec, path)
+    if file is not None:
+        mistakes = list(_wrong_methods(file, settings))
+    if file is None or mistakes:
+        raise SpecError("\n".join(mistakes))
+    spec: ExperimentSpec = file.spec
+    return spec
+
+
+def _wrong_methods(file: SpecFile, settings: DistillConfig) -> Iterator[str]:
+    """Methods whose overrides do not fit."""
+    for number, method in enumerate(file.spec.methods):
+        try:
+            method.config(settings)
+        except ValidationError as error:
+            yield from mistakes_of(error, file.path, file.node, ExperimentSpec, ("methods", number, "distill"))
+
+
 def _read(path: Path) -> tuple[SpecFile | None, list[str]]:
+    """One file of the kind that its name says, or its mistakes."""
+    kind, stem = _kind_and_stem(path)
+    file, mistakes = _read_as(kind, path)
+    if file is None:
+        return None, mistakes
+    if file.spec.name != stem:
+        return None, [file.mistake(["name"], f"must be {stem!r}, as the file is called (found {file.spec.name!r})")]
+    wrong = _wrong_profiles(file) if kind is FamilySpec else []
+    return (None if wrong else file), wrong
+
+
+def _read_as(kind: type[Strict], path: Path) -> tuple[SpecFile | None, list[str]]:
     """One file, or its mistakes."""
     try:
         node, content = _parse(path.read_text(encoding="utf-8"))
@@ -66,15 +102,10 @@ def _read(path: Path) -> tuple[SpecFile | None, list[str]]:
         return None, [f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}"]
     if node is None or not isinstance(content, dict):
         return None, [f"{path}:1: must be keys and values (found {'nothing' if content is None else type(content).__name__})"]
-    kind, stem = _kind_and_stem(path)
     try:
-        file = SpecFile(path, node, kind.model_validate(content))
+        return SpecFile(path, node, kind.model_validate(content)), []
     except ValidationError as error:
         return None, mistakes_of(error, path, node, kind)
-    if file.spec.name != stem:
-        return None, [file.mistake(["name"], f"must be {stem!r}, as the file is called (found {file.spec.name!r})")]
-    wrong = _wrong_profiles(file) if kind is FamilySpec else []
-    return (None if wrong else file), wrong
 
 
 def _parse(text: str) -> tuple[yaml.Node | None, Any]:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from factory.config.experiment import MethodSpec
 from factory.config.fix import renamed_keys
 from factory.config.names import NAME
 from factory.config.schema import MODEL, SECTIONS, SHA256, SOURCE_KINDS, DomainSpec, Profile, Strict
@@ -19,6 +20,12 @@ PATTERNS = {
     MODEL: "must be hub:org/name@revision, pypi:package==version/file or path:folder",
     SHA256: "must be 64 hexadecimal digits",
 }
+
+
+def _entries(count: int) -> str:
+    return "1 entry" if count == 1 else f"{count} entries"
+
+
 MESSAGES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "missing": lambda _: "missing; this key is required",
     "union_tag_not_found": lambda _: f"needs kind: one of {', '.join(SOURCE_KINDS)}",
@@ -26,7 +33,7 @@ MESSAGES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "string_pattern_mismatch": lambda context: PATTERNS[context["pattern"]],
     "string_too_long": lambda context: f"must have at most {context['max_length']} characters",
     "string_type": lambda _: "must be text; put it in quotes",
-    "too_short": lambda context: f"must have at least {context['min_length']} entry",
+    "too_short": lambda context: "must have at least " + _entries(context["min_length"]),
     "greater_than": lambda context: f"must be more than {context['gt']:g}",
     "greater_than_equal": lambda context: f"must be at least {context['ge']:g}",
     "less_than": lambda context: f"must be less than {context['lt']:g}",
@@ -47,7 +54,7 @@ MESSAGES: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def mistakes_of(
-    error: ValidationError, path: Path, root: yaml.Node | None, kind: type[Strict], inside: Sequence[str] = ()
+    error: ValidationError, path: Path, root: yaml.Node | None, kind: type[Strict], inside: Sequence[str | int] = ()
 ) -> list[str]:
     """``mistakes_of(error, path, node, DomainSpec)``: a line per mistake. ``inside``: where in the file the model stands.
 
@@ -111,7 +118,7 @@ def _locate(kind: type[Strict], loc: Sequence[str | int]) -> tuple[list[str | in
         if isinstance(part, int):
             continue
         model = inner
-        if part in SECTIONS and model in (Profile, DomainSpec):
+        if part in SECTIONS and model in (Profile, DomainSpec, MethodSpec):
             inner = SECTIONS[part]
         elif field := model.model_fields.get(part):
             extra = field.json_schema_extra

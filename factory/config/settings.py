@@ -28,7 +28,7 @@ class DistillConfig(TrainConfig):
 
     loss: str = Field(
         default="generalized_jsd",
-        description="Divergence of the response term: `generalized_jsd`, `skew_kl` or one of your own.",
+        description="Divergence of the response term: `generalized_jsd`, `skew_kl`, [your own](experiments.md#your-own-loss).",
     )
     lmbda: float = Field(default=0.0, ge=0, le=1, description="Share of steps on the student's own samples (on-policy).")
     beta: float = Field(

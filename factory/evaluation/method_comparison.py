@@ -84,12 +84,11 @@ def compare_methods(
     for metric in runs[first][0]:
         seeds = {method: tuple(run[metric].value for run in runs[method]) for method in runs}
         pooled = {method: pool([run[metric] for run in runs[method]]) for method in runs}
-        items = metric_named(metric).items
-        values = {method: _value(scores, bootstrap, items) for method, scores in pooled.items()}
+        values = {method: metric_value(metric, scores, bootstrap) for method, scores in pooled.items()}
         p_values = [_p_value(pooled[method], pooled[first], bootstrap) for method in others]
         compared[first][metric] = Compared(values[first], seeds[first])
         for method, p, p_holm in zip(others, p_values, holm(p_values), strict=True):
-            difference = _difference(pooled[method], pooled[first], bootstrap, items)
+            difference = _difference(metric, pooled[method], pooled[first], bootstrap)
             compared[method][metric] = Compared(values[method], seeds[method], difference, p, p_holm)
     return compared
 
@@ -99,14 +98,15 @@ def pool(runs: Sequence[Scores]) -> Scores:
     return Scores(np.mean([run.over for run in runs], axis=0), np.mean([run.under for run in runs], axis=0), runs[0].clusters)
 
 
-def _value(scores: Scores, bootstrap: BootstrapConfig, items: bool) -> MetricValue:
+def metric_value(metric: str, scores: Scores, bootstrap: BootstrapConfig) -> MetricValue:
+    """``metric_value("kl", scores, bootstrap)``: clusters are resampled."""
     over, under = scores.by_cluster()
-    return share(over, under, bootstrap) if items else ratio(over, under, bootstrap)
+    return (share if metric_named(metric).items else ratio)(over, under, bootstrap)
 
 
-def _difference(own: Scores, first: Scores, bootstrap: BootstrapConfig, items: bool) -> MetricValue:
+def _difference(metric: str, own: Scores, first: Scores, bootstrap: BootstrapConfig) -> MetricValue:
     (over, under), (first_over, _) = own.by_cluster(), first.by_cluster()
-    return (share_difference if items else paired_difference)(over, first_over, under, bootstrap)
+    return (share_difference if metric_named(metric).items else paired_difference)(over, first_over, under, bootstrap)
 
 
 def _p_value(own: Scores, first: Scores, bootstrap: BootstrapConfig) -> float:

@@ -220,7 +220,7 @@ def real_text_metrics(target: EvalTarget, data: EvalData, bootstrap: BootstrapCo
     KL on the teacher's own answers cannot see a vocabulary that is too small for what people write. Real text is the domain's
     held-out references, or its held-out prompts where fewer than ``MIN_REAL_TEXTS`` have one. Nobody sees a context.
     """
-    rows = real_texts(data)
+    rows = real_texts([*data.domain.test, *data.domain.validation])
     if not rows:
         return {}
     questions = [RealText(prompt, text) for prompt, text, _ in rows]
@@ -236,13 +236,13 @@ def real_text_metrics(target: EvalTarget, data: EvalData, bootstrap: BootstrapCo
     }
 
 
-def real_texts(data: EvalData) -> list[tuple[str, str, str]]:
-    """``real_texts(data)``: (prompt, text, cluster) of held-out text that no model wrote."""
-    held_out = [*data.domain.test, *data.domain.validation][:MAX_REAL_TEXTS]
-    references = [(row["prompt"], row["completion"], cluster_of(row)) for row in held_out if row["own_completion"]]
+def real_texts(held_out: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """``real_texts(data.domain.test)``: (prompt, text, cluster) of held-out text that no model wrote."""
+    rows = held_out[:MAX_REAL_TEXTS]
+    references = [(row["prompt"], row["completion"], cluster_of(row)) for row in rows if row["own_completion"]]
     if len(references) >= MIN_REAL_TEXTS:
         return references
-    return [("", row["prompt"], cluster_of(row)) for row in held_out if row["prompt"].strip()]
+    return [("", row["prompt"], cluster_of(row)) for row in rows if row["prompt"].strip()]
 
 
 def golden_set_part(target: EvalTarget, spec: DomainSpec, suite: EvalSuite, settings: EvalSettings) -> Part:

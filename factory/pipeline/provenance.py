@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from factory.config.schema import Settings
 from factory.energy import Meter
@@ -31,6 +36,27 @@ def family_fields(context: BuildContext, models: FamilyModels, settings: Setting
         "libraries": library_versions(),
         "git_commit": context.git_commit,
     }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """``environment(context.device)["processor"]``: of the machine and its libraries, all that may change a measurement."""
+    return {
+        "libraries": library_versions(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": processor_name(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+
+
+def processor_name() -> str:
+    """``processor_name()`` → "AMD EPYC 9B45": as Linux names it, elsewhere as Python does."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def energy_info(meter: Meter, per_1000_tokens_wh: Mapping[str, float] | None = None) -> EnergyInfo:

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from support.markdown import ROOT, Block, blocks, name_of, pages
 
 import factory
+from factory.config.experiment import ExperimentSpec
 from factory.config.schema import DomainSpec, FamilySpec, Source, Strict
 from factory.data.sources import load_examples
 from factory.evaluation.bias import load_pairs
@@ -39,6 +40,8 @@ def test_yaml_is_valid(block: Block, tmp_path: Path) -> None:
 
         (tmp_path / "keys.yaml").write_text(block.text, encoding="utf-8")
         assert Keys.load(tmp_path / "keys.yaml").callers
+    elif first == "# methods.yaml":
+        ExperimentSpec.model_validate(content)
     elif isinstance(content, list):
         TypeAdapter(list[Source]).validate_python(content)
     else:

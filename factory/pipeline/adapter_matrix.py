@@ -1,27 +1,21 @@
-"""Questions about students: is each best on its own domain, and what does each term of the objective do?"""
+"""Is each student best on its own domain? Every adapter of one base on the held-out text of every domain."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from factory.cache import remove_folder
+from factory.data.splitting import cluster_of
 from factory.errors import RegistryError
 from factory.evaluation.fidelity import base_only, measure, with_adapter
-from factory.evaluation.stats import ExampleSums, paired_difference, summarize
+from factory.evaluation.stats import paired_difference, summarize
 from factory.inference import load_version
-from factory.models.base import load_base, trim_teacher
+from factory.models.base import trim_teacher
 from factory.models.tokenize import tokenize_examples
-from factory.pipeline.adapter import adapter_training_set, distil_adapter
-from factory.pipeline.base import make_base
 from factory.pipeline.context import BuildContext, resolve_models
 from factory.pipeline.dataset import make_dataset
-from factory.pipeline.training_set import embed_rows
 from factory.registry.manifest import MetricValue
 from factory.registry.versions import Version
-
-# ------------------------------------------------------------------------------------------------------------ adapter matrix
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,9 @@ def adapter_matrix(context: BuildContext, versions: Sequence[Version]) -> Adapte
         rows = list(data.rows["test"])[: settings.examples]
         with context.progress(f"{domain}: every adapter", len(rows)) as advance:
             examples = tokenize_examples(rows, teacher.tokenizer, data.spec.teacher_context)
-            sums = measure(teacher, candidates, examples, advance)
+            measured = measure(teacher, candidates, examples, advance)
+        labels = [cluster_of(row) for row in rows]
+        sums = {name: one.by_cluster(labels) for name, one in measured.items()}
         own = sums[version.reference]
         kl[domain] = {name: summarize(one, None, context.bootstrap)["kl"] for name, one in sums.items()}
         ahead[domain] = {
@@ -80,54 +76,3 @@ def _one_base_many_domains(versions: Sequence[Version]) -> list[str]:
             f"a matrix needs two or more students of one base and of different domains, not {given}; factory list shows bases"
         )
     return domains
-
-
-# ------------------------------------------------------------------------------------------------------------------ ablations
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """One variation of the objective, trained for the same steps and measured on the same examples."""
-
-    name: str
-    metrics: dict[str, MetricValue]
-    seconds: float
-    ahead: MetricValue | None  # KL of the first variation minus this one's, paired by example
-
-
-WITHOUT_CONTEXT = "response, teacher without its context"
-VARIATIONS: dict[str, dict[str, Any]] = {
-    "response": {"feature": 0.0, "relation": 0.0, "lmbda": 0.0},
-    "response + feature": {"relation": 0.0, "lmbda": 0.0},
-    "response + relation": {"feature": 0.0, "lmbda": 0.0},
-    "response + feature + relation": {"lmbda": 0.0},
-    "response, half on-policy": {"feature": 0.0, "relation": 0.0, "lmbda": 0.5},
-    WITHOUT_CONTEXT: {"feature": 0.0, "relation": 0.0, "lmbda": 0.0},
-}
-
-
-def ablations(
-    context: BuildContext, domain: str, size: str, steps: int, variations: dict[str, dict[str, Any]] | None = None
-) -> Iterator[Ablation]:
-    """``for one in ablations(context, "healthcare", "small", steps=30)``: the same adapter, base, examples and steps.
-
-    Every variation is judged against the teacher with its context.
-    """
-    models = resolve_models(context.family, context.specs.root, context.device)
-    data, base = make_dataset(context, models, context.specs.domain(domain)), make_base(context, models, size)
-    settings = context.settings(data.spec)
-    rows = list(data.rows["test"])[: settings.evaluate.examples]
-    embeddings = embed_rows(models, rows)
-    held_out = tokenize_examples(rows, base.teacher.tokenizer, data.spec.teacher_context)
-    first: ExampleSums | None = None
-    for name, changes in (VARIATIONS if variations is None else variations).items():
-        config = settings.distill.model_copy(update={"steps": steps, **changes})
-        fresh = replace(base, base=load_base(base.version.folder, context.device))  # an adapter gets attached to it
-        seen = data.without_context() if name == WITHOUT_CONTEXT else data
-        training_set = adapter_training_set(context, models, seen, fresh, config)
-        adapter, _, folder = distil_adapter(context, seen, fresh, training_set, config, name)
-        remove_folder(folder)
-        sums = measure(base.teacher, {"student": with_adapter(adapter, "default")}, held_out)["student"]
-        ahead = None if first is None else paired_difference(first.kl, sums.kl, sums.tokens, context.bootstrap)
-        first = first or sums
-        yield Ablation(name, summarize(sums, embeddings, context.bootstrap), context.meter.seconds[name], ahead)
