@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
 from factory.cli.context import choose, choose_download, load_chat_model, load_context
 from factory.cli.options import (
     DOMAINS,
+    QUANTIZATIONS,
     REGISTRY,
     TEACHER,
     Device,
     Domains,
     Family,
     Json,
-    Quantization,
     Ref,
     RegistryFolder,
     Save,
@@ -128,9 +128,9 @@ def benchmark(
             "--quantizations",
             metavar="LIST",
             callback=lambda given: ",".join(_quantizations(given)),
-            help="Every model also in these, joined by commas: f16, q8_0, q4; or none.",
+            help="Every model also in these, joined by commas: f16, q8_0, q4, q4_1; or none.",
         ),
-    ] = "q8_0,q4",
+    ] = "q8_0,q4,q4_1",
     against: Annotated[
         list[str] | None, typer.Option("--against", metavar="FAMILY", help="Also the teacher of this family, as downloaded.")
     ] = None,
@@ -157,9 +157,9 @@ def benchmark(
 def _quantizations(given: str) -> tuple[str, ...]:
     """``_quantizations("q8_0,q4") == ("q8_0", "q4")``; "none" or "" is none."""
     kinds = tuple(kind.strip() for kind in given.split(",") if kind.strip() not in ("", "none"))
-    unknown = sorted(set(kinds) - set(get_args(Quantization)))
+    unknown = sorted(set(kinds) - set(QUANTIZATIONS))
     if unknown:
-        raise typer.BadParameter(f"{', '.join(unknown)}: give some of {', '.join(get_args(Quantization))}, or none")
+        raise typer.BadParameter(f"{', '.join(unknown)}: give some of {', '.join(QUANTIZATIONS)}, or none")
     return kinds
 
 

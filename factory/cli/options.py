@@ -13,6 +13,7 @@ TEACHER = "teacher"  # in place of a version: the teacher itself
 DOMAINS, REGISTRY = Path("domains"), Path("registry")
 
 Quantization = Literal["f16", "q8_0", "q4"]
+QUANTIZATIONS = ("f16", "q8_0", "q4", "q4_1")  # that a model can be measured in
 
 
 def _in_a_folder(given: Path | None) -> Path | None:

@@ -63,11 +63,13 @@ class _Quantization:
 
 
 # q4 does not use Q4_1, although it has the lowest weight error of the types that the gguf package can write: the teacher came
-# as Q4_1, and rounding to that grid again undoes what healing changed (docs/log.md).
+# as Q4_1, and rounding to that grid again undoes what healing changed (docs/log.md). For the same reason q4_1 costs a teacher
+# that came as Q4_1 nothing: it is there for comparison with such a download.
 QUANTIZATIONS = {
     "f16": _Quantization(Types.F16, Types.F16, Types.F16, Types.F16, LlamaFileType.MOSTLY_F16),
     "q8_0": _Quantization(Types.Q8_0, Types.Q8_0, Types.Q8_0, Types.Q8_0, LlamaFileType.MOSTLY_Q8_0),
     "q4": _Quantization(Types.Q4_0, Types.Q8_0, Types.Q5_0, Types.Q8_0, LlamaFileType.MOSTLY_Q4_0),
+    "q4_1": _Quantization(Types.Q4_1, Types.Q4_1, Types.Q4_1, Types.Q8_0, LlamaFileType.MOSTLY_Q4_1),
 }
 PLAIN_LORA = {  # the settings that GGUF can express
     "use_dora": False,
@@ -90,7 +92,7 @@ def write_base_gguf(
 ) -> None:
     """``write_base_gguf(model, tokenizer, Path("base.gguf"), "q8_0", name="small", license="mit")``: base or merged model.
 
-    quantization: "f16", "q8_0" or "q4" (4 bits per weight in half of each layer, 5 or 8 in the rest).
+    quantization: "f16", "q8_0", "q4" (4 bits per weight in half of each layer, 5 or 8 in the rest) or "q4_1" (5 bits).
     Norms stay float32, and matrices whose rows are not a multiple of 32 stay f16.
     Raises: ExportError for an unsupported architecture, setting or tokenizer; nothing is left behind.
     """

@@ -24,7 +24,16 @@ from factory.pipeline.dataset import DomainDataset
 from factory.pipeline.precheck import check_domain, require_teacher
 from factory.pipeline.training_set import make_canary_set, make_training_set, training_set_key
 
-SFT = {"lmbda": 0.0, "beta": 0.0, "temperature": 1.0, "seq_kd": False, "response": 1.0, "feature": 0.0, "relation": 0.0}
+SFT = {
+    "lmbda": 0.0,
+    "loss": "generalized_jsd",  # from a one-hot distribution, with beta 0: cross-entropy
+    "beta": 0.0,
+    "temperature": 1.0,
+    "seq_kd": False,
+    "response": 1.0,
+    "feature": 0.0,
+    "relation": 0.0,
+}
 
 
 @dataclass(frozen=True)

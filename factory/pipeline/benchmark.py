@@ -132,7 +132,11 @@ def run_benchmark(context: BuildContext, version: Version, questions: Path, conf
         clusters=clusters,
         fine_tuning=tuned,
         rows=benchmark_rows(found, by_cluster(reference_bytes(asked.rows), conditions.clusters), context.bootstrap),
-        notes=(_describe_questions(asked, clusters), _describe_fine_tuning(download, tuned, len(references)), *problems),
+        notes=(
+            _describe_questions(asked, clusters, len(conditions.exact)),
+            _describe_fine_tuning(download, tuned, len(references)),
+            *problems,
+        ),
     )
 
 
@@ -176,14 +180,15 @@ def _fine_tune(
     return fine_tune(context, files, references, config, seconds)
 
 
-def _describe_questions(asked: Questions, clusters: int) -> str:
+def _describe_questions(asked: Questions, clusters: int, exact: int) -> str:
     counts = {
         "without a reference": asked.without_reference,
         f"longer than {LONGEST} characters": asked.too_long,
         "beyond the limit": asked.not_drawn,
     }
     left_out = [f"{asked.seen} seen in training", *(f"{count} {why}" for why, count in counts.items() if count)]
-    return f"{len(asked.rows)} questions in {clusters} clusters; left out: {', '.join(left_out)}"
+    also = f", and {exact} of the golden set with an exact answer" if exact else ""
+    return f"{len(asked.rows)} questions in {clusters} clusters{also}; left out: {', '.join(left_out)}"
 
 
 def _describe_fine_tuning(download: TeacherSpec, tuned: FineTuning | None, references: int) -> str:
@@ -192,11 +197,11 @@ def _describe_fine_tuning(download: TeacherSpec, tuned: FineTuning | None, refer
             f"{download.model} was not fine-tuned: {references} references, at least {MIN_REFERENCES} are needed; "
             "--references FILE names others"
         )
-    best = tuned.best
+    best, edge = tuned.best, ", which is at the edge of them" if tuned.at_edge else ""
     return (
-        f"the download, {download.model}, was fine-tuned on {tuned.references} references, {best.steps} steps at each of "
-        f"{', '.join(f'{one.learning_rate:g}' for one in tuned.attempts)}; {best.learning_rate:g} was best on held-out ones: "
-        f"{tuned.before.value:.3f} → {best.held_out.value:.3f} bits per byte"
+        f"the download, {download.model}, was fine-tuned on {tuned.references} references for {best.steps} steps; of the rates "
+        f"{', '.join(f'{one.learning_rate:g}' for one in tuned.attempts)}, {best.learning_rate:g} was best{edge}: on held-out "
+        f"references {tuned.before.value:.3f} → {best.held_out.value:.3f} bits per byte"
     )
 
 

@@ -3,20 +3,19 @@
 tuned = fine_tune(context, resolve(spec), references, config, seconds=360)
 tuned.best.held_out, tuned.adapter    # bits per byte of the held-out tenth, the folder of the adapter
 
-It gets what a student gets: the same batch, rank, optimizer and schedule, and as long as the student was distilled, for each
-of three learning rates.
+It gets what a student gets: the same batch, rank, optimizer and schedule, and for each of three learning rates as long as the
+student was distilled.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from factory.cache import atomic_folder, cache_key, home, replace_file
 from factory.config.schema import DistillConfig
 from factory.data.sources import seeded_order
-from factory.distill.trainer import TrainingSet, distill
+from factory.distill.budget import Budget, Spent, train_within
+from factory.distill.trainer import DistillTrainer, TrainingSet
 from factory.errors import DataError
 from factory.evaluation.benchmark import Question, bits_per_byte, question_clusters
 from factory.evaluation.stats import by_cluster, ratio
@@ -45,7 +45,7 @@ FORMAT = 1  # raised when the training changes, so that older adapters are not t
 RATES = (2e-4, 5e-4, 1e-3)
 HELD_OUT = 0.1  # share of the references that chooses among the rates
 EPOCHS = 3  # passes over the references at most, transformers' own default: more of a few references is learning by heart
-PROBE_STEPS = 4  # timed before training, but for the first, which compiles
+ENDLESS = 10**6  # optimizer steps: a training ends with its budget, long before
 RESULT = "result.json"
 
 
@@ -68,8 +68,13 @@ class FineTuning(Entry):
 
     @property
     def best(self) -> Attempt:
-        """The attempt with the fewest bits per byte."""
-        return min(self.attempts, key=lambda one: one.held_out.value)
+        """The attempt with the fewest bits per byte; one that diverged to NaN is never it, unless all did."""
+        return min(self.attempts, key=lambda one: (math.isnan(one.held_out.value), one.held_out.value))
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best rate is the lowest or the highest of those tried: one beyond it may be better."""
+        return self.best.learning_rate in (min(RATES), max(RATES))
 
     @property
     def adapter(self) -> Path:
@@ -101,11 +106,9 @@ def fine_tune(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not (folder / RESULT).exists():
-            run = _Run(context, files, tokenizer, train, held_out, config, folder)
-            steps = _affordable_steps(run, seconds)
+            run = _Run(context, files, tokenizer, train, held_out, config, seconds / 60, folder)
             before = _held_out_bits(run, load_causal_model(files.folder, context.device, torch.bfloat16))
-            with context.progress("fine-tuning the download", steps * len(RATES)) as advance:
-                attempts = tuple(_attempt(run, rate, steps, advance) for rate in RATES)
+            attempts = tuple(_attempt(run, rate) for rate in RATES)
             result = FineTuning(folder=folder, references=len(train), before=before, attempts=attempts)
             replace_file(folder / RESULT, result.model_dump_json(exclude={"folder"}).encode())
         return FineTuning(folder=folder, **json.loads((folder / RESULT).read_bytes()))
@@ -147,6 +150,7 @@ class _Run:
     train: Sequence[Question]
     held_out: Sequence[Question]
     config: DistillConfig
+    minutes: float
     folder: Path
 
 
@@ -154,57 +158,34 @@ def _attempt_folder(folder: Path, rate: float) -> Path:
     return folder / f"{rate:g}"
 
 
-def _attempt(run: _Run, rate: float, steps: int, advance: Callable[[int], None]) -> Attempt:
+def _attempt(run: _Run, rate: float) -> Attempt:
     """Trained, unless it is on disk from a run that was stopped."""
     folder = _attempt_folder(run.folder, rate)
     if not folder.exists():
-        model, times = _train(run, rate, steps, advance)
-        found = Attempt(learning_rate=rate, steps=steps, seconds=times[-1] - times[0], held_out=_held_out_bits(run, model))
+        with run.context.progress(f"fine-tuning the download, rate {rate:g}", 1) as advance:
+            model, spent = _train(run, rate)
+            advance(1)
+        found = Attempt(learning_rate=rate, steps=spent.steps, seconds=60 * spent.minutes, held_out=_held_out_bits(run, model))
         with atomic_folder(folder) as new:
             model.save_pretrained(new)
             (new / RESULT).write_text(found.model_dump_json(), encoding="utf-8")
     return Attempt.model_validate_json((folder / RESULT).read_bytes())
 
 
-def _affordable_steps(run: _Run, seconds: float) -> int:
-    """As many as the time allows, and at most ``EPOCHS`` passes."""
-    _, times = _train(run, RATES[0], PROBE_STEPS, lambda steps: None)
-    per_step = float(np.median(np.diff(times[1:])))
-    return max(1, min(int(seconds / per_step), EPOCHS * math.ceil(len(run.train) / run.config.batch)))
-
-
-def _train(run: _Run, rate: float, steps: int, advance: Callable[[int], None]) -> tuple[Any, list[float]]:
-    """The trained model, and the times of its beginning and of every step's end."""
-    config = run.config.model_copy(update={"learning_rate": rate, "steps": steps})
-    model, base = _load(run, config)
+def _train(run: _Run, rate: float) -> tuple[Any, Spent]:
+    device, config = run.context.device, run.config.model_copy(update={"learning_rate": rate, "steps": ENDLESS})
     rows = [{"prompt": one.prompt, "completion": one.reference} for one in run.train]
     examples = tokenize_examples(rows, run.tokenizer, NO_CONTEXT)
-    times = [time.perf_counter()]
-
-    def step_ended(count: int) -> None:
-        times.append(time.perf_counter())
-        advance(count)
-
-    with tempfile.TemporaryDirectory() as checkpoints:
-        distill(
-            model,
-            base,
-            Teacher.load(run.files, run.context.device),  # nothing asks for its weights: the references are the targets
-            TrainingSet(examples, None, np.zeros((len(examples), 0), dtype=np.float32)),
-            config,
-            folder=Path(checkpoints),
-            seed=run.context.seed,
-            progress=step_ended,
-        )
-    return model, times
-
-
-def _load(run: _Run, config: DistillConfig) -> tuple[Any, Base]:
-    """The download with a new adapter, which changes nothing yet."""
-    weights = load_causal_model(run.files.folder, run.context.device, torch.bfloat16)
-    base = Base(weights, run.tokenizer, Shape(None, None))
+    budget = Budget(run.minutes, EPOCHS * sum(len(one.completion) for one in examples))
+    base = Base(load_causal_model(run.files.folder, device, torch.bfloat16), run.tokenizer, Shape(None, None))
     torch.manual_seed(run.context.seed)
-    return attach_adapter(base, config), base
+    model = attach_adapter(base, config)
+    teacher = Teacher.load(run.files, device)  # nothing asks for its weights: the references are the targets
+    training_set = TrainingSet(examples, None, np.zeros((len(examples), 0), dtype=np.float32))
+    with TemporaryDirectory() as scratch:
+        trainer = DistillTrainer(model, base, teacher, training_set, config, folder=Path(scratch), seed=run.context.seed)
+        spent = train_within(trainer, budget)
+    return model.eval(), spent
 
 
 def _held_out_bits(run: _Run, model: Any) -> MetricValue:

@@ -143,6 +143,21 @@ def test_dequantized_weights_predict_what_llamacpp_predicts(name: str, quantizat
         assert kl(before, found).mean() > 0.01 > kl(found, quantized).mean()
 
 
+def test_weights_on_the_grid_of_q4_1_lose_nothing(tmp_path: Path) -> None:
+    """A teacher that came as Q4_1 is measured as it came."""
+    model: Any = tiny.llama()
+    write_base_gguf(model, tiny.tokenizer(), tmp_path / "first.gguf", "q4_1", **METADATA)
+    before = model.model.layers[0].mlp.up_proj.weight.detach().clone()
+    load_gguf_weights(model, tmp_path / "first.gguf")
+    once = model.model.layers[0].mlp.up_proj.weight.detach().clone()
+    write_base_gguf(model, tiny.tokenizer(), tmp_path / "second.gguf", "q4_1", **METADATA)
+    load_gguf_weights(model, tmp_path / "second.gguf")
+    again = model.model.layers[0].mlp.up_proj.weight
+    assert (again - once).abs().max() < 0.01 * (once - before).abs().max()
+    write_base_gguf(model, tiny.tokenizer(), tmp_path / "q8.gguf", "q8_0", **METADATA)
+    assert (tmp_path / "first.gguf").stat().st_size < (tmp_path / "q8.gguf").stat().st_size
+
+
 def test_f16_weights_come_back_as_they_were(tmp_path: Path) -> None:
     model: Any = gemma(0, 2, 5, 6)
     write_base_gguf(model, tiny.tokenizer(), tmp_path / "base.gguf", "f16", **METADATA)

@@ -67,7 +67,7 @@ def test_the_fine_tuned_download_is_better_on_held_out_references(report: Benchm
     assert [one.learning_rate for one in tuned.attempts] == list(fine_tuning.RATES)
     assert tuned.best.held_out.value == min(one.held_out.value for one in tuned.attempts) < tuned.before.value
     assert tuned.references == 18 and tuned.before.n == tuned.best.held_out.n > 0
-    assert {one.steps for one in tuned.attempts} == {3 * 5}  # three passes over 18 references, four at a time
+    assert all(3 * 18 // 4 <= one.steps <= 3 * 5 for one in tuned.attempts)  # three passes, four references at a time
 
 
 def test_a_second_call_trains_nothing_and_asks_nothing_that_was_learnt(
@@ -76,7 +76,7 @@ def test_a_second_call_trains_nothing_and_asks_nothing_that_was_learnt(
     manifest: Any = built.context().registry.resolve("plants-mini@1").manifest
     learnt = published_rows(manifest)["train"][0]
     seen = [{"prompt": learnt["prompt"].upper(), "reference": "another answer"}, REFERENCES[0]]
-    monkeypatch.setattr(fine_tuning, "distill", None)
+    monkeypatch.setattr(fine_tuning, "train_within", None)
     again = benchmark(built, [*QUESTIONS, *seen], references=built.root / "references.jsonl", minutes=5.0)
     assert again.fine_tuning == report.fine_tuning
     assert (len(again.questions.rows), again.questions.seen) == (len(QUESTIONS), 2)
