@@ -92,15 +92,15 @@ def fine_tune(
     """
     train, held_out = hold_out(references, context.seed)
     tokenizer = AutoTokenizer.from_pretrained(files.folder)
-    config = config.model_copy(update=SFT)
+    config = config.model_copy(update=SFT | {"report_to": "none"})
     key = cache_key(
         FORMAT,
         files.sha256,
         tokenizer.chat_template,
         [[astuple(one) for one in part] for part in (train, held_out)],
-        config.model_dump(exclude={"report_to", "learning_rate", "steps"}),
+        config.model_dump(exclude={"learning_rate", "steps"}),
         [RATES, EPOCHS, round(seconds)],
-        context.seed,
+        [context.seed, context.device.type],
     )
     folder = home() / "rivals" / key
     folder.mkdir(parents=True, exist_ok=True)
