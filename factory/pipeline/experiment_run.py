@@ -72,6 +72,11 @@ class Bench:
     def budget(self) -> Budget:
         return Budget(self.spec.minutes, self.spec.teacher_tokens)
 
+    @property
+    def longest_answer(self) -> int:
+        """To a question of the golden set, in tokens."""
+        return self.context.settings(self.data.spec).data.max_completion_tokens
+
     def rows(self, split: str) -> list[dict[str, Any]]:
         """``bench.rows("test")``: the rows of a split that are measured on."""
         return list(self.data.rows[split])[: self.context.settings(self.data.spec).evaluate.examples]
@@ -178,8 +183,17 @@ class HeldOutScores:
 
 def held_out_scores(bench: Bench, run: Run | None) -> HeldOutScores:
     """``held_out_scores(bench, run).metrics["kl"].value``: measured once, then read; None is the base without an adapter."""
-    asked = [question.model_dump() for question in bench.golden_set]
-    key = cache_key(FORMAT, FIDELITY, bench.base.manifest.manifest_sha256, bench.rows("test"), asked)
+    key = cache_key(
+        FORMAT,
+        FIDELITY,
+        bench.base.manifest.manifest_sha256,
+        bench.models.teacher_files.sha256,
+        bench.rows("test"),
+        bench.data.spec.teacher_context.model_dump(),
+        [question.model_dump() for question in bench.golden_set],
+        bench.longest_answer,
+        bench.context.family.encoder.model_dump(),
+    )
     path = (run.folder if run else home() / "experiments") / f"test-{key}.json"
     if not path.exists():
         base = load_base(bench.base.version.folder, bench.context.device)
@@ -206,9 +220,8 @@ def _measure_test(bench: Bench, model: Any) -> HeldOutScores:
     bits, sizes = bits_per_byte(model, tokenizer, [RealText(prompt, text) for prompt, text, _ in texts], device=device)
     metrics["bits_per_byte"] = Scores(bits, sizes, tuple(cluster for _, _, cluster in texts))
     if bench.golden_set:
-        longest = bench.context.settings(bench.data.spec).data.max_completion_tokens
         prompts = [question.prompt for question in bench.golden_set]
-        answers = generate_answers(model, tokenizer, prompts, NO_CONTEXT, longest)
+        answers = generate_answers(model, tokenizer, prompts, NO_CONTEXT, bench.longest_answer)
         passed = [passes(question, one.text) for question, one in zip(bench.golden_set, answers, strict=True)]
         topics = tuple(question.cluster for question in bench.golden_set)
         metrics["golden_set_passed"] = Scores(np.array(passed, dtype=float), np.ones(len(passed)), topics)
