@@ -140,7 +140,7 @@ def _columns(
     scores = heads[0][0](reference)  # (N, V)
     teacher, student = scores.log_softmax(dim=-1), head(own).log_softmax(dim=-1)
     teacher_top, student_top = (log_probs.topk(TOP, dim=-1).indices for log_probs in (teacher, student))  # (N, TOP)
-    sure = teacher.amax(dim=-1) >= SURE
+    sure = teacher.amax(dim=-1).exp() >= SURE
     missed = heads[1][0](reference).logsumexp(dim=-1) - scores.logsumexp(dim=-1) if trimmed else torch.zeros_like(sure)
     return {
         "kl": (teacher.exp() * (teacher - student)).sum(dim=-1),

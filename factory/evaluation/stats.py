@@ -299,8 +299,12 @@ def _measured(
     if fewest < MIN_STUDENTIZED:
         low, high = _percentiles(resampled.value, 100 * _expanded_tail(fewest))
     else:
-        errors = np.where(resampled.standard_error > 1e-9 * error, resampled.standard_error, np.nan)
-        lower, upper = _percentiles((resampled.value - value) / errors, 2.5)
+        # Resamples of equal rows have no error: they are infinitely far, not left out, or a few failures would look certain.
+        off, errors = resampled.value - value, resampled.standard_error
+        certain = errors <= 1e-9 * error
+        scaled = np.where(certain, np.copysign(np.inf, off), off / np.where(certain, 1.0, errors))
+        scaled = np.where(off == 0, 0.0, scaled)[~np.isnan(off)]
+        lower, upper = np.quantile(scaled, [0.025, 0.975], method="inverted_cdf")
         low, high = value - upper * error, value - lower * error
     # No mean leaves the range of what it is a mean of, as the few resamples behind the tails may.
     least, most = np.nanmin(resampled.value), np.nanmax(resampled.value)

@@ -189,6 +189,7 @@ def test_fidelity_covers_student_base_and_sft() -> None:
     }  # fmt: skip
     assert metrics["kl"].n == metrics["kl_below_sft"].n == tokens and metrics["relation_alignment"].n == 6
     assert metrics["general_kl"].n == sum(len(one.completion) for one in WITHOUT_CONTEXT[6:10])
+    assert metrics["sure_agreement"].n >= 0
     assert set(found.baselines) == {"base", "sft"}
     assert metrics["kl"].clusters == 5 and metrics["general_kl"].clusters == 4  # two examples share a cluster
     assert metrics["kl_below_base"].value == pytest.approx(metrics["base_kl"].value - metrics["kl"].value)

@@ -320,3 +320,9 @@ def test_two_models_that_agree_on_a_few_items_may_still_differ() -> None:
 def test_shares_that_vary_have_the_bootstrap_s_interval() -> None:
     scores = np.random.default_rng(0).integers(0, 2, 80).astype(float)
     assert share(scores, np.ones(80), BootstrapConfig(200)) == mean(scores, BootstrapConfig(200))
+
+
+def test_one_failure_of_forty_items_in_fourteen_topics_is_not_certain() -> None:
+    passed, items = np.array([3.0] * 12 + [2.0, 1.0]), np.array([3.0] * 13 + [1.0])
+    metric = share(passed, items, BootstrapConfig(1000))
+    assert metric.value == 0.975 and metric.low < 0.95 and metric.high == 1.0
