@@ -198,11 +198,9 @@ def _evaluation(context: BuildContext, models: FamilyModels, name: str, size: st
 
 def _asked(context: BuildContext, spec: DomainSpec) -> dict[str, int]:
     """How many prompts are answered at most, by what they ask for."""
-    config, family = context.settings(spec).evaluate, context.family
+    config = context.settings(spec).evaluate
     return {
         "golden-set questions": config.golden_set * bool(spec.golden_set),
-        "prompts to decline and look-alikes": config.refusals * bool(spec.refusals),
-        "attacks": config.safety * (bool(family.injections) + bool(family.jailbreaks)),
     }
 
 
