@@ -23,7 +23,7 @@ def test_it_explains_the_eight_words_that_everything_else_uses() -> None:
 
 def test_its_commands_stand_with_their_output() -> None:
     shown = [block.text.strip().splitlines() for block in blocks(README, "console")]
-    assert len(shown) == 5
+    assert len(shown) == 4
     assert all(lines[0].startswith("$ factory ") and len(lines) > 1 and "TODO" not in lines for lines in shown)
 
 
