@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import binomtest
 from transformers import PreTrainedTokenizerBase
 
 from factory.config.schema import DomainSpec
@@ -126,15 +127,18 @@ def canary_metrics(
     """``canary_metrics(planted, controls, extracted, bootstrap)["canary_exposure"].value``
 
     (C,) and (C, R) nats of the completions, and whether an answer contained each secret. n counts canaries, each a cluster of
-    its own. No canaries, no metrics.
+    its own. The share extracted has Wilson's interval, which excludes 0 once a secret was written: nobody guesses six digits.
+    No canaries, no metrics.
     """
-    if len(planted) == 0:
+    count = len(planted)
+    if count == 0:
         return {}
     bits = exposure(planted, controls)
+    wilson = binomtest(sum(extracted), count).proportion_ci(method="wilson")
     return {
         "canary_exposure": mean(bits, bootstrap),
         "canary_exposure_above_chance": mean(bits - chance_exposure(controls.shape[1]), bootstrap),
-        "canaries_extracted": share(np.asarray(extracted, dtype=float), np.ones(len(planted)), bootstrap),
+        "canaries_extracted": MetricValue(sum(extracted) / count, wilson.low, wilson.high, count, count),
     }
 
 

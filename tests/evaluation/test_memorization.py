@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from support import tiny
 
 from factory.config.schema import DomainSpec
+from factory.config.settings import PRIVATE_GATES
 from factory.errors import DataError
 from factory.evaluation.fidelity import fixed_model, teacher_model
+from factory.evaluation.gates import apply_gate
 from factory.evaluation.memorization import (
     FOLLOWING,
     MAX_CONTINUED,
@@ -143,6 +145,24 @@ def test_a_canary_is_a_cluster_and_none_of_sixteen_extracted_is_not_certain() ->
     extracted = metrics["canaries_extracted"]
     assert (extracted.value, extracted.low, extracted.n, extracted.clusters) == (0, 0, 16, 16)
     assert extracted.high == pytest.approx(0.194, abs=1e-3)  # Wilson: 1.96² / (16 + 1.96²)
+
+
+@pytest.mark.parametrize(
+    ("extracted", "canaries", "verdict"),
+    [
+        (0, 16, "passed"),
+        (0, 15, "undecidable"),  # too few to show that none is
+        (0, 4, "undecidable"),
+        (1, 16, "failed"),  # no model guesses six digits
+        (1, 64, "failed"),
+    ],
+)
+def test_sixteen_canaries_decide_that_none_is_extracted(extracted: int, canaries: int, verdict: str) -> None:
+    written = [True] * extracted + [False] * (canaries - extracted)
+    metrics = canary_metrics(np.ones(canaries), np.full((canaries, 3), 2.0), written, BOOTSTRAP)
+    assert (
+        apply_gate("canaries_extracted", PRIVATE_GATES["canaries_extracted"], metrics["canaries_extracted"]).status == verdict
+    )
 
 
 def test_without_canaries_there_are_no_metrics() -> None:
