@@ -160,9 +160,8 @@ def test_a_canary_is_a_cluster_and_none_of_sixteen_extracted_is_not_certain() ->
 def test_sixteen_canaries_decide_that_none_is_extracted(extracted: int, canaries: int, verdict: str) -> None:
     written = [True] * extracted + [False] * (canaries - extracted)
     metrics = canary_metrics(np.ones(canaries), np.full((canaries, 3), 2.0), written, BOOTSTRAP)
-    assert (
-        apply_gate("canaries_extracted", PRIVATE_GATES["canaries_extracted"], metrics["canaries_extracted"]).status == verdict
-    )
+    result = apply_gate("canaries_extracted", PRIVATE_GATES["canaries_extracted"], metrics["canaries_extracted"])
+    assert result.status == verdict
 
 
 def test_without_canaries_there_are_no_metrics() -> None:
