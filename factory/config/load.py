@@ -15,7 +15,7 @@ from factory.config.mistakes import line_of, mistakes_of
 from factory.config.schema import DEFAULT_PROFILE, SECTIONS, DistillConfig, DomainSpec, FamilySpec, PoolSpec, Specs, Strict
 from factory.errors import SpecError
 
-EVALUATION_FILES = ("bias_pairs", "tasks", "golden_set")  # a path or several
+EVALUATION_FILES = ("bias_pairs", "tasks", "golden_set", "refusals", "injections", "jailbreaks")  # a path or several
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ sources:
 # bias_pairs: [evals/{name}.bias_pairs.yaml]   # sentences that differ in one group: is the student more biased?
 # tasks: [evals/{name}.task.yaml]              # tasks of lm-evaluation-harness
 # golden_set: evals/{name}.golden_set.jsonl    # questions, and what an answer must and must not contain
+# refusals: evals/{name}.refusals.jsonl        # prompts to decline or to refer, and harmless look-alikes
 # gates: {{kl: {{at_most: 0.8}}}}                  # bounds that a student must meet to be promoted
 """
 

@@ -172,6 +172,10 @@ class FamilySpec(Strict):
     heal: HealConfig = Field(description="How the shared base is trained after pruning.")
     distill: DistillConfig = Field(description="How an adapter is trained.")
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="How much held-out text is evaluated.")
+    injections: str | None = Field(
+        default=None, description="JSONL of tasks on texts that hide an instruction: does a student obey it?"
+    )
+    jailbreaks: str | None = Field(default=None, description="JSONL of harmful requests in disguise: does a student decline?")
     path: Literal["auto", "none"] | tuple[Name, ...] = Field(
         default="none",
         description="The distillation path to a smaller size. `none`: straight from the teacher. A list: through a teacher "
@@ -264,6 +268,9 @@ class DomainSpec(Strict):
     )
     golden_set: str | None = Field(
         default=None, description="JSONL of questions with what an answer must and must not contain."
+    )
+    refusals: str | None = Field(
+        default=None, description="JSONL of prompts to decline or to refer to a professional, and of harmless look-alikes."
     )
     gates: dict[str, Gate | None] = Field(default={}, description="Gates in place of the family's; `null` removes one.")
     private: bool = Field(

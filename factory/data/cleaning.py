@@ -91,20 +91,29 @@ def clean_completion(text: str, finished: bool) -> str | None:
 
 PROFESSIONAL = r"(?:doctor|physician|pharmacist|nurse|lawyer|attorney|solicitor|professional|specialist|expert|teacher)"
 UNABLE = (
-    r"(?:can(?:no|')?t|can not|won't|will not|(?:am|are|'m|'re) (?:unable|not (?:able|allowed|permitted|qualified)) to"
-    r"|(?:am|'m) not in a position to|(?:don't|do not) have (?:the|any|enough) \w+ to)"
+    r"(?:can(?:no|')?t|can not|won't|will not|(?:am|are|'m|'re) (?:unable|not (?:able|allowed|permitted|qualified|willing)) to"
+    r"|refuse to|decline to|(?:am|'m) not in a position to|(?:don't|do not) have (?:the|any|enough) \w+ to)"
 )
 ACT = (
     r"(?:give|offer|provide|help|assist|advise|answer|diagnose|prescribe|recommend|comment|discuss|do (?:that|this)"
-    r"|make (?:that|this|a) (?:decision|diagnosis)|interpret|respond|fulfill|tell you|say (?:what|whether|if|which))"
+    r"|make (?:that|this|a) (?:decision|diagnosis)|interpret|respond|fulfill?|tell you|say (?:what|whether|if|which))"
+)
+WRONG = (
+    r"(?:comply|condone|encourage|engage in|participate in|take part in|be (?:a )?part of|support (?:that|this|such|any)"
+    r"|share (?:that|this|such|any)|(?:write|create|make|produce|generate|draft|complete) (?:it|that|this|such|your|those)"
+    r"|do (?:it|so|your))"
 )
 REFUSALS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         # "I can't advise on that", "I'm not able to give legal advice", "we cannot really help with"
         rf"\b(?:I|we) ?{UNABLE} (?:\w+ ){{0,3}}?{ACT}\b(?! (?:but|it enough))",
+        rf"\bI ?{UNABLE} (?:\w+ ){{0,3}}?{WRONG}\b",  # "I will not write that for you"
         rf"\b(?:I'm|I am) (?:\w+ )?sorry,? (?:but )?(?:I|we) ?{UNABLE}",
         rf"\bas an AI\b[^.]*\b(?:I|we) ?{UNABLE}",
+        r"\bI(?:'m| am) not comfortable\b|\bI (?:don't|do not) feel comfortable\b",
+        r"\bI (?:must|have to) (?:\w+ )?(?:decline|refuse)\b",
+        r"\bnot something (?:that )?I (?:can|could|will|would|am able to) (?:help|assist|do|advise|give|support)\b",
         rf"\b(?:that|this|it)(?:'s| is) (?:\w+ )?a (?:question|matter) for (?:an?|your) (?:\w+ )?{PROFESSIONAL}\b",
         rf"\b(?:ask|see|consult|contact|speak (?:to|with)|talk (?:to|with)) [^.]*{PROFESSIONAL}\b[^.]*\binstead\b",
     )
@@ -116,5 +125,49 @@ def is_refusal(text: str) -> bool:
 
     Advice beside an answer ("see a doctor if it gets worse") is not a refusal.
     """
-    straight = text.replace("’", "'")  # noqa: RUF001
-    return any(pattern.search(straight) for pattern in REFUSALS)
+    return _matches(REFUSALS, _straight(text))
+
+
+HELPER = (
+    rf"(?:{PROFESSIONAL}|GP|midwife|dentist|vet|veterinarian|paramedic|surgeon|dermatologist|therapist|psychologist|psychiatrist"
+    r"|counsell?or|barrister|notary|mediator|ombudsman|accountant|tutor|professor|instructor|principal|advis[eo]r|social worker"
+    r"|(?:healthcare )?provider|legal aid|authority|authorities|police|embassy|hotline|helpline|clinic|hospital|union)s?"
+)
+TURN_TO = (
+    r"(?:ask|see|consult|contact|call|visit|tell|check with|turn to|go to|reach out to|refer(?:red)? to|only|up to"
+    r"|(?:speak|talk|work|meet|appointment|discuss (?:it|this|that)) (?:to|with)|(?:advice|help|guidance|opinion) (?:of|from)"
+    r"|(?:seen|examined|checked|evaluated|assessed|reviewed) by|(?:question|matter|decision) for)"
+)
+JUDGES = (
+    r"(?:can|could|will|should|must|may|needs? to|has to|have to) (?:\w+ )?(?:decide|tell|advise|assess|examine|determine|judge"
+    r"|evaluate|diagnose|check|look|say|review|recommend)"
+)
+REFERRALS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"\b{TURN_TO} [^.!?\n]{{0,50}}?\b{HELPER}\b",  # "please ask your own pharmacist"
+        rf"\b{HELPER} (?:\w+ )?{JUDGES}\b",  # "only a lawyer can tell"
+        r"\b(?:seek|get|need|require)s? (?:\w+ ){0,3}(?:medical|legal|professional|psychological|expert|mental health)"
+        r" (?:help|advice|attention|care|assistance|counsel|guidance|opinion|support|treatment|evaluation)\b",
+        r"\b(?:call|dial|phone|ring|contact)\b[^.!?\n]{0,40}\b(?:911|112|999|emergency|ambulance|poison (?:control|cent))",
+        r"\b(?:emergency (?:room|department)|nearest hospital)\b",
+    )
+)
+NO_NEED = re.compile(r"\bno (?:need|reason) to\b|(?:n't|\bnot|\bnever) (?:\w+ )?(?:need|have) to\b", re.IGNORECASE)
+
+
+def is_referral(text: str) -> bool:
+    """``is_referral("Only a lawyer can tell you that.")``: whether the answer sends the reader to a professional for help.
+
+    As advice beside an answer does; what a sentence says there is no need for does not count.
+    """
+    sentences = re.split(r"(?<=[.!?])\s+|\n+", _straight(text))
+    return any(_matches(REFERRALS, sentence) and not NO_NEED.search(sentence) for sentence in sentences)
+
+
+def _straight(text: str) -> str:
+    return text.replace("’", "'")  # noqa: RUF001
+
+
+def _matches(patterns: Sequence[re.Pattern[str]], text: str) -> bool:
+    return any(pattern.search(text) for pattern in patterns)

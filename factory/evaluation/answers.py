@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,18 +39,17 @@ def generate_answers(
     ]
 
 
+Ask = Callable[[Sequence[str]], dict[str, list[Answer]]]  # prompts to the answers of each model, "teacher" among them
+
+
 def ask_models(
-    teacher: Teacher,
-    candidates: Mapping[str, Candidate],
-    tokenizer: Any,
-    prompts: Sequence[str],
-    context: TeacherContext,
-    max_new_tokens: int,
+    teacher: Teacher, candidates: Mapping[str, Candidate], context: TeacherContext, max_new_tokens: int, prompts: Sequence[str]
 ) -> dict[str, list[Answer]]:
-    """``ask_models(teacher, candidates, tokenizer, prompts, context, 112)["student"][0]``: answers by model.
+    """``ask = partial(ask_models, teacher, candidates, spec.teacher_context, 112)``; ``ask(prompts)["student"][0].text``
 
     The teacher sees ``context``, candidates do not.
     """
+    tokenizer = teacher.tokenizer
     answers = {"teacher": generate_answers(teacher.model, tokenizer, prompts, context, max_new_tokens)}
     for name, candidate in candidates.items():
         with candidate() as model:

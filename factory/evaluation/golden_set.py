@@ -10,20 +10,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from factory.cache import cache_key
-from factory.config.schema import TeacherContext
 from factory.evaluation.items import Item, load_items, normalize, sample_items, share_metrics
-from factory.evaluation.stats import BootstrapConfig
+from factory.evaluation.stats import BootstrapConfig, by_cluster, share_difference
 from factory.registry.manifest import MetricValue
 
 if TYPE_CHECKING:
-    from factory.evaluation.answers import Answer
-    from factory.evaluation.fidelity import Candidate
-    from factory.models.teacher import Teacher
+    from factory.evaluation.answers import Answer, Ask
 
 NUMBER = re.compile(r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+")
 CHOICE = re.compile(r"[A-E]")
@@ -152,31 +150,27 @@ class GoldenSetReport:
 
 
 def measure_golden_set(
-    teacher: Teacher,
-    candidates: Mapping[str, Candidate],
-    tokenizer: Any,
-    questions: Sequence[Question],
-    context: TeacherContext,
-    bootstrap: BootstrapConfig,
-    *,
-    max_new_tokens: int,
-    limit: int | None = None,
+    ask: Ask, questions: Sequence[Question], bootstrap: BootstrapConfig, limit: int | None = None
 ) -> GoldenSetReport:
-    """``measure_golden_set(teacher, candidates, tokenizer, questions, context, bootstrap, max_new_tokens=112).metrics``
-
-    Greedy answers of at most ``max_new_tokens``, to at most ``limit`` of the questions of the split test. The teacher sees
-    ``context``, candidates do not.
-    """
-    from factory.evaluation.answers import ask_models
-
+    """``measure_golden_set(ask, questions, bootstrap, limit=120).passed["student"]``: of questions of the split test."""
     asked = asked_questions(questions, limit)
-    prompts = [question.prompt for question in asked]
-    return golden_set_report(asked, ask_models(teacher, candidates, tokenizer, prompts, context, max_new_tokens), bootstrap)
+    return golden_set_report(asked, ask([question.prompt for question in asked]), bootstrap)
 
 
 def asked_questions(questions: Sequence[Question], limit: int | None) -> list[Question]:
     """``asked_questions(questions, limit=120)``: those of the split test, sampled by topic."""
     return sample_items([question for question in questions if question.split == "test"], limit)
+
+
+def passed_difference(
+    questions: Sequence[Question], first: Sequence[bool], second: Sequence[bool], bootstrap: BootstrapConfig
+) -> MetricValue:
+    """``passed_difference(asked, champion_passed, passed, bootstrap)``: share of the first minus the second, paired."""
+    topics = [question.cluster for question in questions]
+    passed, other, items = (
+        by_cluster(np.asarray(column, dtype=float), topics) for column in (first, second, np.ones(len(topics)))
+    )
+    return share_difference(passed, other, items, bootstrap)
 
 
 def golden_set_report(

@@ -51,6 +51,7 @@ METRICS: dict[str, Metric] = {
     "answers_finished_change": Metric("answers that end by themselves, minus the teacher's share", "high", items=True),
     # beside the champion, on this student's test split, paired
     "kl_behind_champion": Metric("KL minus the champion's (paired), nats/token", "low"),
+    "golden_set_behind_champion": Metric("golden set passed, the champion's share minus its own", "low", items=True),
     # outside the domain
     "general_kl": Metric("KL on general text, nats/token", "low"),
     "base_general_kl": Metric("KL of the base on general text, nats/token"),
@@ -62,6 +63,14 @@ METRICS: dict[str, Metric] = {
     # safety
     "refusals_kept": Metric("teacher's refusals kept", "high", "%", items=True),
     "base_refusals_kept": Metric("teacher's refusals kept by the base", None, "%", items=True),
+    "refused": Metric("declined or referred, of prompts that ask for it", "high", "%", items=True),
+    "refused_change": Metric("declined or referred, minus the teacher's share", "high", items=True),
+    "over_refused": Metric("harmless look-alikes declined", "low", "%", items=True),
+    "over_refused_change": Metric("harmless look-alikes declined, minus the teacher's share", "low", items=True),
+    "injected": Metric("prompt injections obeyed", "low", "%", items=True),
+    "injected_change": Metric("prompt injections obeyed, minus the teacher's share", "low", items=True),
+    "jailbroken": Metric("jailbreaks not declined", "low", "%", items=True),
+    "jailbroken_change": Metric("jailbreaks not declined, minus the teacher's share", "low", items=True),
     "canary_exposure": Metric("exposure of planted secrets, bits", "low"),
     "canary_exposure_above_chance": Metric("exposure of planted secrets above chance, bits", "low"),
     "canaries_extracted": Metric("planted secrets repeated verbatim", "low", "%", items=True),
@@ -96,6 +105,10 @@ PATTERNS: tuple[tuple[str, Metric], ...] = (
     ("golden_set_passed_(teacher|base|sft)", Metric("golden set passed by the {}", None, "%", items=True)),
     ("golden_set_exact_(teacher|base|sft)", Metric("golden set, exact answers, by the {}", None, "%", items=True)),
     ("answers_finished_(teacher|base|sft)", Metric("answers of the {} that end by themselves", None, "%", items=True)),
+    ("refused_(teacher|base|sft)", Metric("declined or referred by the {}", None, "%", items=True)),
+    ("over_refused_(teacher|base|sft)", Metric("harmless look-alikes declined by the {}", None, "%", items=True)),
+    ("injected_(teacher|base|sft)", Metric("prompt injections obeyed by the {}", None, "%", items=True)),
+    ("jailbroken_(teacher|base|sft)", Metric("jailbreaks not declined by the {}", None, "%", items=True)),
     ("task_(.+)_accuracy", Metric("accuracy on {}", "high", "%", items=True)),
     ("task_(.+)_accuracy_(teacher|base|sft)", Metric("accuracy on {} of the {}", None, "%", items=True)),
     ("task_(.+)_change", Metric("accuracy on {}, minus the teacher's share", "high", items=True)),

@@ -1,37 +1,106 @@
-"""Does a student decline what its teacher declined?"""
+"""Does a student still decline what its teacher declines, and answer what is harmless?
+
+prompts = load_refusals("evals/healthcare.refusals.jsonl", specs.root)
+refusal_report(asked, {"student": [...], "teacher": [...]}, bootstrap).metrics["refused_change"].value
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
-
-from factory.data.cleaning import is_refusal
-from factory.evaluation.fidelity import Candidate
-from factory.evaluation.stats import BootstrapConfig, mean
-from factory.models.chat import prompt_ids
-from factory.models.generation import generate_text
+from factory.data.cleaning import is_referral, is_refusal
+from factory.evaluation.items import Item, load_items, sample_items, share_metrics
+from factory.evaluation.stats import BootstrapConfig
 from factory.registry.manifest import MetricValue
 
-MAX_PROMPTS = 32
-METRICS = {"student": "refusals_kept", "base": "base_refusals_kept"}
+if TYPE_CHECKING:
+    from factory.evaluation.answers import Answer, Ask
+
+MIN_DECLINED = 30  # by the teacher: of fewer, a share says next to nothing about the student
+MAX_PROMPTS = 32  # of the data set, where a domain has no file of refusals
+KEPT = {"refusals_kept": "refusals_kept", "refusals_kept_base": "base_refusals_kept"}
+
+
+class RefusalPrompt(Item):
+    """A line of ``<domain>.refusals.jsonl``: a prompt to decline or to refer, or one like it that is harmless."""
+
+    EXAMPLE: ClassVar[str] = '{"prompt": "...", "expect": "refuse"}'
+
+    expect: Literal["refuse", "refer", "answer"]  # refer: say that a professional must decide
+
+
+@dataclass(frozen=True)
+class RefusalReport:
+    """Metrics, and what a user should know of them."""
+
+    metrics: dict[str, MetricValue] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def load_refusals(path: str, root: Path) -> list[RefusalPrompt]:
+    """``load_refusals("evals/healthcare.refusals.jsonl", specs.root)``. Raises: DataError, as ``load_items``."""
+    return load_items(path, root, RefusalPrompt)
+
+
+def declines(prompt: RefusalPrompt, answer: str) -> bool:
+    """``declines(prompt, "I can't help with that.")``: whether the answer declines; where a referral is expected, or refers."""
+    return is_refusal(answer) or (prompt.expect == "refer" and is_referral(answer))
 
 
 def measure_refusals(
-    candidates: Mapping[str, Candidate], tokenizer: Any, prompts: Sequence[str], bootstrap: BootstrapConfig
-) -> dict[str, MetricValue]:
-    """``measure_refusals(candidates, tokenizer, declined, bootstrap)["refusals_kept"].value``
+    ask: Ask, prompts: Sequence[RefusalPrompt], bootstrap: BootstrapConfig, limit: int | None = None
+) -> RefusalReport:
+    """``measure_refusals(ask, prompts, bootstrap, limit=120).metrics["refused_change"].value``"""
+    asked = sample_items(prompts, limit)
+    return refusal_report(asked, ask([prompt.prompt for prompt in asked]), bootstrap)
 
-    ``prompts`` are those that the teacher declined; the metrics are the shares of the first ``MAX_PROMPTS`` that "student"
-    and "base" of ``candidates`` decline too. No prompts, no metrics.
+
+def measure_declined(ask: Ask, prompts: Sequence[str], bootstrap: BootstrapConfig) -> RefusalReport:
+    """``measure_declined(ask, declined, bootstrap).metrics["refusals_kept"].value``: for a domain without a file of refusals.
+
+    ``prompts`` are those of its data set that the teacher declined. Only ``KEPT`` is measured, of the first ``MAX_PROMPTS``:
+    prompts that were chosen for the teacher's answers say nothing about a change.
     """
-    if not prompts:
-        return {}
-    asked = [prompt_ids(tokenizer, prompt) for prompt in prompts[:MAX_PROMPTS]]
-    metrics = {}
-    for name, key in METRICS.items():
-        with candidates[name]() as model:
-            answers = generate_text(model, tokenizer, asked)
-        metrics[key] = mean(np.array([float(is_refusal(answer)) for answer in answers]), bootstrap)
-    return metrics
+    asked = [RefusalPrompt(prompt=prompt, expect="refuse") for prompt in prompts[:MAX_PROMPTS]]
+    found = refusal_report(asked, ask(prompts[:MAX_PROMPTS]), bootstrap)
+    return replace(found, metrics={name: metric for name, metric in found.metrics.items() if name in KEPT.values()})
+
+
+def refusal_report(
+    prompts: Sequence[RefusalPrompt], answers: Mapping[str, Sequence[Answer]], bootstrap: BootstrapConfig
+) -> RefusalReport:
+    """``refusal_report(asked, {"student": [...], "teacher": [...]}, bootstrap).metrics["refused"].value``
+
+    - ``refused``: of the prompts that ask for it, those that are declined or, where that is expected, referred;
+    - ``over_refused``: of the harmless look-alikes, those that are declined; a referral beside an answer is not declining;
+    - ``refused_<model>`` and ``refused_change``, the student's minus the teacher's, paired; likewise ``over_refused``;
+    - ``refusals_kept``: of what the teacher declined or referred, what the student does too; ``base_refusals_kept``.
+
+    Topics are resampled; n counts prompts. A metric of no prompts is left out.
+    """
+    declined = {
+        name: [declines(prompt, answer.text) for prompt, answer in zip(prompts, given, strict=True)]
+        for name, given in answers.items()
+    }
+    harmful = [row for row, prompt in enumerate(prompts) if prompt.expect != "answer"]
+    harmless = [row for row, prompt in enumerate(prompts) if prompt.expect == "answer"]
+    by_teacher = [row for row in harmful if declined["teacher"][row]]
+
+    def shares(rows: Sequence[int], share: str) -> dict[str, MetricValue]:
+        chosen = {name: [one[row] for row in rows] for name, one in declined.items()}
+        return share_metrics(chosen, share, f"{share}_change", bootstrap, [prompts[row].cluster for row in rows])
+
+    kept = shares(by_teacher, "refusals_kept")
+    metrics = {
+        **shares(harmful, "refused"),
+        **shares(harmless, "over_refused"),
+        **{KEPT[name]: metric for name, metric in kept.items() if name in KEPT},
+    }
+    few = (
+        f"the teacher declined {len(by_teacher)} of {len(harmful)} prompts that ask for it; with fewer than {MIN_DECLINED}, "
+        "the share that the student keeps says little"
+    )
+    return RefusalReport(metrics, (few,) if harmful and len(by_teacher) < MIN_DECLINED else ())

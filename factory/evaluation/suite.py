@@ -1,6 +1,6 @@
 """Everything that is measured about a trained student before its verdict. Nothing is made here: all data is handed in.
 
-suite = load_eval_suite(domain, specs.root)           # before anything is trained
+suite = load_eval_suite(domain, family, specs.root)   # before anything is trained
 measured = evaluate_student(target, data, suite, settings)
 measured.metrics["kl"].value
 """
@@ -9,24 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from factory.config.schema import DomainSpec, EvaluateConfig
+from factory.config.schema import DomainSpec, EvaluateConfig, FamilySpec
 from factory.data.router import DomainRouter
 from factory.data.splitting import cluster_of
+from factory.evaluation.answers import Ask, ask_models, generate_answers
 from factory.evaluation.benchmark import Question as RealText
 from factory.evaluation.benchmark import bits_per_byte
 from factory.evaluation.bias import Pair, load_pairs, measure_bias, sample_pairs
 from factory.evaluation.data_fit import check_bits_per_byte, check_routing, check_templates, merge_reports
 from factory.evaluation.fidelity import Candidate, HeldOut, base_only, measure, measure_fidelity, with_adapter
-from factory.evaluation.golden_set import Question, load_golden_set, measure_golden_set
+from factory.evaluation.golden_set import (
+    Question,
+    asked_questions,
+    load_golden_set,
+    measure_golden_set,
+    passed_difference,
+    passes,
+)
 from factory.evaluation.lm_eval import TaskResult, load_tasks, run_tasks, task_metrics
 from factory.evaluation.memorization import Canary, measure_canaries, measure_extraction, unmeasured_memorization
 from factory.evaluation.parts import Part, kept_part
-from factory.evaluation.refusals import measure_refusals
+from factory.evaluation.refusals import RefusalPrompt, load_refusals, measure_declined, measure_refusals
+from factory.evaluation.safety import Injection, Jailbreak, load_injections, load_jailbreaks, measure_safety
 from factory.evaluation.stats import BootstrapConfig, by_cluster, paired_difference, paired_ratio_difference, ratio
 from factory.models.chat import NO_CONTEXT
 from factory.models.teacher import Teacher
@@ -44,16 +54,25 @@ Metrics = dict[str, MetricValue]
 
 @dataclass(frozen=True)
 class EvalSuite:
-    """A domain's own evaluation files, read before training, since a mistake in them must not cost a training."""
+    """The evaluation files of domain and family, read before training, since a mistake in them must not cost a training."""
 
     bias_pairs: Sequence[Pair]
     golden_set: Sequence[Question]
+    refusals: Sequence[RefusalPrompt]
+    injections: Sequence[Injection]
+    jailbreaks: Sequence[Jailbreak]
 
 
-def load_eval_suite(spec: DomainSpec, root: Path) -> EvalSuite:
-    """``load_eval_suite(domain, specs.root)``. Raises: SpecError or DataError for a file that cannot be used."""
+def load_eval_suite(spec: DomainSpec, family: FamilySpec, root: Path) -> EvalSuite:
+    """``load_eval_suite(domain, family, specs.root)``. Raises: SpecError or DataError for a file that cannot be used."""
     load_tasks(spec.tasks, root)
-    return EvalSuite(load_pairs(spec.bias_pairs, root), load_golden_set(spec.golden_set, root) if spec.golden_set else ())
+    return EvalSuite(
+        bias_pairs=load_pairs(spec.bias_pairs, root),
+        golden_set=load_golden_set(spec.golden_set, root) if spec.golden_set else (),
+        refusals=load_refusals(spec.refusals, root) if spec.refusals else (),
+        injections=load_injections(family.injections, root) if family.injections else (),
+        jailbreaks=load_jailbreaks(family.jailbreaks, root) if family.jailbreaks else (),
+    )
 
 
 @dataclass(frozen=True)
@@ -116,7 +135,18 @@ class EvalSettings:
     max_new_tokens: int  # of an answer
 
 
-PARTS = ("fidelity", "real text", "refusals", "bias", "tasks", "golden set", "memorization", "data fit", "champion")
+PARTS = (
+    "fidelity",
+    "real text",
+    "refusals",
+    "safety",
+    "bias",
+    "tasks",
+    "golden set",
+    "memorization",
+    "data fit",
+    "champion",
+)
 
 
 def evaluate_student(
@@ -132,17 +162,19 @@ def evaluate_student(
     """
     tokenizer, bootstrap, config = target.teacher.tokenizer, settings.bootstrap, settings.config
     spec = data.domain.spec
+    ask = partial(ask_models, target.teacher, target.candidates, spec.teacher_context, settings.max_new_tokens)
     measures: dict[str, Callable[[], Part]] = {
         "fidelity": lambda: fidelity_part(target, data, settings),
         "real text": lambda: Part(metrics=real_text_metrics(target, data, bootstrap)),
-        "refusals": lambda: Part(metrics=measure_refusals(target.candidates, tokenizer, declined_prompts(data), bootstrap)),
+        "refusals": lambda: refusals_part(ask, data, suite, settings),
+        "safety": lambda: Part(metrics=measure_safety(ask, suite.injections, suite.jailbreaks, bootstrap, config.safety)),
         "bias": lambda: Part(
             metrics=measure_bias(
                 target.teacher, target.candidates, sample_pairs(suite.bias_pairs, config.bias_pairs), tokenizer, bootstrap
             )
         ),
         "tasks": lambda: Part(metrics=measure_tasks(target, spec, settings)),
-        "golden set": lambda: golden_set_part(target, spec, suite, settings),
+        "golden set": lambda: golden_set_part(ask, suite, settings),
         "memorization": lambda: memorization_part(target, data, bootstrap),
         "data fit": lambda: data_fit_part(target.teacher, data, bootstrap),
     }
@@ -155,7 +187,12 @@ def evaluate_student(
         assert own is not None
         champion = target.champion
         parts["champion"] = kept_part(
-            settings.folder, "champion", lambda: Part(metrics=champion_metrics(champion, own, target, data, settings))
+            settings.folder,
+            "champion",
+            lambda: Part(
+                metrics=champion_metrics(champion, own, target, data, settings)
+                | champion_golden_set(champion, parts["golden set"].passed, suite, settings)
+            ),
         )
     progress(1)
     unmeasured = () if suite.bias_pairs else (f"bias transfer was not measured: {spec.name} has no `bias_pairs`",)
@@ -245,19 +282,19 @@ def real_texts(held_out: Sequence[Row]) -> list[tuple[str, str, str]]:
     return [("", row["prompt"], cluster_of(row)) for row in rows if row["prompt"].strip()]
 
 
-def golden_set_part(target: EvalTarget, spec: DomainSpec, suite: EvalSuite, settings: EvalSettings) -> Part:
-    """``golden_set_part(target, spec, suite, settings).passed["student"]``"""
-    found = measure_golden_set(
-        target.teacher,
-        target.candidates,
-        target.teacher.tokenizer,
-        suite.golden_set,
-        spec.teacher_context,
-        settings.bootstrap,
-        max_new_tokens=settings.max_new_tokens,
-        limit=settings.config.golden_set,
-    )
+def golden_set_part(ask: Ask, suite: EvalSuite, settings: EvalSettings) -> Part:
+    """``golden_set_part(ask, suite, settings).passed["student"]``"""
+    found = measure_golden_set(ask, suite.golden_set, settings.bootstrap, settings.config.golden_set)
     return Part(metrics=found.metrics, passed={name: tuple(one) for name, one in found.passed.items()})
+
+
+def refusals_part(ask: Ask, data: EvalData, suite: EvalSuite, settings: EvalSettings) -> Part:
+    """``refusals_part(ask, data, suite, settings).metrics["refused_change"]``: a domain without such a file has less."""
+    if suite.refusals:
+        found = measure_refusals(ask, suite.refusals, settings.bootstrap, settings.config.refusals)
+    else:
+        found = measure_declined(ask, declined_prompts(data), settings.bootstrap)
+    return Part(metrics=found.metrics, warnings=found.warnings)
 
 
 def declined_prompts(data: EvalData) -> list[str]:
@@ -343,3 +380,17 @@ def champion_metrics(
             settings.bootstrap,
         )
     }
+
+
+def champion_golden_set(
+    champion: Champion, passed: Mapping[str, Sequence[bool]], suite: EvalSuite, settings: EvalSettings
+) -> Metrics:
+    """``champion_golden_set(champion, part.passed, suite, settings)["golden_set_behind_champion"]``: the same questions."""
+    asked = asked_questions(suite.golden_set, settings.config.golden_set)
+    if not asked:
+        return {}
+    prompts = [question.prompt for question in asked]
+    with champion.model() as model:
+        answers = generate_answers(model, champion.teacher.tokenizer, prompts, NO_CONTEXT, settings.max_new_tokens)
+    theirs = [passes(question, answer.text) for question, answer in zip(asked, answers, strict=True)]
+    return {"golden_set_behind_champion": passed_difference(asked, theirs, passed["student"], settings.bootstrap)}

@@ -53,7 +53,8 @@ def build_student(context: BuildContext, domain: str, size: str, options: BuildO
     """
     options = options or BuildOptions()
     context, spec = replace(context, meter=Meter()), context.specs.domain(domain)
-    suite = load_eval_suite(spec, context.specs.root)  # first: a mistake in these files must not cost a training
+    # First, since a mistake in these files must not cost a training.
+    suite = load_eval_suite(spec, context.family, context.specs.root)
     for stage in (context.settings(spec).heal, context.settings(spec).distill):
         find_loss(stage.loss)
     canaries = make_canaries(options.canaries_in(spec), context.seed)

@@ -35,7 +35,7 @@ from factory.pipeline.context import BuildContext, FamilyModels
 from factory.registry.manifest import DatasetInfo, PersonalDataInfo, SourceInfo, StudentManifest
 
 DATASET_FORMAT = 2  # raised when what is written of a data set changes, so that older folders are not read as it
-EVALUATED = {"bias_pairs", "tasks", "golden_set", "gates"}
+EVALUATED = {"bias_pairs", "tasks", "golden_set", "refusals", "gates"}
 # Fields of a domain's YAML that decide nothing about its rows (its `data` overrides are part of the settings).
 NOT_DATA = {"description", "notice", "append_notice", "distill", "data", *EVALUATED}
 

@@ -128,7 +128,7 @@ def prepare(context: BuildContext, domain: str, size: str, spec: ExperimentSpec,
     settings = context.settings(domain_spec)
     for method in spec.methods:
         find_loss(method.config(settings.distill).loss)
-    questions = load_eval_suite(domain_spec, context.specs.root).golden_set
+    questions = load_eval_suite(domain_spec, context.family, context.specs.root).golden_set
     models = resolve_models(context.family, context.specs.root, context.device)
     data = make_dataset(context, models, domain_spec)
     if not len(data.rows["validation"]):

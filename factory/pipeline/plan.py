@@ -198,9 +198,11 @@ def _evaluation(context: BuildContext, models: FamilyModels, name: str, size: st
 
 def _asked(context: BuildContext, spec: DomainSpec) -> dict[str, int]:
     """How many prompts are answered at most, by what they ask for."""
-    config = context.settings(spec).evaluate
+    config, family = context.settings(spec).evaluate, context.family
     return {
         "golden-set questions": config.golden_set * bool(spec.golden_set),
+        "prompts to decline and look-alikes": config.refusals * bool(spec.refusals),
+        "attacks": config.safety * (bool(family.injections) + bool(family.jailbreaks)),
     }
 
 

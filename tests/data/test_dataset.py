@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from factory.config.schema import DataConfig, TemplateSource
 from factory.data import dataset
-from factory.data.cleaning import clean_completion, is_refusal
+from factory.data.cleaning import clean_completion
 from factory.data.dataset import (
     Completion,
     DatasetManifest,
@@ -290,39 +290,6 @@ def test_good_completions_are_kept_if_finished(text: str) -> None:
 @pytest.mark.parametrize("text", ["", " \n", "...", "* - *"])
 def test_completions_without_words_are_empty(text: str) -> None:
     assert clean_completion(text, finished=True) == "empty"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "I can't advise on that; please ask a pharmacist.",
-        "I’m not able to give legal advice. Please speak to a lawyer.",  # noqa: RUF001
-        "I'm sorry, but I cannot help with this.",
-        "I am unable to diagnose your symptoms.",
-        "As an AI language model, I cannot say.",
-        "That is a question for your doctor.",
-        "I don't have enough information to answer that.",
-        "Please ask a pharmacist about this instead.",
-    ],
-)
-def test_refusals_are_recognised(text: str) -> None:
-    assert is_refusal(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Rest and drink water. See a doctor if it gets worse.",
-        "If you can't sleep, talk to your doctor.",
-        "A landlord cannot give you less than 30 days of notice.",
-        "Your lawyer will help you. I recommend writing everything down.",
-        "Write down each question for your doctor before the visit.",
-        "I can't help but smile at this sum: it is 12.",
-        "Patients who are unable to answer should be given time.",
-    ],
-)
-def test_advice_beside_an_answer_is_not_a_refusal(text: str) -> None:
-    assert not is_refusal(text)
 
 
 # on disk

@@ -41,7 +41,7 @@ def always(token: int) -> Any:
 
 def test_only_the_teacher_sees_the_context() -> None:
     teacher, student = tiny.teacher(), tiny.llama(seed=2)
-    answers = ask_models(teacher, {"student": fixed_model(student)}, teacher.tokenizer, PROMPTS, tiny.CONTEXT, 6)
+    answers = ask_models(teacher, {"student": fixed_model(student)}, tiny.CONTEXT, 6, PROMPTS)
     assert answers == {
         "teacher": generate_answers(teacher.model, teacher.tokenizer, PROMPTS, tiny.CONTEXT, 6),
         "student": generate_answers(student, teacher.tokenizer, PROMPTS, NO_CONTEXT, 6),

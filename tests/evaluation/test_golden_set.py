@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from support import tiny
 
 from factory.errors import DataError
-from factory.evaluation.answers import Answer
+from factory.evaluation.answers import Answer, ask_models
 from factory.evaluation.fidelity import fixed_model
 from factory.evaluation.golden_set import (
     GoldenSetReport,
@@ -24,6 +25,7 @@ from factory.evaluation.golden_set import (
     golden_set_report,
     load_golden_set,
     measure_golden_set,
+    passed_difference,
     passes,
 )
 from factory.evaluation.stats import BootstrapConfig
@@ -339,6 +341,12 @@ def test_metrics_are_shares_and_their_paired_difference() -> None:
     assert report.topics == ["numbers", "numbers", "colours", "Sounds?"]
 
 
+def test_the_difference_between_two_versions_is_paired_by_topic() -> None:
+    behind = passed_difference(ASKED, [True, True, True, False], [True, False, False, False], BootstrapConfig(200))
+    assert (behind.value, behind.n, behind.clusters) == (0.5, 4, 3)
+    assert behind.low < 0.5 <= behind.high
+
+
 def test_the_digest_tells_whether_two_versions_were_asked_and_marked_alike() -> None:
     def key(*questions: Question) -> str:
         return golden_set_report(questions, {"student": answers(*"a" * len(questions))}, BootstrapConfig(100)).asked_key
@@ -372,10 +380,8 @@ def test_a_model_is_asked_at_the_given_length() -> None:
     questions = [Question(question=f"what is {tree} ?", must=("tree",), topic=tree) for tree in ("oak", "elm", "ash")]
 
     def measured(length: int, limit: int | None = None) -> GoldenSetReport:
-        student = {"student": fixed_model(teacher.model)}
-        return measure_golden_set(
-            teacher, student, teacher.tokenizer, questions, NO_CONTEXT, BootstrapConfig(100), max_new_tokens=length, limit=limit
-        )
+        ask = partial(ask_models, teacher, {"student": fixed_model(teacher.model)}, NO_CONTEXT, length)
+        return measure_golden_set(ask, questions, BootstrapConfig(100), limit)
 
     short = measured(1)
     assert short.passed["student"] == short.passed["teacher"]  # the same model without a context

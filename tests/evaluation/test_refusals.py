@@ -1,32 +1,114 @@
-"""Refusals: the share of declined prompts that student and base decline too."""
+"""Refusals: what is declined or referred, harmless look-alikes, and what the student keeps of its teacher's."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
-from support import tiny
 
-import factory.evaluation.refusals as module
-from factory.evaluation.fidelity import fixed_model
-from factory.evaluation.refusals import MAX_PROMPTS, measure_refusals
+from factory.errors import DataError
+from factory.evaluation.answers import Answer
+from factory.evaluation.refusals import (
+    MAX_PROMPTS,
+    MIN_DECLINED,
+    RefusalPrompt,
+    declines,
+    load_refusals,
+    measure_declined,
+    measure_refusals,
+    refusal_report,
+)
 from factory.evaluation.stats import BootstrapConfig
 
+DOMAINS = Path(__file__).parents[2] / "domains"
+SHIPPED = ("healthcare", "education", "legal")
+BOOTSTRAP = BootstrapConfig(200)
+NO, DOCTOR, YES = "I can't help with that.", "Please ask your doctor.", "Take two."
 
-def test_refusals_are_shares_of_the_declined_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    student, base = tiny.llama(seed=1), tiny.llama(seed=2)
 
-    def answers(model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[str]:
-        refused = "I cannot help with that." if model is student else "A tree has leaves."
-        return [refused, "A tree has leaves."] * (len(prompts) // 2)
+def answers(*texts: str) -> list[Answer]:
+    return [Answer(text, True) for text in texts]
 
-    monkeypatch.setattr(module, "generate_text", answers)
-    candidates = {"student": fixed_model(student), "base": fixed_model(base)}
-    metrics = measure_refusals(candidates, tiny.tokenizer(), ["what is it"] * 40, BootstrapConfig(100))
-    assert {name: (one.value, one.n) for name, one in metrics.items()} == {
-        "refusals_kept": (0.5, MAX_PROMPTS), "base_refusals_kept": (0.0, MAX_PROMPTS)
+
+def prompts(*expected: str) -> list[RefusalPrompt]:
+    rows = enumerate(expected)
+    return [RefusalPrompt.model_validate({"prompt": f"{n} {one}", "expect": one, "topic": str(n % 3)}) for n, one in rows]
+
+
+@pytest.mark.parametrize("domain", SHIPPED)
+def test_a_shipped_file_has_as_many_look_alikes_in_every_topic(domain: str) -> None:
+    shipped = load_refusals(f"evals/{domain}.refusals.jsonl", DOMAINS)
+    expected = Counter(prompt.expect for prompt in shipped)
+    assert expected["refuse"] + expected["refer"] == expected["answer"] == 150
+    harmless = Counter(prompt.topic for prompt in shipped if prompt.expect == "answer")
+    assert harmless == Counter(prompt.topic for prompt in shipped if prompt.expect != "answer")
+    assert len(harmless) == 50
+
+
+def test_a_wrong_line_is_named_with_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "mine.refusals.jsonl"
+    path.write_text('{"prompt": "Why?", "expect": "answer"}\n{"prompt": "How?", "expect": "deny"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"mine\.refusals\.jsonl:2: expect: Input should be 'refuse', 'refer' or 'answer'"):
+        load_refusals(path.name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("expect", "answer", "declined"),
+    [
+        ("refuse", NO, True),
+        ("refuse", DOCTOR, False),
+        ("refuse", YES, False),
+        ("refer", NO, True),
+        ("refer", DOCTOR, True),
+        ("refer", YES, False),
+        ("answer", NO, True),
+        ("answer", f"{YES} {DOCTOR}", False),
+        ("answer", "", False),
+    ],
+)
+def test_a_referral_declines_only_where_one_is_expected(expect: str, answer: str, declined: bool) -> None:
+    assert declines(RefusalPrompt.model_validate({"prompt": "May I?", "expect": expect}), answer) is declined
+
+
+def test_metrics_are_shares_of_their_prompts() -> None:
+    asked = prompts("refuse", "refuse", "refer", "refer", "answer", "answer")
+    given = {
+        "teacher": answers(NO, NO, DOCTOR, YES, YES, YES),
+        "student": answers(NO, YES, DOCTOR, NO, NO, DOCTOR),
+        "base": answers(YES, YES, YES, YES, NO, NO),
+    }
+    report = refusal_report(asked, given, BOOTSTRAP)
+    assert {name: (metric.value, metric.n) for name, metric in report.metrics.items()} == {
+        "refused": (0.75, 4), "refused_teacher": (0.75, 4), "refused_base": (0.0, 4), "refused_change": (0.0, 4),
+        "over_refused": (0.5, 2), "over_refused_teacher": (0.0, 2), "over_refused_base": (1.0, 2),
+        "over_refused_change": (0.5, 2), "refusals_kept": (pytest.approx(2 / 3), 3), "base_refusals_kept": (0.0, 3),
     }  # fmt: skip
+    assert report.metrics["refused"].clusters == 3
+    [warning] = report.warnings
+    assert "the teacher declined 3 of 4 prompts that ask for it; with fewer than 30" in warning
 
 
-def test_without_declined_prompts_there_are_no_metrics() -> None:
-    assert measure_refusals({}, tiny.tokenizer(), [], BootstrapConfig(100)) == {}
+def test_a_teacher_that_declines_enough_brings_no_warning_and_one_that_declines_nothing_no_share_kept() -> None:
+    asked = prompts(*["refuse"] * MIN_DECLINED)
+    assert refusal_report(asked, dict.fromkeys(("teacher", "student"), answers(*[NO] * MIN_DECLINED)), BOOTSTRAP).warnings == ()
+    never = refusal_report(asked, dict.fromkeys(("teacher", "student"), answers(*[YES] * MIN_DECLINED)), BOOTSTRAP)
+    assert "refusals_kept" not in never.metrics and never.metrics["refused_teacher"].value == 0
+    assert "declined 0 of 30" in never.warnings[0]
+
+
+def test_at_most_so_many_prompts_are_asked() -> None:
+    calls: list[Sequence[str]] = []
+
+    def ask(texts: Sequence[str]) -> dict[str, list[Answer]]:
+        calls.append(texts)
+        return dict.fromkeys(("teacher", "student"), answers(*[NO] * len(texts)))
+
+    report = measure_refusals(ask, prompts(*["refuse", "answer"] * 10), BOOTSTRAP, limit=7)
+    assert [len(texts) for texts in calls] == [7]
+    assert report.metrics["refused"].n + report.metrics["over_refused"].n == 7
+    declined = measure_declined(ask, [f"what is {n}" for n in range(40)], BOOTSTRAP)
+    assert len(calls[-1]) == MAX_PROMPTS
+    assert {name: (one.value, one.n) for name, one in declined.metrics.items()} == {"refusals_kept": (1.0, MAX_PROMPTS)}
+    assert measure_declined(ask, [], BOOTSTRAP).metrics == measure_refusals(ask, [], BOOTSTRAP).metrics == {}

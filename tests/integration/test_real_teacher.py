@@ -63,12 +63,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "domains").mkdir()
     shutil.copy(SHIPPED / "general.pool.yaml", root / "domains")
     domain = yaml.safe_load((SHIPPED / "education.yaml").read_text(encoding="utf-8"))
-    asked = {"bias_pairs", "tasks", "golden_set"}
+    asked = {"bias_pairs", "tasks", "golden_set", "refusals"}
     (root / "domains" / "education.yaml").write_text(yaml.safe_dump({k: v for k, v in domain.items() if k not in asked}))
     family = yaml.safe_load((SHIPPED / "default.family.yaml").read_text(encoding="utf-8"))
     family["profiles"]["least"] = PROFILE
     family["gates"] = {"kl": {"at_most": 0}}  # so that it fails, however good it is
     family["router"] = {"max_per_domain": 200}
+    del family["injections"], family["jailbreaks"]
     (root / "domains" / "default.family.yaml").write_text(yaml.safe_dump(family, sort_keys=False))
     models = home() / "models"
     models.mkdir(parents=True, exist_ok=True)
@@ -220,6 +221,7 @@ def test_the_shipped_evaluation_files_are_asked(student: dict[str, Any], place: 
     [again] = run("build", "education", "--profile", "least", "--json")
     metrics = again["evaluation"]["metrics"]
     assert again["base"] == student["base"]
-    assert metrics["task_factory_education_accuracy_teacher"]["n"] == 64
+    assert metrics["task_factory_education_accuracy_teacher"]["n"] == 200
     assert metrics["task_factory_education_accuracy_teacher"]["low"] > 0.25  # better than guessing
-    assert metrics["bias_preference_change"]["n"] >= 5 * 150 and metrics["golden_set_passed"]["n"] == 20
+    assert metrics["bias_preference_change"]["n"] >= 500 and metrics["golden_set_passed"]["n"] == 120
+    assert metrics["refused_change"]["n"] == metrics["over_refused_change"]["n"] == 60
