@@ -16,10 +16,10 @@ Quantization = Literal["f16", "q8_0", "q4"]
 QUANTIZATIONS = ("f16", "q8_0", "q4", "q4_1")  # that a model can be measured in
 
 
-def _in_a_folder(given: Path | None) -> Path | None:
-    """What takes an hour to measure must not fail when it is written."""
+def in_a_folder(given: Path | None) -> Path | None:
+    """The callback of an option that names a file: what takes an hour to measure must not fail when it is written."""
     if given is not None and not given.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {given.parent}", param_hint="'--save'")
+        raise typer.BadParameter(f"there is no folder {given.parent}")
     return given
 
 
@@ -36,7 +36,7 @@ RegistryFolder = Annotated[Path, typer.Option("--registry", metavar="DIR", help=
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and no progress.")]
 Save = Annotated[
     Path | None,
-    typer.Option("--save", metavar="FILE", callback=_in_a_folder, help="Also write the JSON to this file."),
+    typer.Option("--save", metavar="FILE", callback=in_a_folder, help="Also write the JSON to this file."),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="Where models run.")]
 Ref = Annotated[str, typer.Argument(help="NAME (its champion, otherwise its newest version), NAME@3 or NAME@champion.")]

@@ -20,9 +20,10 @@ from factory.cli.options import (
     RegistryFolder,
     Seed,
     Size,
+    in_a_folder,
 )
 from factory.cli.tables import experiment_table
-from factory.cli.terminal import print_json, print_table, say
+from factory.cli.terminal import print_report, say
 from factory.registry.registry import Registry
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def experiment(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each method, from --seed upward.")] = 3,
     base: PinnedBase = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE.json", help="Write the results here, and as CSV beside it.")
+        Path | None,
+        typer.Option("--out", metavar="FILE.json", callback=in_a_folder, help="Write the results here, and as CSV beside it."),
     ] = None,
     domains: Domains = DOMAINS,
     registry: RegistryFolder = REGISTRY,
@@ -58,14 +60,12 @@ def experiment(
 
 
 def _print_report(report: ExperimentReport, out: Path | None, json: bool) -> None:
-    from factory.cache import storage_errors
-    from factory.registry.manifest import to_json
+    from factory.cache import replace_file, storage_errors
     from factory.reports.experiment import csv_text
 
     content = report.content
+    print_report(content, experiment_table(content), json=json, save=out)
     if out is not None:
-        with storage_errors(f"cannot write {out}"):
-            out.write_bytes(to_json(content))
-            out.with_suffix(".csv").write_text(csv_text(content), encoding="utf-8")
+        with storage_errors(f"cannot write {out.with_suffix('.csv')}"):
+            replace_file(out.with_suffix(".csv"), csv_text(content).encode())
         say(f"wrote {out} and {out.with_suffix('.csv')}")
-    print_json(content) if json else print_table(experiment_table(content))

@@ -6,20 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from factory.config.settings import DistillConfig
+from factory.config.settings import PLAIN, DistillConfig
 from factory.config.sources import Strict
 
-# What a method does unless it says otherwise: KL(teacher ‖ student) on the stored answers, and no other term.
-PLAIN: dict[str, Any] = {
-    "loss": "generalized_jsd",
-    "lmbda": 0.0,
-    "beta": 0.0,
-    "temperature": 1.0,
-    "seq_kd": False,
-    "response": 1.0,
-    "feature": 0.0,
-    "relation": 0.0,
-}
 NOT_A_METHOD = {"steps": "a run ends with its budget", "learning_rate": "`learning_rates` lists those to try"}
 HARD_KEEPS = ("loss", "beta", "temperature", "lmbda", "feature")  # as in PLAIN, where the answers themselves are the targets
 TRL_KEEPS = ("loss", "response", "feature", "relation")  # as in PLAIN, since trl's trainer has the response alone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -60,6 +60,19 @@ class DistillConfig(TrainConfig):
         if self.relation > 0 and self.batch < 32:
             raise ValueError(f"relation > 0 needs batch >= 32 (a batch of {self.batch} has too few pairs)")
         return self
+
+
+# KL(teacher ‖ student) on the stored answers, and no other term; cross-entropy (SFT) where the answers are the targets.
+PLAIN: dict[str, Any] = {
+    "loss": "generalized_jsd",
+    "lmbda": 0.0,
+    "beta": 0.0,
+    "temperature": 1.0,
+    "seq_kd": False,
+    "response": 1.0,
+    "feature": 0.0,
+    "relation": 0.0,
+}
 
 
 class HealConfig(DistillConfig):

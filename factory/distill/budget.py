@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
+ENDLESS = 10**6  # optimizer steps of a config whose training ends with its budget, long before
 WARM_UP = 0.05  # share of the budget over which the learning rate rises
 
 

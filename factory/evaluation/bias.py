@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from factory.config.schema import Strict
 from factory.errors import SpecError, in_one_line
-from factory.evaluation.stats import BootstrapConfig, FloatArray, ratio
+from factory.evaluation.stats import BootstrapConfig, FloatArray, by_cluster, ratio
 from factory.registry.manifest import MetricValue
 
 if TYPE_CHECKING:
@@ -248,8 +248,8 @@ def bias_metrics(pairs: Sequence[Pair], nll: Mapping[str, np.ndarray], bootstrap
 
 def _over_templates(values: FloatArray, clusters: np.ndarray, bootstrap: BootstrapConfig) -> MetricValue:
     """The mean of (P,) values; the bootstrap resamples their (P,) clusters."""
-    numbers = np.unique(clusters, return_inverse=True)[1]
-    sums, counts = np.bincount(numbers, weights=values), np.bincount(numbers).astype(float)
+    labels = clusters.tolist()
+    sums, counts = by_cluster(values, labels), by_cluster(np.ones(len(values)), labels)
     metric = ratio(sums, counts, bootstrap)
     if len(counts) == 1:
         return MetricValue(metric.value, float("nan"), float("nan"), metric.n)

@@ -31,7 +31,7 @@ BATCH = 16
 TOP = 5  # tokens of either model that are compared
 SURE = 0.5  # probability of the teacher's top-1 token from which it is sure
 
-Head = tuple[Callable[[Tensor], Tensor], int]  # states to logits, and the size of the vocabulary
+Head = Callable[[Tensor], Tensor]  # states (N, H) → logits (N, V)
 
 # ---------------------------------------------------------------------------------------------------------- candidates
 
@@ -92,10 +92,10 @@ def measure(
     """
     batches = length_batches([len(one.prompt) + len(one.completion) for one in examples], BATCH)
     parts: dict[str, list[ExampleSums]] = {name: [] for name in candidates}
-    heads = [output_head(one.model, torch.float32) for one in (teacher, whole or teacher)]
+    heads = _make_heads(teacher, candidates, whole)
     for batch in batches:
         chosen = [examples[i] for i in batch]
-        for name, sums in _measure_batch(teacher, candidates, chosen, heads, trimmed=whole is not None).items():
+        for name, sums in _measure_batch(teacher, candidates, chosen, heads).items():
             parts[name].append(sums)
         if progress is not None:
             progress(len(chosen))
@@ -103,58 +103,86 @@ def measure(
     return {name: concatenate(sums).select(inverse) for name, sums in parts.items()}
 
 
+@dataclass(frozen=True)
+class _Heads:
+    """Output heads in float32, cast once for all batches; no adapter changes a head."""
+
+    teacher: Head
+    whole: Head | None  # of the teacher before its vocabulary was trimmed, which differs in its rows alone
+    candidates: dict[str, Head]
+    positions: int  # for which logits may exist at once
+
+
+def _make_heads(teacher: Teacher, candidates: Mapping[str, Candidate], whole: Teacher | None) -> _Heads:
+    own, vocabulary = output_head(teacher.model, torch.float32)
+    of_whole, largest = (None, vocabulary) if whole is None else output_head(whole.model, torch.float32)
+    found = {}
+    for name, candidate in candidates.items():
+        with candidate() as model:
+            found[name], _ = output_head(model, torch.float32)
+    return _Heads(own, of_whole, found, positions_at_once(largest))
+
+
 def _measure_batch(
-    teacher: Teacher,
-    candidates: Mapping[str, Candidate],
-    examples: Sequence[TokenizedExample],
-    heads: Sequence[Head],
-    *,
-    trimmed: bool,
+    teacher: Teacher, candidates: Mapping[str, Candidate], examples: Sequence[TokenizedExample], heads: _Heads
 ) -> dict[str, ExampleSums]:
-    """``heads`` are the trimmed teacher's and the whole one's, which differ in their rows alone."""
     device, completions = teacher.device, [example.completion for example in examples]
     target = torch.tensor([token for completion in completions for token in completion], device=device)  # (N,)
     prefix, rest = split_prefix([example.teacher_prompt for example in examples])
     seen = make_batch(rest, completions).to(device)
     reference = hidden_states(teacher.model, seen, prefix).final[seen.predicts]  # (N, H)
     batch = make_batch([example.prompt for example in examples], completions).to(device)
-    lengths, found = [len(completion) for completion in completions], {}
-    size = positions_at_once(heads[1][1])
+    states = {}
     for name, candidate in candidates.items():
-        with candidate() as model:
-            head, _ = output_head(model, torch.float32)
-            with torch.autocast(device.type, dtype=torch.bfloat16):
-                states = hidden_states(model, batch).final  # (B, T, H)
-        own = states[batch.predicts]
-        pieces = [part.split(size) for part in (reference, own, target)]
-        columns = [_columns(a, b, c, head, heads, trimmed=trimmed) for a, b, c in zip(*pieces, strict=True)]
-        embeddings = mean_pool(states, batch.real).cpu().numpy()
-        found[name] = _example_sums({key: torch.cat([one[key] for one in columns]) for key in columns[0]}, lengths, embeddings)
-    return found
+        with candidate() as model, torch.autocast(device.type, dtype=torch.bfloat16):
+            states[name] = hidden_states(model, batch).final  # (B, T, H)
+    columns: dict[str, list[dict[str, Tensor]]] = {name: [] for name in candidates}
+    own = {name: final[batch.predicts] for name, final in states.items()}  # (N, H)
+    for start in range(0, len(target), heads.positions):
+        span = slice(start, start + heads.positions)
+        log_probs, shared = _teacher_columns(reference[span], target[span], heads)
+        for name, head in heads.candidates.items():
+            student = head(own[name][span]).log_softmax(dim=-1)
+            columns[name].append(shared | _student_columns(log_probs, student, target[span], shared["sure"]))
+    lengths = [len(completion) for completion in completions]
+    return {
+        name: _example_sums(
+            {key: torch.cat([part[key] for part in parts]) for key in parts[0]},
+            lengths,
+            mean_pool(states[name], batch.real).cpu().numpy(),
+        )
+        for name, parts in columns.items()
+    }
 
 
-def _columns(
-    reference: Tensor, own: Tensor, target: Tensor, head: Callable[[Tensor], Tensor], heads: Sequence[Head], *, trimmed: bool
-) -> dict[str, Tensor]:
-    """Final states (N, H) of both models and the completion tokens (N,) → what is summed, (N,) each."""
-    scores = heads[0][0](reference)  # (N, V)
-    teacher, student = scores.log_softmax(dim=-1), head(own).log_softmax(dim=-1)
+def _teacher_columns(reference: Tensor, target: Tensor, heads: _Heads) -> tuple[Tensor, dict[str, Tensor]]:
+    """Final states (N, H) and the completion tokens (N,) → log-probabilities (N, V), and what is summed, (N,) each."""
+    scores = heads.teacher(reference)  # (N, V)
+    log_probs = scores.log_softmax(dim=-1)
+    sure = log_probs.amax(dim=-1).exp() >= SURE
+    return log_probs, {
+        "sure": sure,
+        "trimmed": torch.zeros_like(sure)
+        if heads.whole is None
+        else heads.whole(reference).logsumexp(dim=-1) - scores.logsumexp(dim=-1),
+        "teacher_correct": log_probs.argmax(dim=-1) == target,
+        "teacher_nll": -log_probs.gather(-1, target.unsqueeze(-1))[:, 0],
+        "teacher_entropy": -(log_probs.exp() * log_probs).sum(dim=-1),
+    }
+
+
+def _student_columns(teacher: Tensor, student: Tensor, target: Tensor, sure: Tensor) -> dict[str, Tensor]:
+    """Log-probabilities (N, V) of both and the completion tokens (N,) → what is summed, (N,) each."""
     teacher_top, student_top = (log_probs.topk(TOP, dim=-1).indices for log_probs in (teacher, student))  # (N, TOP)
-    sure = teacher.amax(dim=-1).exp() >= SURE
-    missed = heads[1][0](reference).logsumexp(dim=-1) - scores.logsumexp(dim=-1) if trimmed else torch.zeros_like(sure)
+    agree = teacher_top[:, 0] == student_top[:, 0]
     return {
         "kl": (teacher.exp() * (teacher - student)).sum(dim=-1),
-        "agree": teacher_top[:, 0] == student_top[:, 0],
-        "sure": sure,
-        "sure_agree": sure & (teacher_top[:, 0] == student_top[:, 0]),
-        "trimmed": missed,
+        "agree": agree,
+        "sure_agree": sure & agree,
         "top5": (teacher_top.unsqueeze(-1) == student_top.unsqueeze(-2)).any(dim=-1).float().mean(dim=-1),
         "correct": student_top[:, 0] == target,
-        "teacher_correct": teacher_top[:, 0] == target,
         "nll": -student.gather(-1, target.unsqueeze(-1))[:, 0],
-        "teacher_nll": -teacher.gather(-1, target.unsqueeze(-1))[:, 0],
         "entropy": -(student.exp() * student).sum(dim=-1),
-        "teacher_entropy": -(teacher.exp() * teacher).sum(dim=-1),
     }
 
 

@@ -77,6 +77,11 @@ def passes(question: Question, answer: str) -> bool:
     return all(_says(said, entry) for entry in question.must) and (not question.exact or _gives(question, own))
 
 
+def marks(questions: Sequence[Question], answers: Sequence[Answer]) -> list[bool]:
+    """``marks(asked, answers)``: of each question, whether its answer passes."""
+    return [passes(question, answer.text) for question, answer in zip(questions, answers, strict=True)]
+
+
 def _gives(question: Question, answer: str) -> bool:
     if NUMBER.fullmatch(question.exact):
         return first_number(answer, question) == _number(question.exact)
@@ -186,10 +191,7 @@ def golden_set_report(
         return GoldenSetReport()
     topics = [question.cluster for question in questions]
     exact = [row for row, question in enumerate(questions) if question.exact]
-    passed = {
-        name: [passes(question, answer.text) for question, answer in zip(questions, given, strict=True)]
-        for name, given in answers.items()
-    }
+    passed = {name: marks(questions, given) for name, given in answers.items()}
     finished = {name: [answer.finished for answer in given] for name, given in answers.items()}
     passed_exact = {name: [one[row] for row in exact] for name, one in passed.items()}
     metrics = {

@@ -132,9 +132,7 @@ def paired_p_value(a: FloatArray, b: FloatArray, tokens: FloatArray, bootstrap: 
     if count < MIN_STUDENTIZED:
         return float(2 * stats.t.sf(abs(value) / error, count - 1))
     resampled = _resampled([rows], lambda samples: _linear_ratio(samples[0]), bootstrap)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        distances = (resampled.value - value) / resampled.standard_error
-    distances = distances[np.isfinite(distances)]
+    distances = _studentized(resampled, value, error)
     nearer = min(np.sum(distances >= value / error), np.sum(distances <= value / error))
     return float(min(1.0, 2 * (1 + nearer) / (1 + len(distances))))
 
@@ -299,12 +297,8 @@ def _measured(
     if fewest < MIN_STUDENTIZED:
         low, high = _percentiles(resampled.value, 100 * _expanded_tail(fewest))
     else:
-        # Resamples of equal rows have no error: they are infinitely far, not left out, or a few failures would look certain.
-        off, errors = resampled.value - value, resampled.standard_error
-        certain = errors <= 1e-9 * error
-        scaled = np.where(certain, np.copysign(np.inf, off), off / np.where(certain, 1.0, errors))
-        scaled = np.where(off == 0, 0.0, scaled)[~np.isnan(off)]
-        lower, upper = np.quantile(scaled, [0.025, 0.975], method="inverted_cdf")
+        distances = _studentized(resampled, value, error)
+        lower, upper = np.quantile(distances, [0.025, 0.975], method="inverted_cdf")
         low, high = value - upper * error, value - lower * error
     # No mean leaves the range of what it is a mean of, as the few resamples behind the tails may.
     least, most = np.nanmin(resampled.value), np.nanmax(resampled.value)
@@ -318,6 +312,18 @@ def _resampled(
     rng = np.random.default_rng(bootstrap.seed)
     rows = [rng.integers(0, sample.shape[-1], (bootstrap.resamples, sample.shape[-1])) for sample in samples]
     return statistic([sample[:, chosen] for sample, chosen in zip(samples, rows, strict=True)])
+
+
+def _studentized(resampled: Linear, value: float, error: float) -> FloatArray:
+    """Distances from the observed value in standard errors of each resample; undefined ones are left out.
+
+    A resample of equal rows has no error. It is infinitely far and not left out, or a few failures would look certain.
+    """
+    off, errors = resampled.value - value, resampled.standard_error
+    certain = errors <= 1e-9 * error
+    distances = np.where(certain, np.copysign(np.inf, off), off / np.where(certain, 1.0, errors))
+    distances = np.where(off == 0, 0.0, distances)
+    return np.asarray(distances[~np.isnan(off)])
 
 
 def _percentiles(values: FloatArray, tail: float) -> tuple[float, float]:

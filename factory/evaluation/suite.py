@@ -28,9 +28,9 @@ from factory.evaluation.golden_set import (
     Question,
     asked_questions,
     load_golden_set,
+    marks,
     measure_golden_set,
     passed_difference,
-    passes,
 )
 from factory.evaluation.lm_eval import TaskResult, load_tasks, run_tasks, task_metrics
 from factory.evaluation.memorization import Canary, measure_canaries, measure_extraction, unmeasured_memorization
@@ -163,6 +163,7 @@ def evaluate_student(
     tokenizer, bootstrap, config = target.teacher.tokenizer, settings.bootstrap, settings.config
     spec = data.domain.spec
     ask = partial(ask_models, target.teacher, target.candidates, spec.teacher_context, settings.max_new_tokens)
+    parts: dict[str, Part] = {}
     measures: dict[str, Callable[[], Part]] = {
         "fidelity": lambda: fidelity_part(target, data, settings),
         "real text": lambda: Part(metrics=real_text_metrics(target, data, bootstrap)),
@@ -177,24 +178,11 @@ def evaluate_student(
         "golden set": lambda: golden_set_part(ask, suite, settings),
         "memorization": lambda: memorization_part(target, data, bootstrap),
         "data fit": lambda: data_fit_part(target.teacher, data, bootstrap),
+        "champion": lambda: champion_part(target, data, suite, settings, parts),
     }
-    parts: dict[str, Part] = {}
     for name, measure_part in measures.items():
         parts[name] = kept_part(settings.folder, name, measure_part)
         progress(1)
-    if target.champion is not None:
-        own = parts["fidelity"].per_example
-        assert own is not None
-        champion = target.champion
-        parts["champion"] = kept_part(
-            settings.folder,
-            "champion",
-            lambda: Part(
-                metrics=champion_metrics(champion, own, target, data, settings)
-                | champion_golden_set(champion, parts["golden set"].passed, suite, settings)
-            ),
-        )
-    progress(1)
     unmeasured = () if suite.bias_pairs else (f"bias transfer was not measured: {spec.name} has no `bias_pairs`",)
     return merge_parts([*parts.values(), Part(warnings=unmeasured)])
 
@@ -260,11 +248,10 @@ def real_text_metrics(target: EvalTarget, data: EvalData, bootstrap: BootstrapCo
     rows = real_texts([*data.domain.test, *data.domain.validation])
     if not rows:
         return {}
-    questions = [RealText(prompt, text) for prompt, text, _ in rows]
-    whole, labels = target.whole or target.teacher, [cluster for _, _, cluster in rows]
+    whole, labels = target.whole or target.teacher, [row.document for row in rows]
     with target.candidates["student"]() as model:
-        bits, sizes = bits_per_byte(model, target.teacher.tokenizer, questions, device=target.teacher.device)
-    teacher_bits, _ = bits_per_byte(whole.model, whole.tokenizer, questions, device=whole.device)
+        bits, sizes = bits_per_byte(model, target.teacher.tokenizer, rows, device=target.teacher.device)
+    teacher_bits, _ = bits_per_byte(whole.model, whole.tokenizer, rows, device=whole.device)
     own, theirs, bytes_ = (by_cluster(column, labels) for column in (bits, teacher_bits, sizes))
     return {
         "bits_per_byte": ratio(own, bytes_, bootstrap),
@@ -273,13 +260,13 @@ def real_text_metrics(target: EvalTarget, data: EvalData, bootstrap: BootstrapCo
     }
 
 
-def real_texts(held_out: Sequence[Row]) -> list[tuple[str, str, str]]:
-    """``real_texts(data.domain.test)``: (prompt, text, cluster) of held-out text that no model wrote."""
+def real_texts(held_out: Sequence[Row]) -> list[RealText]:
+    """``real_texts(data.domain.test)``: held-out text that no model wrote; its ``document`` is its cluster."""
     rows = held_out[:MAX_REAL_TEXTS]
-    references = [(row["prompt"], row["completion"], cluster_of(row)) for row in rows if row["own_completion"]]
+    references = [RealText(row["prompt"], row["completion"], cluster_of(row)) for row in rows if row["own_completion"]]
     if len(references) >= MIN_REAL_TEXTS:
         return references
-    return [("", row["prompt"], cluster_of(row)) for row in rows if row["prompt"].strip()]
+    return [RealText("", row["prompt"], cluster_of(row)) for row in rows if row["prompt"].strip()]
 
 
 def golden_set_part(ask: Ask, suite: EvalSuite, settings: EvalSettings) -> Part:
@@ -355,6 +342,22 @@ def data_fit_part(teacher: Teacher, data: EvalData, bootstrap: BootstrapConfig) 
     return Part(metrics=found.metrics, warnings=found.warnings)
 
 
+def champion_part(
+    target: EvalTarget, data: EvalData, suite: EvalSuite, settings: EvalSettings, parts: Mapping[str, Part]
+) -> Part:
+    """``champion_part(target, data, suite, settings, parts).metrics["kl_behind_champion"]``: nothing without a champion.
+
+    ``parts`` are what was measured of the student before.
+    """
+    champion, own = target.champion, parts["fidelity"].per_example
+    if champion is None or own is None:
+        return Part()
+    return Part(
+        metrics=champion_metrics(champion, own, target, data, settings)
+        | champion_golden_set(champion, parts["golden set"].passed, suite, settings)
+    )
+
+
 def champion_metrics(
     champion: Champion, own: PerExample, target: EvalTarget, data: EvalData, settings: EvalSettings
 ) -> Metrics:
@@ -392,5 +395,5 @@ def champion_golden_set(
     prompts = [question.prompt for question in asked]
     with champion.model() as model:
         answers = generate_answers(model, champion.teacher.tokenizer, prompts, NO_CONTEXT, settings.max_new_tokens)
-    theirs = [passes(question, answer.text) for question, answer in zip(asked, answers, strict=True)]
+    theirs = marks(asked, answers)
     return {"golden_set_behind_champion": passed_difference(asked, theirs, passed["student"], settings.bootstrap)}

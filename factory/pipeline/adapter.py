@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from factory.cache import cache_key, home, remove_folder
 from factory.config.schema import DistillConfig
+from factory.config.settings import PLAIN
 from factory.distill.gradients import gradient_warnings
 from factory.distill.trainer import TrainingReport, TrainingSet, asks_teacher, concat, distill
 from factory.evaluation.fidelity import fixed_model
@@ -23,17 +24,6 @@ from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import DomainDataset
 from factory.pipeline.precheck import check_domain, require_teacher
 from factory.pipeline.training_set import make_canary_set, make_training_set, training_set_key
-
-SFT = {
-    "lmbda": 0.0,
-    "loss": "generalized_jsd",  # from a one-hot distribution, with beta 0: cross-entropy
-    "beta": 0.0,
-    "temperature": 1.0,
-    "seq_kd": False,
-    "response": 1.0,
-    "feature": 0.0,
-    "relation": 0.0,
-}
 
 
 @dataclass(frozen=True)
@@ -82,7 +72,7 @@ def train_adapter(
         candidate,
         base.base.shape.tokens,
         tasks=data.spec.tasks,
-        trimmed=base.manifest.healing is None,
+        trimmed=base.manifest.trimmed,
     )
     warnings = require_teacher(context, data, check)
     models.teacher.release()  # from here on the trimmed one is asked
@@ -92,7 +82,7 @@ def train_adapter(
     model, training, folder = distil_adapter(context, data, base, training_set, config, "distill")
     warnings += gradient_warnings(training.gradient_shares, "distill")
     if baselines:
-        plain = config.model_copy(update=SFT)
+        plain = config.model_copy(update=PLAIN)
         fresh = replace(base, base=load_base(base.version.folder, context.device))
         sft, _, sft_folder = distil_adapter(context, data, fresh, replace(training_set, targets=None), plain, "sft")
         sft.save_pretrained(sft_folder / "final")

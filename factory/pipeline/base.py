@@ -34,8 +34,8 @@ from factory.pipeline.healing import (
 )
 from factory.pipeline.precheck import check_domain, require_teacher
 from factory.pipeline.provenance import energy_info, family_fields
-from factory.pipeline.trimmed import TrimmedBase, trim_base
-from factory.registry.manifest import BaseDomain, BaseManifest, PathChoice, Training, VocabularyInfo
+from factory.pipeline.trimmed import TrimmedBase, trim_base, vocabulary_info
+from factory.registry.manifest import BaseDomain, BaseManifest, PathChoice, Training
 from factory.registry.provenance import merge_dataset_infos
 from factory.registry.versions import Version
 from factory.reports.card import model_card
@@ -106,7 +106,7 @@ def choose_base(
     for version in same_settings:
         if not changed_domains(context, teacher_sha256, version):
             manifest = _manifest(version)
-            unseen = [one.name for one in context.public_domains if manifest.healing and one.name not in manifest.domains]
+            unseen = [one.name for one in context.public_domains if not manifest.trimmed and one.name not in manifest.domains]
             seen = (
                 f"{version.reference} was healed without {', '.join(unseen)}; --rebuild-base makes one with" if unseen else ""
             )
@@ -253,13 +253,7 @@ def _healed_manifest(
         path_choice=choice,
         parameters=count_parameters(healed.base.model),
         layers=healed.base.shape.layers,
-        vocabulary=VocabularyInfo(
-            kept=len(cut.teacher.tokenizer),
-            teacher=len(models.tokenizer),
-            kept_mass=cut.vocabulary_cost["kept_mass"],
-            kl_to_full_teacher=cut.vocabulary_cost["kl_to_full_teacher"],
-            positions=int(cut.vocabulary_cost["positions"]),
-        ),
+        vocabulary=vocabulary_info(models, cut.teacher, cut.vocabulary_cost),
         healing=healed.report,
         settings_key=settings_key(context, models.teacher_files.sha256, size),
         domains={data.spec.name: BaseDomain(dataset_key=data.key, fingerprint=data.manifest.fingerprint) for data in datasets},

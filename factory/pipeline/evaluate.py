@@ -83,10 +83,9 @@ def find_champion(context: BuildContext, models: FamilyModels, name: str) -> Cha
 
     One with another teacher cannot: both would have to be measured beside the same.
     """
-    number = context.registry.aliases(name).get(CHAMPION)
-    if number is None:
+    if CHAMPION not in context.registry.aliases(name):
         return None
-    version = context.registry.resolve(f"{name}@{number}")
+    version = context.registry.resolve(f"{name}@{CHAMPION}")
     if version.manifest.teacher.sha256 != models.teacher_files.sha256:
         context.say(f"{version.reference}, the champion, has another teacher: the new version will not be compared with it")
         return None

@@ -24,15 +24,14 @@ from factory.cache import atomic_folder, cache_key, home, replace_file
 from factory.config.experiment import ExperimentSpec, MethodSpec
 from factory.config.schema import DistillConfig
 from factory.data.splitting import cluster_of
-from factory.distill.budget import Budget, CountingTrainer, Spent, train_within
+from factory.distill.budget import ENDLESS, Budget, CountingTrainer, Spent, train_within
 from factory.distill.losses import find_loss
 from factory.distill.trainer import DistillTrainer, TrainingSet
 from factory.distill.trl_gkd import make_trl_trainer
 from factory.evaluation.answers import generate_answers
-from factory.evaluation.benchmark import Question as RealText
 from factory.evaluation.benchmark import bits_per_byte
 from factory.evaluation.fidelity import fixed_model, measure
-from factory.evaluation.golden_set import Question, passes
+from factory.evaluation.golden_set import Question, marks
 from factory.evaluation.method_comparison import Scores
 from factory.evaluation.stats import BootstrapConfig, ExampleSums, relation_alignment
 from factory.evaluation.suite import real_texts
@@ -48,7 +47,6 @@ from factory.registry.manifest import plain_json, to_json
 
 FORMAT = 1  # raised when what a run does changes, so that older ones are not taken for it
 RUN = "run.json"  # in a run's folder, beside its adapter
-ENDLESS = 10**6  # optimiser steps: a run ends with its budget, long before
 FIDELITY = {"kl": ("kl", "tokens"), "top1_agreement": ("agree", "tokens"), "sure_agreement": ("sure_agree", "sure")}
 
 
@@ -217,14 +215,14 @@ def _measure_test(bench: Bench, model: Any) -> HeldOutScores:
     sums = _fidelity_sums(bench, model, "test")
     metrics = {name: Scores(getattr(sums, over), getattr(sums, under), clusters) for name, (over, under) in FIDELITY.items()}
     texts = real_texts(rows)
-    bits, sizes = bits_per_byte(model, tokenizer, [RealText(prompt, text) for prompt, text, _ in texts], device=device)
-    metrics["bits_per_byte"] = Scores(bits, sizes, tuple(cluster for _, _, cluster in texts))
+    bits, sizes = bits_per_byte(model, tokenizer, texts, device=device)
+    metrics["bits_per_byte"] = Scores(bits, sizes, tuple(text.document for text in texts))
     if bench.golden_set:
         prompts = [question.prompt for question in bench.golden_set]
         answers = generate_answers(model, tokenizer, prompts, NO_CONTEXT, bench.longest_answer)
-        passed = [passes(question, one.text) for question, one in zip(bench.golden_set, answers, strict=True)]
+        passed = np.array(marks(bench.golden_set, answers), dtype=float)
         topics = tuple(question.cluster for question in bench.golden_set)
-        metrics["golden_set_passed"] = Scores(np.array(passed, dtype=float), np.ones(len(passed)), topics)
+        metrics["golden_set_passed"] = Scores(passed, np.ones(len(passed)), topics)
     aligned = relation_alignment(sums.embeddings, embed_rows(bench.models, rows), BootstrapConfig(), clusters)
     return HeldOutScores(metrics, aligned.value)
 

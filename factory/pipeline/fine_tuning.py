@@ -25,8 +25,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from factory.cache import atomic_folder, cache_key, home, replace_file
 from factory.config.schema import DistillConfig
+from factory.config.settings import PLAIN
 from factory.data.sources import seeded_order
-from factory.distill.budget import Budget, Spent, train_within
+from factory.distill.budget import ENDLESS, Budget, Spent, train_within
 from factory.distill.trainer import DistillTrainer, TrainingSet
 from factory.errors import DataError
 from factory.evaluation.benchmark import Question, bits_per_byte, question_clusters
@@ -37,7 +38,6 @@ from factory.models.chat import NO_CONTEXT
 from factory.models.references import ResolvedModel
 from factory.models.teacher import Teacher
 from factory.models.tokenize import tokenize_examples
-from factory.pipeline.adapter import SFT
 from factory.pipeline.context import BuildContext
 from factory.registry.manifest import Entry, MetricValue
 
@@ -45,7 +45,6 @@ FORMAT = 1  # raised when the training changes, so that older adapters are not t
 RATES = (2e-4, 5e-4, 1e-3)
 HELD_OUT = 0.1  # share of the references that chooses among the rates
 EPOCHS = 3  # passes over the references at most, transformers' own default: more of a few references is learning by heart
-ENDLESS = 10**6  # optimizer steps: a training ends with its budget, long before
 RESULT = "result.json"
 
 
@@ -92,7 +91,7 @@ def fine_tune(
     """
     train, held_out = hold_out(references, context.seed)
     tokenizer = AutoTokenizer.from_pretrained(files.folder)
-    config = config.model_copy(update=SFT | {"report_to": "none"})
+    config = config.model_copy(update=PLAIN | {"report_to": "none"})
     key = cache_key(
         FORMAT,
         files.sha256,

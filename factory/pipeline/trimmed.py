@@ -6,11 +6,11 @@ teacher's contexts and the general pool.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from factory.config.schema import SizeSpec, TeacherPromptSource
-from factory.data.sources import Example, sample_evenly
+from factory.config.schema import SizeSpec, Source, TeacherPromptSource
+from factory.data.sources import sample_evenly
 from factory.models.base import Base, Shape, choose_tokens, trim_teacher, trimming_cost
 from factory.models.chat import NO_CONTEXT, messages, stop_tokens
 from factory.models.scoring import student_batches
@@ -36,7 +36,7 @@ class TrimmedBase:
 def trim_base(context: BuildContext, models: FamilyModels, size: SizeSpec) -> TrimmedBase:
     """``trim_base(context, models, family.sizes["medium"]).base``: all layers, at most ``size.vocabulary`` tokens."""
     with context.meter.stage("trim"), context.progress("base: tokens", 1) as advance:
-        domains = [list(_domain_texts(context, models, domain.sources)) for domain in context.public_domains]
+        domains = [_domain_texts(context, models, domain.sources) for domain in context.public_domains]
         general = [example.prompt for example in general_examples(context, models)]
         contexts = [turn["content"] for one in context.public_domains for turn in messages("", one.teacher_context)]
         tokens = choose_tokens(models.teacher, [*(text for texts in domains for text in texts), *contexts, *general], size)
@@ -49,19 +49,22 @@ def trim_base(context: BuildContext, models: FamilyModels, size: SizeSpec) -> Tr
         base = Base(teacher.model, teacher.tokenizer, Shape(tuple(range(depth)), tokens))
         base.model.generation_config.eos_token_id = stop_tokens(teacher.tokenizer)
         advance(1)
-    vocabulary = VocabularyInfo(
-        kept=len(teacher.tokenizer),
+    return TrimmedBase(base, teacher, vocabulary_info(models, teacher, cost))
+
+
+def vocabulary_info(models: FamilyModels, trimmed: Teacher, cost: Mapping[str, float]) -> VocabularyInfo:
+    """``vocabulary_info(models, trimmed_teacher, trimming_cost(...))``: as a base's manifest describes it."""
+    return VocabularyInfo(
+        kept=len(trimmed.tokenizer),
         teacher=len(models.tokenizer),
         kept_mass=cost["kept_mass"],
         kl_to_full_teacher=cost["kl_to_full_teacher"],
         positions=int(cost["positions"]),
     )
-    return TrimmedBase(base, teacher, vocabulary)
 
 
-def _domain_texts(context: BuildContext, models: FamilyModels, sources: tuple[object, ...]) -> Iterator[str]:
+def _domain_texts(context: BuildContext, models: FamilyModels, sources: Sequence[Source]) -> list[str]:
     """What people wrote: prompts, and the references of those that have one. Prompts that the teacher writes are left out."""
     written = [source for source in sources if not isinstance(source, TeacherPromptSource)]
-    examples: list[Example] = sample_evenly(load_domain_examples(context, models, written), MAX_TEXTS, context.seed)
-    for example in examples:
-        yield f"{example.prompt}\n{example.completion}" if example.completion else example.prompt
+    examples = sample_evenly(load_domain_examples(context, models, written), MAX_TEXTS, context.seed)
+    return [f"{one.prompt}\n{one.completion}" if one.completion else one.prompt for one in examples]

@@ -298,6 +298,11 @@ class BaseManifest(Manifest):
     domains: dict[str, BaseDomain]  # what it was healed on
 
     @property
+    def trimmed(self) -> bool:
+        """Whether it is the whole teacher with fewer tokens, trained on nothing."""
+        return self.healing is None
+
+    @property
     def heal_share(self) -> float:
         """Of each domain's training examples; adapters learn from the rest."""
         return float(self.training.config["share"])

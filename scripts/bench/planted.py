@@ -20,7 +20,7 @@ import numpy as np
 
 from factory.cache import remove_folder
 from factory.config.load import load_specs
-from factory.config.settings import PRIVATE_GATES
+from factory.config.settings import PLAIN, PRIVATE_GATES
 from factory.data.pii import filter_pii
 from factory.data.router import DomainRouter
 from factory.data.sources import Example
@@ -38,7 +38,7 @@ from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.models.generation import generate_text
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample, tokenize_examples
-from factory.pipeline.adapter import SFT, distil_adapter
+from factory.pipeline.adapter import distil_adapter
 from factory.pipeline.base import StudentBase, make_base
 from factory.pipeline.context import BuildContext, FamilyModels, make_context, resolve_models
 from factory.pipeline.dataset import DomainDataset, general_examples, load_router, make_dataset
@@ -106,7 +106,7 @@ class Bench:
 
     def fine_tuned(self, rows: Sequence[dict[str, Any]], stage: str, steps: int) -> Any:
         """An adapter on the base, fine-tuned on these texts."""
-        config = self.context.settings().distill.model_copy(update=SFT | {"steps": steps, "batch": BATCH})
+        config = self.context.settings().distill.model_copy(update=PLAIN | {"steps": steps, "batch": BATCH})
         training_set = TrainingSet(self.tokenize(rows), None, np.zeros((len(rows), 1), dtype=np.float32))
         fresh = replace(self.base, base=load_base(self.base.version.folder, self.context.device))
         adapter, _, folder = distil_adapter(self.context, self.data, fresh, training_set, config, stage)

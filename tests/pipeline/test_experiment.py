@@ -133,6 +133,12 @@ def test_the_rate_is_chosen_on_validation_where_the_test_split_would_choose_anot
         assert kl[1e-2] < kl[1e-4]  # the test split would have chosen the high rate
 
 
+def test_results_that_could_not_be_written_are_refused_before_anything_is_trained(built: Workplace) -> None:
+    methods(built)
+    result = built.run("experiment", str(built.root / "methods.yaml"), "--domain", "plants", "--out", "nowhere/results.json")
+    assert result.exit_code != 0 and "'--out': there is no folder nowhere" in result.stderr
+
+
 def test_what_is_written_has_digests_and_the_machine_and_is_rendered_from_the_file(built: Workplace) -> None:
     methods(built)
     out = built.root / "results.json"
