@@ -100,7 +100,7 @@ class DataConfig(Strict):
         default=1.1, ge=1, description="For the teacher's answers; at 1 a small teacher may loop."
     )
     near_duplicate: float = Field(
-        default=0.95, gt=0, le=1, description="Cosine from which a training prompt is too close to a test prompt."
+        default=0.95, gt=0, le=1, description="Cosine from which two prompts are near duplicates; one of them is dropped."
     )
     validation: float = Field(default=0.05, gt=0, lt=0.5, description="Share of the examples for validation.")
     test: float = Field(default=0.1, gt=0, lt=0.5, description="Share of the examples for the test split.")

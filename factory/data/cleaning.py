@@ -1,10 +1,10 @@
-"""Cleaning: near duplicates, test prompts seen in train, and bad completions."""
+"""Cleaning: near duplicates, questions and answers that two splits share, and bad completions."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from semhash import SemHash
@@ -12,12 +12,15 @@ from vicinity import Backend
 
 from factory.data.sources import Example
 
-SHARED_WORDS = 8  # a test example that shares this many consecutive words with train is contaminated
-BOILERPLATE = 10  # ... unless more train examples than this have them: that is a form, not a leak
+SHARED_WORDS = 8  # texts are compared by their sequences of so many consecutive words
+OVERLAP = 0.5  # share of such sequences from which two texts count as one
+BOILERPLATE = 10  # a sequence in more prompts than this belongs to a form that they all use
 LOOP_WORDS, LOOP_TIMES = 6, 3  # four words three times would catch a tenth of the worked sums that people write
 
 WORD = re.compile(r"\w+(?:['’]\w+)*")  # noqa: RUF001 - typographic apostrophes are in real text
 SENTENCE = re.compile(r"[.!?\n]+")
+
+Gram = tuple[str, ...]
 
 
 def words(text: str) -> list[str]:
@@ -25,47 +28,69 @@ def words(text: str) -> list[str]:
     return WORD.findall(text.casefold())
 
 
-def ngrams(tokens: Sequence[str], size: int) -> list[tuple[str, ...]]:
+def ngrams(text: str) -> set[Gram]:
+    """Every sequence of ``SHARED_WORDS`` words of the text; none where it has fewer."""
+    return set(sequences(words(text), SHARED_WORDS))
+
+
+def sequences(tokens: Sequence[str], size: int) -> list[Gram]:
     return [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
 
 
 # ------------------------------------------------------------------------------------------------------------ prompts
 
 
-def near_duplicates(
-    train: Sequence[Example], test: Sequence[Example], encoder: Any, threshold: float
-) -> tuple[set[str], set[str]]:
-    """Ids of near duplicates: in train of an earlier train example, in test of any train example.
+def near_duplicates(examples: Sequence[Example], encoder: Any, threshold: float) -> set[str]:
+    """Ids of examples that are near duplicates of an earlier one: the cosine of their embeddings is at least ``threshold``.
 
-    Near duplicates have embeddings with a cosine of at least ``threshold``. The search is exact, because semhash's default,
-    an approximate index over several threads, varies from run to run.
+    The search is exact, because semhash's default, an approximate index over several threads, varies from run to run.
     """
-    if not train:
-        return set(), set()
-    index = SemHash.from_records(records(train), columns=["text"], model=encoder, ann_backend=Backend.BASIC)
-    in_train = index.self_deduplicate(threshold).filtered
-    in_test = index.deduplicate(records(test), threshold).filtered if test else []
-    return {duplicate.record["id"] for duplicate in in_train}, {duplicate.record["id"] for duplicate in in_test}
+    if not examples:
+        return set()
+    records = [{"id": example.id, "text": example.text} for example in examples]
+    index = SemHash.from_records(records, columns=["text"], model=encoder, ann_backend=Backend.BASIC)
+    return {duplicate.record["id"] for duplicate in index.self_deduplicate(threshold).filtered}
 
 
-def records(examples: Iterable[Example]) -> list[dict[str, str]]:
-    return [{"id": example.id, "text": example.text} for example in examples]
+def contaminated(examples: Sequence[Example], held_out: Sequence[Example], forms: Set[Gram]) -> set[str]:
+    """Ids of examples whose prompts overlap with a held-out one's, apart from ``forms``."""
+    own, theirs = ({example.id: prompt_ngrams(example) - forms for example in part} for part in (examples, held_out))
+    return overlapping(own, theirs)
 
 
-def contaminated(train: Sequence[Example], test: Sequence[Example]) -> set[str]:
-    """Ids in test that share ``SHARED_WORDS`` consecutive words with train.
+def shared_answers(examples: Sequence[Example], held_out: Sequence[Example]) -> set[str]:
+    """Ids of examples whose own answer overlaps with a held-out one's. Answers below ``SHARED_WORDS`` words never do."""
+    own, theirs = ({example.id: ngrams(example.completion) for example in part} for part in (examples, held_out))
+    return overlapping(own, theirs)
 
-    A template's own words do not count, only its slot values. Neither do words that more than ``BOILERPLATE`` train examples
-    share.
+
+def overlapping(texts: Mapping[str, Set[Gram]], held_out: Mapping[str, Set[Gram]]) -> set[str]:
+    """``overlapping({"a": ngrams("...")}, {"b": ...})``: the texts that nearly are, or contain, a held-out one.
+
+    At least ``OVERLAP`` of the shorter one's sequences are in both, as in Tülu 3 (arXiv 2411.15124, section 3.2).
     """
-    in_train = Counter(gram for example in train for gram in own_ngrams(example))
-    seen = {gram for gram, count in in_train.items() if count <= BOILERPLATE}
-    return {example.id for example in test if not seen.isdisjoint(own_ngrams(example))}
+    holders = defaultdict[Gram, list[str]](list)
+    for key, grams in held_out.items():
+        for gram in grams:
+            holders[gram].append(key)
+
+    def overlaps(grams: Set[Gram]) -> bool:
+        common = Counter(key for gram in grams for key in holders.get(gram, ()))
+        return any(count >= OVERLAP * min(len(grams), len(held_out[key])) for key, count in common.items())
+
+    return {key for key, grams in texts.items() if overlaps(grams)}
 
 
-def own_ngrams(example: Example) -> set[tuple[str, ...]]:
+def common_forms(examples: Iterable[Example]) -> set[Gram]:
+    """Sequences of words in the prompts of more than ``BOILERPLATE`` examples: an instruction or a form, and no leak."""
+    counts = Counter(gram for example in examples for gram in prompt_ngrams(example))
+    return {gram for gram, count in counts.items() if count > BOILERPLATE}
+
+
+def prompt_ngrams(example: Example) -> set[Gram]:
+    """A template's own words do not count, only its slot values."""
     parts = example.topic if example.template else (example.text,)
-    return {gram for part in parts for gram in ngrams(words(part), SHARED_WORDS)}
+    return {gram for part in parts for gram in ngrams(part)}
 
 
 # -------------------------------------------------------------------------------------------------------- completions
@@ -83,7 +108,7 @@ def clean_completion(text: str, finished: bool) -> str | None:
     if not tokens:
         return "empty"
     sentences = [sentence for part in SENTENCE.split(text) if len(sentence := tuple(words(part))) >= 3]
-    repeats = Counter(ngrams(tokens, LOOP_WORDS)).values()
+    repeats = Counter(sequences(tokens, LOOP_WORDS)).values()
     if len(set(sentences)) < len(sentences) or max(repeats, default=0) >= LOOP_TIMES:
         return "looping"
     return None if finished else "cut_off"

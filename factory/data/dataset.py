@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict, Features, Value
 
 from factory.cache import atomic_folder, storage_errors
 from factory.config.schema import DataConfig
-from factory.data.cleaning import clean_completion, contaminated, is_refusal, near_duplicates
+from factory.data.cleaning import clean_completion, common_forms, contaminated, is_refusal, near_duplicates, shared_answers
 from factory.data.sources import CountTokens, Example, sample_evenly, seeded_order
 from factory.data.splitting import normalised, split_examples
 from factory.errors import DataError, in_one_line
@@ -107,8 +107,8 @@ def make_prompts(
     """``make_prompts(examples, encoder=encoder, count_tokens=count, config=settings.data, seed=0).train``
 
     Drops, in this order and counted by reason: empty and too long prompts (none is truncated), exact duplicates,
-    combinations that mix splits, near duplicates, test prompts seen in train, and what exceeds ``max_examples``. Only
-    ``OVERSAMPLE`` times what is kept is embedded. Without an encoder, near duplicates are kept.
+    combinations that mix splits, what two splits share, near duplicates, and what exceeds ``max_examples``. Only
+    ``OVERSAMPLE`` times what is kept is compared and embedded. Without an encoder, near duplicates are kept.
     """
     dropped: Counter[str] = Counter()
     usable = drop_duplicates(drop_lengths(examples, count_tokens, config, dropped), dropped)
@@ -120,19 +120,35 @@ def make_prompts(
         dropped["over_limit"] += len(part) - len(kept)
         return kept
 
-    most = config.max_examples
-    most_test, most_validation = (max(MIN_HELD_OUT, most * share) for share in (config.test, config.validation))
-    train = limited(split.train, most * OVERSAMPLE)
-    seen = contaminated(train, split.test)
-    test = limited([example for example in split.test if example.id not in seen], most_test * OVERSAMPLE)
-    in_train, in_test = near_duplicates(train, test, encoder, config.near_duplicate) if encoder else (set(), set())
-    dropped["near_duplicate"] += len(in_train)
-    dropped["contaminated"] += len(seen) + len(in_test)
-    train = limited([example for example in train if example.id not in in_train], most)
-    test = limited([example for example in test if example.id not in in_test], most_test)
-    validation = limited(split.validation, most_validation)
-    counts = {reason: count for reason, count in dropped.items() if count}
-    return PromptSet(tuple(train), tuple(validation), tuple(test), counts)
+    most = {name: max(MIN_HELD_OUT, config.max_examples * getattr(config, name)) for name in ("validation", "test")}
+    most["train"] = config.max_examples
+    parts = {name: limited(getattr(split, name), OVERSAMPLE * most[name]) for name in SPLITS}
+    parts = keep_apart(parts, encoder, config.near_duplicate, dropped)
+    kept = {name: tuple(limited(parts[name], most[name])) for name in SPLITS}
+    return PromptSet(**kept, dropped={reason: count for reason, count in dropped.items() if count})
+
+
+def keep_apart(
+    parts: Mapping[str, list[Example]], encoder: Any, threshold: float, dropped: Counter[str]
+) -> dict[str, list[Example]]:
+    """What two splits share stays in one of them: train gives way to validation and test, validation to test.
+
+    Of near duplicates, the first is kept in the same order: test, validation, train.
+    """
+    forms = common_forms(example for part in parts.values() for example in part)
+    kept: list[Example] = []
+
+    def without(part: list[Example], ids: set[str], reason: str) -> list[Example]:
+        dropped[reason] += len(ids)
+        return [example for example in part if example.id not in ids]
+
+    for split in reversed(SPLITS):
+        part = without(parts[split], contaminated(parts[split], kept, forms), "contaminated")
+        kept += without(part, shared_answers(part, kept), "shared_answer")
+    if encoder:
+        kept = without(kept, near_duplicates(kept, encoder, threshold), "near_duplicate")
+    ids = {example.id for example in kept}
+    return {split: [example for example in part if example.id in ids] for split, part in parts.items()}
 
 
 def drop_lengths(

@@ -1,4 +1,4 @@
-"""Train, validation and test splits: by template and by topic, so that no template or topic is in both train and test."""
+"""Train, validation and test splits: no template, slot value, document or shared answer is in two of them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from factory.config.schema import DataConfig
+from factory.data.cleaning import SHARED_WORDS, words
 from factory.data.sources import SLOT, Example, seeded_order, slot_names
 
 Split = Literal["train", "validation", "test"]
 
-TEMPLATES_IN_TEST = 0.25
-VALUES_IN_TEST, VALUES_IN_VALIDATION = 0.25, 0.10
+# A prompt counts where its template and its values are of one split, so shares multiply: train gets 0.625 of 0.675, 42 %.
+TEMPLATES: dict[Split, float] = {"test": 0.25, "validation": 0.125}
+VALUES: dict[Split, float] = {"test": 0.20, "validation": 0.125}
+FEWEST: dict[Split, int] = {"test": 2, "validation": 4}  # templates or values that a source needs for one to be held out
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class SplitPrompts:
 
 
 def split_examples(examples: Sequence[Example], config: DataConfig, seed: int) -> SplitPrompts:
-    """``split_examples(examples, config, seed).train``: each template, slot value, document and plain example gets one split.
+    """``split_examples(examples, config, seed).train``: each template, slot value, document and row of a file gets one split.
 
     A prompt goes to the split that its template and values agree on.
     """
@@ -41,32 +44,27 @@ def split_examples(examples: Sequence[Example], config: DataConfig, seed: int) -
 
 
 def split_of(example: Example, templates: Mapping[str, Split], topics: Mapping[str, Split]) -> Split | None:
-    """None if they disagree. Train and validation share templates but no values; test shares neither."""
+    """The split of its template and of all its topics; None if they disagree."""
     splits = {topics[key] for key in topic_keys(example)}
-    if not example.template:
-        return next(iter(splits)) if len(splits) == 1 else None
-    template = templates[template_key(example.template)]
-    if not splits:  # a template without slots
-        return template
-    if len(splits) > 1 or ("test" in splits) != (template == "test"):
-        return None
-    return next(iter(splits))
+    if example.template:
+        splits.add(templates[template_key(example.template)])
+    return splits.pop() if len(splits) == 1 else None
 
 
 def assign_templates(examples: Iterable[Example], seed: int) -> dict[str, Split]:
-    """About a quarter of each source's templates go to test: at least one, never all; a single template goes to train."""
+    """Shares of each source's templates go to test and validation; the only template of a source goes to train."""
     by_source: dict[str, dict[str, None]] = {}
     for example in examples:
         if example.template:
             by_source.setdefault(example.source, {})[template_key(example.template)] = None
     assigned: dict[str, Split] = {}
     for keys in by_source.values():
-        assign(list(keys), {"test": quota(len(keys), TEMPLATES_IN_TEST, least_of=2)}, assigned, seed)
+        assign(list(keys), quotas(len(keys), TEMPLATES), assigned, seed)
     return assigned
 
 
 def assign_topics(examples: Iterable[Example], config: DataConfig, seed: int) -> dict[str, Split]:
-    """The split of each slot value, document and plain example.
+    """The split of each slot value, document and row of a file.
 
     A value that two slots or sources share keeps its first split, and counts for both.
     """
@@ -77,19 +75,15 @@ def assign_topics(examples: Iterable[Example], config: DataConfig, seed: int) ->
             name = names[place] if place < len(names) else ""
             slots.setdefault((example.source, name), {})[key] = None
     assigned: dict[str, Split] = {}
+    configured: dict[Split, float] = {"test": config.test, "validation": config.validation}
     for (_, name), keys in slots.items():
-        in_test, in_validation = (VALUES_IN_TEST, VALUES_IN_VALIDATION) if name else (config.test, config.validation)
-        quotas: dict[Split, int] = {
-            "test": quota(len(keys), in_test, least_of=2),
-            "validation": quota(len(keys), in_validation, least_of=4),
-        }
-        assign(list(keys), quotas, assigned, seed)
+        assign(list(keys), quotas(len(keys), VALUES if name else configured), assigned, seed)
     return assigned
 
 
-def quota(size: int, share: float, least_of: int) -> int:
-    """About ``share`` of ``size``: at least one, but none if ``size`` is below ``least_of``."""
-    return max(1, round(size * share)) if size >= least_of else 0
+def quotas(size: int, shares: Mapping[Split, float]) -> dict[Split, int]:
+    """``quotas(12, TEMPLATES) == {"test": 3, "validation": 2}``: about its share and at least one, but none of too few."""
+    return {split: max(1, round(size * share)) if size >= FEWEST[split] else 0 for split, share in shares.items()}
 
 
 def assign(keys: Sequence[str], quotas: Mapping[Split, int], assigned: dict[str, Split], seed: int) -> None:
@@ -100,26 +94,36 @@ def assign(keys: Sequence[str], quotas: Mapping[Split, int], assigned: dict[str,
         assigned[key] = places.pop(0) if places else "train"
 
 
+# ----------------------------------------------------------------------------------------------------- what stays together
+
+
+def cluster_of(row: Mapping[str, Any]) -> str:
+    """``cluster_of(data.rows["test"][0])``: rows with the same cluster are not independent; intervals resample clusters.
+
+    It is the row's template, else its document, else its own answer (below), else its id. A cluster is in one split.
+    """
+    if row["template"]:
+        return template_key(row["template"])
+    if row["topic"]:
+        return normalised(row["topic"][0])
+    return row_key(row["completion"] if row["own_completion"] else "", row["id"])
+
+
 def template_key(template: str) -> str:
     """Equal for templates that differ only in case, spaces or slot names."""
     return normalised(SLOT.sub("{}", template))
 
 
 def topic_keys(example: Example) -> list[str]:
-    """Slot values, the document, or the example itself; empty for a template without slots."""
+    """Slot values, the document, or the row of a file itself; empty for a template without slots."""
     if example.topic:
         return [normalised(value) for value in example.topic]
-    return [] if example.template else [f"id\n{example.id}"]
+    return [] if example.template else [row_key(example.completion, example.id)]
 
 
-def cluster_of(row: Mapping[str, Any]) -> str:
-    """``cluster_of(data.rows["test"][0])``: what the row shares with rows that are not independent of it.
-
-    Its template, else its document, else the row itself.
-    """
-    if row["template"]:
-        return template_key(row["template"])
-    return normalised(row["topic"][0]) if row["topic"] else f"id\n{row['id']}"
+def row_key(answer: str, id: str) -> str:
+    """Equal for rows of files that have the same answer; an answer of fewer than ``SHARED_WORDS`` words is a label ("B")."""
+    return f"answer\n{normalised(answer)}" if len(words(answer)) >= SHARED_WORDS else f"id\n{id}"
 
 
 def normalised(text: str) -> str:

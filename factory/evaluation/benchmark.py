@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from factory.config.schema import TeacherContext
-from factory.data.cleaning import BOILERPLATE, SHARED_WORDS, ngrams, words
+from factory.data.cleaning import BOILERPLATE, OVERLAP, ngrams, words
 from factory.data.formats import beside, read_jsonl
 from factory.data.sources import seeded_sample
 from factory.errors import DataError, in_one_line
@@ -35,7 +35,6 @@ from factory.registry.manifest import MetricValue
 LONGEST = 800  # characters of a prompt or an answer, about 200 tokens; in characters, so that all models see the same rows
 PROMPT_FIELDS = ("prompt", "question")
 REFERENCE_FIELDS = ("response", "completion", "reference")
-OVERLAP = 0.5  # share of a text's sequences of words from which it counts as seen
 STUDENT, WHOLE = "student", "bf16"  # the name and the format of the model that every row is compared with
 
 
@@ -131,20 +130,16 @@ def seen_in(rows: Sequence[Question], training: Sequence[Question]) -> set[int]:
     eight words is a label ("yes").
     """
     prompts = {_plain(one.prompt) for one in training}
-    counts = Counter(gram for one in training for gram in _grams(one.prompt))
+    counts = Counter(gram for one in training for gram in ngrams(one.prompt))
     forms = {gram for gram, count in counts.items() if count > BOILERPLATE}
-    answers = {gram for one in training for gram in _grams(one.reference)}
+    answers = {gram for one in training for gram in ngrams(one.reference)}
     return {
         number
         for number, row in enumerate(rows)
         if _plain(row.prompt) in prompts
-        or _mostly_in(_grams(row.prompt) - forms, counts.keys())
-        or _mostly_in(_grams(row.reference), answers)
+        or _mostly_in(ngrams(row.prompt) - forms, counts.keys())
+        or _mostly_in(ngrams(row.reference), answers)
     }
-
-
-def _grams(text: str) -> set[tuple[str, ...]]:
-    return set(ngrams(words(text), SHARED_WORDS))
 
 
 def _mostly_in(grams: set[tuple[str, ...]], known: Set[tuple[str, ...]]) -> bool:

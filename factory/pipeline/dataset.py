@@ -20,6 +20,7 @@ from factory.config.schema import DomainSpec, PoolSpec, TeacherPromptSource
 from factory.data.dataset import (
     MANIFEST,
     DatasetManifest,
+    PromptSet,
     finish_dataset,
     load_dataset_folder,
     make_prompts,
@@ -34,7 +35,7 @@ from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.registry.manifest import DatasetInfo, PersonalDataInfo, SourceInfo, StudentManifest
 
-DATASET_FORMAT = 2  # raised when what is written of a data set changes, so that older folders are not read as it
+DATASET_FORMAT = 3  # raised when the rows, or what is written of them, are chosen otherwise, so that older folders are not read
 EVALUATED = {"bias_pairs", "tasks", "golden_set", "refusals", "gates"}
 # Fields of a domain's YAML that decide nothing about its rows (its `data` overrides are part of the settings).
 NOT_DATA = {"description", "notice", "append_notice", "distill", "data", *EVALUATED}
@@ -229,15 +230,12 @@ def published_rows(manifest: StudentManifest) -> DatasetDict:
     )
 
 
-def make_dataset(context: BuildContext, models: FamilyModels, spec: DomainSpec) -> DomainDataset:
-    """``make_dataset(context, models, specs.domain("legal")).manifest.counts``: made where it is not on disk yet.
+def load_prompts(context: BuildContext, models: FamilyModels, spec: DomainSpec) -> tuple[PromptSet, dict[str, Any]]:
+    """``load_prompts(context, models, specs.domain("legal"))``: clean and split; and how many personal identifiers were found.
 
-    Raises: DataError where too few examples are left.
+    The teacher answers nothing for it.
     """
-    found = find_dataset(context, models, spec)
-    if found is not None:
-        return found
-    config, dropped = context.settings(spec).data, Counter[str]()
+    dropped = Counter[str]()
     with context.meter.stage("data"), context.progress(f"{spec.name}: prompts", 1) as advance:
         every = load_domain_examples(context, models, spec.sources)
         if context.family.pool and not spec.private:
@@ -248,11 +246,22 @@ def make_dataset(context: BuildContext, models: FamilyModels, spec: DomainSpec) 
             kept,
             encoder=models.encoder,
             count_tokens=lambda text: len(prompt_ids(models.tokenizer, text)),
-            config=config,
+            config=context.settings(spec).data,
             seed=context.seed,
         )
-        prompts = replace(prompts, dropped=prompts.dropped | dropped)
         advance(1)
+    return replace(prompts, dropped=prompts.dropped | dropped), identifiers
+
+
+def make_dataset(context: BuildContext, models: FamilyModels, spec: DomainSpec) -> DomainDataset:
+    """``make_dataset(context, models, specs.domain("legal")).manifest.counts``: made where it is not on disk yet.
+
+    Raises: DataError where too few examples are left.
+    """
+    found = find_dataset(context, models, spec)
+    if found is not None:
+        return found
+    prompts, identifiers = load_prompts(context, models, spec)
     completions = _complete(context, models, [*prompts.train, *prompts.validation, *prompts.test], spec)
     key = dataset_key(context, models.teacher_files.sha256, spec)
     provenance = {

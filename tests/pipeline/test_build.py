@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from support import tiny
+from support.teacher import ANSWERS
 from support.workplace import BIRDS, Workplace, domain
 
 from factory.config.schema import DomainSpec
@@ -53,7 +54,8 @@ def test_a_build_with_force_says_so_on_the_card(built: Workplace) -> None:
 def write_diary(place: Workplace) -> None:
     """A private domain of 60 questions that bring their answers, each of 24 tokens or more."""
     texts = [" ".join(tiny.sentences(9, seed)) for seed in range(60)]
-    rows = [{"prompt": f"what is note {number} of robin ?", "completion": text} for number, text in enumerate(texts)]
+    prompts = [f"what is the {what} of {bird} ?" for what in ANSWERS for bird in BIRDS.split()]
+    rows = [{"prompt": prompt, "completion": text} for prompt, text in zip(prompts, texts, strict=False)]
     place.write("diary.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     source = {"id": "notes", "kind": "file", "path": "diary.jsonl", "completion": "completion", "license": "mit"}
     place.write("diary.yaml", {"name": "diary", "description": "notes", "private": True, "sources": [source]})
