@@ -11,7 +11,7 @@ from factory.errors import SpecError
 
 MAX_NAME = 30  # source ids are made from it, and a name may have 40 characters
 
-# Train and test share neither templates nor values, so both lists need at least ten entries.
+# Train, validation and test share neither templates nor values: 12 of one and 24 of the other leave 112, 6 and 15 prompts.
 DOMAIN = """\
 # The domain "{topic}": its prompts, and how the teacher answers them. Every key: docs/domains.md
 # It builds as it is. Better prompts make a better student: replace what is marked.
@@ -24,6 +24,9 @@ private: false                 # true keeps these texts out of the shared base, 
 # Only the teacher is shown this; the student learns to answer as if it had read it.
 teacher_context:
   system: You answer questions about {topic} in two or three short plain sentences, without lists.
+  examples:                    # replace: one or two answers as you want them; a small teacher needs them to be brief
+    - prompt: "How much do I have to know about {topic} before I begin?"
+      completion: Very little. Learn the most common words, watch somebody with experience, and begin with something small.
 
 sources:
   # Every template is filled with every value of its slots, so every value must fit every template. Replace both with
@@ -45,21 +48,11 @@ sources:
       - "What would an expert in {topic} say about {{aspect}}?"
       - "My neighbour says that {{aspect}} in {topic} is simple. Is that true?"
     slots:
-      aspect:                  # replace
-        - basic terms
-        - safety
-        - planning ahead
-        - common tools
-        - keeping costs low
-        - choosing a good teacher
-        - rules and standards
-        - working in a team
-        - checking the quality
-        - finding information
-        - saving time
-        - dealing with problems
-        - measuring progress
-        - keeping records
+      aspect: [                # replace
+        basic terms, safety, planning ahead, common tools, keeping costs low, choosing a good teacher, rules and standards,
+        working in a team, checking the quality, finding information, saving time, dealing with problems, measuring progress,
+        keeping records, setting goals, staying motivated, asking for feedback, preparing well, avoiding waste,
+        choosing materials, regular practice, learning from mistakes, getting a second opinion, knowing when to stop]
   # Other kinds of source: file, documents, hub, teacher_prompts. For example:
   # - {{id: {name}-file, kind: file, license: CC-BY-4.0, path: ../my.jsonl, prompt: question, completion: answer}}
 
