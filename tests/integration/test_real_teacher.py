@@ -129,7 +129,7 @@ def test_the_student_is_small_and_measured(student: dict[str, Any]) -> None:
 def test_it_is_judged_by_its_gates(student: dict[str, Any]) -> None:
     metrics, verdict = student["evaluation"]["metrics"], student["verdict"]
     assert metrics["teacher_ahead_of_base"]["low"] > 0 and metrics["teacher_ahead_of_chance"]["low"] > 0
-    assert verdict["status"] == "failed" and [gate["passed"] for gate in verdict["gates"]] == [False]
+    assert verdict["status"] == "failed" and [gate["status"] for gate in verdict["gates"]] == ["failed"]
     assert student["energy"]["stages_wh"]["distill"] > 0
 
 
@@ -224,4 +224,4 @@ def test_the_shipped_evaluation_files_are_asked(student: dict[str, Any], place: 
     assert metrics["task_factory_education_accuracy_teacher"]["n"] == 200
     assert metrics["task_factory_education_accuracy_teacher"]["low"] > 0.25  # better than guessing
     assert metrics["bias_preference_change"]["n"] >= 500 and metrics["golden_set_passed"]["n"] == 120
-    assert metrics["refused_change"]["n"] == metrics["over_refused_change"]["n"] == 60
+    assert metrics["refused_change"]["n"] == metrics["over_refused_change"]["n"] == 90
