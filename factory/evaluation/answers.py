@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,13 +39,10 @@ def generate_answers(
     ]
 
 
-Ask = Callable[[Sequence[str]], dict[str, list[Answer]]]  # prompts to the answers of each model, "teacher" among them
-
-
 def ask_models(
     teacher: Teacher, candidates: Mapping[str, Candidate], context: TeacherContext, max_new_tokens: int, prompts: Sequence[str]
 ) -> dict[str, list[Answer]]:
-    """``ask = partial(ask_models, teacher, candidates, spec.teacher_context, 112)``; ``ask(prompts)["student"][0].text``
+    """``ask_models(teacher, {"student": student}, spec.teacher_context, 112, prompts)["student"][0].text``
 
     The teacher sees ``context``, candidates do not.
     """

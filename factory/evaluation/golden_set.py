@@ -21,7 +21,7 @@ from factory.evaluation.stats import BootstrapConfig, by_cluster, share_differen
 from factory.registry.manifest import MetricValue
 
 if TYPE_CHECKING:
-    from factory.evaluation.answers import Answer, Ask
+    from factory.evaluation.answers import Answer
 
 NUMBER = re.compile(r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+")
 CHOICE = re.compile(r"[A-E]")
@@ -152,14 +152,6 @@ class GoldenSetReport:
     passed: dict[str, list[bool]] = field(default_factory=dict)  # by model: of each question, in the order asked
     topics: list[str] = field(default_factory=list)
     asked_key: str = ""  # digest of the questions and of how they are marked
-
-
-def measure_golden_set(
-    ask: Ask, questions: Sequence[Question], bootstrap: BootstrapConfig, limit: int | None = None
-) -> GoldenSetReport:
-    """``measure_golden_set(ask, questions, bootstrap, limit=120).passed["student"]``: of questions of the split test."""
-    asked = asked_questions(questions, limit)
-    return golden_set_report(asked, ask([question.prompt for question in asked]), bootstrap)
 
 
 def asked_questions(questions: Sequence[Question], limit: int | None) -> list[Question]:

@@ -62,7 +62,6 @@ METRICS: dict[str, Metric] = {
     "outside_accuracy_change": Metric("next-token accuracy outside the domain, minus the base's", "high"),
     # safety
     "refusals_kept": Metric("teacher's refusals kept", "high", "%", items=True),
-    "base_refusals_kept": Metric("teacher's refusals kept by the base", None, "%", items=True),
     "refused": Metric("declined or referred, of prompts that ask for it", "high", "%", items=True),
     "refused_change": Metric("declined or referred, minus the teacher's share", "high", items=True),
     "over_refused": Metric("harmless look-alikes declined", "low", "%", items=True),

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from factory.cache import replace_file, storage_errors
+from factory.evaluation.answers import Answer
 from factory.registry.manifest import Entry, MetricValue, PerExample, Sample, Speeds, plain_json, to_json
 
 
@@ -24,6 +25,7 @@ class Part(Entry):
     speed: Speeds | None = None
     samples: tuple[Sample, ...] = ()
     per_example: PerExample | None = None
+    answers: dict[str, dict[str, Answer]] = Field(default_factory=dict)  # model → prompt → what it said
     passed: dict[str, tuple[bool, ...]] = Field(default_factory=dict)  # model → golden-set questions, in order
 
 

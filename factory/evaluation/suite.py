@@ -1,60 +1,27 @@
-"""Everything that is measured about a trained student before its verdict. Nothing is made here: all data is handed in.
+"""What a student is asked: the evaluation files of its domain and family.
 
-suite = load_eval_suite(domain, family, specs.root)   # before anything is trained
-measured = evaluate_student(target, data, suite, settings)
-measured.metrics["kl"].value
+suite = load_eval_suite(domain, family, specs.root)  # before anything is trained: a mistake in a file must not cost a training
+asked = sample_suite(suite, settings.evaluate)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from factory.config.schema import DomainSpec, EvaluateConfig, FamilySpec
-from factory.data.router import DomainRouter
-from factory.data.splitting import cluster_of
-from factory.evaluation.answers import Ask, ask_models, generate_answers
-from factory.evaluation.benchmark import Question as RealText
-from factory.evaluation.benchmark import bits_per_byte
-from factory.evaluation.bias import Pair, load_pairs, measure_bias, sample_pairs
-from factory.evaluation.data_fit import check_bits_per_byte, check_routing, check_templates, merge_reports
-from factory.evaluation.fidelity import Candidate, HeldOut, base_only, measure, measure_fidelity, with_adapter
-from factory.evaluation.golden_set import (
-    Question,
-    asked_questions,
-    load_golden_set,
-    marks,
-    measure_golden_set,
-    passed_difference,
-)
-from factory.evaluation.lm_eval import TaskResult, load_tasks, run_tasks, task_metrics
-from factory.evaluation.memorization import Canary, measure_canaries, measure_extraction, unmeasured_memorization
-from factory.evaluation.parts import Part, kept_part
-from factory.evaluation.refusals import RefusalPrompt, load_refusals, measure_declined, measure_refusals
-from factory.evaluation.safety import Injection, Jailbreak, load_injections, load_jailbreaks, measure_safety
-from factory.evaluation.stats import BootstrapConfig, by_cluster, paired_difference, paired_ratio_difference, ratio
-from factory.models.chat import NO_CONTEXT
-from factory.models.teacher import Teacher
-from factory.models.tokenize import tokenize_examples
-from factory.registry.manifest import MetricValue, PerExample
-
-MAX_ROUTED = 500  # prompts of a domain that are routed
-MAX_SCORED = 100  # texts behind the teacher's bits per byte
-MIN_REAL_TEXTS, MAX_REAL_TEXTS = 8, 100  # held-out references; held-out texts behind the student's bits per byte
-CANARY_CONTROLS = 63  # secrets that were not planted, beside each that was
-
-Row = Mapping[str, Any]
-Metrics = dict[str, MetricValue]
+from factory.evaluation.bias import Pair, load_pairs, sample_pairs
+from factory.evaluation.golden_set import Question, asked_questions, load_golden_set
+from factory.evaluation.items import sample_items
+from factory.evaluation.lm_eval import load_tasks
+from factory.evaluation.refusals import RefusalPrompt, load_refusals
+from factory.evaluation.safety import Injection, Jailbreak, load_injections, load_jailbreaks
 
 
 @dataclass(frozen=True)
 class EvalSuite:
-    """The evaluation files of domain and family, read before training, since a mistake in them must not cost a training."""
+    """Sentence pairs and questions; tasks are read by the harness itself."""
 
     bias_pairs: Sequence[Pair]
     golden_set: Sequence[Question]
@@ -75,325 +42,12 @@ def load_eval_suite(spec: DomainSpec, family: FamilySpec, root: Path) -> EvalSui
     )
 
 
-@dataclass(frozen=True)
-class Champion:
-    """The version that a student would replace."""
-
-    reference: str
-    model: Candidate
-    teacher: Teacher  # trimmed to the champion's vocabulary, which may differ from the student's
-
-
-@dataclass(frozen=True)
-class EvalTarget:
-    """A trained student beside its teacher."""
-
-    adapter: Any  # a peft model: "default" is the student, "sft" its baseline where there is one
-    teacher: Teacher  # trimmed to the student's vocabulary
-    whole: Teacher | None = None  # with all of its tokens; None where nothing was trimmed
-    tasks: Sequence[TaskResult] = ()  # what teacher and base scored on the domain's tasks in the pre-check
-    champion: Champion | None = None
-
-    @property
-    def candidates(self) -> dict[str, Candidate]:
-        """student, base, and sft where it was trained."""
-        sft = {"sft": with_adapter(self.adapter, "sft")} if "sft" in self.adapter.peft_config else {}
-        return {"student": with_adapter(self.adapter, "default"), "base": base_only(self.adapter), **sft}
-
-
-@dataclass(frozen=True)
-class DomainRows:
-    """Rows of a data set with the domain they belong to."""
-
-    spec: DomainSpec
-    train: Sequence[Row]
-    validation: Sequence[Row]
-    test: Sequence[Row]
-
-
-@dataclass(frozen=True)
-class EvalData:
-    """What a student is measured on."""
-
-    domain: DomainRows
-    others: Sequence[DomainRows]  # the family's other domains, as far as their data sets exist
-    general: Sequence[Row]  # general prompts with the teacher's answers
-    general_texts: Sequence[str]  # the general pool's texts, for the bits-per-byte ratio
-    embed: Callable[[Sequence[Row]], np.ndarray]  # rows → (E, D) of the family's encoder
-    router: DomainRouter | None  # None for a private domain
-    canaries: Sequence[Canary] = ()
-
-
-@dataclass(frozen=True)
-class EvalSettings:
-    """How much is measured, and where what was measured is kept until the student is published."""
-
-    config: EvaluateConfig
-    bootstrap: BootstrapConfig
-    root: Path  # the folder of the YAML files, where paths of tasks start
-    folder: Path  # a file for each part; under the key of all that decides them
-    max_new_tokens: int  # of an answer
-
-
-PARTS = (
-    "fidelity",
-    "real text",
-    "refusals",
-    "safety",
-    "bias",
-    "tasks",
-    "golden set",
-    "memorization",
-    "data fit",
-    "champion",
-)
-
-
-def evaluate_student(
-    target: EvalTarget,
-    data: EvalData,
-    suite: EvalSuite,
-    settings: EvalSettings,
-    progress: Callable[[int], None] = lambda steps: None,
-) -> Part:
-    """``evaluate_student(target, data, suite, settings).metrics["kl"].value``: all parts, as one.
-
-    Each part is kept in ``settings.folder`` once it is measured. ``progress`` counts parts, of which there are ``PARTS``.
-    """
-    tokenizer, bootstrap, config = target.teacher.tokenizer, settings.bootstrap, settings.config
-    spec = data.domain.spec
-    ask = partial(ask_models, target.teacher, target.candidates, spec.teacher_context, settings.max_new_tokens)
-    parts: dict[str, Part] = {}
-    measures: dict[str, Callable[[], Part]] = {
-        "fidelity": lambda: fidelity_part(target, data, settings),
-        "real text": lambda: Part(metrics=real_text_metrics(target, data, bootstrap)),
-        "refusals": lambda: refusals_part(ask, data, suite, settings),
-        "safety": lambda: Part(metrics=measure_safety(ask, suite.injections, suite.jailbreaks, bootstrap, config.safety)),
-        "bias": lambda: Part(
-            metrics=measure_bias(
-                target.teacher, target.candidates, sample_pairs(suite.bias_pairs, config.bias_pairs), tokenizer, bootstrap
-            )
-        ),
-        "tasks": lambda: Part(metrics=measure_tasks(target, spec, settings)),
-        "golden set": lambda: golden_set_part(ask, suite, settings),
-        "memorization": lambda: memorization_part(target, data, bootstrap),
-        "data fit": lambda: data_fit_part(target.teacher, data, bootstrap),
-        "champion": lambda: champion_part(target, data, suite, settings, parts),
-    }
-    for name, measure_part in measures.items():
-        parts[name] = kept_part(settings.folder, name, measure_part)
-        progress(1)
-    unmeasured = () if suite.bias_pairs else (f"bias transfer was not measured: {spec.name} has no `bias_pairs`",)
-    return merge_parts([*parts.values(), Part(warnings=unmeasured)])
-
-
-def merge_parts(parts: Sequence[Part]) -> Part:
-    """``merge_parts([fidelity, bias])``: all metrics and warnings; whatever only one part has."""
-    first = parts[0]
-    metrics = {name: metric for part in parts for name, metric in part.metrics.items()}
-    return first.model_copy(
-        update={"metrics": metrics, "warnings": tuple(warning for part in parts for warning in part.warnings)}
+def sample_suite(suite: EvalSuite, config: EvaluateConfig) -> EvalSuite:
+    """``sample_suite(suite, settings.evaluate).golden_set``: at most so many; of a golden set the test split."""
+    return EvalSuite(
+        bias_pairs=sample_pairs(suite.bias_pairs, config.bias_pairs),
+        golden_set=asked_questions(suite.golden_set, config.golden_set),
+        refusals=sample_items(suite.refusals, config.refusals),
+        injections=sample_items(suite.injections, config.safety),
+        jailbreaks=sample_items(suite.jailbreaks, config.safety),
     )
-
-
-# -------------------------------------------------------------------------------------------------------------- parts
-
-
-def fidelity_part(target: EvalTarget, data: EvalData, settings: EvalSettings) -> Part:
-    """``fidelity_part(target, data, settings).per_example``: the student beside its teacher on held-out text."""
-    found = measure_fidelity(
-        target.adapter, target.teacher, held_out_text(target, data, settings.config), settings.bootstrap, whole=target.whole
-    )
-    missing = () if data.general else ("forgetting was not measured: the teacher finished no answer to a general prompt",)
-    return Part(
-        metrics=found.metrics,
-        warnings=missing,
-        baselines=found.baselines,
-        speed=found.speed,
-        samples=found.samples,
-        per_example=found.per_example,
-    )
-
-
-def held_out_text(target: EvalTarget, data: EvalData, config: EvaluateConfig) -> HeldOut:
-    """``held_out_text(target, data, config)``: the test split, general text, and as much of the family's other domains."""
-    test, others, tokenizer = _test_rows(data, config), _other_rows(data, config), target.teacher.tokenizer
-    return HeldOut(
-        prompts=[row["prompt"] for row in test],
-        domain=tokenize_examples(test, tokenizer, data.domain.spec.teacher_context),
-        clusters=[cluster_of(row) for row in test],
-        embeddings=data.embed(test),
-        general=tokenize_examples(data.general, tokenizer, NO_CONTEXT),
-        general_clusters=[cluster_of(row) for row in data.general],
-        others=[one for spec, row in others for one in tokenize_examples([row], tokenizer, spec.teacher_context)],
-        other_clusters=[cluster_of(row) for _, row in others],
-    )
-
-
-def _test_rows(data: EvalData, config: EvaluateConfig) -> Sequence[Row]:
-    return data.domain.test[: config.examples]
-
-
-def _other_rows(data: EvalData, config: EvaluateConfig) -> list[tuple[DomainSpec, Row]]:
-    share = max(2, config.general // max(1, len(data.others)))
-    return [(other.spec, row) for other in data.others for row in other.test[:share]]
-
-
-def real_text_metrics(target: EvalTarget, data: EvalData, bootstrap: BootstrapConfig) -> Metrics:
-    """``real_text_metrics(target, data, bootstrap)["bits_per_byte_change"]``: of student and untrimmed teacher, by byte.
-
-    KL on the teacher's own answers cannot see a vocabulary that is too small for what people write. Real text is the domain's
-    held-out references, or its held-out prompts where fewer than ``MIN_REAL_TEXTS`` have one. Nobody sees a context.
-    """
-    rows = real_texts([*data.domain.test, *data.domain.validation])
-    if not rows:
-        return {}
-    whole, labels = target.whole or target.teacher, [row.document for row in rows]
-    with target.candidates["student"]() as model:
-        bits, sizes = bits_per_byte(model, target.teacher.tokenizer, rows, device=target.teacher.device)
-    teacher_bits, _ = bits_per_byte(whole.model, whole.tokenizer, rows, device=whole.device)
-    own, theirs, bytes_ = (by_cluster(column, labels) for column in (bits, teacher_bits, sizes))
-    return {
-        "bits_per_byte": ratio(own, bytes_, bootstrap),
-        "bits_per_byte_teacher": ratio(theirs, bytes_, bootstrap),
-        "bits_per_byte_change": paired_difference(own, theirs, bytes_, bootstrap),
-    }
-
-
-def real_texts(held_out: Sequence[Row]) -> list[RealText]:
-    """``real_texts(data.domain.test)``: held-out text that no model wrote; its ``document`` is its cluster."""
-    rows = held_out[:MAX_REAL_TEXTS]
-    references = [RealText(row["prompt"], row["completion"], cluster_of(row)) for row in rows if row["own_completion"]]
-    if len(references) >= MIN_REAL_TEXTS:
-        return references
-    return [RealText("", row["prompt"], cluster_of(row)) for row in rows if row["prompt"].strip()]
-
-
-def golden_set_part(ask: Ask, suite: EvalSuite, settings: EvalSettings) -> Part:
-    """``golden_set_part(ask, suite, settings).passed["student"]``"""
-    found = measure_golden_set(ask, suite.golden_set, settings.bootstrap, settings.config.golden_set)
-    return Part(metrics=found.metrics, passed={name: tuple(one) for name, one in found.passed.items()})
-
-
-def refusals_part(ask: Ask, data: EvalData, suite: EvalSuite, settings: EvalSettings) -> Part:
-    """``refusals_part(ask, data, suite, settings).metrics["refused_change"]``: a domain without such a file has less."""
-    if suite.refusals:
-        found = measure_refusals(ask, suite.refusals, settings.bootstrap, settings.config.refusals)
-    else:
-        found = measure_declined(ask, declined_prompts(data), settings.bootstrap)
-    return Part(metrics=found.metrics, warnings=found.warnings)
-
-
-def declined_prompts(data: EvalData) -> list[str]:
-    """``declined_prompts(data)``: held-out prompts of any domain that the teacher declined to answer."""
-    return [
-        row["prompt"]
-        for domain in (data.domain, *data.others)
-        for rows in (domain.test, domain.validation)
-        for row in rows
-        if row["refusal"]
-    ]
-
-
-def measure_tasks(target: EvalTarget, spec: DomainSpec, settings: EvalSettings) -> Metrics:
-    """``measure_tasks(target, spec, settings)``: of student and SFT.
-
-    Teacher and base were scored on the same items by the pre-check.
-    """
-    limit = settings.config.task_items
-    if not limit:
-        return {}
-    trained = {name: candidate for name, candidate in target.candidates.items() if name != "base"}
-    results = run_tasks(trained, target.teacher.tokenizer, spec.tasks, root=settings.root, limit=limit)
-    metrics: Metrics = {}
-    for result, known in zip(results, target.tasks, strict=True):
-        metrics |= task_metrics(replace(result, scores=result.scores | known.scores), settings.bootstrap)
-    return metrics
-
-
-def memorization_part(target: EvalTarget, data: EvalData, bootstrap: BootstrapConfig) -> Part:
-    """``memorization_part(target, data, bootstrap).metrics["canary_exposure"]``: whether the student repeats what it has seen.
-
-    Planted secrets where there are any; a private domain's own texts.
-    """
-    spec, tokenizer, student = data.domain.spec, target.teacher.tokenizer, target.candidates["student"]
-    metrics = measure_canaries(student, tokenizer, data.canaries, bootstrap, controls=CANARY_CONTROLS)
-    if spec.private:
-        base = target.candidates["base"]
-        metrics |= measure_extraction(student, base, tokenizer, data.domain.train, data.domain.test, bootstrap)
-    return Part(metrics=metrics, warnings=tuple(unmeasured_memorization(spec, metrics)))
-
-
-def data_fit_part(teacher: Teacher, data: EvalData, bootstrap: BootstrapConfig) -> Part:
-    """``data_fit_part(teacher, data, bootstrap).warnings``: whether the data belongs to the domain.
-
-    And whether the teacher is familiar with it.
-    """
-    name, rows = data.domain.spec.name, data.domain.train
-    first = rows[:MAX_ROUTED]
-    prompts = [f"{row['prompt']}\n{row['completion']}" if row["own_completion"] else row["prompt"] for row in first]
-    parts = [
-        check_templates(rows, name, bootstrap),
-        check_bits_per_byte(teacher, prompts[:MAX_SCORED], data.general_texts[:MAX_SCORED], name, bootstrap),
-    ]
-    if data.router is not None:
-        parts.append(check_routing([row["prompt"] or row["completion"] for row in first], data.router, name, bootstrap))
-    found = merge_reports(parts)
-    return Part(metrics=found.metrics, warnings=found.warnings)
-
-
-def champion_part(
-    target: EvalTarget, data: EvalData, suite: EvalSuite, settings: EvalSettings, parts: Mapping[str, Part]
-) -> Part:
-    """``champion_part(target, data, suite, settings, parts).metrics["kl_behind_champion"]``: nothing without a champion.
-
-    ``parts`` are what was measured of the student before.
-    """
-    champion, own = target.champion, parts["fidelity"].per_example
-    if champion is None or own is None:
-        return Part()
-    return Part(
-        metrics=champion_metrics(champion, own, target, data, settings)
-        | champion_golden_set(champion, parts["golden set"].passed, suite, settings)
-    )
-
-
-def champion_metrics(
-    champion: Champion, own: PerExample, target: EvalTarget, data: EvalData, settings: EvalSettings
-) -> Metrics:
-    """``champion_metrics(champion, per_example, target, data, settings)["kl_behind_champion"]``: on the student's test split.
-
-    KL to the whole teacher, trimming included, since the two may have different vocabularies; each per token of its own.
-    """
-    test = _test_rows(data, settings.config)
-    examples = tokenize_examples(test, champion.teacher.tokenizer, data.domain.spec.teacher_context)
-    whole = target.whole or target.teacher
-    theirs = measure(champion.teacher, {"champion": champion.model}, examples, whole=whole)["champion"]
-    labels = [cluster_of(row) for row in test]
-
-    def summed(column: Any) -> np.ndarray:
-        return by_cluster(np.asarray(column), labels)
-
-    return {
-        "kl_behind_champion": paired_ratio_difference(
-            summed(np.add(own.kl, own.trimmed)),
-            summed(own.tokens),
-            summed(theirs.kl + theirs.trimmed),
-            summed(theirs.tokens),
-            settings.bootstrap,
-        )
-    }
-
-
-def champion_golden_set(
-    champion: Champion, passed: Mapping[str, Sequence[bool]], suite: EvalSuite, settings: EvalSettings
-) -> Metrics:
-    """``champion_golden_set(champion, part.passed, suite, settings)["golden_set_behind_champion"]``: the same questions."""
-    asked = asked_questions(suite.golden_set, settings.config.golden_set)
-    if not asked:
-        return {}
-    prompts = [question.prompt for question in asked]
-    with champion.model() as model:
-        answers = generate_answers(model, champion.teacher.tokenizer, prompts, NO_CONTEXT, settings.max_new_tokens)
-    theirs = marks(asked, answers)
-    return {"golden_set_behind_champion": passed_difference(asked, theirs, passed["student"], settings.bootstrap)}

@@ -9,18 +9,18 @@ from typing import Any
 
 from factory.cache import cache_key, folder_bytes
 from factory.data.dataset import small_dataset_warning
-from factory.evaluation.fidelity import fixed_model, measure, teacher_model, with_adapter
-from factory.evaluation.memorization import Canary
-from factory.evaluation.suite import (
+from factory.evaluation.evaluate import (
     PARTS,
     Champion,
     DomainRows,
     EvalData,
     EvalSettings,
-    EvalSuite,
     EvalTarget,
     evaluate_student,
 )
+from factory.evaluation.fidelity import fixed_model, measure, teacher_model, with_adapter
+from factory.evaluation.memorization import Canary
+from factory.evaluation.suite import EvalSuite
 from factory.inference import load_version
 from factory.models.base import trim_teacher
 from factory.models.chat import prompt_ids, stop_tokens

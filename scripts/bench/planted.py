@@ -28,10 +28,10 @@ from factory.distill.trainer import TrainingSet
 from factory.errors import DataError
 from factory.evaluation.bias import Pair, load_pairs, measure_bias
 from factory.evaluation.data_fit import DataFitReport, check_bits_per_byte, check_routing, check_templates
+from factory.evaluation.evaluate import CANARY_CONTROLS
 from factory.evaluation.fidelity import base_only, fixed_model, with_adapter
 from factory.evaluation.gates import judge
 from factory.evaluation.memorization import canary_rows, controls_of, make_canaries, measure_canaries, measure_extraction
-from factory.evaluation.suite import CANARY_CONTROLS
 from factory.evaluation.teacher_check import check_teacher
 from factory.models.base import load_base
 from factory.models.chat import NO_CONTEXT, prompt_ids

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from support import tiny
 
 from factory.errors import DataError
-from factory.evaluation.answers import Answer, ask_models
-from factory.evaluation.fidelity import fixed_model
+from factory.evaluation.answers import Answer
 from factory.evaluation.golden_set import (
-    GoldenSetReport,
     Question,
     asked_questions,
     golden_set_report,
     load_golden_set,
-    measure_golden_set,
     passed_difference,
     passes,
 )
 from factory.evaluation.stats import BootstrapConfig
-from factory.models.chat import NO_CONTEXT
 
 DOMAINS = Path(__file__).parents[2] / "domains"
 
@@ -373,17 +367,3 @@ def test_only_the_test_split_is_asked_in_whole_topics() -> None:
     assert asked_questions(questions, 30) == asked[:30]  # a smaller sample is part of a larger one
     assert asked_questions(questions, 0) == []
     assert len(asked_questions(questions, None)) == sum(one.split == "test" for one in questions)
-
-
-def test_a_model_is_asked_at_the_given_length() -> None:
-    teacher = tiny.teacher()
-    questions = [Question(question=f"what is {tree} ?", must=("tree",), topic=tree) for tree in ("oak", "elm", "ash")]
-
-    def measured(length: int, limit: int | None = None) -> GoldenSetReport:
-        ask = partial(ask_models, teacher, {"student": fixed_model(teacher.model)}, NO_CONTEXT, length)
-        return measure_golden_set(ask, questions, BootstrapConfig(100), limit)
-
-    short = measured(1)
-    assert short.passed["student"] == short.passed["teacher"]  # the same model without a context
-    assert short.metrics["golden_set_change"].value == 0
-    assert measured(1, limit=2).metrics["golden_set_passed"].n == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,11 @@ import pytest
 from factory.errors import DataError
 from factory.evaluation.answers import Answer
 from factory.evaluation.refusals import (
-    MAX_PROMPTS,
     MIN_DECLINED,
     RefusalPrompt,
     declines,
+    kept_report,
     load_refusals,
-    measure_declined,
-    measure_refusals,
     refusal_report,
 )
 from factory.evaluation.stats import BootstrapConfig
@@ -83,7 +80,7 @@ def test_metrics_are_shares_of_their_prompts() -> None:
     assert {name: (metric.value, metric.n) for name, metric in report.metrics.items()} == {
         "refused": (0.75, 4), "refused_teacher": (0.75, 4), "refused_base": (0.0, 4), "refused_change": (0.0, 4),
         "over_refused": (0.5, 2), "over_refused_teacher": (0.0, 2), "over_refused_base": (1.0, 2),
-        "over_refused_change": (0.5, 2), "refusals_kept": (pytest.approx(2 / 3), 3), "base_refusals_kept": (0.0, 3),
+        "over_refused_change": (0.5, 2), "refusals_kept": (pytest.approx(2 / 3), 3),
     }  # fmt: skip
     assert report.metrics["refused"].clusters == 3
     [warning] = report.warnings
@@ -98,17 +95,8 @@ def test_a_teacher_that_declines_enough_brings_no_warning_and_one_that_declines_
     assert "declined 0 of 30" in never.warnings[0]
 
 
-def test_at_most_so_many_prompts_are_asked() -> None:
-    calls: list[Sequence[str]] = []
-
-    def ask(texts: Sequence[str]) -> dict[str, list[Answer]]:
-        calls.append(texts)
-        return dict.fromkeys(("teacher", "student"), answers(*[NO] * len(texts)))
-
-    report = measure_refusals(ask, prompts(*["refuse", "answer"] * 10), BOOTSTRAP, limit=7)
-    assert [len(texts) for texts in calls] == [7]
-    assert report.metrics["refused"].n + report.metrics["over_refused"].n == 7
-    declined = measure_declined(ask, [f"what is {n}" for n in range(40)], BOOTSTRAP)
-    assert len(calls[-1]) == MAX_PROMPTS
-    assert {name: (one.value, one.n) for name, one in declined.metrics.items()} == {"refusals_kept": (1.0, MAX_PROMPTS)}
-    assert measure_declined(ask, [], BOOTSTRAP).metrics == measure_refusals(ask, [], BOOTSTRAP).metrics == {}
+def test_of_prompts_that_the_teacher_declined_only_the_share_kept_is_measured() -> None:
+    found = kept_report(prompts("refuse", "refuse"), {"teacher": answers(NO, NO), "student": answers(NO, YES)}, BOOTSTRAP)
+    assert {name: (one.value, one.n) for name, one in found.metrics.items()} == {"refusals_kept": (0.5, 2)}
+    none: dict[str, list[Answer]] = {"teacher": [], "student": []}
+    assert kept_report([], none, BOOTSTRAP).metrics == refusal_report([], none, BOOTSTRAP).metrics == {}

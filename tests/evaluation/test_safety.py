@@ -14,11 +14,12 @@ from factory.evaluation.answers import Answer
 from factory.evaluation.safety import (
     Injection,
     Jailbreak,
+    injection_metrics,
     is_jailbroken,
     is_obeyed,
+    jailbreak_metrics,
     load_injections,
     load_jailbreaks,
-    measure_safety,
 )
 from factory.evaluation.stats import BootstrapConfig
 
@@ -68,17 +69,18 @@ def test_metrics_are_shares_and_their_paired_difference() -> None:
         "base": {injections[1].prompt: "Red hat"},
     }
 
-    def ask(prompts: Sequence[str]) -> dict[str, list[Answer]]:
+    def answered(items: Sequence[Injection] | Sequence[Jailbreak]) -> dict[str, list[Answer]]:
         return {
-            name: [Answer(said.get(prompt, "I can't help with that."), True) for prompt in prompts]
+            name: [Answer(said.get(item.prompt, "I can't help with that."), True) for item in items]
             for name, said in given_answers.items()
         }
 
-    metrics = measure_safety(ask, injections, jailbreaks, BootstrapConfig(200))
+    bootstrap = BootstrapConfig(200)
+    metrics = injection_metrics(injections, answered(injections), bootstrap)
+    metrics |= jailbreak_metrics(jailbreaks, answered(jailbreaks), bootstrap)
     assert {name: (metric.value, metric.n, metric.clusters) for name, metric in metrics.items()} == {
         "injected": (0.5, 2, 2), "injected_teacher": (0.0, 2, 2), "injected_base": (0.5, 2, 2), "injected_change": (0.5, 2, 2),
         "jailbroken": (0.75, 4, 4), "jailbroken_teacher": (0.5, 4, 4), "jailbroken_base": (0.0, 4, 4),
         "jailbroken_change": (0.25, 4, 4),
     }  # fmt: skip
-    assert {metric.n for metric in measure_safety(ask, injections, jailbreaks, BootstrapConfig(200), 1).values()} == {1}
-    assert measure_safety(ask, [], [], BootstrapConfig(100)) == {}
+    assert injection_metrics([], answered([]), bootstrap) == jailbreak_metrics([], answered([]), bootstrap) == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,12 @@ import yaml
 from support.teacher import train_teacher
 from support.workplace import GENERAL, THINGS, WHAT, Refused, Workplace, domain
 
+from factory.config.load import load_specs
+from factory.config.settings import EvaluateConfig
+from factory.evaluation.suite import load_eval_suite, sample_suite
 from factory.registry.registry import Registry
+
+SHIPPED = Path(__file__).parents[2] / "domains"
 
 PAIRS = [{"axis": "age", "stereotype": f"old {tree} is slow and grey", "other": f"young {tree} is slow and grey"}
          for tree in ("oak", "elm", "ash")]  # fmt: skip
@@ -77,6 +83,16 @@ def test_every_file_of_a_domain_becomes_figures_with_n_and_interval(with_models:
     assert student["verdict"]["status"] == "unchecked"
 
 
+def test_of_each_file_as_much_is_asked_as_the_settings_say() -> None:
+    specs = load_specs(SHIPPED)
+    suite = load_eval_suite(specs.domain("legal"), specs.family("default"), SHIPPED)
+    asked = sample_suite(suite, EvaluateConfig(bias_pairs=40, golden_set=30, refusals=20, safety=10))
+    assert [len(asked.golden_set), len(asked.refusals), len(asked.injections), len(asked.jailbreaks)] == [30, 20, 10, 10]
+    assert len(asked.bias_pairs) == 40
+    assert all(question.split == "test" for question in asked.golden_set)
+    assert sample_suite(asked, EvaluateConfig()) == asked  # a sample of it is itself
+
+
 def test_the_same_seed_gives_the_same_figures(with_models: Workplace) -> None:
     examined(with_models)
     first, second = (built(with_models)["evaluation"] for _ in range(2))
@@ -118,7 +134,7 @@ def test_a_stopped_evaluation_measures_only_what_is_missing(with_models: Workpla
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("factory.evaluation.suite.measure_bias", stopping)
+        patched.setattr("factory.evaluation.evaluate.measure_bias", stopping)
         with_models.run("build", "plants")
     assert asked == ["bias"]
 
@@ -126,7 +142,7 @@ def test_a_stopped_evaluation_measures_only_what_is_missing(with_models: Workpla
         raise AssertionError("measured again")
 
     with monkeypatch.context() as patched:
-        patched.setattr("factory.evaluation.suite.measure_fidelity", refuse)
+        patched.setattr("factory.evaluation.evaluate.measure_fidelity", refuse)
         student = built(with_models)
     assert student["evaluation"]["metrics"]["kl"]["n"] > 0 and student["evaluation"]["metrics"]["bias_gap_change"]["n"] == 3
 

@@ -10,7 +10,7 @@ import torch
 from support import tiny
 from transformers import PreTrainedModel
 
-from factory.models.generation import next_tokens, padded_left, sample
+from factory.models.generation import CACHE_BYTES, next_tokens, padded_left, rows_at_once, sample
 from factory.models.kv_cache import expand_cache, prefix_cache
 
 PROMPTS = [[1, 40, 41], [1, 50], [1, 60, 61, 62, 63], [1, 70], [1, 80, 81]]
@@ -138,6 +138,15 @@ def test_neither_room_nor_when_rows_leave_changes_what_is_written(
     monkeypatch.setattr("factory.models.kv_cache.ROOM", room)
     monkeypatch.setattr("factory.models.generation.FINISHED", finished)
     assert sample(model, PROMPTS, prefix=PREFIX, max_new_tokens=9, stop=[stop]) == expected
+
+
+def test_a_batch_has_as_many_rows_as_the_cache_has_room_for() -> None:
+    model = tiny.llama()
+    config: Any = model.config
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
+    assert rows_at_once(model, 10) == 128
+    assert rows_at_once(model, CACHE_BYTES // (100 * token)) == 100
+    assert rows_at_once(model, CACHE_BYTES // token) == 64  # no fewer: what runs that long needs the memory
 
 
 def test_progress_counts_every_prompt_once() -> None:
