@@ -113,7 +113,7 @@ def _build(context: BuildContext, names: list[str], size: str, options: BuildOpt
     for version in build_students(context, names, size, options):
         context.say(f"published {version.reference} in {version.folder}")
         view = view_of(version.manifest)
-        for line in (*(f"warning: {text}" for text in view.warnings), *(f"gate failed: {text}" for text in view.reasons)):
+        for line in (*(f"warning: {text}" for text in view.warnings), *(f"gate not passed: {text}" for text in view.reasons)):
             context.say(line)
         versions.append(version)
     return versions

@@ -49,8 +49,13 @@ def training_seconds(rate: float, parameters: int, examples: int) -> float:
     return 6 * parameters * examples * EXAMPLE_TOKENS / (rate * TRAINING_EFFICIENCY)
 
 
+def adapter_seconds(rate: float, parameters: int, examples: int) -> float:
+    """``adapter_seconds(rate, 129_000_000, 30 * 32)``: as ``training_seconds`` of a base whose weights need no gradients."""
+    return training_seconds(rate, parameters, examples) * 4 / 6
+
+
 def evaluation_seconds(rate: float, models: Sequence[int], *, examples: int, sentences: int, answers: int) -> float:
-    """``evaluation_seconds(rate, [teacher, student, base], examples=100, sentences=1_200, answers=200)``: of all three.
+    """``evaluation_seconds(rate, [teacher, student], examples=100, sentences=1_200, answers=200)``: of both.
 
     ``models`` are their parameters; each scores the examples and the sentences, and writes the answers.
     """

@@ -19,7 +19,14 @@ from factory.pipeline.base import base_name, choose_base
 from factory.pipeline.build import BuildOptions
 from factory.pipeline.context import BuildContext, FamilyModels, resolve_models
 from factory.pipeline.dataset import dataset_folder, dataset_key, router_folder
-from factory.pipeline.estimate import evaluation_seconds, generation_seconds, matrix_rate, scoring_seconds, training_seconds
+from factory.pipeline.estimate import (
+    adapter_seconds,
+    evaluation_seconds,
+    generation_seconds,
+    matrix_rate,
+    scoring_seconds,
+    training_seconds,
+)
 from factory.pipeline.publish import student_name
 
 PRUNING_PASSES = 60  # forward passes over the calibration examples that choosing layers takes, roughly
@@ -167,7 +174,7 @@ def _student(
     spec = context.specs.domain(name)
     distill, parameters = context.settings(spec).distill, _base_parameters(models, context.family.sizes[size])
     trainings, examples = 2 if options.baselines else 1, context.settings(spec).data.max_examples
-    seconds = (0 if making else scoring_seconds(rate, models.teacher.parameters, examples)) + trainings * training_seconds(
+    seconds = (0 if making else scoring_seconds(rate, models.teacher.parameters, examples)) + trainings * adapter_seconds(
         rate, parameters, distill.steps * distill.batch
     )
     return Step(f"student {student_name(name, size)}", "to do", _student_detail(context, name, options), seconds)
@@ -186,13 +193,18 @@ def _evaluation(context: BuildContext, models: FamilyModels, name: str, size: st
     spec, parameters = context.specs.domain(name), _base_parameters(models, context.family.sizes[size])
     config, asked = context.settings(spec).evaluate, _asked(context, spec)
     sentences = 2 * config.bias_pairs * bool(spec.bias_pairs) + 4 * config.task_items * len(spec.tasks)
-    seconds = evaluation_seconds(
-        rate,
-        [models.teacher.parameters, parameters, parameters],
-        examples=config.examples + 2 * config.general,
-        sentences=sentences,
-        answers=sum(asked.values()),
-    ) + generation_seconds(rate, models.teacher.parameters, config.general)
+    examples = config.examples + 2 * config.general
+    seconds = (
+        evaluation_seconds(
+            rate,
+            [models.teacher.parameters, parameters],
+            examples=examples,
+            sentences=sentences,
+            answers=sum(asked.values()),
+        )
+        + scoring_seconds(rate, parameters, examples)  # the base
+        + generation_seconds(rate, models.teacher.parameters, config.general)
+    )
     return Step(f"evaluation of {student_name(name, size)}", "to do", _evaluation_detail(context, name), seconds)
 
 
