@@ -10,8 +10,9 @@ from factory.config.settings import PLAIN, DistillConfig
 from factory.config.sources import Strict
 
 NOT_A_METHOD = {"steps": "a run ends with its budget", "learning_rate": "`learning_rates` lists those to try"}
-HARD_KEEPS = ("loss", "beta", "temperature", "lmbda", "feature")  # as in PLAIN, where the answers themselves are the targets
-TRL_KEEPS = ("loss", "response", "feature", "relation")  # as in PLAIN, since trl's trainer has the response alone
+# What stays as in PLAIN: where the answers themselves are the targets, and in trl's trainer, which has the response alone.
+HARD_KEEPS = ("loss", "beta", "temperature", "lmbda", "ground_truth", "feature")
+TRL_KEEPS = ("loss", "response", "ground_truth", "feature", "relation")
 
 
 class MethodSpec(Strict):

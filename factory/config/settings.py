@@ -21,7 +21,7 @@ class TrainConfig(Strict):
 
 
 class DistillConfig(TrainConfig):
-    """The objective: response, feature and relation terms, and the LoRA adapter it trains.
+    """The objective: response, ground truth, feature and relation terms, and the LoRA adapter it trains.
 
     ``lmbda``, ``beta``, ``temperature`` and ``seq_kd`` are those of GKD (Agarwal et al. 2023, arXiv 2306.13649).
     """
@@ -38,6 +38,10 @@ class DistillConfig(TrainConfig):
     seq_kd: bool = Field(default=False, description="Off-policy steps use fresh teacher samples, not the stored answers.")
     max_new_tokens: int = Field(default=96, ge=1, description="Maximum length of a sampled answer, in tokens.")
     response: Weight = Field(default=1.0, description="Weight of the response term (next-token distributions).")
+    ground_truth: Weight = Field(
+        default=0.0,
+        description="Weight of cross-entropy on a source's own answers, beside the response.",
+    )
     feature: Weight = Field(default=0.0, description="Weight of the feature term (hidden states).")
     relation: Weight = Field(default=0.0, description="Weight of the relation term (distances and angles). Needs `batch` ≥ 32.")
     top_k: int = Field(
@@ -51,8 +55,8 @@ class DistillConfig(TrainConfig):
 
     @model_validator(mode="after")
     def has_an_objective(self) -> DistillConfig:
-        if self.response == self.feature == self.relation == 0:
-            raise ValueError("response, feature and relation are all 0; give at least one of them a weight")
+        if self.response == self.ground_truth == self.feature == self.relation == 0:
+            raise ValueError("response, ground_truth, feature and relation are all 0; give at least one of them a weight")
         return self
 
     @model_validator(mode="after")
@@ -70,6 +74,7 @@ PLAIN: dict[str, Any] = {
     "temperature": 1.0,
     "seq_kd": False,
     "response": 1.0,
+    "ground_truth": 0.0,
     "feature": 0.0,
     "relation": 0.0,
 }

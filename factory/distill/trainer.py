@@ -1,4 +1,4 @@
-"""Generalized knowledge distillation on trl's GKDTrainer, with a feature and a relation term beside the response."""
+"""Generalized knowledge distillation on trl's GKDTrainer, with ground truth, feature and relation terms beside the response."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PrinterCallback, TrainerCallback, Tra
 from transformers.trainer_utils import get_last_checkpoint
 
 from factory.config.schema import DistillConfig
-from factory.distill.chunked_loss import response_loss
+from factory.distill.chunked_loss import Divergence, response_loss
 from factory.distill.gradients import SHARE_OF, gradient_shares, measured_steps, median_shares
 from factory.distill.losses import feature_loss, find_loss, relation_loss
 from factory.distill.soft_targets import LiveTargets, SoftTargets, feature_layers, hard_targets, score_live
@@ -87,7 +87,7 @@ class DistillTrainer(GKDTrainer):
     It differs from trl's trainer in six ways: the teacher's targets are read from disk, and only sampled completions are
     scored live, over the whole vocabulary; logits are computed at completion positions only; the teacher sees its context and
     the student does not, aligned at the completion; ``temperature`` reaches the loss; the loss of an on-policy step is the mean
-    over its own tokens; feature and relation terms are added. Without targets it is supervised fine-tuning (SFT).
+    over its own tokens; ground truth, feature and relation terms are added. Without targets it is supervised fine-tuning (SFT).
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class DistillTrainer(GKDTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """The weighted sum of the three terms; a term of weight 0 is not computed."""
+        """The weighted sum of the terms; one of weight 0, or ground truth without a reference, is not computed."""
         student, config = self.accelerator.unwrap_model(model), self.config
         device = self.teacher.device
         examples = inputs["examples"]
@@ -211,6 +211,8 @@ class DistillTrainer(GKDTrainer):
             states = hidden_states(student, batch)
             if config.response > 0:
                 terms["response"] = self._response(student, states, batch, targets)
+            if config.ground_truth > 0 and "sampled" not in inputs and any(one.reference for one in chosen):
+                terms["ground_truth"] = _ground_truth(student, states, batch, chosen)
             if config.feature > 0 and targets.states.numel() > 0:
                 terms["feature"] = feature_loss(self._features(states, batch), targets.states)
             if config.relation > 0:
@@ -239,18 +241,10 @@ class DistillTrainer(GKDTrainer):
         return score_live(self.teacher, [self.training_set.examples[i].teacher_prompt for i in examples], completions)
 
     def _response(self, student: nn.Module, states: States, batch: Batch, targets: SoftTargets | LiveTargets) -> Tensor:
-        head: Any = unwrap(student).get_output_embeddings()
-
         def divergence(values: Tensor, span: slice) -> Tensor:
             return self.loss(*targets.aligned(values, span, self.config.temperature), self.config.beta)
 
-        return response_loss(
-            lambda part: logits(student, part),
-            list(head.parameters()),
-            states.final[batch.predicts],  # (N, H)
-            divergence,
-            vocabulary=head.weight.shape[0],
-        )
+        return _over_positions(student, states.final[batch.predicts], divergence)
 
     def _features(self, states: States, batch: Batch) -> Tensor:
         """(B, M, Ht): the student's states at the mapped layers, projected if the widths differ."""
@@ -271,6 +265,26 @@ class DistillTrainer(GKDTrainer):
     def _autocast(self) -> Iterator[None]:
         with torch.autocast(self.teacher.device.type, dtype=torch.bfloat16):
             yield
+
+
+def _over_positions(student: nn.Module, states: Tensor, divergence: Divergence) -> Tensor:
+    """Mean of ``divergence`` over the positions of ``states`` (N, H), in chunks."""
+    head: Any = unwrap(student).get_output_embeddings()
+    return response_loss(
+        lambda part: logits(student, part), list(head.parameters()), states, divergence, vocabulary=head.weight.shape[0]
+    )
+
+
+def _ground_truth(student: nn.Module, states: States, batch: Batch, chosen: Sequence[TokenizedExample]) -> Tensor:
+    """Mean cross-entropy of the tokens of references: Hinton et al. 2015, arXiv 1503.02531, section 2."""
+    device = states.final.device
+    labels = torch.tensor([token for one in chosen if one.reference for token in one.completion], device=device)  # (M,)
+    counts = [one.reference for one in chosen for _ in one.completion]  # (N,)
+
+    def cross_entropy(values: Tensor, span: slice) -> Tensor:
+        return nn.functional.cross_entropy(values.float(), labels[span], reduction="none")
+
+    return _over_positions(student, states.final[batch.predicts][torch.tensor(counts, device=device)], cross_entropy)
 
 
 def mapped_layers(kept: Sequence[int] | None, teacher_depth: int, student_depth: int) -> list[int]:
@@ -319,7 +333,7 @@ def distill(
         progress(config.steps)
     unwrap(model).eval()
     model.eval()
-    names = ("loss", "response", "feature", "relation", "learning_rate")
+    names = ("loss", "response", "ground_truth", "feature", "relation", "learning_rate")
     curve = [
         {"step": float(row["step"]), **{name: float(row[name]) for name in names if name in row}}
         for row in trainer.state.log_history

@@ -18,11 +18,15 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what an incomplete character decode
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """One example as ids: the student's prompt, the teacher's prompt (with its context), and the completion both predict."""
+    """One example as ids: the student's prompt, the teacher's prompt (with its context), and the completion both predict.
+
+    ``reference`` says that the completion is a source's own, and not a model's.
+    """
 
     prompt: list[int]
     teacher_prompt: list[int]
     completion: list[int]
+    reference: bool = False
 
 
 def tokenize_examples(
@@ -37,6 +41,7 @@ def tokenize_examples(
             prompt_ids(tokenizer, row["prompt"]),
             prompt_ids(tokenizer, row["prompt"], context),
             completion_ids(tokenizer, row["completion"], ends=bool(row["prompt"]))[:MAX_COMPLETION_TOKENS],
+            bool(row.get("own_completion")),
         )
         for row in rows
     ]

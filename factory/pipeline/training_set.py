@@ -60,7 +60,9 @@ def make_canary_set(
 def training_set_key(training_set: TrainingSet) -> str:
     """``training_set_key(training_set)``: of the tokens that are trained on, the teacher's view of them included."""
     chosen = [training_set.examples[i] for i in training_set.indices]
-    return cache_key([[one.prompt, one.teacher_prompt, one.completion] for one in chosen], training_set.targets is not None)
+    return cache_key(
+        [[one.prompt, one.teacher_prompt, one.completion, one.reference] for one in chosen], training_set.targets is not None
+    )
 
 
 def embed_rows(models: FamilyModels, rows: Sequence[dict[str, str]]) -> np.ndarray:

@@ -182,7 +182,7 @@ def test_base_and_adapters_both_get_examples(share: float) -> None:
 
 
 def test_an_objective_without_weights_is_refused() -> None:
-    with pytest.raises(ValueError, match="response, feature and relation are all 0"):
+    with pytest.raises(ValueError, match="response, ground_truth, feature and relation are all 0"):
         DistillConfig(steps=1, learning_rate=1.0, response=0.0)
 
 

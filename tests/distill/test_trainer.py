@@ -317,6 +317,34 @@ def test_the_loss_of_sft_falls_without_a_teacher_pass(training_set: TrainingSet,
     assert curve[-1]["loss"] < 0.7 * curve[0]["loss"] and recorded.scored == []
 
 
+def test_ground_truth_is_cross_entropy_on_references_alone(training_set: TrainingSet, tmp_path: Path) -> None:
+    rows = [replace(row, reference=number in (2, 5)) for number, row in enumerate(ROWS)]
+    mixed = replace(training_set, examples=rows)
+    running = trainer(mixed, config(ground_truth=0.3), tmp_path)
+    loss = running.compute_loss(running.model, {"examples": [2, 0, 5]})
+    batch = make_batch([rows[i].prompt for i in (2, 5)], [rows[i].completion for i in (2, 5)])
+    with torch.no_grad(), autocast():
+        values = logits(running.model, hidden_states(running.model, batch).final[batch.predicts])
+    truth = F.cross_entropy(values.float(), torch.tensor([*rows[2].completion, *rows[5].completion]))
+    expected = expected_response(running.model, training_set, [2, 0, 5], 1.0, 0.0) + 0.3 * truth
+    torch.testing.assert_close(loss.detach(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_without_a_reference_in_the_batch_or_on_samples_there_is_no_ground_truth(
+    training_set: TrainingSet, tmp_path: Path
+) -> None:
+    rows = [replace(row, reference=number == 5) for number, row in enumerate(ROWS)]
+    with_it, without = (trainer(replace(training_set, examples=rows), config(ground_truth=w), tmp_path) for w in (1.0, 0.0))
+    for inputs in ({"examples": [0, 1]}, {"examples": [5], "sampled": [[5, 9, 2]]}):
+        torch.testing.assert_close(*(one.compute_loss(one.model, inputs) for one in (with_it, without)))
+
+
+def test_ground_truth_is_in_the_curve(training_set: TrainingSet, tmp_path: Path) -> None:
+    rows = [replace(row, reference=True) for row in ROWS]
+    _, curve = train(replace(training_set, examples=rows), config(ground_truth=1.0, steps=8, learning_rate=2e-2), tmp_path)
+    assert curve[-1]["ground_truth"] < curve[0]["ground_truth"]
+
+
 def test_a_term_of_weight_zero_is_not_computed(
     training_set: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
