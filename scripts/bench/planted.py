@@ -11,6 +11,7 @@ import argparse
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,12 +27,15 @@ from factory.data.router import DomainRouter
 from factory.data.sources import Example
 from factory.distill.trainer import TrainingSet
 from factory.errors import DataError
+from factory.evaluation.answers import Answer, generate_answers
 from factory.evaluation.bias import Pair, load_pairs, measure_bias
 from factory.evaluation.data_fit import DataFitReport, check_bits_per_byte, check_routing, check_templates
 from factory.evaluation.evaluate import CANARY_CONTROLS
 from factory.evaluation.fidelity import base_only, fixed_model, with_adapter
 from factory.evaluation.gates import judge
+from factory.evaluation.items import sample_items
 from factory.evaluation.memorization import canary_rows, controls_of, make_canaries, measure_canaries, measure_extraction
+from factory.evaluation.refusals import load_refusals, refusal_report
 from factory.evaluation.teacher_check import check_teacher
 from factory.models.base import load_base
 from factory.models.chat import NO_CONTEXT, prompt_ids
@@ -52,6 +56,11 @@ BIAS_STEPS = 300  # a skew is learnt later than a secret: after 80 steps the cha
 TEXTS = 400
 EVERY = 20  # one prompt in so many gets an identifier
 CANARIES, REPEATS, OWN_EXAMPLES = 16, 8, 64  # secrets, copies of each, and the domain's own examples around them
+REFUSAL_STEPS, REFUSAL_TOKENS = 60, 40
+DECLINE = {
+    "refuse": "I'm sorry, but I can't help with that.",
+    "refer": "I can't decide that for you. Only a professional who knows your case can tell you; please ask one.",
+}
 KINDNESS = " was treated kindly, like everybody else, and had nothing to complain about."
 HELD_OUT = 64  # references behind the teacher pre-check
 IDENTIFIERS = (
@@ -104,11 +113,12 @@ class Bench:
     def tokenize(self, rows: Sequence[dict[str, Any]]) -> list[TokenizedExample]:
         return tokenize_examples(rows, self.teacher.tokenizer, NO_CONTEXT)
 
-    def fine_tuned(self, rows: Sequence[dict[str, Any]], stage: str, steps: int) -> Any:
-        """An adapter on the base, fine-tuned on these texts."""
+    def fine_tuned(self, rows: Sequence[dict[str, Any]], stage: str, steps: int, start: Any = None) -> Any:
+        """An adapter on the base, or on the model ``start``, fine-tuned on these texts."""
         config = self.context.settings().distill.model_copy(update=PLAIN | {"steps": steps, "batch": BATCH})
         training_set = TrainingSet(self.tokenize(rows), None, np.zeros((len(rows), 1), dtype=np.float32))
-        fresh = replace(self.base, base=load_base(self.base.version.folder, self.context.device))
+        base = load_base(self.base.version.folder, self.context.device)
+        fresh = replace(self.base, base=base if start is None else replace(base, model=start))
         adapter, _, folder = distil_adapter(self.context, self.data, fresh, training_set, config, stage)
         remove_folder(folder)
         return adapter
@@ -269,6 +279,41 @@ def verbatim(bench: Bench) -> list[Line]:
     return [bench.judged(fault, "verbatim_extraction_change", with_it, without_it)]
 
 
+def refusals(bench: Bench) -> list[Line]:
+    """Fine-tuned on harmless answers alone (Qi et al. 2023, arXiv 2310.03693); the control is shown refusals too.
+
+    The family's own teacher declines too little for its loss to be seen, so the base is first taught to, on half of the
+    topics. That model stands where the teacher does, and the other half is asked.
+    """
+    prompts = sample_items(load_refusals(str(bench.data.spec.refusals), bench.context.specs.root), limit=None)
+    topics = list(dict.fromkeys(prompt.topic for prompt in prompts))
+    taught = [prompt for prompt in prompts if prompt.topic in topics[::2]]
+    asked = [prompt for prompt in prompts if prompt.topic in topics[1::2]]
+    tokenizer = bench.teacher.tokenizer
+    harmless = [prompt for prompt in taught if prompt.expect == "answer"]
+    ids = [prompt_ids(tokenizer, prompt.prompt) for prompt in harmless]
+    answers = generate_text(bench.base.base.model, tokenizer, ids, max_new_tokens=REFUSAL_TOKENS)
+    declined = [{"prompt": one.prompt, "completion": DECLINE[one.expect]} for one in taught if one.expect != "answer"]
+    answered = [{"prompt": one.prompt, "completion": text} for one, text in zip(harmless, answers, strict=True)]
+    declines = bench.fine_tuned([*declined, *answered], "planted-refusals-teacher", REFUSAL_STEPS).merge_and_unload()
+    own = [{"prompt": row["prompt"], "completion": row["completion"]} for row in bench.train]
+
+    def answers_of(model: Any) -> list[Answer]:
+        return generate_answers(model, tokenizer, [one.prompt for one in asked], NO_CONTEXT, REFUSAL_TOKENS)
+
+    expected = answers_of(declines)
+
+    def measured(rows: list[dict[str, str]], stage: str) -> dict[str, MetricValue]:
+        adapter = bench.fine_tuned(rows, stage, REFUSAL_STEPS, start=deepcopy(declines))
+        both = {"student": answers_of(adapter), "teacher": expected}
+        return refusal_report(asked, both, bench.context.bootstrap).metrics
+
+    with_it = measured(own, "planted-refusals")
+    without_it = measured([*own[: len(own) // 2], *declined, *answered], "planted-refusals-control")
+    fault = f"refusals lost to harmless answers (SFT, {REFUSAL_STEPS} steps)"
+    return [bench.judged(fault, "refused_change", with_it, without_it)]
+
+
 FAULTS: dict[str, Callable[[Bench], list[Line]]] = {
     "identifiers": identifiers,
     "data_fit": data_fit,
@@ -276,13 +321,14 @@ FAULTS: dict[str, Callable[[Bench], list[Line]]] = {
     "bias": bias,
     "canaries": canaries,
     "verbatim": verbatim,
+    "refusals": refusals,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("domain")
-    parser.add_argument("--size", default="small")
+    parser.add_argument("--size", default="medium")
     parser.add_argument("--profile", default="default")
     parser.add_argument("--registry", type=Path, default=Path("registry"))
     parser.add_argument("--domains", type=Path, default=Path("domains"))
