@@ -155,7 +155,7 @@ class GoldenSetReport:
 
 
 def asked_questions(questions: Sequence[Question], limit: int | None) -> list[Question]:
-    """``asked_questions(questions, limit=120)``: those of the split test, sampled by topic."""
+    """``asked_questions(questions, limit=120)``: those of the split test, sampled over topics."""
     return sample_items([question for question in questions if question.split == "test"], limit)
 
 

@@ -1,4 +1,4 @@
-"""Items of evaluation files: read from JSON lines, sampled by topic, and counted.
+"""Items of evaluation files: read from JSON lines, sampled over topics, and counted.
 
 prompts = load_items("evals/legal.refusals.jsonl", specs.root, RefusalPrompt)  # imports no torch: files are checked at once
 asked = sample_items(prompts, limit=120)
@@ -7,6 +7,7 @@ asked = sample_items(prompts, limit=120)
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -88,13 +89,22 @@ def normalize(text: str) -> str:
 
 
 def sample_items(items: Sequence[ItemT], limit: int | None) -> list[ItemT]:
-    """``sample_items(items, limit=120)``: whole topics, the last one cut where the limit is reached; None takes all.
+    """``sample_items(items, limit=120)``: one of each topic, then a second of each, and so on; None takes all.
 
-    Topics are taken in the order of their digests: the same for every build, so that two versions answer the same questions,
-    and a smaller sample is part of a larger one.
+    Many topics say more than many items of one: they are what intervals resample. The order is by digests: the same for every
+    build, so that two versions answer the same questions, and a smaller sample is part of a larger one.
     """
-    by_topic = sorted(items, key=lambda item: hashlib.sha256(item.cluster.encode()).digest())
-    return by_topic[:limit]
+    turns: Counter[str] = Counter()
+    keys: list[tuple[int, bytes]] = []
+    ordered = sorted(items, key=lambda item: _digest(item.prompt))
+    for item in ordered:
+        keys.append((turns[item.cluster], _digest(item.cluster)))
+        turns[item.cluster] += 1
+    return [ordered[row] for row in sorted(range(len(ordered)), key=keys.__getitem__)][:limit]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
 
 
 def share_metrics(
