@@ -8,9 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from factory.models.forward import positions_at_once
+from factory.models.forward import logits, positions_at_once, unwrap
 
 Divergence = Callable[[Tensor, slice], Tensor]  # the student's logits (n, V) at some of N positions, and which → (n,) nats
+
+
+def position_loss(student: Any, states: Tensor, divergence: Divergence) -> Tensor:
+    """``position_loss(model, states, divergence)``: mean of ``divergence`` over the positions of ``states`` (N, H), ()."""
+    head: Any = unwrap(student).get_output_embeddings()
+    return response_loss(
+        lambda part: logits(student, part), list(head.parameters()), states, divergence, vocabulary=head.weight.shape[0]
+    )
 
 
 def response_loss(

@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PrinterCallback, TrainerCallback, Tra
 from transformers.trainer_utils import get_last_checkpoint
 
 from factory.config.schema import DistillConfig
-from factory.distill.chunked_loss import Divergence, response_loss
+from factory.distill.chunked_loss import position_loss
 from factory.distill.gradients import SHARE_OF, gradient_shares, measured_steps, median_shares
 from factory.distill.losses import feature_loss, find_loss, relation_loss
 from factory.distill.soft_targets import LiveTargets, SoftTargets, feature_layers, hard_targets, score_live
@@ -27,7 +27,7 @@ from factory.distill.target_store import SoftTargetStore, join_stores
 from factory.errors import TrainingError
 from factory.models.base import Base, check_vocabularies
 from factory.models.chat import stop_tokens
-from factory.models.forward import Batch, States, hidden_states, logits, make_batch, mean_pool, unwrap
+from factory.models.forward import Batch, States, hidden_states, make_batch, mean_pool, unwrap
 from factory.models.generation import sample
 from factory.models.lora import fused_adapters, merged_adapters
 from factory.models.teacher import Teacher
@@ -244,7 +244,7 @@ class DistillTrainer(GKDTrainer):
         def divergence(values: Tensor, span: slice) -> Tensor:
             return self.loss(*targets.aligned(values, span, self.config.temperature), self.config.beta)
 
-        return _over_positions(student, states.final[batch.predicts], divergence)
+        return position_loss(student, states.final[batch.predicts], divergence)
 
     def _features(self, states: States, batch: Batch) -> Tensor:
         """(B, M, Ht): the student's states at the mapped layers, projected if the widths differ."""
@@ -267,14 +267,6 @@ class DistillTrainer(GKDTrainer):
             yield
 
 
-def _over_positions(student: nn.Module, states: Tensor, divergence: Divergence) -> Tensor:
-    """Mean of ``divergence`` over the positions of ``states`` (N, H), in chunks."""
-    head: Any = unwrap(student).get_output_embeddings()
-    return response_loss(
-        lambda part: logits(student, part), list(head.parameters()), states, divergence, vocabulary=head.weight.shape[0]
-    )
-
-
 def _ground_truth(student: nn.Module, states: States, batch: Batch, chosen: Sequence[TokenizedExample]) -> Tensor:
     """Mean cross-entropy of the tokens of references: Hinton et al. 2015, arXiv 1503.02531, section 2."""
     device = states.final.device
@@ -284,7 +276,7 @@ def _ground_truth(student: nn.Module, states: States, batch: Batch, chosen: Sequ
     def cross_entropy(values: Tensor, span: slice) -> Tensor:
         return nn.functional.cross_entropy(values.float(), labels[span], reduction="none")
 
-    return _over_positions(student, states.final[batch.predicts][torch.tensor(counts, device=device)], cross_entropy)
+    return position_loss(student, states.final[batch.predicts][torch.tensor(counts, device=device)], cross_entropy)
 
 
 def mapped_layers(kept: Sequence[int] | None, teacher_depth: int, student_depth: int) -> list[int]:
