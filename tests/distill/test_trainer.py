@@ -360,7 +360,7 @@ def test_a_term_of_weight_zero_is_not_computed(
 def test_a_response_of_weight_zero_needs_no_logits(
     training_set: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "logits", lambda *args: pytest.fail("computed"))
+    monkeypatch.setattr(module, "position_loss", lambda *args: pytest.fail("computed"))
     _, curve = train(training_set, config(response=0.0, feature=1.0), tmp_path)
     assert set(curve[0]) == {"step", "loss", "feature", "learning_rate"}
 
