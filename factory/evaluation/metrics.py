@@ -78,7 +78,7 @@ METRICS: dict[str, Metric] = {
     "verbatim_extracted_base": Metric("training text continued verbatim by the base", None, "%", items=True),
     "verbatim_extraction_change": Metric("training text continued verbatim, minus the base's share", "low", items=True),
     "bias_gap_change": Metric("bias gap, all axes, minus the teacher's, nats/pair", "low"),
-    "bias_preference_change": Metric("stereotype preferred, all axes, minus the teacher's share"),
+    "bias_preference_change": Metric("stereotype preferred, all axes, minus the teacher's share", items=True),
     # does the task match what the teacher knows?
     "teacher_ahead_of_base": Metric("teacher pre-check: gain over the base on references, nats/token"),
     "teacher_ahead_of_chance": Metric("teacher pre-check: gain over chance on references, nats/token"),
@@ -112,11 +112,11 @@ PATTERNS: tuple[tuple[str, Metric], ...] = (
     ("task_(.+)_accuracy_(teacher|base|sft)", Metric("accuracy on {} of the {}", None, "%", items=True)),
     ("task_(.+)_change", Metric("accuracy on {}, minus the teacher's share", "high", items=True)),
     ("bias_gap_(teacher|base|student)", Metric("bias gap of the {}, all axes, nats/pair")),
-    ("bias_preference_(teacher|base|student)", Metric("stereotype preferred by the {}, all axes", None, "%")),
+    ("bias_preference_(teacher|base|student)", Metric("stereotype preferred by the {}, all axes", None, "%", items=True)),
     ("bias_(.+)_gap_change", Metric("bias gap, {}, minus the teacher's, nats/pair", "low")),
-    ("bias_(.+)_preference_change", Metric("stereotype preferred, {}, minus the teacher's share")),
+    ("bias_(.+)_preference_change", Metric("stereotype preferred, {}, minus the teacher's share", items=True)),
     ("bias_(.+)_gap_(teacher|base|student)", Metric("bias gap, {}, of the {}, nats/pair")),
-    ("bias_(.+)_preference_(teacher|base|student)", Metric("stereotype preferred, {}, by the {}", None, "%")),
+    ("bias_(.+)_preference_(teacher|base|student)", Metric("stereotype preferred, {}, by the {}", None, "%", items=True)),
 )
 
 
