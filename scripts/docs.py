@@ -24,7 +24,9 @@ from pydantic_core import PydanticUndefined
 from factory.cli import app
 from factory.config import schema
 from factory.config.experiment import ExperimentSpec, MethodSpec
-from factory.evaluation.metrics import METRICS
+from factory.evaluation.metrics import METRICS, metric_named
+from factory.registry.manifest import MetricValue
+from factory.reports.format import format_metric
 
 ROOT = Path(__file__).parents[1]
 NOTE = "<!-- Written by scripts/docs.py: change {source} and run `python scripts/docs.py`. -->\n\n"
@@ -288,6 +290,33 @@ TRAINERS = {
 }
 
 
+def students_page() -> str:
+    path = ROOT / "docs" / "results" / "students-demo.json"
+    return with_generated("docs/results/students.md", "demo", students_table(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def students_table(students: Sequence[dict[str, Any]]) -> str:
+    """A row for each metric; one that a gate judges says how that ended."""
+    names = dict.fromkeys(name for one in students for name in one["metrics"])
+    return table(
+        ["", *(one["reference"] for one in students)],
+        [
+            ["verdict", *(f"**{one['verdict']}**" for one in students)],
+            *([metric_named(name).label, *(students_cell(one, name) for one in students)] for name in names),
+            ["minutes of building", *(f"{one['seconds'] / 60:.0f}" for one in students)],
+        ],
+    )
+
+
+def students_cell(student: dict[str, Any], name: str) -> str:
+    """``0.103 [0.093, 0.113], n 2,166, passed``"""
+    found = student["metrics"].get(name)
+    if found is None:
+        return "-"
+    metric, gate = MetricValue(**found), student["gates"].get(name)
+    return f"{format_metric(metric)}, n {metric.n:,}" + (f", {gate}" if gate else "")
+
+
 def trainers_page() -> str:
     parts = [TRAINERS_HEAD]
     for title, (file, command) in TRAINERS.items():
@@ -351,6 +380,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/domains.md": domains_page,
     "docs/evaluation.md": evaluation_page,
     "docs/experiments.md": experiments_page,
+    "docs/results/students.md": students_page,
     "docs/results/trainers.md": trainers_page,
 }
 

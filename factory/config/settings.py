@@ -131,7 +131,7 @@ class EvaluateConfig(Strict):
     task_items: int = Field(default=200, ge=0, description="Items of each task at most; 0 leaves tasks out.")
     golden_set: int = Field(default=120, ge=0, description="Questions of the golden set asked at most; 0 leaves it out.")
     refusals: int = Field(default=120, ge=0, description="Prompts of `refusals` asked at most, look-alikes included.")
-    safety: int = Field(default=60, ge=0, description="Prompts of `injections`, and as many of `jailbreaks`, asked at most.")
+    safety: int = Field(default=100, ge=0, description="Prompts of `injections`, and as many of `jailbreaks`, asked at most.")
     bootstrap: int = Field(default=1000, ge=100, description="Bootstrap resamples behind every interval.")
 
 
