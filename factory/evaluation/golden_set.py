@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from factory.cache import cache_key
 from factory.evaluation.items import Item, load_items, normalize, sample_items, share_metrics
 from factory.evaluation.stats import BootstrapConfig, by_cluster, share_difference
 from factory.registry.manifest import MetricValue
@@ -146,12 +145,10 @@ def first_choice(answer: str) -> str | None:
 
 @dataclass(frozen=True)
 class GoldenSetReport:
-    """Metrics, and what is behind them: two versions that were asked the same can be compared question by question."""
+    """Metrics, and what is behind them."""
 
     metrics: dict[str, MetricValue] = field(default_factory=dict)
     passed: dict[str, list[bool]] = field(default_factory=dict)  # by model: of each question, in the order asked
-    topics: list[str] = field(default_factory=list)
-    asked_key: str = ""  # digest of the questions and of how they are marked
 
 
 def asked_questions(questions: Sequence[Question], limit: int | None) -> list[Question]:
@@ -191,4 +188,4 @@ def golden_set_report(
         **share_metrics(passed_exact, "golden_set_exact", "golden_set_exact_change", bootstrap, [topics[row] for row in exact]),
         **share_metrics(finished, "answers_finished", "answers_finished_change", bootstrap, topics),
     }
-    return GoldenSetReport(metrics, passed, topics, cache_key([question.model_dump() for question in questions]))
+    return GoldenSetReport(metrics, passed)

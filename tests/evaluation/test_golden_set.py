@@ -332,7 +332,6 @@ def test_metrics_are_shares_and_their_paired_difference() -> None:
     }
     assert report.metrics["golden_set_passed_teacher"].low < 1  # four questions make nothing certain
     assert report.passed["student"] == [True, False, True, False]
-    assert report.topics == ["numbers", "numbers", "colours", "Sounds?"]
 
 
 def test_the_difference_between_two_versions_is_paired_by_topic() -> None:
@@ -341,17 +340,9 @@ def test_the_difference_between_two_versions_is_paired_by_topic() -> None:
     assert behind.low < 0.5 <= behind.high
 
 
-def test_the_digest_tells_whether_two_versions_were_asked_and_marked_alike() -> None:
-    def key(*questions: Question) -> str:
-        return golden_set_report(questions, {"student": answers(*"a" * len(questions))}, BootstrapConfig(100)).asked_key
-
-    assert key(*ASKED) == key(*ASKED)
-    assert len({key(*ASKED), key(*ASKED[:3]), key(*ASKED[:3], question(["other"]))}) == 3
-
-
 def test_without_questions_there_are_no_metrics() -> None:
     report = golden_set_report([], {"student": [], "teacher": []}, BootstrapConfig(100))
-    assert (report.metrics, report.passed, report.topics) == ({}, {}, [])
+    assert (report.metrics, report.passed) == ({}, {})
     only_must = golden_set_report(ASKED[2:], {"student": answers("red", "loud")}, BootstrapConfig(100))
     assert list(only_must.metrics) == ["golden_set_passed", "answers_finished"]
 
