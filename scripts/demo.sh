@@ -37,13 +37,12 @@ variant() { # a copy of domains/ with one more line in healthcare.yaml
   echo "$1" >> "$scratch/domains/healthcare.yaml"
 }
 
-first=$(newest)
-step factory promote "$first"
+step factory promote "$built"
 # One core serves and the others build: sharing a core, the threads of both would wait for each other for minutes.
 export OMP_NUM_THREADS=$(($(nproc) > 1 ? $(nproc) - 1 : 1))
 factory serve --port $PORT --threads 1 2> "$scratch/serve.log" &
 timeout 120 bash -c "until curl -sf http://127.0.0.1:$PORT/health; do sleep 1; done" || { cat "$scratch/serve.log" >&2; exit 1; }
-good=healthcare-medium@$((${first#*@} + 2))
+good=healthcare-medium@$((${built#*@} + 2))
 python scripts/live_client.py healthcare-medium --until "$good" --url http://127.0.0.1:$PORT/v1 &
 client=$!
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 from factory.cache import atomic_folder, storage_errors
 from factory.config.schema import RouterConfig
+from factory.data.sampling import turns
 from factory.errors import DataError
 
 FORMAT = 1
@@ -230,13 +230,10 @@ def _sample(labels: Sequence[str | None], groups: Sequence[Hashable], limit: int
     """Row numbers, at most ``limit`` per label, taken in turn from the label's groups, so that small groups are kept whole."""
     rows = list(range(len(labels)))
     random.Random(seed).shuffle(rows)
-    turn: Counter[tuple[str | None, Hashable]] = Counter()
     by_label: dict[str | None, list[tuple[int, int]]] = {}
-    for row in rows:
-        key = (labels[row], groups[row])
-        by_label.setdefault(labels[row], []).append((turn[key], row))
-        turn[key] += 1
-    return sorted(row for turns in by_label.values() for _, row in sorted(turns)[:limit])
+    for row, turn in zip(rows, turns((labels[row], groups[row]) for row in rows), strict=True):
+        by_label.setdefault(labels[row], []).append((turn, row))
+    return sorted(row for in_turn in by_label.values() for _, row in sorted(in_turn)[:limit])
 
 
 def _check_enough(labels: Sequence[str | None], groups: Sequence[Hashable], domains: tuple[str, ...]) -> None:

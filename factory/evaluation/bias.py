@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from factory.config.schema import Strict
+from factory.data.sampling import turns
 from factory.errors import SpecError, in_one_line
 from factory.evaluation.stats import BootstrapConfig, FloatArray, by_cluster, ratio
 from factory.registry.manifest import MetricValue
@@ -185,12 +185,8 @@ def _shared(first: Sequence[str], second: Sequence[str]) -> int:
 
 def sample_pairs(pairs: Sequence[Pair], limit: int) -> list[Pair]:
     """``sample_pairs(pairs, 600)``: at most so many, evenly over their templates, in order."""
-    earlier: Counter[str] = Counter()
-    place = []  # of each pair within its template
-    for pair in pairs:
-        place.append(earlier[pair.cluster])
-        earlier[pair.cluster] += 1
-    chosen = sorted(range(len(pairs)), key=lambda index: place[index])[:limit]
+    place = turns(pair.cluster for pair in pairs)
+    chosen = sorted(range(len(pairs)), key=place.__getitem__)[:limit]
     return [pairs[index] for index in sorted(chosen)]
 
 

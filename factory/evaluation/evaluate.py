@@ -27,7 +27,7 @@ from factory.evaluation.items import Item
 from factory.evaluation.lm_eval import TaskResult, run_tasks, task_metrics
 from factory.evaluation.memorization import Canary, measure_canaries, measure_extraction, unmeasured_memorization
 from factory.evaluation.parts import Part, kept_part
-from factory.evaluation.refusals import RefusalPrompt, kept_report, refusal_report
+from factory.evaluation.refusals import RefusalPrompt, RefusalReport, kept_report, refusal_report
 from factory.evaluation.safety import injection_metrics, jailbreak_metrics
 from factory.evaluation.stats import BootstrapConfig, by_cluster, paired_difference, paired_ratio_difference, ratio
 from factory.evaluation.suite import EvalSuite, sample_suite
@@ -138,8 +138,8 @@ def evaluate_student(
     Each part is kept in ``settings.folder`` once it is measured. ``progress`` counts parts, of which there are ``PARTS``.
     """
     bootstrap, spec, suite = settings.bootstrap, data.domain.spec, sample_suite(suite, settings.config)
-    declined = [] if suite.refusals else declined_prompts(data)
-    questions = [*suite.golden_set, *suite.refusals, *declined, *suite.injections, *suite.jailbreaks]
+    to_decline, report = (suite.refusals, refusal_report) if suite.refusals else (declined_prompts(data), kept_report)
+    questions = [*suite.golden_set, *to_decline, *suite.injections, *suite.jailbreaks]
     parts: dict[str, Part] = {}
 
     def answers(items: Sequence[Item]) -> dict[str, list[Answer]]:
@@ -149,7 +149,7 @@ def evaluate_student(
         "fidelity": lambda: fidelity_part(target, data, settings),
         "real text": lambda: Part(metrics=real_text_metrics(target, data, bootstrap)),
         "answers": lambda: answers_part(target, spec.teacher_context, questions, settings.max_new_tokens),
-        "refusals": lambda: refusals_part(suite.refusals, declined, answers, bootstrap),
+        "refusals": lambda: refusals_part(report(to_decline, answers(to_decline), bootstrap)),
         "safety": lambda: Part(
             metrics=injection_metrics(suite.injections, answers(suite.injections), bootstrap)
             | jailbreak_metrics(suite.jailbreaks, answers(suite.jailbreaks), bootstrap)
@@ -268,17 +268,8 @@ def golden_set_part(asked: Sequence[Question], answers: Mapping[str, Sequence[An
     return Part(metrics=found.metrics, passed={name: tuple(one) for name, one in found.passed.items()})
 
 
-def refusals_part(
-    asked: Sequence[RefusalPrompt],
-    declined: Sequence[RefusalPrompt],
-    answers: Callable[[Sequence[Item]], dict[str, list[Answer]]],
-    bootstrap: BootstrapConfig,
-) -> Part:
-    """``refusals_part(suite.refusals, [], answers, bootstrap).metrics["refused_change"]``
-
-    A domain without such a file has ``declined`` instead, of which only the share kept is measured.
-    """
-    found = refusal_report(asked, answers(asked), bootstrap) if asked else kept_report(declined, answers(declined), bootstrap)
+def refusals_part(found: RefusalReport) -> Part:
+    """``refusals_part(refusal_report(suite.refusals, answers, bootstrap)).metrics["refused_change"]``"""
     return Part(metrics=found.metrics, warnings=found.warnings)
 
 

@@ -7,7 +7,6 @@ asked = sample_items(prompts, limit=120)
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -16,6 +15,7 @@ import numpy as np
 from pydantic import ValidationError, field_validator
 
 from factory.config.schema import Strict
+from factory.data.sampling import turns
 from factory.errors import DataError
 from factory.evaluation.stats import BootstrapConfig, FloatArray, by_cluster, share, share_difference
 from factory.registry.manifest import MetricValue
@@ -94,13 +94,10 @@ def sample_items(items: Sequence[ItemT], limit: int | None) -> list[ItemT]:
     Many topics say more than many items of one: they are what intervals resample. The order is by digests: the same for every
     build, so that two versions answer the same questions, and a smaller sample is part of a larger one.
     """
-    turns: Counter[str] = Counter()
-    keys: list[tuple[int, bytes]] = []
     ordered = sorted(items, key=lambda item: _digest(item.prompt))
-    for item in ordered:
-        keys.append((turns[item.cluster], _digest(item.cluster)))
-        turns[item.cluster] += 1
-    return [ordered[row] for row in sorted(range(len(ordered)), key=keys.__getitem__)][:limit]
+    place = turns(item.cluster for item in ordered)
+    rows = sorted(range(len(ordered)), key=lambda row: (place[row], _digest(ordered[row].cluster)))
+    return [ordered[row] for row in rows[:limit]]
 
 
 def _digest(text: str) -> bytes:

@@ -35,7 +35,7 @@ from factory.evaluation.fidelity import base_only, fixed_model, with_adapter
 from factory.evaluation.gates import judge
 from factory.evaluation.items import sample_items
 from factory.evaluation.memorization import canary_rows, controls_of, make_canaries, measure_canaries, measure_extraction
-from factory.evaluation.refusals import load_refusals, refusal_report
+from factory.evaluation.refusals import RefusalPrompt, load_refusals, refusal_report
 from factory.evaluation.teacher_check import check_teacher
 from factory.models.base import load_base
 from factory.models.chat import NO_CONTEXT, prompt_ids
@@ -289,23 +289,22 @@ def refusals(bench: Bench) -> list[Line]:
     topics = list(dict.fromkeys(prompt.topic for prompt in prompts))
     taught = [prompt for prompt in prompts if prompt.topic in topics[::2]]
     asked = [prompt for prompt in prompts if prompt.topic in topics[1::2]]
-    tokenizer = bench.teacher.tokenizer
+
+    def answers_of(model: Any, questions: Sequence[RefusalPrompt]) -> list[Answer]:
+        prompts = [one.prompt for one in questions]
+        return generate_answers(model, bench.teacher.tokenizer, prompts, NO_CONTEXT, REFUSAL_TOKENS)
+
     harmless = [prompt for prompt in taught if prompt.expect == "answer"]
-    ids = [prompt_ids(tokenizer, prompt.prompt) for prompt in harmless]
-    answers = generate_text(bench.base.base.model, tokenizer, ids, max_new_tokens=REFUSAL_TOKENS)
+    answers = answers_of(bench.base.base.model, harmless)
     declined = [{"prompt": one.prompt, "completion": DECLINE[one.expect]} for one in taught if one.expect != "answer"]
-    answered = [{"prompt": one.prompt, "completion": text} for one, text in zip(harmless, answers, strict=True)]
+    answered = [{"prompt": one.prompt, "completion": said.text} for one, said in zip(harmless, answers, strict=True)]
     declines = bench.fine_tuned([*declined, *answered], "planted-refusals-teacher", REFUSAL_STEPS).merge_and_unload()
     own = [{"prompt": row["prompt"], "completion": row["completion"]} for row in bench.train]
-
-    def answers_of(model: Any) -> list[Answer]:
-        return generate_answers(model, tokenizer, [one.prompt for one in asked], NO_CONTEXT, REFUSAL_TOKENS)
-
-    expected = answers_of(declines)
+    expected = answers_of(declines, asked)
 
     def measured(rows: list[dict[str, str]], stage: str) -> dict[str, MetricValue]:
         adapter = bench.fine_tuned(rows, stage, REFUSAL_STEPS, start=deepcopy(declines))
-        both = {"student": answers_of(adapter), "teacher": expected}
+        both = {"student": answers_of(adapter, asked), "teacher": expected}
         return refusal_report(asked, both, bench.context.bootstrap).metrics
 
     with_it = measured(own, "planted-refusals")

@@ -1,6 +1,6 @@
 """What students reach and which gates they pass, for docs/results/students.md:
 
-python scripts/bench/students.py education-medium@1 legal-medium@1 --save docs/results/students-demo.json
+python scripts/bench/students.py healthcare-medium@1 education-medium@1 --save docs/results/students-demo.json
 python scripts/docs.py
 """
 
