@@ -18,7 +18,7 @@ from factory.models.kv_cache import expand_cache, prefix_cache
 from factory.models.scoring import length_batches
 
 FINISHED = 1 / 8  # finished rows leave the batch once they are this share of it: each removal copies the whole cache
-CACHE_BYTES = 3 * 2**29  # of keys and values at once
+CACHE_BYTES = 3 * 2**29  # of keys and values at once, on a CPU
 LIMIT = 96  # new tokens of generate_ids and generate_text, unless the caller says otherwise
 
 
@@ -82,12 +82,14 @@ def rows_at_once(model: PreTrainedModel, longest: int) -> int:
     """``rows_at_once(model, 400)``: 64 to 128 sequences of that length, as many as have their cache in ``CACHE_BYTES``.
 
     Rows leave a batch as they end, so a large one stays efficient for longer: 234 tokens/s with 128 where 64 gave 191
-    (docs/log.md, "larger batches").
+    (docs/log.md, "larger batches"). A GPU waits for its host whatever the batch is: up to 512, in a quarter of its free memory.
     """
     config = model.config.get_text_config()
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     row = 2 * config.num_hidden_layers * heads * width * longest * model.dtype.itemsize
+    if model.device.type == "cuda":
+        return int(min(max(64, torch.cuda.mem_get_info(model.device)[0] // 4 // row), 512))
     return int(min(max(64, CACHE_BYTES // row), 128))
 
 
