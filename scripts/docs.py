@@ -11,7 +11,8 @@ import ast
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -55,13 +56,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
-def with_generated(path: str, name: str, content: str) -> str:
-    """``with_generated("docs/evaluation.md", "metrics", table(...))``: the page as it is, with new content at the marker."""
-    before, begin, rest = (ROOT / path).read_text(encoding="utf-8").partition(f"<!-- generated: {name} -->\n")
-    _, end, after = rest.partition("<!-- end -->")
-    if not begin or not end:
-        sys.exit(f"error: {path} has no place for {name}: <!-- generated: {name} --> and, below it, <!-- end -->")
-    return before + begin + content + end + after
+def with_generated(path: str, parts: Mapping[str, str]) -> str:
+    """``with_generated("docs/evaluation.md", {"metrics": table(...)})``: the page with new content at each part's marker."""
+    page = (ROOT / path).read_text(encoding="utf-8")
+    for name, content in parts.items():
+        before, begin, rest = page.partition(f"<!-- generated: {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not begin or not end:
+            sys.exit(f"error: {path} has no place for {name}: <!-- generated: {name} --> and, below it, <!-- end -->")
+        page = before + begin + content + end + after
+    return page
 
 
 # ------------------------------------------------------------------------------------------------- docs/domains.md
@@ -256,7 +260,7 @@ def parameter_default(parameter: Any) -> str:
 
 def evaluation_page() -> str:
     rows = [(f"`{key}`", metric.label, metric.better or "", metric.unit) for key, metric in METRICS.items()]
-    return with_generated("docs/evaluation.md", "metrics", table(("metric", "label", "better", "unit"), rows))
+    return with_generated("docs/evaluation.md", {"metrics": table(("metric", "label", "better", "unit"), rows)})
 
 
 # ------------------------------------------------------------------------------------------------- docs/experiments.md
@@ -264,7 +268,7 @@ def evaluation_page() -> str:
 
 def experiments_page() -> str:
     sections = [section("###", f"`{title}`", model) for title, model in EXPERIMENT_SECTIONS.items()]
-    return with_generated("docs/experiments.md", "keys", "\n".join([keys(ExperimentSpec), *sections]))
+    return with_generated("docs/experiments.md", {"keys": "\n".join([keys(ExperimentSpec), *sections])})
 
 
 # ------------------------------------------------------------------------------------------------- docs/results/
@@ -291,8 +295,11 @@ TRAINERS = {
 
 
 def students_page() -> str:
-    path = ROOT / "docs" / "results" / "students-demo.json"
-    return with_generated("docs/results/students.md", "demo", students_table(json.loads(path.read_text(encoding="utf-8"))))
+    default, demo = (
+        json.loads((ROOT / "docs" / "results" / f"students-{profile}.json").read_text(encoding="utf-8"))
+        for profile in ("default", "demo")
+    )
+    return with_generated("docs/results/students.md", {"default": seeds_table(default), "demo": students_table(demo)})
 
 
 def students_table(students: Sequence[dict[str, Any]]) -> str:
@@ -306,6 +313,36 @@ def students_table(students: Sequence[dict[str, Any]]) -> str:
             ["minutes of building", *(f"{one['seconds'] / 60:.0f}" for one in students)],
         ],
     )
+
+
+def seeds_table(students: Sequence[dict[str, Any]]) -> str:
+    """A column for each student, over its seeds: the mean of a metric, its range, and how often each gate ended how."""
+    by_reference = {
+        one["reference"]: [other for other in students if other["reference"] == one["reference"]] for one in students
+    }
+    names = dict.fromkeys(name for one in students for name in one["metrics"])
+    return table(
+        ["", *by_reference],
+        [
+            ["verdict", *(counted(one["verdict"] for one in seeds) for seeds in by_reference.values())],
+            *([metric_named(name).label, *(seeds_cell(seeds, name) for seeds in by_reference.values())] for name in names),
+        ],
+    )
+
+
+def seeds_cell(seeds: Sequence[dict[str, Any]], name: str) -> str:
+    """``0.045 (0.040 to 0.048); passed 3``"""
+    values = [one["metrics"][name]["value"] for one in seeds if name in one["metrics"]]
+    if not values:
+        return "-"
+    gates = [one["gates"][name] for one in seeds if name in one["gates"]]
+    spread = f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    return spread + (f"; {counted(gates)}" if gates else "")
+
+
+def counted(statuses: Iterable[str]) -> str:
+    """``counted(["passed", "failed", "passed"]) == "passed 2, failed 1"``"""
+    return ", ".join(f"{status} {count}" for status, count in Counter(statuses).most_common())
 
 
 def students_cell(student: dict[str, Any], name: str) -> str:
@@ -365,7 +402,7 @@ def design_page() -> str:
         else:
             lines.append(f"{'  ' * (len(folder.parts) + 1)}{path.name}".ljust(30) + phrase)
     lines += [name.ljust(30) + phrase for name, phrase in AROUND.items()]
-    return with_generated("docs/design.md", "tree", "```\n" + "\n".join(line.rstrip() for line in lines) + "\n```\n")
+    return with_generated("docs/design.md", {"tree": "```\n" + "\n".join(line.rstrip() for line in lines) + "\n```\n"})
 
 
 def first_sentence(path: Path) -> str:

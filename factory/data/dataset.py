@@ -27,7 +27,8 @@ SPLITS = ("train", "validation", "test")
 OVERSAMPLE = 1.3  # of the caps, so that near duplicates can be dropped without embedding every combination
 MIN_HELD_OUT = 20  # validation and test may be this large whatever their share
 MIN_TRAIN, MIN_TEST = 20, 2  # examples that a data set needs
-SMALL_TRAIN, MAX_LOSS_RATIO = 200, 1.25  # a data set with fewer or above is too small
+SMALL_TRAIN = 200  # a data set with fewer train examples is too small
+MAX_LOSS_RATIO, MIN_LOSS_GAP = 1.25, 0.05  # so is one whose validation loss is further above the training loss, nats/token
 MANIFEST = "manifest.json"
 
 DROPPED_BY = {  # the setting that decides how many examples a reason drops
@@ -325,7 +326,7 @@ def small_dataset_warning(train_loss: float, validation_loss: float, manifest: D
     signs = []
     if train < SMALL_TRAIN:
         signs.append(f"{train} train examples (fewer than {SMALL_TRAIN})")
-    if ratio > MAX_LOSS_RATIO:
+    if ratio > MAX_LOSS_RATIO and validation_loss - train_loss > MIN_LOSS_GAP:
         signs.append(f"validation loss {validation_loss:.3g} is {ratio:.2f} times the training loss {train_loss:.3g}")
     if not signs:
         return None

@@ -10,6 +10,7 @@ from factory.config.schema import TeacherContext
 from factory.evaluation.fidelity import Candidate
 from factory.models.chat import NO_CONTEXT, prompt_ids, split_prefix, stop_tokens
 from factory.models.generation import generate_ids
+from factory.models.lora import merged_adapters
 from factory.models.teacher import Teacher
 
 
@@ -19,6 +20,7 @@ class Answer:
 
     text: str
     finished: bool
+    ids: tuple[int, ...] = ()  # its tokens, the end of the turn included
 
 
 def generate_answers(
@@ -34,7 +36,7 @@ def generate_answers(
     prefix, rest = split_prefix([prompt_ids(tokenizer, prompt, context) for prompt in prompts])
     stop = stop_tokens(tokenizer)
     return [
-        Answer(str(tokenizer.decode(ids, skip_special_tokens=True)).strip(), finished=ids[-1] in stop)
+        Answer(str(tokenizer.decode(ids, skip_special_tokens=True)).strip(), ids[-1] in stop, tuple(ids))
         for ids in generate_ids(model, tokenizer, rest, prefix, max_new_tokens)
     ]
 
@@ -44,11 +46,11 @@ def ask_models(
 ) -> dict[str, list[Answer]]:
     """``ask_models(teacher, {"student": student}, spec.teacher_context, 112, prompts)["student"][0].text``
 
-    The teacher sees ``context``, candidates do not.
+    The teacher sees ``context``, candidates do not; adapters are merged into their base meanwhile, as they are served.
     """
     tokenizer = teacher.tokenizer
     answers = {"teacher": generate_answers(teacher.model, tokenizer, prompts, context, max_new_tokens)}
     for name, candidate in candidates.items():
-        with candidate() as model:
+        with candidate() as model, merged_adapters(model):
             answers[name] = generate_answers(model, tokenizer, prompts, NO_CONTEXT, max_new_tokens)
     return answers

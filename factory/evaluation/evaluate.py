@@ -29,6 +29,7 @@ from factory.evaluation.memorization import Canary, measure_canaries, measure_ex
 from factory.evaluation.parts import Part, kept_part
 from factory.evaluation.refusals import RefusalPrompt, RefusalReport, kept_report, refusal_report
 from factory.evaluation.safety import injection_metrics, jailbreak_metrics
+from factory.evaluation.samples import SAMPLES, answer_samples
 from factory.evaluation.stats import BootstrapConfig, by_cluster, paired_difference, paired_ratio_difference, ratio
 from factory.evaluation.suite import EvalSuite, sample_suite
 from factory.models.chat import NO_CONTEXT
@@ -115,6 +116,7 @@ PARTS = (
     "fidelity",
     "real text",
     "answers",
+    "samples",
     "refusals",
     "safety",
     "bias",
@@ -139,16 +141,23 @@ def evaluate_student(
     """
     bootstrap, spec, suite = settings.bootstrap, data.domain.spec, sample_suite(suite, settings.config)
     to_decline, report = (suite.refusals, refusal_report) if suite.refusals else (declined_prompts(data), kept_report)
-    questions = [*suite.golden_set, *to_decline, *suite.injections, *suite.jailbreaks]
+    shown = [row["prompt"] for row in data.domain.test[:SAMPLES]]
+    asked = [item.prompt for item in (*suite.golden_set, *to_decline, *suite.injections, *suite.jailbreaks)]
     parts: dict[str, Part] = {}
 
+    def answers_to(prompts: Sequence[str]) -> dict[str, list[Answer]]:
+        return {name: [given[prompt] for prompt in prompts] for name, given in parts["answers"].answers.items()}
+
     def answers(items: Sequence[Item]) -> dict[str, list[Answer]]:
-        return {name: [given[item.prompt] for item in items] for name, given in parts["answers"].answers.items()}
+        return answers_to([item.prompt for item in items])
 
     measures: dict[str, Callable[[], Part]] = {
         "fidelity": lambda: fidelity_part(target, data, settings),
         "real text": lambda: Part(metrics=real_text_metrics(target, data, bootstrap)),
-        "answers": lambda: answers_part(target, spec.teacher_context, questions, settings.max_new_tokens),
+        "answers": lambda: answers_part(target, spec.teacher_context, [*asked, *shown], settings.max_new_tokens),
+        "samples": lambda: Part(
+            samples=answer_samples(target.adapter, target.teacher, shown, spec.teacher_context, answers_to(shown))
+        ),
         "refusals": lambda: refusals_part(report(to_decline, answers(to_decline), bootstrap)),
         "safety": lambda: Part(
             metrics=injection_metrics(suite.injections, answers(suite.injections), bootstrap)
@@ -193,7 +202,6 @@ def fidelity_part(target: EvalTarget, data: EvalData, settings: EvalSettings) ->
         warnings=missing,
         baselines=found.baselines,
         speed=found.speed,
-        samples=found.samples,
         per_example=found.per_example,
     )
 
@@ -202,7 +210,6 @@ def held_out_text(target: EvalTarget, data: EvalData, config: EvaluateConfig) ->
     """``held_out_text(target, data, config)``: the test split, general text, and as much of the family's other domains."""
     test, others, tokenizer = _test_rows(data, config), _other_rows(data, config), target.teacher.tokenizer
     return HeldOut(
-        prompts=[row["prompt"] for row in test],
         domain=tokenize_examples(test, tokenizer, data.domain.spec.teacher_context),
         clusters=[cluster_of(row) for row in test],
         embeddings=data.embed(test),
@@ -252,12 +259,12 @@ def real_texts(held_out: Sequence[Row]) -> list[RealText]:
     return [RealText("", row["prompt"], cluster_of(row)) for row in rows if row["prompt"].strip()]
 
 
-def answers_part(target: EvalTarget, context: TeacherContext, questions: Sequence[Item], max_new_tokens: int) -> Part:
-    """``answers_part(target, spec.teacher_context, questions, 112).answers["student"]``: to all questions, in common batches.
+def answers_part(target: EvalTarget, context: TeacherContext, asked: Sequence[str], max_new_tokens: int) -> Part:
+    """``answers_part(target, spec.teacher_context, prompts, 112).answers["student"]``: to all questions, in common batches.
 
     The base is not asked: what its adapter adds is seen in KL, and answers are most of an evaluation's cost.
     """
-    prompts = list(dict.fromkeys(question.prompt for question in questions))
+    prompts = list(dict.fromkeys(asked))
     found = ask_models(target.teacher, target.trained, context, max_new_tokens, prompts)
     return Part(answers={name: dict(zip(prompts, given, strict=True)) for name, given in found.items()})
 

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from factory.evaluation.samples import answer_samples
 from factory.evaluation.speed import compare_speed
 from factory.evaluation.stats import BootstrapConfig, ExampleSums, concatenate, paired_difference, ratio, summarize
 from factory.models.chat import split_prefix
@@ -25,7 +24,7 @@ from factory.models.forward import hidden_states, make_batch, mean_pool, output_
 from factory.models.scoring import length_batches
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample
-from factory.registry.manifest import MetricValue, PerExample, Sample, Speeds
+from factory.registry.manifest import MetricValue, PerExample, Speeds
 
 BATCH = 16
 TOP = 5  # tokens of either model that are compared
@@ -199,7 +198,6 @@ def _example_sums(columns: Mapping[str, Tensor], lengths: list[int], embeddings:
 class HeldOut:
     """Text that no student was trained on."""
 
-    prompts: Sequence[str]  # of the domain's examples, before the chat template
     domain: Sequence[TokenizedExample]  # of the domain's test split
     clusters: Sequence[str]  # of the domain's examples
     embeddings: np.ndarray  # (E, D) of the domain's examples, by the family's encoder
@@ -216,7 +214,6 @@ class Fidelity:
     metrics: dict[str, MetricValue]
     baselines: dict[str, dict[str, MetricValue]]  # "base" and "sft" → their metrics on the domain's examples
     speed: Speeds
-    samples: tuple[Sample, ...]
     per_example: PerExample  # of the student on the domain's examples
 
 
@@ -260,7 +257,6 @@ def measure_fidelity(
         metrics,
         {name: summary for name, summary in by_candidate.items() if name != "default"},
         compare_speed(adapter, teacher, [example.prompt for example in held_out.domain]),
-        answer_samples(adapter, teacher, held_out.prompts, held_out.domain),
         per_example(domain["default"], held_out.domain, held_out.clusters),
     )
 

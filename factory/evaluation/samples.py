@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from factory.models.chat import split_prefix, stop_tokens
-from factory.models.generation import generate_ids
+from factory.config.schema import TeacherContext
+from factory.evaluation.answers import Answer
+from factory.models.chat import NO_CONTEXT, prompt_ids, stop_tokens
 from factory.models.scoring import score_completions
 from factory.models.teacher import Teacher
-from factory.models.tokenize import TokenizedExample
 from factory.registry.manifest import Sample
 
 SAMPLES = 3
 
 
 def answer_samples(
-    adapter: Any, teacher: Teacher, prompts: Sequence[str], examples: Sequence[TokenizedExample]
+    adapter: Any,
+    teacher: Teacher,
+    prompts: Sequence[str],
+    context: TeacherContext,
+    answers: Mapping[str, Sequence[Answer]],
 ) -> tuple[Sample, ...]:
-    """``answer_samples(adapter, teacher, held_out.prompts, held_out.domain)[0].student``: of the first prompts.
+    """``answer_samples(adapter, teacher, prompts, spec.teacher_context, ask_models(...))[0].student``: of every prompt.
 
-    ``prompts`` are the texts of ``examples``. The teacher answers with its context, the student without.
+    ``answers`` are those of ``teacher``, which saw ``context``, and of ``student``, which did not.
     """
-    first, tokenizer = examples[:SAMPLES], teacher.tokenizer
-    student_prompts, teacher_prompts = [one.prompt for one in first], [one.teacher_prompt for one in first]
-    prefix, rest = split_prefix(teacher_prompts)
-    by_student = generate_ids(adapter, tokenizer, student_prompts)
-    by_teacher = generate_ids(teacher.model, tokenizer, rest, prefix)
-    teacher_agrees = top1_agreement(teacher.model, teacher_prompts, by_student)
-    student_agrees = top1_agreement(adapter, student_prompts, by_teacher)
+    tokenizer, by_teacher, by_student = teacher.tokenizer, answers["teacher"], answers["student"]
+    teacher_prompts, student_prompts = (
+        [prompt_ids(tokenizer, prompt, seen) for prompt in prompts] for seen in (context, NO_CONTEXT)
+    )
+    teacher_agrees = top1_agreement(teacher.model, teacher_prompts, [answer.ids for answer in by_student])
+    student_agrees = top1_agreement(adapter, student_prompts, [answer.ids for answer in by_teacher])
     return tuple(
         Sample(
             prompt=prompt,
-            teacher=_text(tokenizer, by_teacher[i]),
-            student=_text(tokenizer, by_student[i]),
-            teacher_tokens=_tokens(tokenizer, by_teacher[i], student_agrees[i]),
-            student_tokens=_tokens(tokenizer, by_student[i], teacher_agrees[i]),
+            teacher=by_teacher[i].text,
+            student=by_student[i].text,
+            teacher_tokens=_tokens(tokenizer, by_teacher[i].ids, student_agrees[i]),
+            student_tokens=_tokens(tokenizer, by_student[i].ids, teacher_agrees[i]),
         )
-        for i, prompt in enumerate(prompts[:SAMPLES])
+        for i, prompt in enumerate(prompts)
     )
 
 
@@ -49,10 +52,6 @@ def top1_agreement(model: Any, prompts: Sequence[Sequence[int]], answers: Sequen
     with torch.autocast(device.type, dtype=torch.bfloat16):
         scores = score_completions(model, prompts, answers, device)
     return [score.top1.tolist() for score in scores]
-
-
-def _text(tokenizer: Any, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def _tokens(tokenizer: Any, ids: Sequence[int], agrees: Sequence[bool]) -> tuple[tuple[str, bool], ...]:

@@ -2,6 +2,8 @@
 
 python scripts/bench/students.py healthcare-medium@1 education-medium@1 --save docs/results/students-demo.json
 python scripts/docs.py
+
+Students of several seeds stand in a registry each: name them all by --registry.
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ ROWS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("references", nargs="+", metavar="student", help="healthcare-medium@1")
-    parser.add_argument("--registry", type=Path, default=Path("registry"))
+    parser.add_argument("--registry", type=Path, nargs="+", default=[Path("registry")])
     parser.add_argument("--save", type=Path, metavar="FILE.json", required=True)
     given = parser.parse_args()
-    students = [figures(Registry(given.registry).resolve(one)) for one in given.references]
+    students = [figures(Registry(folder).resolve(one)) for folder in given.registry for one in given.references]
     given.save.write_bytes(to_json(plain_json(students, given.save.name)))
 
 

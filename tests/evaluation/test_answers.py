@@ -25,7 +25,8 @@ def test_answers_are_those_of_the_prompts_with_their_context() -> None:
 
 def test_an_answer_is_finished_where_its_last_token_ends_a_turn() -> None:
     tokenizer = tiny.tokenizer()
-    assert generate_answers(always(end_of_turn(tokenizer)), tokenizer, PROMPTS, NO_CONTEXT, 4) == [Answer("", True)] * 3
+    end = end_of_turn(tokenizer)
+    assert generate_answers(always(end), tokenizer, PROMPTS, NO_CONTEXT, 4) == [Answer("", True, (end,))] * 3
     word = tokenizer("asthma", add_special_tokens=False)["input_ids"][0]
     unfinished = generate_answers(always(word), tokenizer, PROMPTS, NO_CONTEXT, 4)
     assert [answer.finished for answer in unfinished] == [False] * 3 and all(answer.text for answer in unfinished)

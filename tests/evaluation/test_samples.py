@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from support import tiny
 
+from factory.evaluation.answers import ask_models
+from factory.evaluation.fidelity import fixed_model
 from factory.evaluation.samples import answer_samples, top1_agreement
-from factory.models.chat import stop_tokens
-from factory.models.generation import generate_ids, generate_text, sample
+from factory.models.chat import NO_CONTEXT, prompt_ids, stop_tokens
+from factory.models.generation import sample
 
 EXAMPLES = tiny.sequences(6)
-PROMPTS = [f"prompt {i}" for i in range(6)]
+PROMPTS = [f"prompt {i}" for i in range(3)]
 
 
-def test_samples_hold_both_answers_the_teachers_with_its_context() -> None:
+def test_samples_hold_both_answers_and_whether_the_other_agrees_with_each_token() -> None:
     student, teacher = tiny.llama(seed=3), tiny.teacher()
     tokenizer = teacher.tokenizer
-    samples = answer_samples(student, teacher, PROMPTS, EXAMPLES)
-    assert [sample.prompt for sample in samples] == PROMPTS[:3]
-    for found, example in zip(samples, EXAMPLES, strict=False):
-        assert found.student == generate_text(student, tokenizer, [example.prompt])[0]
-        assert found.teacher == generate_text(teacher.model, tokenizer, [example.teacher_prompt])[0]
-        ids = generate_ids(student, tokenizer, [example.prompt])[0]
-        kept = [token for token in ids if token not in stop_tokens(tokenizer)]
+    answers = ask_models(teacher, {"student": fixed_model(student)}, tiny.CONTEXT, 8, PROMPTS)
+    samples = answer_samples(student, teacher, PROMPTS, tiny.CONTEXT, answers)
+    assert [sample.prompt for sample in samples] == PROMPTS
+    for found, prompt, of_student, of_teacher in zip(samples, PROMPTS, answers["student"], answers["teacher"], strict=True):
+        assert (found.student, found.teacher) == (of_student.text, of_teacher.text)
+        kept = [token for token in of_student.ids if token not in stop_tokens(tokenizer)]
         assert [text for text, _ in found.student_tokens] == [tokenizer.decode([token]) for token in kept]
+        [agrees] = top1_agreement(teacher.model, [prompt_ids(tokenizer, prompt, tiny.CONTEXT)], [of_student.ids])
+        assert [same for _, same in found.student_tokens] == agrees[: len(kept)]
+        [agrees] = top1_agreement(student, [prompt_ids(tokenizer, prompt, NO_CONTEXT)], [of_teacher.ids])
+        assert [same for _, same in found.teacher_tokens] == agrees[: len(found.teacher_tokens)]
 
 
 def test_agreement_is_whether_each_token_is_the_other_models_top_1() -> None:
