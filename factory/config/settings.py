@@ -44,6 +44,13 @@ class DistillConfig(TrainConfig):
     )
     feature: Weight = Field(default=0.0, description="Weight of the feature term (hidden states).")
     relation: Weight = Field(default=0.0, description="Weight of the relation term (distances and angles). Needs `batch` ≥ 32.")
+    general: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Prompts of the general pool, as a share of the domain's examples, that are learnt beside them with the "
+        "teacher's answers without a context: they keep what lies outside the domain as it is.",
+    )
     top_k: int = Field(
         default=36, ge=1, description="Teacher log-probabilities stored per position, besides the remaining mass."
     )
@@ -77,6 +84,7 @@ PLAIN: dict[str, Any] = {
     "ground_truth": 0.0,
     "feature": 0.0,
     "relation": 0.0,
+    "general": 0.0,
 }
 
 
@@ -92,6 +100,12 @@ class HealConfig(DistillConfig):
     def base_and_adapter_have_examples(self) -> HealConfig:
         if not (0.1 <= self.share <= 0.9 or self.share == 1):
             raise ValueError("share must be 0.1 to 0.9, or 1 to train base and adapters on the same examples")
+        return self
+
+    @model_validator(mode="after")
+    def general_is_the_adapters(self) -> HealConfig:
+        if self.general:
+            raise ValueError("general has no effect here: only adapters learn general prompts; set it in distill")
         return self
 
 

@@ -21,9 +21,9 @@ from factory.evaluation.teacher_check import TeacherCheck
 from factory.models.base import attach_adapter, load_base
 from factory.pipeline.base import StudentBase
 from factory.pipeline.context import BuildContext, FamilyModels
-from factory.pipeline.dataset import DomainDataset
+from factory.pipeline.dataset import DomainDataset, general_training_rows
 from factory.pipeline.precheck import check_domain, require_teacher
-from factory.pipeline.training_set import make_canary_set, make_training_set, training_set_key
+from factory.pipeline.training_set import make_canary_set, make_general_set, make_training_set, training_set_key
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,15 @@ def adapter_training_set(
     """``adapter_training_set(context, models, data, base, config)``: the domain's examples that the base was not healed on.
 
     What a base has learnt teaches its adapter nothing new. A domain that the base has not seen gives all of its examples.
+    Beside them are the general prompts that ``config.general`` asks for.
     """
     training_set = make_training_set(context, models, data, base.teacher, config)
     manifest = base.manifest
     healed = manifest.domains.get(data.spec.name)
-    if healed is None or healed.fingerprint != data.manifest.fingerprint or manifest.heal_share == 1:
-        return training_set
-    return training_set.slice(manifest.heal_share, 1)
+    if healed is not None and healed.fingerprint == data.manifest.fingerprint and manifest.heal_share < 1:
+        training_set = training_set.slice(manifest.heal_share, 1)
+    general = general_training_rows(context, models, round(config.general * len(training_set.indices)))
+    return concat([training_set, make_general_set(models, general, base.teacher, config)]) if general else training_set
 
 
 def distil_adapter(

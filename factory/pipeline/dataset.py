@@ -30,6 +30,7 @@ from factory.data.dataset import (
 from factory.data.pii import filter_pii
 from factory.data.router import DomainRouter
 from factory.data.sources import Example, content_hash, load_examples, sample_evenly
+from factory.data.splitting import split_examples
 from factory.errors import DataError
 from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.pipeline.context import BuildContext, FamilyModels
@@ -173,6 +174,17 @@ def general_examples(context: BuildContext, models: FamilyModels) -> list[Exampl
     return load_domain_examples(context, models, general_pool(context).sources)
 
 
+def split_general(context: BuildContext, models: FamilyModels) -> tuple[list[Example], list[Example]]:
+    """``taught, held_out = split_general(context, models)``: what adapters may learn, and what forgetting is measured on.
+
+    No template and no value is in both. A pool that is too small to be split is held out as a whole.
+    """
+    every = general_examples(context, models)
+    split = split_examples(every, context.settings().data, context.seed)
+    held_out = [*split.test, *split.validation]
+    return (split.train, held_out) if split.train and held_out else ([], every)
+
+
 def load_router(context: BuildContext, models: FamilyModels) -> DomainRouter:
     """``load_router(context, models).route(["Can my landlord keep my deposit?"])``: trained once, then read from disk.
 
@@ -296,12 +308,13 @@ def _complete(
 
 
 def make_general_rows(context: BuildContext, models: FamilyModels) -> list[dict[str, Any]]:
-    """``make_general_rows(context, models)``: a sample of the general pool with the teacher's own answers, without a context.
+    """``make_general_rows(context, models)``: held-out prompts of the general pool with the teacher's own answers.
 
-    None where the teacher finishes none of them: forgetting is then not measured, and this says so before anything is trained.
+    It sees no context. None where it finishes none of them: forgetting is then not measured, and this says so before anything
+    is trained.
     """
     settings = context.settings()
-    chosen = sample_evenly(general_examples(context, models), settings.evaluate.general, context.seed)
+    chosen = sample_evenly(split_general(context, models)[1], settings.evaluate.general, context.seed)
     rows = make_rows(chosen, _complete(context, models, chosen, None), Counter())
     if not rows:
         context.say(
@@ -309,3 +322,14 @@ def make_general_rows(context: BuildContext, models: FamilyModels) -> list[dict[
             f"raise data.max_completion_tokens ({settings.data.max_completion_tokens}) to measure it"
         )
     return rows
+
+
+def general_training_rows(context: BuildContext, models: FamilyModels, count: int) -> list[dict[str, Any]]:
+    """``general_training_rows(context, models, 500)``: prompts of the general pool that no evaluation asks, with answers.
+
+    The teacher sees no context. An answer that was cut off teaches as much, since only what comes next at each token is learnt.
+    """
+    chosen = sample_evenly(split_general(context, models)[0], count, context.seed)
+    completions = _complete(context, models, chosen, None)
+    whole = {name: replace(completion, finished=True) for name, completion in completions.items()}
+    return make_rows(chosen, whole, Counter())

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from factory.cache import cache_key, home, replace_file, sha256
-from factory.config.schema import DistillConfig
+from factory.config.schema import DistillConfig, TeacherContext
 from factory.distill.target_store import FORMAT, SoftTargetStore
 from factory.distill.trainer import TrainingSet
 from factory.evaluation.memorization import Canary, canary_rows
+from factory.models.chat import NO_CONTEXT
 from factory.models.teacher import Teacher
 from factory.models.tokenize import tokenize_examples
 from factory.pipeline.context import BuildContext, FamilyModels
@@ -48,13 +50,32 @@ def make_canary_set(
     The data set and its targets are the same with and without canaries.
     """
     rows = canary_rows(canaries, CANARY_REPEATS)
-    examples = tokenize_examples(rows, teacher.tokenizer, data.spec.teacher_context)
-    key = cache_key(FORMAT, rows, teacher.revision, _vocabulary(teacher), config.top_k, config.temperature,
-                    data.spec.teacher_context.model_dump())  # fmt: skip
+    return _set_beside("canaries", rows, models, data.spec.teacher_context, teacher, config)
+
+
+def make_general_set(
+    models: FamilyModels, rows: Sequence[dict[str, Any]], teacher: Teacher, config: DistillConfig
+) -> TrainingSet:
+    """``make_general_set(models, general_training_rows(context, models, 500), trimmed_teacher, settings.distill)``"""
+    return _set_beside("general", rows, models, NO_CONTEXT, teacher, config)
+
+
+def _set_beside(
+    name: str,
+    rows: Sequence[dict[str, Any]],
+    models: FamilyModels,
+    context: TeacherContext,
+    teacher: Teacher,
+    config: DistillConfig,
+) -> TrainingSet:
+    """Rows that are no part of a data set, with targets of their own."""
+    examples = tokenize_examples(rows, teacher.tokenizer, context)
+    key = cache_key(FORMAT, [[row["prompt"], row["completion"]] for row in rows], teacher.revision, _vocabulary(teacher),
+                    teacher.tokenizer.chat_template, config.top_k, config.temperature, context.model_dump())  # fmt: skip
     store = SoftTargetStore.make(
-        home() / "targets" / f"canaries-{key}", teacher, examples, top_k=config.top_k, temperature=config.temperature
+        home() / "targets" / f"{name}-{key}", teacher, examples, top_k=config.top_k, temperature=config.temperature
     )
-    return TrainingSet(examples, store, models.embed([_embedded_text(row) for row in rows]))
+    return TrainingSet(examples, store, embed_rows(models, rows))
 
 
 def training_set_key(training_set: TrainingSet) -> str:
@@ -65,12 +86,12 @@ def training_set_key(training_set: TrainingSet) -> str:
     )
 
 
-def embed_rows(models: FamilyModels, rows: Sequence[dict[str, str]]) -> np.ndarray:
+def embed_rows(models: FamilyModels, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """``embed_rows(models, data.rows["test"])``: (N, D), prompt and completion together, as the relation term sees them."""
     return models.embed([_embedded_text(row) for row in rows])
 
 
-def _embedded_text(row: dict[str, str]) -> str:
+def _embedded_text(row: Mapping[str, Any]) -> str:
     return f"{row['prompt']}\n{row['completion']}"
 
 

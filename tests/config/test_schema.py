@@ -181,6 +181,12 @@ def test_base_and_adapters_both_get_examples(share: float) -> None:
     assert [HealConfig(steps=1, learning_rate=1.0, share=fine).share for fine in (0.1, 0.9, 1)] == [0.1, 0.9, 1.0]
 
 
+def test_only_adapters_learn_general_prompts() -> None:
+    assert DistillConfig(steps=1, batch=4, learning_rate=1e-3, general=0.1).general == 0.1
+    with pytest.raises(ValueError, match="general has no effect here: only adapters learn general prompts; set it in distill"):
+        HealConfig(steps=1, batch=4, learning_rate=1e-3, general=0.1)
+
+
 def test_an_objective_without_weights_is_refused() -> None:
     with pytest.raises(ValueError, match="response, ground_truth, feature and relation are all 0"):
         DistillConfig(steps=1, learning_rate=1.0, response=0.0)

@@ -1,4 +1,4 @@
-"""What a teacher that finishes no answer costs: one metric, said before anything is trained."""
+"""The general pool: what adapters learn of it, what is held out, and what a teacher costs that finishes no answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.workplace import Workplace
 from factory.data.dataset import Completion
 from factory.models.teacher import Teacher
 from factory.pipeline.context import resolve_models
-from factory.pipeline.dataset import make_general_rows
+from factory.pipeline.dataset import general_training_rows, make_general_rows, split_general
 
 
 class CutOff(Teacher):
@@ -29,3 +29,33 @@ def test_a_general_pool_without_a_finished_answer_is_said_and_left_out(with_mode
     assert make_general_rows(context, replace(models, teacher=teacher)) == []
     (line,) = said
     assert "finished none of 4 general prompts" in line and "raise data.max_completion_tokens" in line
+
+
+def test_general_prompts_that_are_taught_share_no_template_and_no_value_with_those_held_out(with_models: Workplace) -> None:
+    context = with_models.context()
+    models = resolve_models(context.family, context.specs.root, context.device)
+    taught, held_out = split_general(context, models)
+    assert taught and held_out
+    for of in (lambda example: {example.template}, lambda example: set(example.topic)):
+        assert not set.union(*map(of, taught)) & set.union(*map(of, held_out))
+    asked = {row["prompt"] for row in make_general_rows(context, models)}
+    learnt = {row["prompt"] for row in general_training_rows(context, models, 100)}
+    assert asked <= {example.prompt for example in held_out} and learnt == {example.prompt for example in taught}
+
+
+def test_a_general_pool_too_small_to_be_split_is_held_out(with_models: Workplace) -> None:
+    source = {"id": "own", "kind": "templates", "license": "mit", "templates": ["what is the price of shoe ?"]}
+    with_models.write("general.pool.yaml", {"name": "general", "sources": [source]})
+    context = with_models.context()
+    models = resolve_models(context.family, context.specs.root, context.device)
+    taught, held_out = split_general(context, models)
+    assert taught == [] and [example.prompt for example in held_out] == ["what is the price of shoe ?"]
+    assert general_training_rows(context, models, 100) == []
+
+
+def test_a_general_answer_that_was_cut_off_is_learnt_from(with_models: Workplace) -> None:
+    context = with_models.context()
+    models = resolve_models(context.family, context.specs.root, context.device)
+    teacher = CutOff.load(models.teacher_files, context.device)
+    rows = general_training_rows(context, replace(models, teacher=teacher), 3)
+    assert [row["completion"] for row in rows] == ["cut of"] * 3
