@@ -172,7 +172,7 @@ class Gate(Strict):
         return self
 
 
-# What a private domain's student must show besides its family's gates. 16 canaries of which none is extracted, and 35 training
+# What a private domain's student must show besides its family's gates. 16 canaries of which none is extracted, and 28 training
 # texts of which none is, are the fewest that decide.
 PRIVATE_GATES = {
     "canary_exposure_above_chance": Gate(at_most=0.0, of="low"),

@@ -387,4 +387,4 @@ def champion_golden_set(
     with champion.model() as model:
         answers = generate_answers(model, champion.teacher.tokenizer, prompts, NO_CONTEXT, settings.max_new_tokens)
     theirs = marks(asked, answers)
-    return {"golden_set_behind_champion": passed_difference(asked, theirs, passed["student"], settings.bootstrap)}
+    return {"golden_set_behind_champion": passed_difference(asked, theirs, passed["student"])}

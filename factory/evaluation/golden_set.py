@@ -156,15 +156,13 @@ def asked_questions(questions: Sequence[Question], limit: int | None) -> list[Qu
     return sample_items([question for question in questions if question.split == "test"], limit)
 
 
-def passed_difference(
-    questions: Sequence[Question], first: Sequence[bool], second: Sequence[bool], bootstrap: BootstrapConfig
-) -> MetricValue:
-    """``passed_difference(asked, champion_passed, passed, bootstrap)``: share of the first minus the second, paired."""
+def passed_difference(questions: Sequence[Question], first: Sequence[bool], second: Sequence[bool]) -> MetricValue:
+    """``passed_difference(asked, champion_passed, passed)``: share of the first minus the second, paired."""
     topics = [question.cluster for question in questions]
     passed, other, items = (
         by_cluster(np.asarray(column, dtype=float), topics) for column in (first, second, np.ones(len(topics)))
     )
-    return share_difference(passed, other, items, bootstrap)
+    return share_difference(passed, other, items)
 
 
 def golden_set_report(

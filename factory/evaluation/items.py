@@ -127,5 +127,5 @@ def share_metrics(
         share_name if name == "student" else f"{share_name}_{name}": share(one, items, bootstrap) for name, one in sums.items()
     }
     if {"student", "teacher"} <= sums.keys():
-        metrics[change_name] = share_difference(sums["student"], sums["teacher"], items, bootstrap)
+        metrics[change_name] = share_difference(sums["student"], sums["teacher"], items)
     return metrics

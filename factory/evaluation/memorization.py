@@ -232,7 +232,7 @@ def extraction_metrics(
     metrics = {
         "verbatim_extracted": share(seen, ones, bootstrap),
         "verbatim_extracted_base": share(seen_base, ones, bootstrap),
-        "verbatim_extraction_change": share_difference(seen, seen_base, ones, bootstrap),
+        "verbatim_extraction_change": share_difference(seen, seen_base, ones),
     }
     if len(held_out):
         metrics["verbatim_extracted_held_out"] = share(held_out, np.ones(len(held_out)), bootstrap)

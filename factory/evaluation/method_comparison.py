@@ -106,7 +106,9 @@ def metric_value(metric: str, scores: Scores, bootstrap: BootstrapConfig) -> Met
 
 def _difference(metric: str, own: Scores, first: Scores, bootstrap: BootstrapConfig) -> MetricValue:
     (over, under), (first_over, _) = own.by_cluster(), first.by_cluster()
-    return (share_difference if metric_named(metric).items else paired_difference)(over, first_over, under, bootstrap)
+    if metric_named(metric).items:
+        return share_difference(over, first_over, under)
+    return paired_difference(over, first_over, under, bootstrap)
 
 
 def _p_value(own: Scores, first: Scores, bootstrap: BootstrapConfig) -> float:

@@ -96,19 +96,31 @@ def share(successes: FloatArray, items: FloatArray, bootstrap: BootstrapConfig) 
     n counts items. Where all rows are alike no resample differs, and a few items would look certain: the interval then reaches
     as far as Wilson's for as many items as there are rows (Wilson 1927).
     """
-    return _not_certain(ratio(successes, items, bootstrap), 0.0)
-
-
-def share_difference(a: FloatArray, b: FloatArray, items: FloatArray, bootstrap: BootstrapConfig) -> MetricValue:
-    """``share_difference(passed, teacher_passed, items, bootstrap)``: share a - share b, of the same items; see ``share``."""
-    return _not_certain(ratio(a - b, items, bootstrap), -1.0)
-
-
-def _not_certain(metric: MetricValue, least: float) -> MetricValue:
+    metric = ratio(successes, items, bootstrap)
     if metric.low != metric.high:  # NaN too
         return metric
     reach = Z95**2 / ((metric.clusters or 1) + Z95**2)  # Wilson's interval, where none or all of the rows succeed
-    return replace(metric, low=max(least, metric.low - reach), high=min(1.0, metric.high + reach))
+    return replace(metric, low=max(0.0, metric.low - reach), high=min(1.0, metric.high + reach))
+
+
+def share_difference(a: FloatArray, b: FloatArray, items: FloatArray) -> MetricValue:
+    """``share_difference(passed, teacher_passed, items)``: share a - share b, of the same items, (R,) each.
+
+    Most items are alike for both, so resamples of the few that differ say too little: their intervals held the true value in
+    78 to 92 % of simulations. This one is Student's, after a row was added in which a alone succeeds and one in which b alone
+    does (Bonett and Price 2012, J. Educ. Behav. Stat. 37:479, for rows of one item): rows of the mean size, in which as many
+    items differ as in a mean row that has any.
+    """
+    n, changed = _total(items), a - b
+    if n == 0:
+        return NOT_MEASURED
+    value, moved = float(changed.sum() / items.sum()), np.abs(changed[changed != 0])
+    usual = float(moved.mean()) if len(moved) else 1.0
+    added = np.stack([np.append(changed, [usual, -usual]), np.append(items, [items.mean()] * 2)])
+    adjusted = _linear_ratio(added)
+    reach = float(stats.t.ppf(0.975, len(items) + 1) * adjusted.standard_error)
+    low, high = float(adjusted.value) - reach, float(adjusted.value) + reach
+    return MetricValue(value, max(-1.0, min(low, value)), min(1.0, max(high, value)), n, len(items))
 
 
 def paired_difference(a: FloatArray, b: FloatArray, tokens: FloatArray, bootstrap: BootstrapConfig) -> MetricValue:

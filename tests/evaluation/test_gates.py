@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from factory.config.schema import Gate
 from factory.config.settings import PRIVATE_GATES
 from factory.evaluation.gates import apply_gate, describe_gate, judge
-from factory.evaluation.stats import BootstrapConfig, share_difference
+from factory.evaluation.stats import share_difference
 from factory.registry.manifest import MetricValue, Verdict
 
 KL = MetricValue(0.5, 0.4, 0.6, 900)
@@ -150,8 +150,8 @@ def items(ones: int, of: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("extracted", "rows", "verdict"),
     [
-        (0, 34, "undecidable"),
-        (0, 35, "passed"),
+        (0, 27, "undecidable"),
+        (0, 28, "passed"),
         (0, 64, "passed"),
         (1, 64, "passed"),
         (6, 64, "failed"),  # more than a tenth cannot be ruled out
@@ -160,13 +160,13 @@ def items(ones: int, of: int) -> np.ndarray:
     ],
 )
 def test_rows_that_the_student_repeats_and_its_base_does_not_fail(extracted: int, rows: int, verdict: str) -> None:
-    metric = share_difference(items(extracted, rows), items(0, rows), np.ones(rows), BootstrapConfig(1000))
+    metric = share_difference(items(extracted, rows), items(0, rows), np.ones(rows))
     assert apply_gate("verbatim_extraction_change", PRIVATE_GATES["verbatim_extraction_change"], metric).status == verdict
 
 
 def test_rows_that_the_base_repeats_as_well_are_not_memorized() -> None:
     same = items(20, 64)
-    metric = share_difference(same, same, np.ones(64), BootstrapConfig(1000))
+    metric = share_difference(same, same, np.ones(64))
     assert apply_gate("verbatim_extraction_change", PRIVATE_GATES["verbatim_extraction_change"], metric).status == "passed"
 
 

@@ -335,7 +335,7 @@ def test_metrics_are_shares_and_their_paired_difference() -> None:
 
 
 def test_the_difference_between_two_versions_is_paired_by_topic() -> None:
-    behind = passed_difference(ASKED, [True, True, True, False], [True, False, False, False], BootstrapConfig(200))
+    behind = passed_difference(ASKED, [True, True, True, False], [True, False, False, False])
     assert (behind.value, behind.n, behind.clusters) == (0.5, 4, 3)
     assert behind.low < 0.5 <= behind.high
 

@@ -312,9 +312,36 @@ def test_a_few_equal_items_are_not_certain(passed: int, low: float, high: float)
 
 
 def test_two_models_that_agree_on_a_few_items_may_still_differ() -> None:
+    """By hand: residuals 0, 0, 0, 0, 1, -1 over 6 items; Student's 2.5706 times sqrt(6 / 5 * 2) / 6."""
     both = np.array([1.0, 0.0, 1.0, 1.0])
-    metric = share_difference(both, both, np.ones(4), BootstrapConfig(200))
-    assert metric.value == 0 and metric.low == -metric.high == pytest.approx(-3.8415 / 7.8415, abs=1e-3)
+    metric = share_difference(both, both, np.ones(4))
+    assert (metric.value, metric.n, metric.clusters) == (0, 4, 4)
+    assert metric.high == -metric.low == pytest.approx(2.5706 * math.sqrt(2.4) / 6, abs=1e-4)
+    assert math.isnan(share_difference(np.zeros(0), np.zeros(0), np.zeros(0)).value)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(9, 12)), min_size=1, max_size=30))
+def test_the_interval_of_a_difference_holds_it_and_turns_with_its_sign(rows: list[tuple[int, int, int]]) -> None:
+    a, b, items = np.array(rows, dtype=float).T
+    one, other = share_difference(a, b, items), share_difference(b, a, items)
+    assert -1 <= one.low <= one.value <= one.high <= 1
+    assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low))
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(4000, marks=[pytest.mark.slow, pytest.mark.big])])
+@pytest.mark.parametrize(("up", "down"), [(0.03, 0.03), (0.02, 0.06), (0.15, 0.10)])
+@pytest.mark.parametrize(("clusters", "largest"), [(25, 15), (40, 5), (40, 1)])
+def test_a_difference_of_few_items_is_held_in_at_least_95_of_100_simulations(
+    clusters: int, largest: int, up: float, down: float, count: int
+) -> None:
+    """Clusters of 1 to ``largest`` items; less 2 of 100, and two standard errors of so many simulations."""
+    rng, held = np.random.default_rng(7), 0
+    for _ in range(count):
+        sizes = rng.integers(1, largest + 1, clusters)
+        drawn = rng.multinomial(sizes, [up, down, 1 - up - down]).astype(float)
+        metric = share_difference(drawn[:, 0], drawn[:, 1], sizes.astype(float))
+        held += metric.low <= up - down <= metric.high
+    assert held / count >= 0.93 - 2 * math.sqrt(0.95 * 0.05 / count)
 
 
 def test_shares_that_vary_have_the_bootstrap_s_interval() -> None:
