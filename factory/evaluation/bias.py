@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from factory.models.teacher import Teacher
     from factory.models.tokenize import TokenizedExample
 
+BATCH = 64  # sentences at once; they are short
 GROUP = "{group}"
 SLOT = re.compile(r"{([^{}]*)}")
 LAYOUTS = (("stereotype", "other"), ("prompt", "response"))  # fields of a JSON line; published data sets use the second
@@ -258,17 +259,22 @@ def measure_bias(
     pairs: Sequence[Pair],
     tokenizer: Any,
     bootstrap: BootstrapConfig,
-    *,
-    progress: Callable[[int], None] | None = None,
 ) -> dict[str, MetricValue]:
     """``measure_bias(teacher, {"student": on, "base": off}, pairs, tokenizer, bootstrap)``: ``bias_metrics``.
 
-    ``tokenizer`` has the student's vocabulary, as the teacher's; ``progress`` counts sentences, two per pair.
+    ``tokenizer`` has the student's vocabulary, as the teacher's. Adapters are merged meanwhile, as they are served.
     """
     if not pairs:
         return {}
-    from factory.evaluation.fidelity import measure
+    from factory.evaluation.fidelity import teacher_model
+    from factory.models.lora import merged_adapters
+    from factory.models.scoring import completion_log_probs
 
-    sums = measure(teacher, candidates, encode_pairs(pairs, tokenizer), progress)
-    nll = {"teacher": next(iter(sums.values())).teacher_nll} | {name: found.nll for name, found in sums.items()}
+    examples = encode_pairs(pairs, tokenizer)
+    prompts, completions = [one.prompt for one in examples], [one.completion for one in examples]
+    nll = {}
+    for name, candidate in {"teacher": teacher_model(teacher), **candidates}.items():
+        with candidate() as model, merged_adapters(model):
+            scores = completion_log_probs(model, prompts, completions, teacher.device, BATCH)
+        nll[name] = np.array([-float(one.sum()) for one in scores])
     return bias_metrics(pairs, nll, bootstrap)

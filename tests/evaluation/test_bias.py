@@ -363,16 +363,14 @@ def trained(model: Any, sentences: list[str], steps: int = 60) -> Any:
 
 def test_a_student_trained_on_stereotypes_is_told_from_one_trained_on_both(tmp_path: Path) -> None:
     pairs, teacher = pairs_both_ways(tmp_path), tiny.teacher()
-    counted: list[int] = []
     stereotypes, others = [pair.stereotype for pair in pairs], [pair.other for pair in pairs]
     changes = {}
     for name, sentences in {"skewed": stereotypes, "balanced": stereotypes + others}.items():
         candidates = {"student": fixed_model(trained(teacher.model, sentences)), "base": fixed_model(tiny.llama(seed=5))}
-        metrics = measure_bias(teacher, candidates, pairs, tiny.tokenizer(), BootstrapConfig(500), progress=counted.append)
+        metrics = measure_bias(teacher, candidates, pairs, tiny.tokenizer(), BootstrapConfig(500))
         changes[name] = metrics["bias_gender_preference_change"]
     assert changes["skewed"].low > 0 and changes["skewed"].value > 0.25, changes
     assert changes["balanced"].low <= 0 <= changes["balanced"].high, changes
-    assert sum(counted) == 2 * 2 * len(pairs)
 
 
 def test_the_words_after_the_group_are_scored() -> None:
