@@ -28,7 +28,7 @@ OVERSAMPLE = 1.3  # of the caps, so that near duplicates can be dropped without 
 MIN_HELD_OUT = 20  # validation and test may be this large whatever their share
 MIN_TRAIN, MIN_TEST = 20, 2  # examples that a data set needs
 SMALL_TRAIN = 200  # a data set with fewer train examples is too small
-MAX_LOSS_RATIO, MIN_LOSS_GAP = 1.25, 0.05  # so is one whose validation loss is further above the training loss, nats/token
+MAX_LOSS_RATIO, MIN_LOSS_GAP = 1.25, 0.05  # so is one whose held-out loss is further above the training loss, nats/token
 MANIFEST = "manifest.json"
 
 DROPPED_BY = {  # the setting that decides how many examples a reason drops
@@ -319,15 +319,15 @@ def load_dataset_folder(folder: Path) -> tuple[DatasetDict, DatasetManifest]:
     return data, manifest
 
 
-def small_dataset_warning(train_loss: float, validation_loss: float, manifest: DatasetManifest) -> str | None:
+def small_dataset_warning(train_loss: float, held_out_loss: float, manifest: DatasetManifest) -> str | None:
     """``small_dataset_warning(0.39, 0.59, manifest)``: one line if the data set is too small to train on, else None."""
     train = manifest.counts["train"]
-    ratio = validation_loss / train_loss if train_loss > 0 else float("inf")
+    ratio = held_out_loss / train_loss if train_loss > 0 else float("inf")
     signs = []
     if train < SMALL_TRAIN:
         signs.append(f"{train} train examples (fewer than {SMALL_TRAIN})")
-    if ratio > MAX_LOSS_RATIO and validation_loss - train_loss > MIN_LOSS_GAP:
-        signs.append(f"validation loss {validation_loss:.3g} is {ratio:.2f} times the training loss {train_loss:.3g}")
+    if ratio > MAX_LOSS_RATIO and held_out_loss - train_loss > MIN_LOSS_GAP:
+        signs.append(f"held-out loss {held_out_loss:.3g} is {ratio:.2f} times the training loss {train_loss:.3g}")
     if not signs:
         return None
     return (

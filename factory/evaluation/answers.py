@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from factory.config.schema import TeacherContext
-from factory.evaluation.fidelity import Candidate
+from factory.evaluation.fidelity import Candidate, teacher_model
 from factory.models.chat import NO_CONTEXT, prompt_ids, split_prefix, stop_tokens
 from factory.models.generation import generate_ids
 from factory.models.lora import merged_adapters
 from factory.models.teacher import Teacher
+
+EnergyOf = Callable[[Callable[[], int]], float | None]  # an action that returns how many tokens it wrote → Wh of 1,000 of them
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,37 @@ def generate_answers(
     ]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What each model answered, in the order of the prompts, and the Wh of 1,000 tokens of it, where they were measured."""
+
+    answers: dict[str, list[Answer]]
+    per_1000_tokens_wh: dict[str, float]
+
+
 def ask_models(
-    teacher: Teacher, candidates: Mapping[str, Candidate], context: TeacherContext, max_new_tokens: int, prompts: Sequence[str]
-) -> dict[str, list[Answer]]:
-    """``ask_models(teacher, {"student": student}, spec.teacher_context, 112, prompts)["student"][0].text``
+    teacher: Teacher,
+    candidates: Mapping[str, Candidate],
+    context: TeacherContext,
+    max_new_tokens: int,
+    prompts: Sequence[str],
+    energy_of: EnergyOf,
+) -> Asked:
+    """``ask_models(teacher, {"student": student}, spec.teacher_context, 112, prompts, meter.energy_of).answers["student"]``
 
     The teacher sees ``context``, candidates do not; adapters are merged into their base meanwhile, as they are served.
     """
-    tokenizer = teacher.tokenizer
-    answers = {"teacher": generate_answers(teacher.model, tokenizer, prompts, context, max_new_tokens)}
-    for name, candidate in candidates.items():
+    answers: dict[str, list[Answer]] = {}
+    spent = {}
+    for name, candidate in {"teacher": teacher_model(teacher), **candidates}.items():
         with candidate() as model, merged_adapters(model):
-            answers[name] = generate_answers(model, tokenizer, prompts, NO_CONTEXT, max_new_tokens)
-    return answers
+            seen = context if name == "teacher" else NO_CONTEXT
+            write = partial(_write, answers, name, model, teacher.tokenizer, prompts, seen, max_new_tokens)
+            spent[name] = energy_of(write)
+    return Asked(answers, {name: wh for name, wh in spent.items() if wh is not None})
+
+
+def _write(answers: dict[str, list[Answer]], name: str, *asked: Any) -> int:
+    """Puts the answers into ``answers[name]``, and returns how many tokens they have."""
+    answers[name] = generate_answers(*asked)
+    return sum(len(answer.ids) for answer in answers[name])

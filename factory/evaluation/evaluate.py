@@ -16,7 +16,7 @@ import numpy as np
 from factory.config.schema import DomainSpec, EvaluateConfig, TeacherContext
 from factory.data.router import DomainRouter
 from factory.data.splitting import cluster_of
-from factory.evaluation.answers import Answer, ask_models, generate_answers
+from factory.evaluation.answers import Answer, EnergyOf, ask_models, generate_answers
 from factory.evaluation.benchmark import Question as RealText
 from factory.evaluation.benchmark import bits_per_byte
 from factory.evaluation.bias import measure_bias
@@ -110,6 +110,7 @@ class EvalSettings:
     root: Path  # the folder of the YAML files, where paths of tasks start
     folder: Path  # a file for each part; under the key of all that decides them
     max_new_tokens: int  # of an answer
+    energy_of: EnergyOf
 
 
 PARTS = (
@@ -154,7 +155,7 @@ def evaluate_student(
     measures: dict[str, Callable[[], Part]] = {
         "fidelity": lambda: fidelity_part(target, data, settings),
         "real text": lambda: Part(metrics=real_text_metrics(target, data, bootstrap)),
-        "answers": lambda: answers_part(target, spec.teacher_context, [*asked, *shown], settings.max_new_tokens),
+        "answers": lambda: answers_part(target, spec.teacher_context, [*asked, *shown], settings),
         "samples": lambda: Part(
             samples=answer_samples(target.adapter, target.teacher, shown, spec.teacher_context, answers_to(shown))
         ),
@@ -181,11 +182,10 @@ def evaluate_student(
 
 def merge_parts(parts: Sequence[Part]) -> Part:
     """``merge_parts([fidelity, bias])``: all metrics and warnings; whatever only one part has."""
-    first = parts[0]
+    own = {name: getattr(part, name) for part in parts for name in part.model_fields_set if getattr(part, name)}
     metrics = {name: metric for part in parts for name, metric in part.metrics.items()}
-    return first.model_copy(
-        update={"metrics": metrics, "warnings": tuple(warning for part in parts for warning in part.warnings)}
-    )
+    warnings = tuple(warning for part in parts for warning in part.warnings)
+    return Part(**own | {"metrics": metrics, "warnings": warnings})
 
 
 # -------------------------------------------------------------------------------------------------------------- parts
@@ -259,14 +259,17 @@ def real_texts(held_out: Sequence[Row]) -> list[RealText]:
     return [RealText("", row["prompt"], cluster_of(row)) for row in rows if row["prompt"].strip()]
 
 
-def answers_part(target: EvalTarget, context: TeacherContext, asked: Sequence[str], max_new_tokens: int) -> Part:
-    """``answers_part(target, spec.teacher_context, prompts, 112).answers["student"]``: to all questions, in common batches.
+def answers_part(target: EvalTarget, context: TeacherContext, asked: Sequence[str], settings: EvalSettings) -> Part:
+    """``answers_part(target, spec.teacher_context, prompts, settings).answers["student"]``: in common batches.
 
     The base is not asked: what its adapter adds is seen in KL, and answers are most of an evaluation's cost.
     """
     prompts = list(dict.fromkeys(asked))
-    found = ask_models(target.teacher, target.trained, context, max_new_tokens, prompts)
-    return Part(answers={name: dict(zip(prompts, given, strict=True)) for name, given in found.items()})
+    found = ask_models(target.teacher, target.trained, context, settings.max_new_tokens, prompts, settings.energy_of)
+    return Part(
+        answers={name: dict(zip(prompts, given, strict=True)) for name, given in found.answers.items()},
+        per_1000_tokens_wh=found.per_1000_tokens_wh,
+    )
 
 
 def golden_set_part(asked: Sequence[Question], answers: Mapping[str, Sequence[Answer]], bootstrap: BootstrapConfig) -> Part:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from factory.cache import cache_key, folder_bytes
 from factory.data.dataset import small_dataset_warning
@@ -18,15 +17,11 @@ from factory.evaluation.evaluate import (
     EvalTarget,
     evaluate_student,
 )
-from factory.evaluation.fidelity import fixed_model, measure, teacher_model, with_adapter
+from factory.evaluation.fidelity import fixed_model, measure, with_adapter
 from factory.evaluation.memorization import Canary
 from factory.evaluation.suite import EvalSuite
 from factory.inference import load_version
 from factory.models.base import trim_teacher
-from factory.models.chat import prompt_ids, stop_tokens
-from factory.models.generation import sample
-from factory.models.lora import merged_adapters
-from factory.models.tokenize import tokenize_examples
 from factory.models.vocabulary import vocabulary_growth
 from factory.pipeline.adapter import TrainedAdapter
 from factory.pipeline.base import StudentBase
@@ -37,8 +32,7 @@ from factory.registry.manifest import EvalReport, ModelSize, Sizes
 from factory.registry.references import CHAMPION
 
 EVALUATION_FORMAT = 2  # raised when what a part measures changes, so that one kept by older code is measured again
-ENERGY_PROMPTS, ENERGY_TOKENS = 16, 64  # generated at once, behind the energy of 1,000 tokens
-LOSS_EXAMPLES = 32  # of train and validation, behind the warning that a data set is too small
+LOSS_EXAMPLES = 32  # of train, whose KL is compared with the test split's: is the data set too small?
 MAX_GROWTH = 0.05  # more tokens than with the teacher's own tokenizer, before a warning
 
 
@@ -115,11 +109,11 @@ def evaluate_adapter(
         context.specs.root,
         adapter.folder / f"evaluation-{evaluation_key(context, data, eval_data, suite, target)}",
         of_domain.data.max_completion_tokens,
+        context.meter.energy_of,
     )
     with context.meter.stage("evaluate"), context.progress(f"{data.spec.name}: evaluate", len(PARTS)) as advance:
         measured = evaluate_student(target, eval_data, suite, settings, advance)
-        energy = generation_energy(context, target, eval_data)
-        warnings = data_warnings(models, data, base, adapter)
+        warnings = data_warnings(models, data, base, adapter, measured.metrics["kl"].value)
     assert measured.speed is not None and measured.per_example is not None
     report = EvalReport(
         metrics=measured.metrics | adapter.check.metrics,
@@ -130,7 +124,8 @@ def evaluate_adapter(
         per_example=measured.per_example,
     )
     inherited = base.manifest.warnings
-    return Evaluation(report, (*adapter.warnings, *warnings, *measured.warnings, *inherited), energy)
+    found = (*adapter.warnings, *warnings, *measured.warnings, *inherited)
+    return Evaluation(report, found, {who: wh for who, wh in measured.per_1000_tokens_wh.items() if who != "sft"})
 
 
 def evaluation_key(
@@ -172,34 +167,15 @@ def model_sizes(models: FamilyModels, base: StudentBase, adapter: TrainedAdapter
     )
 
 
-def generation_energy(context: BuildContext, target: EvalTarget, data: EvalData) -> dict[str, float]:
-    """``generation_energy(context, target, eval_data)``: Wh of 1,000 generated tokens by teacher and student, 16 at once."""
-    stop = stop_tokens(target.teacher.tokenizer)
-    prompts = [prompt_ids(target.teacher.tokenizer, row["prompt"]) for row in data.domain.test[:ENERGY_PROMPTS]]
-
-    def count(model: Any) -> int:
-        return sum(map(len, sample(model, prompts, stop=stop, max_new_tokens=ENERGY_TOKENS)))
-
-    found = {}
-    for who, candidate in (("teacher", teacher_model(target.teacher)), ("student", target.candidates["student"])):
-        with candidate() as model, merged_adapters(model):
-            spent = context.meter.energy_of(partial(count, model))
-        if spent is not None:
-            found[who] = spent
-    return found
-
-
-def data_warnings(models: FamilyModels, data: DomainDataset, base: StudentBase, adapter: TrainedAdapter) -> list[str]:
-    """``data_warnings(models, data, base, adapter)``: a data set that is too small, a vocabulary that does not fit."""
+def data_warnings(
+    models: FamilyModels, data: DomainDataset, base: StudentBase, adapter: TrainedAdapter, held_out_kl: float
+) -> list[str]:
+    """``data_warnings(models, data, base, adapter, kl)``: a data set that is too small, a vocabulary that does not fit."""
     found = []
     name, teacher = data.spec.name, base.teacher
-    held_out = tokenize_examples(data.rows["validation"], teacher.tokenizer, data.spec.teacher_context)[:LOSS_EXAMPLES]
-    if held_out:
-        learnt = [adapter.training_set.examples[i] for i in adapter.training_set.indices[:LOSS_EXAMPLES]]
-        candidate = {"student": with_adapter(adapter.model, "default")}
-        sums = [measure(teacher, candidate, part)["student"] for part in (learnt, held_out)]
-        train, validation = (float(one.kl.sum() / one.tokens.sum()) for one in sums)
-        found.append(small_dataset_warning(train, validation, data.manifest))
+    learnt = [adapter.training_set.examples[i] for i in adapter.training_set.indices[:LOSS_EXAMPLES]]
+    sums = measure(teacher, {"student": with_adapter(adapter.model, "default")}, learnt)["student"]
+    found.append(small_dataset_warning(float(sums.kl.sum() / sums.tokens.sum()), held_out_kl, data.manifest))
     if base.manifest.layers is not None:
         texts = [f"{row['prompt']} {row['completion']}" for row in data.rows["train"]]
         growth = vocabulary_growth(models.tokenizer, teacher.tokenizer, texts)  # type: ignore[arg-type]

@@ -470,7 +470,7 @@ def test_a_data_set_that_is_too_small_is_warned_about(tmp_path: Path) -> None:
     manifest = replace(finish(prompts_of(ten_templates()), tmp_path / "health"), counts={"train": 800})
     assert small_dataset_warning(0.50, 0.60, manifest) is None
     assert small_dataset_warning(0.03, 0.06, manifest) is None  # twice as large, but both are as good as nothing
-    assert "validation loss 0.594 is 1.52 times the training loss 0.39;" in str(small_dataset_warning(0.39, 0.594, manifest))
+    assert "held-out loss 0.594 is 1.52 times the training loss 0.39;" in str(small_dataset_warning(0.39, 0.594, manifest))
     small = replace(manifest, counts={"train": 64})
     assert "64 train examples" in str(small_dataset_warning(0.5, 0.5, small))
     assert small_dataset_warning(0.0, 0.1, manifest) is not None

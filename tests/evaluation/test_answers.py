@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,11 +43,21 @@ def always(token: int) -> Any:
 
 def test_only_the_teacher_sees_the_context() -> None:
     teacher, student = tiny.teacher(), tiny.llama(seed=2)
-    answers = ask_models(teacher, {"student": fixed_model(student)}, tiny.CONTEXT, 6, PROMPTS)
-    assert answers == {
+    asked = ask_models(teacher, {"student": fixed_model(student)}, tiny.CONTEXT, 6, PROMPTS, lambda write: 2.0 * write())
+    assert asked.answers == {
         "teacher": generate_answers(teacher.model, teacher.tokenizer, PROMPTS, tiny.CONTEXT, 6),
         "student": generate_answers(student, teacher.tokenizer, PROMPTS, NO_CONTEXT, 6),
     }
+    tokens = {name: sum(len(one.ids) for one in given) for name, given in asked.answers.items()}
+    assert asked.per_1000_tokens_wh == {name: 2.0 * count for name, count in tokens.items()}
+
+
+def test_energy_that_was_not_measured_is_left_out() -> None:
+    def unmeasured(write: Callable[[], int]) -> None:
+        write()
+
+    asked = ask_models(tiny.teacher(), {}, NO_CONTEXT, 2, PROMPTS, unmeasured)
+    assert asked.per_1000_tokens_wh == {} and len(asked.answers["teacher"]) == len(PROMPTS)
 
 
 def test_no_prompts_no_answers() -> None:

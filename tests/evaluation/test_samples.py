@@ -17,7 +17,9 @@ PROMPTS = [f"prompt {i}" for i in range(3)]
 def test_samples_hold_both_answers_and_whether_the_other_agrees_with_each_token() -> None:
     student, teacher = tiny.llama(seed=3), tiny.teacher()
     tokenizer = teacher.tokenizer
-    answers = ask_models(teacher, {"student": fixed_model(student)}, tiny.CONTEXT, 8, PROMPTS)
+    answers = ask_models(
+        teacher, {"student": fixed_model(student)}, tiny.CONTEXT, 8, PROMPTS, lambda write: float(write())
+    ).answers
     samples = answer_samples(student, teacher, PROMPTS, tiny.CONTEXT, answers)
     assert [sample.prompt for sample in samples] == PROMPTS
     for found, prompt, of_student, of_teacher in zip(samples, PROMPTS, answers["student"], answers["teacher"], strict=True):

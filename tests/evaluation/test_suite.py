@@ -80,6 +80,7 @@ def test_every_file_of_a_domain_becomes_figures_with_n_and_interval(with_models:
     assert student["canaries"] == 4
     assert student["energy"]["stages_wh"] and "estimate" in student["energy"]["method"]
     assert set(student["energy"]["per_1000_tokens_wh"]) == {"teacher", "student"}
+    assert len(student["evaluation"]["samples"]) == 3
     assert student["verdict"]["status"] == "unchecked"
 
 
