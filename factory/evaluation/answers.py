@@ -64,17 +64,22 @@ def ask_models(
 
     The teacher sees ``context``, candidates do not; adapters are merged into their base meanwhile, as they are served.
     """
-    answers: dict[str, list[Answer]] = {}
-    spent = {}
+    answers, spent = {}, {}
     for name, candidate in {"teacher": teacher_model(teacher), **candidates}.items():
+        seen = context if name == "teacher" else NO_CONTEXT
         with candidate() as model, merged_adapters(model):
-            seen = context if name == "teacher" else NO_CONTEXT
-            write = partial(_write, answers, name, model, teacher.tokenizer, prompts, seen, max_new_tokens)
-            spent[name] = energy_of(write)
+            write = partial(generate_answers, model, teacher.tokenizer, prompts, seen, max_new_tokens)
+            answers[name], spent[name] = _with_energy(energy_of, write)
     return Asked(answers, {name: wh for name, wh in spent.items() if wh is not None})
 
 
-def _write(answers: dict[str, list[Answer]], name: str, *asked: Any) -> int:
-    """Puts the answers into ``answers[name]``, and returns how many tokens they have."""
-    answers[name] = generate_answers(*asked)
-    return sum(len(answer.ids) for answer in answers[name])
+def _with_energy(energy_of: EnergyOf, write: Callable[[], list[Answer]]) -> tuple[list[Answer], float | None]:
+    """The answers, and the Wh of 1,000 tokens of them."""
+    answers: list[Answer] = []
+
+    def count() -> int:
+        answers[:] = write()
+        return sum(len(answer.ids) for answer in answers)
+
+    wh = energy_of(count)
+    return answers, wh

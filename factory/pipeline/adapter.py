@@ -106,6 +106,8 @@ def adapter_training_set(
     healed = manifest.domains.get(data.spec.name)
     if healed is not None and healed.fingerprint == data.manifest.fingerprint and manifest.heal_share < 1:
         training_set = training_set.slice(manifest.heal_share, 1)
+    if not config.general:
+        return training_set
     general = general_training_rows(context, models, round(config.general * len(training_set.indices)))
     return concat([training_set, make_general_set(models, general, base.teacher, config)]) if general else training_set
 

@@ -329,7 +329,10 @@ def general_training_rows(context: BuildContext, models: FamilyModels, count: in
 
     The teacher sees no context. An answer that was cut off teaches as much, since only what comes next at each token is learnt.
     """
-    chosen = sample_evenly(split_general(context, models)[0], count, context.seed)
+    taught, _ = split_general(context, models)
+    if not taught:
+        context.say(f"the general pool {context.family.general} is too small to learn from: what it has is held out")
+    chosen = sample_evenly(taught, count, context.seed)
     completions = _complete(context, models, chosen, None)
     whole = {name: replace(completion, finished=True) for name, completion in completions.items()}
     return make_rows(chosen, whole, Counter())

@@ -46,11 +46,13 @@ def test_general_prompts_that_are_taught_share_no_template_and_no_value_with_tho
 def test_a_general_pool_too_small_to_be_split_is_held_out(with_models: Workplace) -> None:
     source = {"id": "own", "kind": "templates", "license": "mit", "templates": ["what is the price of shoe ?"]}
     with_models.write("general.pool.yaml", {"name": "general", "sources": [source]})
-    context = with_models.context()
+    said: list[str] = []
+    context = replace(with_models.context(), say=said.append)
     models = resolve_models(context.family, context.specs.root, context.device)
     taught, held_out = split_general(context, models)
     assert taught == [] and [example.prompt for example in held_out] == ["what is the price of shoe ?"]
     assert general_training_rows(context, models, 100) == []
+    assert said == ["the general pool general is too small to learn from: what it has is held out"]
 
 
 def test_a_general_answer_that_was_cut_off_is_learnt_from(with_models: Workplace) -> None:
