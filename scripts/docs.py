@@ -27,6 +27,7 @@ from factory.config import schema
 from factory.config.experiment import ExperimentSpec, MethodSpec
 from factory.evaluation.metrics import METRICS, metric_named
 from factory.registry.manifest import MetricValue
+from factory.reports.experiment import markdown_table
 from factory.reports.format import format_metric
 
 ROOT = Path(__file__).parents[1]
@@ -294,6 +295,11 @@ TRAINERS = {
 }
 
 
+def objective_page() -> str:
+    found = json.loads((ROOT / "docs" / "results" / "methods-demo.json").read_text(encoding="utf-8"))
+    return with_generated("docs/results/objective.md", {"methods": markdown_table(found)})
+
+
 def students_page() -> str:
     default, demo = (
         json.loads((ROOT / "docs" / "results" / f"students-{profile}.json").read_text(encoding="utf-8"))
@@ -417,6 +423,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/domains.md": domains_page,
     "docs/evaluation.md": evaluation_page,
     "docs/experiments.md": experiments_page,
+    "docs/results/objective.md": objective_page,
     "docs/results/students.md": students_page,
     "docs/results/trainers.md": trainers_page,
 }
