@@ -321,11 +321,36 @@ def students_table(students: Sequence[dict[str, Any]]) -> str:
     )
 
 
+IN_README = {
+    "kl": "KL to the teacher, nats/token",
+    "base_kl": "the same of its base, without the adapter",
+    "top1_agreement": "top-1 agreement with the teacher",
+    "golden_set_passed": "golden set passed, 120 questions",
+    "golden_set_passed_teacher": "the same by the teacher, shown its context",
+}
+
+
+def readme() -> str:
+    students = json.loads((ROOT / "docs" / "results" / "students-default.json").read_text(encoding="utf-8"))
+    columns = by_seeds(students)
+    rows = [[label, *(spread(seeds, name) for seeds in columns.values())] for name, label in IN_README.items()]
+    return with_generated("README.md", {"students": table(["", *(name.split("@")[0] for name in columns)], rows)})
+
+
+def by_seeds(students: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Students of all seeds, by reference."""
+    return {name: [one for one in students if one["reference"] == name] for name in (one["reference"] for one in students)}
+
+
+def spread(seeds: Sequence[dict[str, Any]], name: str) -> str:
+    """``0.045 (0.040 to 0.048)``: the mean of a metric over the seeds that have it, the lowest and the highest."""
+    values = [one["metrics"][name]["value"] for one in seeds if name in one["metrics"]]
+    return f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else "-"
+
+
 def seeds_table(students: Sequence[dict[str, Any]]) -> str:
     """A column for each student, over its seeds: the mean of a metric, its range, and how often each gate ended how."""
-    by_reference = {
-        one["reference"]: [other for other in students if other["reference"] == one["reference"]] for one in students
-    }
+    by_reference = by_seeds(students)
     names = dict.fromkeys(name for one in students for name in one["metrics"])
     return table(
         ["", *by_reference],
@@ -338,12 +363,8 @@ def seeds_table(students: Sequence[dict[str, Any]]) -> str:
 
 def seeds_cell(seeds: Sequence[dict[str, Any]], name: str) -> str:
     """``0.045 (0.040 to 0.048); passed 3``"""
-    values = [one["metrics"][name]["value"] for one in seeds if name in one["metrics"]]
-    if not values:
-        return "-"
     gates = [one["gates"][name] for one in seeds if name in one["gates"]]
-    spread = f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-    return spread + (f"; {counted(gates)}" if gates else "")
+    return spread(seeds, name) + (f"; {counted(gates)}" if gates else "")
 
 
 def counted(statuses: Iterable[str]) -> str:
@@ -423,6 +444,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/domains.md": domains_page,
     "docs/evaluation.md": evaluation_page,
     "docs/experiments.md": experiments_page,
+    "README.md": readme,
     "docs/results/objective.md": objective_page,
     "docs/results/students.md": students_page,
     "docs/results/trainers.md": trainers_page,
