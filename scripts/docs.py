@@ -295,17 +295,18 @@ TRAINERS = {
 }
 
 
+def results(file: str) -> Any:
+    """``results("students-demo.json")``: what a benchmark wrote."""
+    return json.loads((ROOT / "docs" / "results" / file).read_text(encoding="utf-8"))
+
+
 def objective_page() -> str:
-    found = json.loads((ROOT / "docs" / "results" / "methods-demo.json").read_text(encoding="utf-8"))
-    return with_generated("docs/results/objective.md", {"methods": markdown_table(found)})
+    return with_generated("docs/results/objective.md", {"methods": markdown_table(results("methods-demo.json"))})
 
 
 def students_page() -> str:
-    default, demo = (
-        json.loads((ROOT / "docs" / "results" / f"students-{profile}.json").read_text(encoding="utf-8"))
-        for profile in ("default", "demo")
-    )
-    return with_generated("docs/results/students.md", {"default": seeds_table(default), "demo": students_table(demo)})
+    tables = {"default": seeds_table(results("students-default.json")), "demo": students_table(results("students-demo.json"))}
+    return with_generated("docs/results/students.md", tables)
 
 
 def students_table(students: Sequence[dict[str, Any]]) -> str:
@@ -331,8 +332,7 @@ IN_README = {
 
 
 def readme() -> str:
-    students = json.loads((ROOT / "docs" / "results" / "students-default.json").read_text(encoding="utf-8"))
-    columns = by_seeds(students)
+    columns = by_seeds(results("students-default.json"))
     rows = [[label, *(spread(seeds, name) for seeds in columns.values())] for name, label in IN_README.items()]
     return with_generated("README.md", {"students": table(["", *(name.split("@")[0] for name in columns)], rows)})
 
@@ -384,8 +384,7 @@ def students_cell(student: dict[str, Any], name: str) -> str:
 def trainers_page() -> str:
     parts = [TRAINERS_HEAD]
     for title, (file, command) in TRAINERS.items():
-        runs = json.loads((ROOT / "docs" / "results" / file).read_text(encoding="utf-8"))
-        parts.append(f"## {title}\n\n`{command}` ([{file}]({file}))\n\n{trainers_table(runs)}")
+        parts.append(f"## {title}\n\n`{command}` ([{file}]({file}))\n\n{trainers_table(results(file))}")
     return NOTE.format(source="the JSON files here") + "\n".join(parts)
 
 

@@ -107,7 +107,7 @@ def share_difference(a: FloatArray, b: FloatArray, items: FloatArray) -> MetricV
     """``share_difference(passed, teacher_passed, items)``: share a - share b, of the same items, (R,) each.
 
     Most items are alike for both, so resamples of the few that differ say too little: their intervals held the true value in
-    78 to 92 % of simulations. This one is Student's, after a row was added in which a alone succeeds and one in which b alone
+    78 to 95 % of simulations. This one is Student's, after a row was added in which a alone succeeds and one in which b alone
     does (Bonett and Price 2012, J. Educ. Behav. Stat. 37:479, for rows of one item): rows of the mean size, in which as many
     items differ as in a mean row that has any.
     """
