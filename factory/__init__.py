@@ -13,7 +13,14 @@
 ``__init__.pyi`` lists the public names. Each is imported on its first use, so ``import factory`` loads no torch.
 """
 
+import os
+
 import lazy_loader
+
+# How often a thread of torch looks for work before it sleeps; libgomp's own number is 300,000. A busy neighbour then costs
+# half as much, and an idle machine is as fast (docs/log.md). libgomp reads it when torch is loaded: import factory first.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 __version__ = "0.1.0"
 

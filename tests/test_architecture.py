@@ -58,6 +58,18 @@ def test_importing_the_package_loads_none_of_its_dependencies() -> None:
     assert not loaded & (HEAVY | {"pydantic", "yaml", "typer", "rich"})
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    ids=["nothing", "a count", "a policy"],
+)
+def test_threads_give_way_to_other_processes_unless_the_user_decides(given: dict[str, str], expected: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = "import factory, os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    run = subprocess.run([sys.executable, "-c", code], env=environment | given, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == expected
+
+
 # --------------------------------------------------------------------------------------------------------------- public API
 
 

@@ -50,6 +50,11 @@ def test_planted_identifiers_are_found(built: Workplace, run: Run, tmp_path: Pat
     assert (line["with_it"], line["without_it"]) == ("email 1, phone 1", "none")
 
 
+def test_a_busy_neighbour_is_measured_by_training_and_by_writing(run: Run) -> None:
+    measured = json.loads(run("bench/busy.py", "--one", "--layers", 1, "--steps", 1))
+    assert set(measured) == {"training step", "new tokens"} and min(measured.values()) > 0
+
+
 def test_seconds_show_a_shared_base_once(built: Workplace, run: Run) -> None:
     table = run("bench/seconds.py", "plants-mini@1", "plants-mini@1", "--registry", built.root / "registry")
     assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| default-mini-base@1", "| plants-mini@1"]

@@ -7,7 +7,7 @@ torch's own kernel for grouped heads takes half of a training step of short text
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,13 @@ from transformers.masking_utils import eager_mask
 from factory.errors import TrainingError
 
 GROUPED = "factory_grouped"
+
+
+class WithPrefix(NamedTuple):
+    """Keys or values of a prefix that all rows share, and of what each row has after it."""
+
+    prefix: Tensor  # (1, groups, P, D)
+    own: Tensor  # (B, groups, S, D)
 
 
 def load_causal_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -31,8 +38,8 @@ def load_causal_model(folder: Path, device: torch.device, dtype: torch.dtype) ->
 def grouped_attention(
     module: nn.Module,
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Tensor | WithPrefix,
+    value: Tensor | WithPrefix,
     attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
@@ -42,28 +49,59 @@ def grouped_attention(
 ) -> tuple[Tensor, None]:
     """query (B, heads, T, D), key and value (B, groups, S, D), mask (B, 1, T, S) to add → (B, T, heads, D).
 
-    Called by transformers. Raises: TrainingError for attention sinks, which it does not support.
+    Called by transformers. A shared prefix of P tokens is read once for all rows (Juravsky et al. 2024, Hydragen, arXiv
+    2402.05099); the mask then has P + S columns. Raises: TrainingError for attention sinks, which it does not support.
     """
     if s_aux is not None:
         raise TrainingError(
             f"{type(module).__name__} has attention sinks, which are not supported on a CPU; choose another teacher"
         )
-    batch, heads, length, width = query.shape
-    groups, seen = key.shape[1:3]
-    rows = (query * scaling).reshape(batch * groups, heads // groups * length, width)
-    keys = key.reshape(batch * groups, seen, width)
-    # A cache with room is not contiguous, and only as the first factor is it not copied: 3 times as fast for one new token.
-    scores = torch.bmm(keys, rows.transpose(1, 2)).transpose(1, 2) if length == 1 else torch.bmm(rows, keys.transpose(1, 2))
-    scores = scores.reshape(batch, heads, length, seen)
+    keys, values = (one if isinstance(one, WithPrefix) else WithPrefix(one[:1, :, :0], one) for one in (key, value))
+    shared = keys.prefix.shape[2]  # P
+    rows = query * scaling
+    scores = _own_scores(rows, keys.own)
+    if shared:
+        scores = torch.cat([_prefix_product(rows, keys.prefix.transpose(2, 3)), scores], dim=-1)  # (B, heads, T, P + S)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if attention_mask is not None:
-        scores = scores + attention_mask[..., :seen]
-    weights = nn.functional.softmax(scores, dim=-1).to(value.dtype)
+        scores = scores + attention_mask[..., : scores.shape[-1]]
+    weights = nn.functional.softmax(scores, dim=-1).to(values.own.dtype)
     if dropout:
         weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    mixed = torch.bmm(weights.view(batch * groups, -1, seen), value.reshape(batch * groups, seen, width))
-    return mixed.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
+    mixed = _own_mixture(weights[..., shared:], values.own)
+    if shared:
+        mixed = mixed + _prefix_product(weights[..., :shared], values.prefix)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+def _own_scores(rows: Tensor, key: Tensor) -> Tensor:
+    """rows (B, heads, T, D), key (B, groups, S, D) → (B, heads, T, S)."""
+    batch, heads, length, width = rows.shape
+    groups, seen = key.shape[1:3]
+    rows, keys = rows.reshape(batch * groups, -1, width), key.reshape(batch * groups, seen, width)
+    # A cache with room is not contiguous, and only as the first factor is it not copied: 3 times as fast for one new token.
+    scores = torch.bmm(keys, rows.transpose(1, 2)).transpose(1, 2) if length == 1 else torch.bmm(rows, keys.transpose(1, 2))
+    return scores.reshape(batch, heads, length, seen)
+
+
+def _own_mixture(weights: Tensor, value: Tensor) -> Tensor:
+    """weights (B, heads, T, S), value (B, groups, S, D) → (B, heads, T, D)."""
+    batch, heads, length, seen = weights.shape
+    groups, width = value.shape[1], value.shape[3]
+    mixed = torch.bmm(
+        weights.reshape(batch * groups, -1, seen), value.reshape(batch * groups, seen, width)
+    )  # (B * groups, heads / groups * T, D)
+    return mixed.view(batch, heads, length, width)
+
+
+def _prefix_product(rows: Tensor, shared: Tensor) -> Tensor:
+    """rows (B, heads, T, K), shared (1, groups, K, N) → (B, heads, T, N): one product a group, whatever B is."""
+    batch, heads, length, width = rows.shape
+    groups, wanted = shared.shape[1], shared.shape[3]
+    by_group = rows.reshape(batch, groups, -1, width).transpose(0, 1)  # (groups, B, heads / groups * T, K)
+    product = torch.bmm(by_group.reshape(groups, -1, width), shared[0])
+    return product.view(groups, batch, -1, wanted).transpose(0, 1).reshape(batch, heads, length, wanted)
 
 
 AttentionInterface.register(GROUPED, grouped_attention)

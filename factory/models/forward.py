@@ -68,7 +68,7 @@ def hidden_states(model: Any, batch: Batch, prefix: Sequence[int] = ()) -> State
     """``hidden_states(model, batch).final``: (B, T, H). ``prefix`` precedes every row and is not in the result."""
     decoder: Any = unwrap(model).base_model
     shared = prefix_cache(unwrap(model), prefix)
-    cache = expand_cache(shared, len(batch.input_ids)) if shared is not None else None
+    cache = expand_cache(unwrap(model), shared, len(batch.input_ids)) if shared is not None else None
     mask = torch.cat([batch.real.new_ones(len(batch.real), len(prefix)), batch.real], dim=1).long()
     output = decoder(
         input_ids=batch.input_ids,

@@ -53,7 +53,7 @@ def sample(
     stops = torch.tensor(list(stop), device=model.device)
     out: list[list[int]] = [[] for _ in prompts]
     for rows in length_batches([len(prompt) for prompt in prompts], batch or rows_at_once(model, longest)):
-        cache = expand_cache(shared, len(rows))
+        cache = expand_cache(model, shared, len(rows))
         active = torch.tensor(rows, device=model.device)  # the rows still in the batch; (B,)
         tokens, real = padded_left([prompts[i] for i in rows], model.device)  # (B, P)
         mask = torch.cat([real.new_ones(len(rows), len(prefix)), real], dim=1)  # (B, prefix + P)

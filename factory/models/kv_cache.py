@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicCache, DynamicLayer, PreTrainedModel
 
+from factory.models.attention import GROUPED, WithPrefix
+
 ROOM = 64  # spare tokens allocated whenever a cache grows
 
 
@@ -23,13 +25,17 @@ def prefix_cache(model: PreTrainedModel, prefix: Sequence[int]) -> DynamicCache 
     return cache
 
 
-def expand_cache(cache: DynamicCache | None, rows: int) -> Cache:
-    """``expand_cache(prefix_cache(model, ids), 64)``: a copy of a one-row cache with 64 rows and room to grow."""
+def expand_cache(model: PreTrainedModel, cache: DynamicCache | None, rows: int) -> Cache:
+    """``expand_cache(model, prefix_cache(model, ids), 64)``: a cache of 64 rows that begin with a one-row cache.
+
+    ``grouped_attention`` reads that row where it is, for all 64; for any other attention it is copied 64 times.
+    """
+    layers: Any = [] if cache is None else cache.layers
+    if layers and model.config.get_text_config()._attn_implementation == GROUPED:
+        return Cache(layers=[SharedPrefixLayer(layer.keys, layer.values) for layer in layers])
     expanded = Cache(layer_class_to_replicate=RoomyLayer)
-    if cache is not None:
-        layers: Any = cache.layers
-        for index, layer in enumerate(layers):
-            expanded.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), index)
+    for index, layer in enumerate(layers):
+        expanded.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), index)
     return expanded
 
 
@@ -43,11 +49,12 @@ class RoomyLayer(DynamicLayer):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.room: tuple[torch.Tensor, torch.Tensor] | None = None  # each (B, heads, allocated length, D)
+        self.length = 0  # tokens held of each row
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start = self.get_seq_length()
+        start = self.length
         stop = start + key_states.shape[-2]
         if self.room is None or stop > self.room[0].shape[-2]:
             shape = (*key_states.shape[:2], stop + ROOM)
@@ -61,10 +68,28 @@ class RoomyLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         if self.room is not None:
-            self._hold((self.room[0][indices], self.room[1][indices]), self.get_seq_length())
+            self._hold((self.room[0][indices], self.room[1][indices]), self.length)
 
     def _hold(self, room: tuple[torch.Tensor, torch.Tensor], length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keeps ``room``; its first ``length`` tokens are the keys and values in use."""
-        self.room = room
+        self.room, self.length = room, length
         self.keys, self.values = keys, values = room[0][..., :length, :], room[1][..., :length, :]
         return keys, values
+
+
+class SharedPrefixLayer(RoomyLayer):
+    """Rows that begin with the same prefix, whose keys and values are held once, (1, heads, P, D) each.
+
+    To be read by ``grouped_attention``, which takes the two parts as they are.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.prefix = keys, values
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        own = super().update(key_states, value_states)
+        return tuple(WithPrefix(shared, held) for shared, held in zip(self.prefix, own, strict=True))
+
+    def get_seq_length(self) -> int:
+        return self.prefix[0].shape[-2] + self.length

@@ -10,7 +10,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from datasets import DatasetDict
@@ -36,6 +38,7 @@ from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.registry.manifest import DatasetInfo, PersonalDataInfo, SourceInfo, StudentManifest
 
+SHOWN = 200  # characters of the first prompt, and of its answer: a teacher that does not suit is seen within seconds
 DATASET_FORMAT = 3  # raised when the rows, or what is written of them, are chosen otherwise, so that older folders are not read
 EVALUATED = {"bias_pairs", "tasks", "golden_set", "refusals", "gates"}
 # Fields of a domain's YAML that decide nothing about its rows (its `data` overrides are part of the settings).
@@ -294,17 +297,22 @@ def _complete(
     """The teacher's completions of the examples that have none; ``spec`` None is the general pool, without a context."""
     if all(example.completion for example in examples):
         return {}
-    config, name = context.settings(spec).data, spec.name if spec else "general"
-    with context.meter.stage("completions"), context.progress(f"{name}: teacher's answers", len(examples)) as advance:
-        return models.teacher.complete(
-            examples,
-            spec.teacher_context if spec else NO_CONTEXT,
-            folder=home() / "completions",
-            max_new_tokens=config.max_completion_tokens,
-            repetition_penalty=config.repetition_penalty,
-            seed=context.seed,
-            progress=advance,
-        )
+    config = context.settings(spec).data
+    ask = partial(
+        models.teacher.complete,
+        context=spec.teacher_context if spec else NO_CONTEXT,
+        folder=home() / "completions",
+        max_new_tokens=config.max_completion_tokens,
+        repetition_penalty=config.repetition_penalty,
+        seed=context.seed,
+    )
+    with context.meter.stage("completions"):
+        if spec and not spec.private:
+            first = next(example for example in examples if not example.completion)
+            question, answer = (shorten(text, SHOWN, placeholder=" …") for text in (first.prompt, ask([first])[first.id].text))
+            context.say(f"{spec.name}: first answer, to “{question}”: {answer or '(empty)'}")
+        with context.progress(f"{spec.name if spec else 'general'}: teacher's answers", len(examples)) as advance:
+            return ask(examples, progress=advance)
 
 
 def make_general_rows(context: BuildContext, models: FamilyModels) -> list[dict[str, Any]]:

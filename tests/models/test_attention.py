@@ -11,7 +11,7 @@ import torch
 from support import tiny
 
 from factory.errors import TrainingError
-from factory.models.attention import GROUPED, grouped_attention, load_causal_model
+from factory.models.attention import GROUPED, WithPrefix, grouped_attention, load_causal_model
 from factory.models.forward import hidden_states, make_batch
 from factory.models.generation import sample
 
@@ -55,6 +55,22 @@ def test_a_soft_cap_is_applied_before_the_mask() -> None:
     scores = torch.einsum("bhtd,bhsd->bhts", query, key.repeat_interleave(2, 1)) * 0.5
     weights = (2.0 * torch.tanh(scores / 2.0) + mask).softmax(-1)
     torch.testing.assert_close(ours, torch.einsum("bhts,bhsd->bthd", weights, value.repeat_interleave(2, 1)))
+
+
+@pytest.mark.parametrize("length", [1, 2])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_a_prefix_that_rows_share_is_as_good_as_a_copy_in_each(length: int, softcap: float | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, own, prefix, mask = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((3, 4, length, 8), (2, 3, 2, 6, 8), (2, 1, 2, 5, 8), (3, 1, length, 11))
+    )
+    copied = (torch.cat([prefix[part].expand(3, -1, -1, -1), own[part]], dim=2) for part in (0, 1))
+    shared = (WithPrefix(prefix[part], own[part]) for part in (0, 1))
+    expected, found = (
+        grouped_attention(torch.nn.Module(), query, *both, mask, 0.5, softcap=softcap)[0] for both in (copied, shared)
+    )
+    torch.testing.assert_close(found, expected)
 
 
 def test_attention_sinks_are_refused() -> None:

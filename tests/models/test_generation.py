@@ -10,6 +10,7 @@ import torch
 from support import tiny
 from transformers import PreTrainedModel
 
+from factory.models.attention import GROUPED
 from factory.models.generation import CACHE_BYTES, next_tokens, padded_left, rows_at_once, sample
 from factory.models.kv_cache import expand_cache, prefix_cache
 
@@ -104,8 +105,10 @@ def test_prompts_end_at_the_right_and_every_row_has_padding() -> None:
     assert mask.tolist() == [[0, 1, 1], [0, 0, 1]]
 
 
-def test_a_shared_prefix_is_computed_once_and_stays_as_it_is() -> None:
-    model = tiny.llama()
+@pytest.mark.parametrize("attention", ["sdpa", GROUPED])
+def test_a_shared_prefix_is_computed_once_and_stays_as_it_is(attention: str) -> None:
+    model: Any = tiny.llama()
+    model.set_attn_implementation(attention)
     lengths: list[int] = []
     hook = model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -120,10 +123,11 @@ def test_a_shared_prefix_is_computed_once_and_stays_as_it_is() -> None:
     hook.remove()
     assert cache is not None
     before = cache.layers[0].keys.clone()
-    expanded = expand_cache(cache, 3)
+    expanded = expand_cache(model, cache, 3)
     expanded.update(torch.zeros(3, 2, 1, 8), torch.zeros(3, 2, 1, 8), 0)
     torch.testing.assert_close(cache.layers[0].keys, before)
-    assert expanded.layers[0].keys.shape == (3, 2, len(PREFIX) + 1, 8)
+    assert expanded.get_seq_length() == len(PREFIX) + 1
+    assert expanded.layers[0].keys.shape == (3, 2, 1 if attention == GROUPED else len(PREFIX) + 1, 8)
 
 
 @pytest.mark.parametrize(("room", "finished"), [(1, 0.0), (1, 1.0), (64, 0.0), (64, 1.0)])

@@ -1,17 +1,19 @@
-"""The general pool: what adapters learn of it, what is held out, and what a teacher costs that finishes no answer."""
+"""A data set's first answer; the general pool: what is taught of it, what is held out, a teacher that finishes none of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
-from support.workplace import Workplace
+import pytest
+from support.workplace import PLANTS, Workplace, domain
 
 from factory.data.dataset import Completion
+from factory.errors import DataError
 from factory.models.teacher import Teacher
 from factory.pipeline.context import resolve_models
-from factory.pipeline.dataset import general_training_rows, make_general_rows, split_general
+from factory.pipeline.dataset import general_training_rows, make_dataset, make_general_rows, split_general
 
 
 class CutOff(Teacher):
@@ -19,6 +21,36 @@ class CutOff(Teacher):
 
     def complete(self, examples: Sequence[Any], *_: Any, **__: Any) -> Mapping[str, Completion]:  # type: ignore[override]
         return {example.id: Completion("cut of", finished=False) for example in examples}
+
+
+class Silent(Teacher):
+    """A teacher that says nothing, and keeps which prompts it is given at once."""
+
+    asked: ClassVar[list[list[str]]] = []
+
+    def _write(self, prompts: Sequence[str], *_: Any) -> dict[str, Completion]:
+        self.asked.append(list(prompts))
+        return dict.fromkeys(prompts, Completion("", finished=True))
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_the_first_answer_is_shown_before_the_others_are_written_and_not_of_a_private_domain(
+    private: bool, with_models: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Silent, "asked", [])
+    with_models.write("plants.yaml", domain("plants", PLANTS) | {"private": private})
+    said: list[tuple[int, str]] = []
+    context = replace(with_models.context(), say=lambda line: said.append((len(Silent.asked), line)))
+    models = resolve_models(context.family, context.specs.root, context.device)
+    teacher = Silent.load(models.teacher_files, context.device)
+    with pytest.raises(DataError):  # nothing is left of empty answers
+        make_dataset(context, replace(models, teacher=teacher), context.specs.domain("plants"))
+    first, *others = Silent.asked if not private else [[], *Silent.asked]
+    assert len(others) == 1 and not set(first) & set(others[0])
+    if private:
+        assert said == []
+    else:
+        assert said == [(1, f"plants: first answer, to “{first[0]}”: (empty)")]
 
 
 def test_a_general_pool_without_a_finished_answer_is_said_and_left_out(with_models: Workplace) -> None:
