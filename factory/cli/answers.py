@@ -12,7 +12,6 @@ import typer
 from factory.cli.context import choose, choose_download, load_chat_model, load_context
 from factory.cli.options import (
     DOMAINS,
-    QUANTIZATIONS,
     REGISTRY,
     TEACHER,
     Device,
@@ -25,6 +24,7 @@ from factory.cli.options import (
 )
 from factory.cli.tables import benchmark_json, benchmark_table, explanation_summary, explanation_table
 from factory.cli.terminal import load_libraries, print_json, print_report, print_table, progress_bars, say
+from factory.config.quantization import QUANTIZATIONS
 from factory.errors import UsageError
 from factory.registry.registry import Registry
 
@@ -128,7 +128,7 @@ def benchmark(
             "--quantizations",
             metavar="LIST",
             callback=lambda given: ",".join(_quantizations(given)),
-            help="Every model also in these, joined by commas: f16, q8_0, q4, q4_1; or none.",
+            help=f"Every model also in these, joined by commas: {', '.join(QUANTIZATIONS)}; or none.",
         ),
     ] = "q8_0,q4,q4_1",
     against: Annotated[

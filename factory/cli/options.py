@@ -12,9 +12,6 @@ from factory.config import default_domains
 TEACHER = "teacher"  # in place of a version: the teacher itself
 DOMAINS, REGISTRY = Path("domains"), Path("registry")
 
-Quantization = Literal["f16", "q8_0", "q4"]
-QUANTIZATIONS = ("f16", "q8_0", "q4", "q4_1")  # that a model can be measured in
-
 
 def in_a_folder(given: Path | None) -> Path | None:
     """The callback of an option that names a file: what takes an hour to measure must not fail when it is written."""

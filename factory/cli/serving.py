@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from factory.cli.context import choose
-from factory.cli.options import DOMAINS, REGISTRY, TEACHER, Device, Domains, Family, Quantization, RegistryFolder
+from factory.cli.options import DOMAINS, REGISTRY, TEACHER, Device, Domains, Family, RegistryFolder
 from factory.cli.terminal import load_libraries
+from factory.config.quantization import Quantization
 from factory.errors import ServeError
 from factory.registry.registry import Registry
 
@@ -31,7 +32,9 @@ def serve(
     upstream_key: Annotated[
         Path | None, typer.Option("--upstream-key", metavar="FILE", help="Holds that server's key and nothing else.")
     ] = None,
-    quantization: Annotated[Quantization, typer.Option("--quantization", help="Of the bases.")] = "q8_0",
+    quantization: Annotated[
+        Quantization | None, typer.Option("--quantization", help="Of the bases; each one's own grid, else q8_0, if left out.")
+    ] = None,
     parallel: Annotated[int, typer.Option("--parallel", min=1, max=64, help="Requests per engine at once.")] = 4,
     queue: Annotated[
         int, typer.Option("--queue", min=1, help="Requests in all; any more get status 429 and Retry-After.")

@@ -23,7 +23,6 @@ from factory.cli.options import (
     Json,
     PinnedBase,
     Profile,
-    Quantization,
     RebuildBase,
     Ref,
     RegistryFolder,
@@ -32,6 +31,7 @@ from factory.cli.options import (
 )
 from factory.cli.tables import matrix_json, matrix_table, plan_json, plan_lines, plan_table
 from factory.cli.terminal import load_libraries, print_json, print_table, say
+from factory.config.quantization import Quantization
 from factory.errors import RegistryError, UsageError
 from factory.registry.references import CHAMPION
 from factory.registry.registry import Registry
@@ -242,7 +242,10 @@ def export(
         typer.Option("--format", help="What the application loads."),
     ],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="A new folder.")],
-    quantization: Annotated[Quantization, typer.Option("--quantization", help="For gguf and ollama.")] = "q8_0",
+    quantization: Annotated[
+        Quantization | None,
+        typer.Option("--quantization", help="For gguf and ollama; a base's own grid if it has one, else q8_0, if left out."),
+    ] = None,
     part: Annotated[
         Literal["merged", "base", "adapter"],
         typer.Option("--part", help="For gguf: base and adapter merged, or only one of them."),

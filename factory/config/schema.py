@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from factory.config.quantization import Grid
 from factory.config.settings import (
     DEFAULT_PROFILE,
     PRIVATE_GATES,
@@ -114,6 +115,11 @@ class SizeSpec(Strict):
     )
     vocabulary: int | None = Field(default=None, ge=300, description="Tokens kept at most; all of the teacher's if left out.")
     base: ModelSpec | None = Field(default=None, description="A base model in place of a pruned teacher.")
+    quantization: Grid | None = Field(
+        default=None,
+        description="The grid of a GGUF file to which the base is rounded before adapters are trained on it, so that what is "
+        "served is what was trained; as it is if left out.",
+    )
 
     @model_validator(mode="after")
     def is_pruned_or_named(self) -> SizeSpec:

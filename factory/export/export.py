@@ -20,6 +20,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from factory.cache import atomic_folder, folder_bytes, storage_errors
+from factory.config.quantization import DEFAULT, Quantization
 from factory.errors import ExportError
 from factory.export.formats import (
     conversation_text,
@@ -51,7 +52,6 @@ from factory.registry.registry import Registry
 from factory.registry.versions import Version
 
 Format = Literal["peft", "merged", "gguf", "ollama", "sentence-transformers"]
-Quantization = Literal["f16", "q8_0", "q4"]
 Part = Literal["merged", "base", "adapter"]
 
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -64,6 +64,10 @@ BOUNDS = {
     "merged": 1e-3,  # 1e-4: base and adapter rounded together, to the 8 significant bits of bfloat16
     "f16": 1e-4,  # 4e-6: 11 significant bits, and llama.cpp's arithmetic
     "q8_0": 1e-2,  # 3e-3: 8 bits per weight and a scale per 32 weights
+    "q5_1": 0.05,
+    "q5_0": 0.05,
+    "q4_1": 0.15,
+    "q4_0": 0.15,
     "q4": 0.15,  # 0.08: 4 and 5 bits per weight, which a small model notices
     "sentence-transformers": 3e-4,  # 3e-5: bfloat16 weights and arithmetic, its default
 }
@@ -75,13 +79,14 @@ def export_version(
     format: Format,
     target: Path,
     *,
-    quantization: Quantization = "q8_0",
+    quantization: Quantization | None = None,
     part: Part = "merged",
     device: str = "auto",
 ) -> ParityReport:
     """``export_version(version, registry, "merged", Path("out"))``: writes the folder and returns its parity report.
 
-    quantization: gguf and ollama only. part: gguf only; "base" or "adapter" writes that part alone.
+    quantization: gguf and ollama only; by default the grid that a base was rounded to, where it is written or stands below an
+        adapter unmerged, else q8_0. part: gguf only; "base" or "adapter" writes that part alone.
 
     Raises: ExportError if the format does not fit the version, the target is not empty, the version is damaged, or the
         parity check fails; ServeError if llama.cpp is missing. Nothing is left behind.
@@ -90,6 +95,7 @@ def export_version(
     _check_target(target)
     if part == "base" and version.base:
         version = registry.resolve(version.base)
+    kind = quantization or _default_quantization(version, registry, part)
     with storage_errors(f"cannot write {target}"), atomic_folder(target) as folder:
         torch_device = pick_device(device)
         loaded = load_version(version, registry, torch_device, torch.float32)
@@ -97,12 +103,12 @@ def export_version(
         if format == "sentence-transformers":
             metrics, speed = _export_embeddings(loaded, folder, texts)
         elif format in LLAMA_CPP:
-            metrics, speed = _export_gguf(loaded, folder, texts, quantization, part)
+            metrics, speed = _export_gguf(loaded, folder, texts, kind, part)
         else:
             metrics, speed = _export_folder(loaded, folder, texts, format)
         published = load_version(version, registry, torch_device)  # a fresh one: merging has changed the other
         speeds = {"exported": speed, "registered": tokens_per_second(_published_run(published, texts, format))}
-        report = _report(version, format, part, quantization, metrics, folder_bytes(folder), speeds)
+        report = _report(version, format, part, kind, metrics, folder_bytes(folder), speeds)
         if not report.within:
             raise ExportError(parity_failure(report))
         if format == "ollama":
@@ -110,6 +116,15 @@ def export_version(
         write_metadata(version, report, folder)
         _check_target(target)  # again: files put there meanwhile would be replaced
     return report
+
+
+def _default_quantization(version: Version, registry: Registry, part: Part) -> Quantization:
+    """Merging an adapter takes weights off the grid; rounding them to it again would undo part of what was learnt."""
+    from factory.export.gguf import own_quantization
+
+    if version.kind == "base":
+        return own_quantization(version)
+    return own_quantization(registry.resolve(version.base or "")) if part == "adapter" else DEFAULT
 
 
 # -------------------------------------------------------------------------------------------------------------- checks

@@ -33,8 +33,10 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from factory.cache import atomic_file
+from factory.config.quantization import DEFAULT, Quantization
 from factory.errors import ExportError
 from factory.export.gguf_tokenizer import write_tokenizer
+from factory.registry.versions import Version
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,24 @@ class _Quantization:
     file_type: LlamaFileType
 
 
+def _one_grid(grid: Types, file_type: LlamaFileType) -> _Quantization:
+    return _Quantization(grid, grid, grid, Types.Q8_0, file_type)
+
+
 # q4 does not use Q4_1, although it has the lowest weight error of the types that the gguf package can write: the teacher came
-# as Q4_1, and rounding to that grid again undoes what healing changed (docs/log.md). For the same reason q4_1 costs a teacher
-# that came as Q4_1 nothing: it is there for comparison with such a download.
+# as Q4_1, and rounding to that grid again undoes what healing changed (docs/log.md). For the same reason q4_1 costs a base that
+# is the teacher with fewer tokens nothing.
+_FILE_TYPES = {
+    "q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "q5_1": LlamaFileType.MOSTLY_Q5_1,
+    "q5_0": LlamaFileType.MOSTLY_Q5_0,
+    "q4_1": LlamaFileType.MOSTLY_Q4_1,
+    "q4_0": LlamaFileType.MOSTLY_Q4_0,
+}
 QUANTIZATIONS = {
+    **{grid: _one_grid(GGMLQuantizationType[grid.upper()], file_type) for grid, file_type in _FILE_TYPES.items()},
     "f16": _Quantization(Types.F16, Types.F16, Types.F16, Types.F16, LlamaFileType.MOSTLY_F16),
-    "q8_0": _Quantization(Types.Q8_0, Types.Q8_0, Types.Q8_0, Types.Q8_0, LlamaFileType.MOSTLY_Q8_0),
     "q4": _Quantization(Types.Q4_0, Types.Q8_0, Types.Q5_0, Types.Q8_0, LlamaFileType.MOSTLY_Q4_0),
-    "q4_1": _Quantization(Types.Q4_1, Types.Q4_1, Types.Q4_1, Types.Q8_0, LlamaFileType.MOSTLY_Q4_1),
 }
 PLAIN_LORA = {  # the settings that GGUF can express
     "use_dora": False,
@@ -92,7 +104,7 @@ def write_base_gguf(
 ) -> None:
     """``write_base_gguf(model, tokenizer, Path("base.gguf"), "q8_0", name="small", license="mit")``: base or merged model.
 
-    quantization: "f16", "q8_0", "q4" (4 bits per weight in half of each layer, 5 or 8 in the rest) or "q4_1" (5 bits).
+    quantization: "f16", "q4" (4 bits per weight in half of each layer, 5 or 8 in the rest), or one grid for all of a layer.
     Norms stay float32, and matrices whose rows are not a multiple of 32 stay f16.
     Raises: ExportError for an unsupported architecture, setting or tokenizer; nothing is left behind.
     """
@@ -135,6 +147,11 @@ def load_gguf_weights(model: PreTrainedModel, path: Path) -> None:
             continue  # a tied head, which is the embedding
         values = dequantize(tensor.data, tensor.tensor_type).reshape(tuple(weight.shape))
         weight.copy_(torch.from_numpy(_from_llamacpp(key, values, config)))
+
+
+def own_quantization(base: Version) -> Quantization:
+    """``own_quantization(registry.resolve("default-medium-base"))``: the grid it was rounded to, else q8_0."""
+    return (base.manifest.quantization if base.manifest.kind == "base" else None) or DEFAULT
 
 
 def write_adapter_gguf(adapter_folder: Path, model_config: PreTrainedConfig, path: Path) -> None:

@@ -19,6 +19,7 @@ from factory.errors import RegistryError, UsageError
 from factory.evaluation.fidelity import fixed_model
 from factory.evaluation.healing import healing_warnings
 from factory.models.base import Base, count_parameters, load_base, save_base, trim_teacher
+from factory.models.quantization import RoundedBase, round_base
 from factory.models.teacher import Teacher
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import DomainDataset, dataset_key, general_key, make_dataset
@@ -80,7 +81,7 @@ def settings_key(context: BuildContext, teacher_sha256: str, size: str) -> str:
         teacher_sha256,
         family.teacher.chat_template,
         family.encoder.model_dump(),
-        family.sizes[size].model_dump(),
+        family.sizes[size].model_dump(exclude=None if family.sizes[size].quantization else {"quantization"}),
         None if family.sizes[size].trimmed else context.settings().heal.model_dump(exclude={"report_to"}),
         general_key(context),
         context.profile,
@@ -186,7 +187,8 @@ def publish_base(
     spec, named = context.family.sizes[size], context.family.teacher_assistant(size)
     if spec.trimmed:
         trimmed = trim_base(context, models, spec)
-        return _publish(context, trimmed.base, _trimmed_manifest(context, models, size, trimmed))
+        rounded = round_base(trimmed.base, spec.quantization, trimmed.calibration)
+        return _publish(context, rounded.base, _trimmed_manifest(context, models, size, trimmed, rounded))
     if assistant is None and named is not None:
         assistant = make_base(context, models, named, rebuild=rebuild).version
     datasets = [make_dataset(context, models, domain) for domain in context.public_domains]
@@ -204,7 +206,8 @@ def publish_base(
     else:
         path, choice = choose_path(context, models, cut, spec, assistant, datasets)
     healed = heal_base(context, path, cut.teacher, datasets)
-    version = _publish(context, healed.base, _healed_manifest(context, models, size, cut, healed, choice, datasets))
+    rounded = round_base(healed.base, spec.quantization, [cut.calibration])
+    version = _publish(context, rounded.base, _healed_manifest(context, models, size, cut, healed, rounded, choice, datasets))
     remove_folder(heal_folder(context, path, context.settings().heal))
     return version
 
@@ -216,7 +219,9 @@ def _publish(context: BuildContext, base: Base, manifest: BaseManifest) -> Versi
         return context.registry.publish(manifest, folder)
 
 
-def _trimmed_manifest(context: BuildContext, models: FamilyModels, size: str, trimmed: TrimmedBase) -> BaseManifest:
+def _trimmed_manifest(
+    context: BuildContext, models: FamilyModels, size: str, trimmed: TrimmedBase, rounded: RoundedBase
+) -> BaseManifest:
     """Trained on nothing, so that every domain's examples are its adapter's."""
     return BaseManifest(
         **family_fields(context, models, context.settings()),
@@ -226,6 +231,8 @@ def _trimmed_manifest(context: BuildContext, models: FamilyModels, size: str, tr
         parameters=count_parameters(trimmed.base.model),
         layers=trimmed.base.shape.layers,
         vocabulary=trimmed.vocabulary,
+        quantization=rounded.grid,
+        quantization_kl=rounded.kl,
         settings_key=settings_key(context, models.teacher_files.sha256, size),
         domains={},
         dataset=merge_dataset_infos([]),
@@ -241,6 +248,7 @@ def _healed_manifest(
     size: str,
     cut: CutBase,
     healed: HealedBase,
+    rounded: RoundedBase,
     choice: PathChoice | None,
     datasets: Sequence[DomainDataset],
 ) -> BaseManifest:
@@ -254,6 +262,8 @@ def _healed_manifest(
         parameters=count_parameters(healed.base.model),
         layers=healed.base.shape.layers,
         vocabulary=vocabulary_info(models, cut.teacher, cut.vocabulary_cost),
+        quantization=rounded.grid,
+        quantization_kl=rounded.kl,
         healing=healed.report,
         settings_key=settings_key(context, models.teacher_files.sha256, size),
         domains={data.spec.name: BaseDomain(dataset_key=data.key, fingerprint=data.manifest.fingerprint) for data in datasets},

@@ -13,6 +13,7 @@ from factory.config.schema import SizeSpec, Source, TeacherPromptSource
 from factory.data.sources import sample_evenly
 from factory.models.base import Base, Shape, choose_tokens, trim_teacher, trimming_cost
 from factory.models.chat import NO_CONTEXT, messages, stop_tokens
+from factory.models.forward import Batch
 from factory.models.scoring import student_batches
 from factory.models.teacher import Teacher
 from factory.models.tokenize import tokenize_examples
@@ -31,6 +32,7 @@ class TrimmedBase:
     base: Base
     teacher: Teacher
     vocabulary: VocabularyInfo
+    calibration: tuple[Batch, ...]  # texts of the domains and of the general pool
 
 
 def trim_base(context: BuildContext, models: FamilyModels, size: SizeSpec) -> TrimmedBase:
@@ -43,13 +45,13 @@ def trim_base(context: BuildContext, models: FamilyModels, size: SizeSpec) -> Tr
         teacher = trim_teacher(models.teacher, tokens)
         scored = [text for group in zip(*domains, general, strict=False) for text in group][:SCORED_TEXTS]
         documents = tokenize_examples([{"prompt": "", "completion": text} for text in scored], teacher.tokenizer, NO_CONTEXT)
-        batches = [batch.to(context.device) for batch in student_batches(documents, 16)]
+        batches = tuple(batch.to(context.device) for batch in student_batches(documents, 16))
         cost = trimming_cost(models.teacher, teacher, tokens, batches)
         depth = int(teacher.config.get_text_config().num_hidden_layers)
         base = Base(teacher.model, teacher.tokenizer, Shape(tuple(range(depth)), tokens))
         base.model.generation_config.eos_token_id = stop_tokens(teacher.tokenizer)
         advance(1)
-    return TrimmedBase(base, teacher, vocabulary_info(models, teacher, cost))
+    return TrimmedBase(base, teacher, vocabulary_info(models, teacher, cost), batches)
 
 
 def vocabulary_info(models: FamilyModels, trimmed: Teacher, cost: Mapping[str, float]) -> VocabularyInfo:

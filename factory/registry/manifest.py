@@ -5,7 +5,6 @@
     parse_manifest(json.loads(path.read_bytes()))    # a BaseManifest or a StudentManifest
 
 Manifests are frozen and complete: a field that is missing, unknown or malformed is an error when one is read.
-Numbers that are not finite are null in the file and NaN in memory.
 """
 
 from __future__ import annotations
@@ -20,11 +19,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
+from factory.config.quantization import Grid
 from factory.errors import RegistryError, in_one_line
 
 SCHEMA_VERSION = 3  # raised when a field changes its name or meaning
 
-Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # null in a file: not finite
 
 
 class Entry(BaseModel):
@@ -292,6 +292,8 @@ class BaseManifest(Manifest):
     parameters: int
     layers: tuple[int, ...] | None  # of the teacher; None for a model of its own
     vocabulary: VocabularyInfo
+    quantization: Grid | None = None  # the grid that its weights were rounded to
+    quantization_kl: Number | None = None  # KL(as it was ‖ rounded), nats/token
     healing: HealingReport | None = None  # None where nothing was pruned
     path_choice: PathChoice | None = None  # None where no teacher assistant was considered
     settings_key: str  # cache key of all that decides this base but the data

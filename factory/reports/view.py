@@ -229,6 +229,7 @@ def _lineage(manifest: AnyManifest) -> list[Row]:
         Row("why this path", base.path_choice.reason if base and base.path_choice else ""),
         Row("layers kept", ", ".join(map(str, base.layers or ())) if base else ""),
         Row("vocabulary", _vocabulary(base.vocabulary) if base else ""),
+        Row("weights rounded to", _rounding(base) if base else ""),
         Row("router", student.router or "" if student else "", code=True),
         Row("family", manifest.family),
         Row("profile", manifest.profile),
@@ -239,6 +240,10 @@ def _lineage(manifest: AnyManifest) -> list[Row]:
         Row("created", manifest.created),
         Row("manifest's sha256", manifest.manifest_sha256, code=True),
     ]
+
+
+def _rounding(base: BaseManifest) -> str:
+    return f"{base.quantization}; KL {format_number(base.quantization_kl)} nats/token" if base.quantization else ""
 
 
 def _vocabulary(vocabulary: VocabularyInfo) -> str:

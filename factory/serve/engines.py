@@ -24,8 +24,9 @@ import torch
 from transformers import AutoConfig
 
 from factory.cache import cache_key, home
+from factory.config.quantization import DEFAULT, Quantization
 from factory.errors import RegistryError, ServeError
-from factory.export.gguf import write_adapter_gguf, write_base_gguf
+from factory.export.gguf import own_quantization, write_adapter_gguf, write_base_gguf
 from factory.inference import load_version
 from factory.models.llama_server import LlamaServer, lora_choice
 from factory.pipeline.context import FamilyModels
@@ -82,7 +83,7 @@ class Upstream:
 class GgufFiles:
     """GGUF files of published versions: each written at its first use and kept under ``home() / "serve"``."""
 
-    def __init__(self, registry: Registry, load_models: Callable[[], FamilyModels], quantization: str) -> None:
+    def __init__(self, registry: Registry, load_models: Callable[[], FamilyModels], quantization: Quantization | None) -> None:
         self.registry, self.load_models, self.quantization = registry, load_models, quantization
 
     def base(self, reference: str) -> Path:
@@ -96,23 +97,25 @@ class GgufFiles:
         return _write_once(path, lambda new: write_adapter_gguf(version.folder, config, new))
 
     def _base(self, version: Version) -> Path:
+        kind = self.quantization or own_quantization(version)
+
         def write(path: Path) -> None:
             base = load_version(version, self.registry, torch.device("cpu"), torch.float32).base
             license = version.manifest.teacher.license
-            write_base_gguf(base.model, base.tokenizer, path, self.quantization, name=version.reference, license=license)
+            write_base_gguf(base.model, base.tokenizer, path, kind, name=version.reference, license=license)
 
-        return _write_once(_folder(version.manifest.manifest_sha256) / f"{self.quantization}.gguf", write)
+        return _write_once(_folder(version.manifest.manifest_sha256) / f"{kind}.gguf", write)
 
     def _teacher(self) -> Path:
         models = self.load_models()
-        spec, teacher = models.family.teacher, models.teacher
+        spec, teacher, kind = models.family.teacher, models.teacher, self.quantization or DEFAULT
 
         def write(path: Path) -> None:
-            write_base_gguf(teacher.model, teacher.tokenizer, path, self.quantization, name=TEACHER, license=spec.license)
+            write_base_gguf(teacher.model, teacher.tokenizer, path, kind, name=TEACHER, license=spec.license)
             teacher.release()
 
         key = cache_key(models.teacher_files.sha256, spec.chat_template)
-        return _write_once(_folder(key) / f"{self.quantization}.gguf", write)
+        return _write_once(_folder(key) / f"{kind}.gguf", write)
 
 
 def _folder(key: str) -> Path:

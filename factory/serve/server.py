@@ -12,12 +12,12 @@ import socket
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal
 
 import uvicorn
 from fastapi import FastAPI
 from torch import nn
 
+from factory.config.quantization import Quantization
 from factory.config.schema import FamilySpec, Specs
 from factory.data.router import DomainRouter
 from factory.errors import ServeError
@@ -33,8 +33,6 @@ from factory.serve.prompts import Prompts
 from factory.serve.resolver import ModelResolver
 from factory.serve.scoring import Scorer
 
-Quantization = Literal["f16", "q8_0", "q4"]
-
 
 @dataclass(frozen=True)
 class Options:
@@ -45,7 +43,7 @@ class Options:
     api_keys: Path | None = None
     upstream: str | None = None
     upstream_key: Path | None = None  # a file with the key and nothing else
-    quantization: Quantization = "q8_0"
+    quantization: Quantization | None = None  # of every model; None: a base's own grid, q8_0 without one
     threads: int | None = None
     device: str = "auto"
     limits: Limits = field(default_factory=Limits)

@@ -68,7 +68,7 @@ def test_benchmark_prints_a_table_and_what_was_left_out(built: Workplace) -> Non
     [
         (["--download", "gpt"], "--download gpt: neither a family (default) nor hub:org/name@revision nor path:folder"),
         (["--download", "pypi:one==1/one.gguf"], "needs its checksum: write a family file"),
-        (["--quantizations", "q8_0,q2"], "q2: give some of f16, q8_0, q4, q4_1, or none"),
+        (["--quantizations", "q8_0,q2"], "q2: give some of f16, q8_0, q5_1, q5_0, q4_1, q4_0, q4, or none"),
         (["--save", "nowhere/report.json"], "'--save': there is no folder nowhere"),
     ],
 )

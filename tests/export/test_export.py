@@ -18,9 +18,10 @@ from support import exporting, modelfiles, tiny
 from typer.testing import CliRunner
 
 from factory.cli import app
+from factory.config.quantization import QUANTIZATIONS, Quantization
 from factory.errors import ExportError
 from factory.export import export, parity
-from factory.export.export import BOUNDS, Format, Quantization, export_version
+from factory.export.export import BOUNDS, Format, Part, export_version
 from factory.inference import load_version
 from factory.models.chat import prompt_ids
 from factory.registry.registry import Registry
@@ -70,7 +71,7 @@ def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def loosen_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """These random weights are larger than trained ones and lose more by rounding."""
-    for name in ("f16", "q8_0", "q4", "merged", "sentence-transformers"):
+    for name in (*QUANTIZATIONS, "merged", "sentence-transformers"):
         monkeypatch.setitem(BOUNDS, name, 1.0)
 
 
@@ -126,6 +127,24 @@ def test_gguf_is_within_the_bound_of_its_quantization(
     assert found.kl is not None and found.kl < bound
     assert found.texts == 4 and found.quantization == quantization and "xllamacpp" in found.libraries
     assert names_in(tmp_path / "out") == {f"plants-mini-{quantization}.gguf", "NOTICE", "README.md", "parity.json"}
+
+
+@pytest.mark.parametrize(
+    ("grid", "part", "expected"),
+    [
+        (None, "base", "q8_0"),
+        ("q4_1", "base", "q4_1"),
+        ("q4_1", "adapter", "q4_1"),
+        ("q4_1", "merged", "q8_0"),  # merged weights are off the grid
+    ],
+)
+def test_what_was_rounded_before_training_is_exported_on_its_grid(
+    grid: Any, part: Part, expected: Quantization, tmp_path: Path
+) -> None:
+    registry, version = exporting.publish_student(tmp_path, grid=grid)
+    found = export_version(version, registry, "gguf", tmp_path / "out", part=part, device="cpu")
+    assert found.quantization == expected
+    assert found.kl is not None and found.kl < 2e-2  # random weights as they are lose 0.3 by q4_1
 
 
 def test_an_adapter_alone_is_checked_on_a_base_that_is_removed(published: Published, tmp_path: Path) -> None:

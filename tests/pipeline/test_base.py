@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from support.tiny import CPU
 from support.workplace import BIRDS, STARS, Workplace, domain
 
 from factory.config.schema import FamilySpec
 from factory.errors import TrainingError, UsageError
+from factory.models.base import load_base
 from factory.pipeline.base import choose_base, publish_base
 from factory.pipeline.context import BuildContext, FamilyModels, resolve_models
 from factory.pipeline.plan import plan
@@ -303,6 +305,25 @@ def test_a_trimmed_base_is_the_teacher_with_fewer_tokens_and_needs_no_answers(wi
     assert base.parameters == teacher.parameters - (len(teacher.tokenizer) - base.vocabulary.kept) * teacher.config.hidden_size
     assert base.vocabulary.kept <= 350 and 0.5 < base.vocabulary.kept_mass <= 1
     assert not (with_models.root / "home" / "data").exists()  # no data set was made for it
+
+
+@pytest.mark.parametrize("size", [{"vocabulary": 350}, {"layers": 2, "vocabulary": 350}], ids=["trimmed", "pruned"])
+def test_a_base_of_a_quantized_size_is_on_its_grid_and_says_what_that_costs(
+    size: dict[str, Any], with_models: Workplace
+) -> None:
+    sizes = {"plain": size, "small": size | {"quantization": "q4_0"}}
+    write_family(with_models, sizes=sizes, default_size="plain", path="none")
+    version = publish(with_models, "small")
+    base = manifest(version)
+    assert base.quantization == "q4_0" and base.quantization_kl is not None and base.quantization_kl > 0
+    model: Any = load_base(version.folder, CPU).model
+    blocks = model.model.layers[0].mlp.gate_proj.weight.detach().reshape(-1, 32)
+    assert max(len(block.unique()) for block in blocks) <= 16  # 4 bits
+    shown = with_models.run("show", "default-small-base", "--all-metrics")
+    assert "q4_0; KL" in shown.stdout
+    assert choice(with_models, "small") == ("default-small-base@1", "")
+    write_family(with_models, sizes=sizes | {"small": size}, default_size="plain", path="none")
+    assert choice(with_models, "small")[0] is None  # another grid, another base
 
 
 def test_a_build_on_a_trimmed_base_makes_only_the_data_of_its_domain(with_models: Workplace) -> None:

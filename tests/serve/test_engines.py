@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from gguf import GGUFReader
+from support import exporting
 from support.workplace import Workplace
 
 from factory.config.load import load_specs
+from factory.config.quantization import Quantization
 from factory.pipeline.context import FamilyModels
 from factory.registry.registry import Registry
 from factory.serve.engines import GgufFiles
@@ -43,7 +45,13 @@ def test_making_the_app_loads_no_model(workplace: Workplace) -> None:
     assert make_app(Registry(workplace.root / "registry"), specs, specs.family("default"), Options()).routes
 
 
+def test_a_base_is_served_on_the_grid_that_it_was_rounded_to(tmp_path: Path) -> None:
+    registry, version = exporting.publish_student(tmp_path, grid="q5_1")
+    assert GgufFiles(registry, no_models, None).base(version.base or "").name == "q5_1.gguf"
+    assert GgufFiles(registry, no_models, "f16").base(version.base or "").name == "f16.gguf"
+
+
 @pytest.mark.parametrize("quantization", ["f16", "q4"])
-def test_each_quantization_has_a_file_of_its_own(built: Workplace, quantization: str) -> None:
+def test_each_quantization_has_a_file_of_its_own(built: Workplace, quantization: Quantization) -> None:
     files = GgufFiles(Registry(built.root / "registry"), no_models, quantization)
     assert files.base("default-mini-base@1").name == f"{quantization}.gguf"

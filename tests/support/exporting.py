@@ -9,8 +9,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from factory.config.quantization import Grid
 from factory.config.schema import DistillConfig
 from factory.models.base import Base, Shape, attach_adapter, load_base, save_base
+from factory.models.forward import make_batch
+from factory.models.quantization import round_base
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
 from support import manifests, tiny
@@ -30,10 +33,10 @@ ORIGIN: dict[str, Any] = {
 CARD = "---\nlibrary_name: peft\nlicense: apache-2.0\n---\n\n# plants-mini\n\n## How to load it\n\nwith peft\n"
 
 
-def publish_student(root: Path, architecture: str = "llama") -> tuple[Registry, Version]:
+def publish_student(root: Path, architecture: str = "llama", grid: Grid | None = None) -> tuple[Registry, Version]:
     """``registry, version = publish_student(tmp_path, "gemma")``: ``plants-mini@1`` on ``mini-base@1``."""
     registry = Registry(root / "registry")
-    base_version = publish_base(registry, architecture)
+    base_version = publish_base(registry, architecture, grid)
     base = load_base(base_version.folder, tiny.CPU)
     model = attach_adapter(base, DistillConfig(steps=1, learning_rate=1e-3, rank=4, alpha=8))
     torch.manual_seed(0)
@@ -53,12 +56,14 @@ def publish_student(root: Path, architecture: str = "llama") -> tuple[Registry, 
         return registry, registry.publish(manifest, folder)
 
 
-def publish_base(registry: Registry, architecture: str = "llama") -> Version:
-    """``publish_base(registry).reference``: ``mini-base@1``."""
+def publish_base(registry: Registry, architecture: str = "llama", grid: Grid | None = None) -> Version:
+    """``publish_base(registry).reference``: ``mini-base@1``, rounded to a grid where one is given."""
     with registry.stage("mini-base") as folder:
-        save_base(Base(*model_and_tokenizer(architecture), Shape(None, None)), folder)
+        rounded = round_base(Base(*model_and_tokenizer(architecture), Shape(None, None)), grid, [make_batch([[5]], [[6, 7]])])
+        save_base(rounded.base, folder)
         (folder / "README.md").write_text(CARD, encoding="utf-8")
-        return registry.publish(manifests.base_manifest("mini-base", **ORIGIN), folder)
+        own = {"quantization": rounded.grid, "quantization_kl": rounded.kl}
+        return registry.publish(manifests.base_manifest("mini-base", **ORIGIN, **own), folder)
 
 
 def model_and_tokenizer(architecture: str) -> tuple[Any, PreTrainedTokenizerFast]:

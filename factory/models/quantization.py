@@ -1,0 +1,67 @@
+"""Rounds a base to the grid that will be served, so that adapters are trained on the very weights that answer later.
+
+rounded = round_base(base, "q4_1", batches)
+rounded.kl  # what the rounding costs, nats/token
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize, quantize
+
+from factory.config.quantization import Grid
+from factory.models.base import Base
+from factory.models.forward import Batch, hidden_states, output_head
+
+
+@dataclass(frozen=True)
+class RoundedBase:
+    """A base whose weights are on a grid; without a grid it is as it was."""
+
+    base: Base
+    grid: Grid | None
+    kl: float | None  # KL(as it was ‖ rounded), nats/token
+
+
+def round_base(base: Base, grid: Grid | None, batches: Sequence[Batch]) -> RoundedBase:
+    """``round_base(base, "q4_1", batches).base``: a rounded copy, and KL over what ``batches`` predict."""
+    if grid is None:
+        return RoundedBase(base, None, None)
+    rounded = copy.deepcopy(base.model)
+    round_weights(rounded, grid)
+    return RoundedBase(replace(base, model=rounded), grid, _kl(base.model, rounded, batches))
+
+
+@torch.no_grad()
+def round_weights(model: Any, grid: Grid) -> None:
+    """``round_weights(model, "q4_1")``: in place, as ``write_base_gguf`` would write it and llama.cpp read it.
+
+    Matrices are rounded in blocks along their rows, embedding and head to q8_0; norms and biases stay, and so does a matrix
+    without whole blocks.
+    """
+    embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    for weight in model.parameters():
+        kind = GGMLQuantizationType.Q8_0 if id(weight) in embeddings else GGMLQuantizationType[grid.upper()]
+        block, _ = GGML_QUANT_SIZES[kind]
+        if weight.ndim == 2 and weight.shape[1] % block == 0:
+            values = dequantize(quantize(weight.float().cpu().numpy(), kind), kind)
+            weight.copy_(torch.from_numpy(values))
+
+
+@torch.inference_mode()
+def _kl(model: Any, rounded: Any, batches: Sequence[Batch]) -> float:
+    heads = [output_head(one, torch.float32)[0] for one in (model, rounded)]
+    total, count = 0.0, 0
+    for batch in batches:
+        before, after = (
+            head(hidden_states(one, batch).final[batch.predicts]).log_softmax(-1)  # (N, V)
+            for one, head in zip((model, rounded), heads, strict=True)
+        )
+        total, count = total + float((before.exp() * (before - after)).sum()), count + len(before)
+    return total / count
