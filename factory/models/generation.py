@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from factory.config.schema import DataConfig
 from factory.models.chat import stop_tokens
-from factory.models.kv_cache import expand_cache, prefix_cache
+from factory.models.kv_cache import expand_cache, join_caches, prefix_cache
 from factory.models.scoring import length_batches
 
+READ = 8, 16  # a batch's prompts are read in at most so many parts, of at least so many rows
 FINISHED = 1 / 8  # finished rows leave the batch once they are this share of it: each removal copies the whole cache
 CACHE_BYTES = 3 * 2**29  # of keys and values at once, on a CPU
 LIMIT = 96  # new tokens of generate_ids and generate_text, unless the caller says otherwise
@@ -53,26 +55,24 @@ def sample(
     stops = torch.tensor(list(stop), device=model.device)
     out: list[list[int]] = [[] for _ in prompts]
     for rows in length_batches([len(prompt) for prompt in prompts], batch or rows_at_once(model, longest)):
-        cache = expand_cache(model, shared, len(rows))
+        logits, mask, cache = _read_prompts(model, [prompts[i] for i in rows], shared, len(prefix))
         active = torch.tensor(rows, device=model.device)  # the rows still in the batch; (B,)
-        tokens, real = padded_left([prompts[i] for i in rows], model.device)  # (B, P)
-        mask = torch.cat([real.new_ones(len(rows), len(prefix)), real], dim=1)  # (B, prefix + P)
         seen = torch.zeros(len(rows), model.config.get_text_config().vocab_size, dtype=torch.bool, device=model.device)
         running = torch.ones_like(active, dtype=torch.bool)
-        for _ in range(max_new_tokens):
-            logits = apply_repetition_penalty(_next_logits(model, tokens, mask, cache), seen, repetition_penalty)
-            tokens = next_tokens(logits, temperature, generator)  # (B, 1)
+        for left in reversed(range(max_new_tokens)):
+            tokens = next_tokens(apply_repetition_penalty(logits, seen, repetition_penalty), temperature, generator)  # (B, 1)
             seen.scatter_(1, tokens, True)
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             for index, token in zip(active[running].tolist(), tokens[running, 0].tolist(), strict=True):
                 out[index].append(token)
             running &= ~torch.isin(tokens[:, 0], stops)
-            if not running.any():
+            if not (left and running.any()):
                 break
             if (~running).sum() >= FINISHED * len(running):
                 cache.batch_select_indices(running.nonzero()[:, 0])
                 active, tokens, mask, seen = active[running], tokens[running], mask[running], seen[running]
                 running = running[running]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            logits = _next_logits(model, tokens, mask, cache)
         if progress is not None:
             progress(len(rows))
     return out
@@ -125,6 +125,29 @@ def padded_left(sequences: Sequence[Sequence[int]], device: torch.device) -> tup
     ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in sequences], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in sequences], device=device)
     return ids, mask
+
+
+def _read_prompts(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], shared: DynamicCache | None, prefix: int
+) -> tuple[torch.Tensor, torch.Tensor, Cache]:
+    """Logits (B, V) of what follows each prompt, the mask (B, prefix + T) and the cache; ``prompts`` are shortest first.
+
+    Read in parts, so that one long prompt does not pad all others: of 84 questions to a student two thirds were padding.
+    """
+    parts, rows = READ
+    size = max(rows, -(-len(prompts) // parts))
+    logits, masks, caches = [], [], []
+    for start in range(0, len(prompts), size):
+        tokens, real = padded_left(prompts[start : start + size], model.device)  # (b, t)
+        mask = torch.cat([real.new_ones(len(real), prefix), real], dim=1)
+        cache = expand_cache(model, shared, len(tokens))
+        logits.append(_next_logits(model, tokens, mask, cache))
+        masks.append(real)
+        caches.append(cache)
+    width = masks[-1].shape[1]
+    own = torch.cat([nn.functional.pad(real, (width - real.shape[1], 0)) for real in masks])  # (B, T)
+    mask = torch.cat([own.new_ones(len(own), prefix), own], dim=1)
+    return torch.cat(logits), mask, join_caches(caches, prefix)
 
 
 def _next_logits(model: PreTrainedModel, tokens: torch.Tensor, mask: torch.Tensor, cache: Cache) -> torch.Tensor:

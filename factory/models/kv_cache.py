@@ -39,6 +39,19 @@ def expand_cache(model: PreTrainedModel, cache: DynamicCache | None, rows: int) 
     return expanded
 
 
+def join_caches(caches: Sequence[Cache], prefix: int) -> Cache:
+    """``join_caches([cache, longer], 193)``: one cache with the rows of all, made of the first.
+
+    The ``prefix`` tokens that they all begin with stay at the left, what follows them ends together at the right.
+    """
+    first, *others = caches
+    if others:
+        for layers in zip(*(cache.layers for cache in caches), strict=True):
+            roomy: Any = layers
+            roomy[0].join(roomy[1:], prefix)
+    return first
+
+
 class RoomyLayer(DynamicLayer):
     """Keys and values with ``ROOM`` spare tokens.
 
@@ -69,6 +82,23 @@ class RoomyLayer(DynamicLayer):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         if self.room is not None:
             self._hold((self.room[0][indices], self.room[1][indices]), self.length)
+
+    def join(self, others: Sequence[RoomyLayer], prefix: int) -> None:
+        """Adds the rows of other layers. Up to ``prefix`` they begin alike; the rest is moved to the right end."""
+        parts = [self, *others]
+        rooms = [part.room for part in parts if part.room is not None]
+        start = max(0, prefix - (self.get_seq_length() - self.length))  # a prefix that is held apart is in no room
+        longest, rows = max(part.length for part in parts), sum(len(keys) for keys, _ in rooms)
+        joined = []
+        for held in zip(*rooms, strict=True):  # all keys, then all values
+            states = held[0].new_zeros(rows, held[0].shape[1], longest + ROOM, held[0].shape[3])
+            begin = 0
+            for part, one in zip(parts, held, strict=True):
+                span = slice(begin, begin := begin + len(one))
+                states[span, :, :start] = one[:, :, :start]
+                states[span, :, longest - part.length + start : longest] = one[:, :, start : part.length]
+            joined.append(states)
+        self._hold((joined[0], joined[1]), longest)
 
     def _hold(self, room: tuple[torch.Tensor, torch.Tensor], length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keeps ``room``; its first ``length`` tokens are the keys and values in use."""

@@ -144,6 +144,28 @@ def test_neither_room_nor_when_rows_leave_changes_what_is_written(
     assert sample(model, PROMPTS, prefix=PREFIX, max_new_tokens=9, stop=[stop]) == expected
 
 
+@pytest.mark.parametrize("attention", ["sdpa", GROUPED])
+@pytest.mark.parametrize("prefix", [(), PREFIX])
+@pytest.mark.parametrize(("read", "parts"), [((1, 1), 1), ((2, 2), 2), ((8, 1), 4)])
+def test_in_how_many_parts_prompts_are_read_changes_nothing(
+    attention: str, prefix: Sequence[int], read: tuple[int, int], parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = tiny.llama()
+    model.set_attn_implementation(attention)
+    prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15, 16, 17], [18, 19]]
+    alone = [sample(model, [prompt], prefix=prefix, max_new_tokens=6, stop=())[0] for prompt in prompts]
+    monkeypatch.setattr("factory.models.generation.READ", read)
+    reads: list[tuple[int, ...]] = []
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: reads.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    assert sample(model, prompts, prefix=prefix, max_new_tokens=6, stop=()) == alone
+    hook.remove()
+    widths = [width for _, width in reads[bool(prefix) :]]
+    assert sum(width > 1 for width in widths) == parts  # each row has a column of padding
+    assert len(widths) == parts + 5  # the last token is not read
+
+
 def test_a_batch_has_as_many_rows_as_the_cache_has_room_for() -> None:
     model = tiny.llama()
     config: Any = model.config
