@@ -119,6 +119,8 @@ class DistillTrainer(GKDTrainer):
             processing_class=base.tokenizer,
             callbacks=list(callbacks),
         )
+        # trl puts a forward of its own on the model, for a loss that is not ours. A copy of the model would run the original's.
+        unwrap(self.model).__dict__.pop("forward", None)
         self.model_accepts_loss_kwargs = False  # a step's loss is a mean over its own completion tokens
         teacher_depth, depth = (one.get_text_config().num_hidden_layers for one in (teacher.config, base.model.config))
         self.student_layers = mapped_layers(base.shape.layers, teacher_depth, depth)

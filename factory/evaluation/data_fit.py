@@ -17,11 +17,9 @@ import numpy as np
 
 from factory.data.cleaning import words
 from factory.data.router import DomainRouter
-from factory.evaluation.fidelity import measure, teacher_model
+from factory.evaluation.benchmark import Question, bits_per_byte
 from factory.evaluation.stats import BootstrapConfig, mean, ratio, unpaired_quotient
-from factory.models.chat import NO_CONTEXT
 from factory.models.teacher import Teacher
-from factory.models.tokenize import tokenize_examples
 from factory.registry.manifest import MetricValue
 
 MAX_ELSEWHERE = 0.1  # share of prompts that the router may send elsewhere without a warning
@@ -105,12 +103,8 @@ def check_bits_per_byte(
 
 def _bits_and_bytes(teacher: Teacher, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """(E,) bits of each text under the teacher, and (E,) its bytes in UTF-8."""
-    bytes_ = np.array([len(text.encode()) for text in texts], dtype=float)
-    if not texts:
-        return bytes_, bytes_
-    documents = tokenize_examples([{"prompt": "", "completion": text} for text in texts], teacher.tokenizer, NO_CONTEXT)
-    sums = measure(teacher, {"teacher": teacher_model(teacher)}, documents)["teacher"]
-    return sums.teacher_nll / np.log(2), bytes_
+    documents = [Question("", text) for text in texts]
+    return bits_per_byte(teacher.model, teacher.tokenizer, documents, device=teacher.device)
 
 
 # ----------------------------------------------------------------------------------------------------------- templates

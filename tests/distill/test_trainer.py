@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +123,22 @@ def test_the_teacher_is_left_as_it_is(training_set: TrainingSet, tmp_path: Path)
     train(training_set, config(lmbda=1.0, feature=1.0), tmp_path)
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in TEACHER.model.named_parameters())
     assert not TEACHER.model.training
+
+
+@pytest.mark.parametrize("healing", [False, True])
+def test_a_copy_of_a_trained_model_is_a_model_of_its_own(training_set: TrainingSet, tmp_path: Path, healing: bool) -> None:
+    base, settings = tiny.base(), config(steps=1)
+    if healing:
+        distill(base.model, base, TEACHER, training_set, settings, folder=tmp_path, seed=0)
+    trained: Any = base.model if healing else train(training_set, settings, tmp_path, base)[0].merge_and_unload()  # type: ignore[operator]
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        before = trained(input_ids=ids).logits
+        copied = copy.deepcopy(trained)
+        for weight in copied.parameters():
+            weight.zero_()
+        assert float(copied(input_ids=ids).logits.abs().max()) == 0
+        torch.testing.assert_close(trained(input_ids=ids).logits, before)
 
 
 def test_a_loss_that_is_not_finite_is_an_error_that_names_the_step(training_set: TrainingSet, tmp_path: Path) -> None:
