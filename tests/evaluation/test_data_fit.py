@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 from support import tiny
 
 from factory.evaluation.data_fit import check_bits_per_byte, check_routing, check_templates, merge_reports
