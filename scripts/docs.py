@@ -304,9 +304,36 @@ def objective_page() -> str:
     return with_generated("docs/results/objective.md", {"methods": markdown_table(results("methods-demo.json"))})
 
 
+def training_page() -> str:
+    rows = [
+        [one["spins"], one["what"], *(f"{one[when]:.3f}" for when in ("alone", "busy")), f"{one['busy'] / one['alone']:.1f}"]
+        for one in results("busy.json")["results"]
+    ]
+    head = ("turns before a thread sleeps", "", "alone, s", "beside a busy process, s", "times as long")
+    return with_generated("docs/results/training.md", {"busy": table(head, rows)})
+
+
 def students_page() -> str:
-    tables = {"default": seeds_table(results("students-default.json")), "demo": students_table(results("students-demo.json"))}
+    tables = {
+        "default": seeds_table(results("students-default.json")),
+        "demo": students_table(results("students-demo.json")),
+        "references": references_table(results("references-medquad.json")),
+    }
     return with_generated("docs/results/students.md", tables)
+
+
+def references_table(report: dict[str, Any]) -> str:
+    """A row for each model that `factory benchmark --save` compared."""
+    head = ("model", "parameters", f"bits per byte, n {report['questions']['asked']}", "student lower by, paired")
+
+    def cell(metric: dict[str, Any] | None) -> str:
+        return format_metric(MetricValue(**metric)) if metric else "-"
+
+    rows = [
+        [row["name"], f"{row['parameters'] / 1e6:.1f} M", cell(row["bits_per_byte"]), cell(row["student_below"])]
+        for row in report["rows"]
+    ]
+    return table(head, rows)
 
 
 def students_table(students: Sequence[dict[str, Any]]) -> str:
@@ -447,6 +474,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/results/objective.md": objective_page,
     "docs/results/students.md": students_page,
     "docs/results/trainers.md": trainers_page,
+    "docs/results/training.md": training_page,
 }
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ class RouterConfig(Strict):
     max_false_rejection: float = Field(
         default=0.05, gt=0, lt=1, description="At most this share of a domain's own texts may be routed to no domain."
     )
-    max_per_domain: int = Field(default=2000, ge=20, description="Texts per domain to train on.")
+    max_per_domain: int = Field(default=1000, ge=20, description="Texts per domain to train on.")
 
 
 class EvaluateConfig(Strict):

@@ -51,6 +51,7 @@ def check_teacher(
     kept_mass: float,
     tasks: Sequence[TaskResult] = (),
     trimmed: bool = False,
+    learns_references: bool = False,
 ) -> TeacherCheck:
     """``check_teacher(teacher, base, held_out, training, bootstrap, kept_mass=0.98).reasons``
 
@@ -58,8 +59,8 @@ def check_teacher(
     ``MIN_AHEAD`` nats/token, at the lower end of the paired 95 % interval. Chance is the frequency of tokens in
     ``training`` (completions in ids), smoothed by one. ``kept_mass`` is the share of the teacher's distribution that the
     student's vocabulary keeps. A ``trimmed`` base is the teacher without its context: where that says nothing, the adapter
-    has little to learn, which is a warning. On ``tasks``, which have few items, the teacher fails only where its whole
-    interval is at chance or below, or behind the base.
+    has little to learn, which is a warning, unless it ``learns_references`` that no teacher knows. On ``tasks``, which have
+    few items, the teacher fails only where its whole interval is at chance or below, or behind the base.
     """
     sums = measure(teacher, {"base": base}, held_out)["base"]
     chance = unigram_nll(held_out, training, len(teacher.tokenizer))
@@ -75,10 +76,10 @@ def check_teacher(
         if not metrics[name].low > MIN_AHEAD  # NaN fails too
     }
     warnings = []
-    if trimmed and behind.pop("teacher_ahead_of_base", ""):
+    if trimmed and behind.pop("teacher_ahead_of_base", "") and not learns_references:
         warnings.append(
             f"the base is the teacher with fewer tokens and only {_with_n(metrics['teacher_ahead_of_base'])} nats/token behind "
-            "it: the adapter has little to learn; a teacher_context or references of your own would give it more"
+            "it: the adapter has little to learn; a teacher_context would give it more, or ground_truth on your own references"
         )
     reasons = list(behind.values())
     if kept_mass < MIN_KEPT_MASS:

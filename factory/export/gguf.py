@@ -68,9 +68,6 @@ def _one_grid(grid: Types, file_type: LlamaFileType) -> _Quantization:
     return _Quantization(grid, grid, grid, Types.Q8_0, file_type)
 
 
-# q4 does not use Q4_1, although it has the lowest weight error of the types that the gguf package can write: the teacher came
-# as Q4_1, and rounding to that grid again undoes what healing changed (docs/log.md). For the same reason q4_1 costs a base that
-# is the teacher with fewer tokens nothing.
 _FILE_TYPES = {
     "q8_0": LlamaFileType.MOSTLY_Q8_0,
     "q5_1": LlamaFileType.MOSTLY_Q5_1,
@@ -78,9 +75,12 @@ _FILE_TYPES = {
     "q4_1": LlamaFileType.MOSTLY_Q4_1,
     "q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
+# q4 does not use Q4_1, although it has the lowest weight error of the types that the gguf package can write: the teacher came
+# as Q4_1, and rounding to that grid again undoes what healing changed (docs/log.md). For the same reason q4_1 costs a base that
+# is the teacher with fewer tokens nothing.
 QUANTIZATIONS = {
-    **{grid: _one_grid(GGMLQuantizationType[grid.upper()], file_type) for grid, file_type in _FILE_TYPES.items()},
     "f16": _Quantization(Types.F16, Types.F16, Types.F16, Types.F16, LlamaFileType.MOSTLY_F16),
+    **{grid: _one_grid(GGMLQuantizationType[grid.upper()], file_type) for grid, file_type in _FILE_TYPES.items()},
     "q4": _Quantization(Types.Q4_0, Types.Q8_0, Types.Q5_0, Types.Q8_0, LlamaFileType.MOSTLY_Q4_0),
 }
 PLAIN_LORA = {  # the settings that GGUF can express

@@ -89,9 +89,7 @@ def _own_mixture(weights: Tensor, value: Tensor) -> Tensor:
     """weights (B, heads, T, S), value (B, groups, S, D) → (B, heads, T, D)."""
     batch, heads, length, seen = weights.shape
     groups, width = value.shape[1], value.shape[3]
-    mixed = torch.bmm(
-        weights.reshape(batch * groups, -1, seen), value.reshape(batch * groups, seen, width)
-    )  # (B * groups, heads / groups * T, D)
+    mixed = torch.bmm(weights.reshape(batch * groups, -1, seen), value.reshape(batch * groups, seen, width))
     return mixed.view(batch, heads, length, width)
 
 

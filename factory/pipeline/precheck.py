@@ -31,7 +31,8 @@ def check_domain(
 ) -> TeacherCheck:
     """``check_domain(context, models, data, trimmed_teacher, base, tokens).reasons``: whether the teacher knows the domain."""
     with context.meter.stage("check"), context.progress(f"{data.spec.name}: teacher pre-check", 1) as advance:
-        items = context.settings(data.spec).evaluate.task_items
+        settings = context.settings(data.spec)
+        items = settings.evaluate.task_items
         rows = references(data.held_out)[:CHECKED_REFERENCES]
         held_out = tokenize_examples(rows, teacher.tokenizer, data.spec.teacher_context)
         batches = [batch.to(context.device) for batch in student_batches(held_out, 16)]
@@ -46,6 +47,7 @@ def check_domain(
             context.bootstrap,
             kept_mass=cost["kept_mass"],
             trimmed=trimmed,
+            learns_references=settings.distill.ground_truth > 0 and any(data.rows["train"]["own_completion"]),
             tasks=run_tasks(both, teacher.tokenizer, tasks, root=context.specs.root, limit=items) if tasks and items else (),
         )
         advance(1)

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-SPINS = {"libgomp's own": "300000", "the factory's": "2000", "none, as with OMP_WAIT_POLICY=passive": "0"}
+SPINS = {"300,000, libgomp's own": "300000", "2,000, the factory's": "2000", "0, as with OMP_WAIT_POLICY=passive": "0"}
 TEXTS, LENGTH, ANSWERS, WRITTEN = 8, 144, 87, 30
 
 

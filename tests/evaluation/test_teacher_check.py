@@ -34,6 +34,17 @@ def test_beside_a_trimmed_base_a_teacher_that_is_not_ahead_is_a_warning() -> Non
     training = [s.completion for s in examples]
     equal = check_teacher(tiny.teacher(model), fixed_model(model), examples, training, BOOTSTRAP, kept_mass=1.0, trimmed=True)
     assert equal.reasons == () and "the adapter has little to learn" in equal.warnings[0]
+    taught = check_teacher(
+        tiny.teacher(model),
+        fixed_model(model),
+        examples,
+        training,
+        BOOTSTRAP,
+        kept_mass=1.0,
+        trimmed=True,
+        learns_references=True,
+    )
+    assert taught.reasons == taught.warnings == ()
     ahead = check_teacher(
         tiny.teacher(model), fixed_model(tiny.llama(seed=4)), examples, training, BOOTSTRAP, kept_mass=1.0, trimmed=True
     )

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from factory.config.load import load_specs
+from factory.config.quantization import QUANTIZATIONS
 from factory.errors import ExportError
 from factory.export.gguf import load_gguf_weights, write_adapter_gguf, write_base_gguf
 from factory.models.llama_server import LlamaServer
@@ -356,7 +357,9 @@ def test_unsupported_architectures_and_settings_are_refused(tmp_path: Path) -> N
     assert refusal(tmp_path, gpt2, tiny.tokenizer()) == (
         "gpt2 cannot be written as GGUF (supported: llama, gemma3_text); use --format merged"
     )
-    assert "unknown quantization 'q2'; available: f16, q8_0, q4" in refusal(tmp_path, tiny.llama(), tiny.tokenizer(), "q2")
+    assert f"unknown quantization 'q2'; available: {', '.join(QUANTIZATIONS)}" in refusal(
+        tmp_path, tiny.llama(), tiny.tokenizer(), "q2"
+    )
     stretched: Any = tiny.llama()
     stretched.config.rope_parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
     assert "llama with rope_type {'linear'}" in refusal(tmp_path, stretched, tiny.tokenizer())
