@@ -17,8 +17,8 @@ import os
 
 import lazy_loader
 
-# How often a thread of torch looks for work before it sleeps; libgomp's own number is 300,000. Beside a busy process training is
-# then a quarter faster, and no slower on an idle machine (docs/log.md). libgomp reads it when torch is loaded.
+# How often a thread of torch looks for work before it sleeps; libgomp's own number is 300,000. Beside a busy process training
+# is then a quarter faster, and no slower on an idle machine (docs/log.md). libgomp reads it when torch is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
