@@ -16,7 +16,7 @@ from factory.registry.manifest import Speed, Speeds
 
 LATENCY_PROMPTS = 5
 STREAMS = 16
-TOKENS = 24  # of each stream
+TOKENS = 16  # of each stream
 
 
 def compare_speed(adapter: Any, teacher: Teacher, prompts: Sequence[Sequence[int]]) -> Speeds:

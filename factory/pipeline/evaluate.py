@@ -32,7 +32,7 @@ from factory.registry.manifest import EvalReport, ModelSize, Sizes
 from factory.registry.references import CHAMPION
 
 EVALUATION_FORMAT = 4  # raised when what a part measures changes, so that one kept by older code is measured again
-LOSS_EXAMPLES = 32  # of train, whose KL is compared with the test split's: is the data set too small?
+LOSS_EXAMPLES = 12  # of train, whose KL is compared with the test split's: is the data set too small?
 MAX_GROWTH = 0.05  # more tokens than with the teacher's own tokenizer, before a warning
 
 
