@@ -33,7 +33,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from factory.cache import atomic_file
-from factory.config.quantization import DEFAULT, Quantization
+from factory.config.quantization import DEFAULT, GRIDS, Grid, Quantization
 from factory.errors import ExportError
 from factory.export.gguf_tokenizer import write_tokenizer
 from factory.registry.versions import Version
@@ -64,23 +64,17 @@ class _Quantization:
     file_type: LlamaFileType
 
 
-def _one_grid(grid: Types, file_type: LlamaFileType) -> _Quantization:
-    return _Quantization(grid, grid, grid, Types.Q8_0, file_type)
+def _one_grid(grid: Grid) -> _Quantization:
+    kind = GGMLQuantizationType[grid.upper()]
+    return _Quantization(kind, kind, kind, Types.Q8_0, LlamaFileType[f"MOSTLY_{grid.upper()}"])
 
 
-_FILE_TYPES = {
-    "q8_0": LlamaFileType.MOSTLY_Q8_0,
-    "q5_1": LlamaFileType.MOSTLY_Q5_1,
-    "q5_0": LlamaFileType.MOSTLY_Q5_0,
-    "q4_1": LlamaFileType.MOSTLY_Q4_1,
-    "q4_0": LlamaFileType.MOSTLY_Q4_0,
-}
 # q4 does not use Q4_1, although it has the lowest weight error of the types that the gguf package can write: the teacher came
 # as Q4_1, and rounding to that grid again undoes what healing changed (docs/log.md). For the same reason q4_1 costs a base that
 # is the teacher with fewer tokens nothing.
-QUANTIZATIONS = {
+QUANTIZATIONS: dict[str, _Quantization] = {
     "f16": _Quantization(Types.F16, Types.F16, Types.F16, Types.F16, LlamaFileType.MOSTLY_F16),
-    **{grid: _one_grid(GGMLQuantizationType[grid.upper()], file_type) for grid, file_type in _FILE_TYPES.items()},
+    **{grid: _one_grid(grid) for grid in GRIDS},
     "q4": _Quantization(Types.Q4_0, Types.Q8_0, Types.Q5_0, Types.Q8_0, LlamaFileType.MOSTLY_Q4_0),
 }
 PLAIN_LORA = {  # the settings that GGUF can express

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from support import tiny
 
-from factory.config.quantization import Grid
+from factory.config.quantization import GRIDS, Grid
 from factory.export.gguf import load_gguf_weights, write_base_gguf
 from factory.models.base import Base, Shape
 from factory.models.forward import make_batch
 from factory.models.quantization import round_base, round_weights
 
-GRIDS: tuple[Grid, ...] = get_args(Grid)
 BATCH = make_batch([[5, 6, 7]], [[9, 10, 11, 12, 13, 14, 15, 16]])
 SHAPE = Shape((0, 1), None)
 
