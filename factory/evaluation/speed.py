@@ -11,6 +11,7 @@ import numpy as np
 from factory.models.chat import stop_tokens
 from factory.models.generation import sample
 from factory.models.lora import merged_adapters
+from factory.models.packing import packed_weights
 from factory.models.teacher import Teacher
 from factory.registry.manifest import Speed, Speeds
 
@@ -22,12 +23,13 @@ TOKENS = 16  # of each stream
 def compare_speed(adapter: Any, teacher: Teacher, prompts: Sequence[Sequence[int]]) -> Speeds:
     """``compare_speed(adapter, teacher, prompts).student.latency_ms``: of prompts in ids.
 
-    The adapter is merged into its base meanwhile, as an application that serves one student has it.
+    Adapters are merged into their base beforehand and weights packed, as an application that serves one student has them.
     """
     stop = stop_tokens(teacher.tokenizer)
-    with merged_adapters(adapter):
+    with merged_adapters(adapter), packed_weights(adapter):
         student = measure_speed(adapter, prompts, stop)
-    return Speeds(teacher=measure_speed(teacher.model, prompts, stop), student=student)
+    with packed_weights(teacher.model):
+        return Speeds(teacher=measure_speed(teacher.model, prompts, stop), student=student)
 
 
 def measure_speed(model: Any, prompts: Sequence[Sequence[int]], stop: Sequence[int]) -> Speed:

@@ -7,6 +7,7 @@ measured at 1.25 times their speed (docs/log.md, "a cache with room").
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from factory.config.schema import DataConfig
 from factory.models.chat import stop_tokens
 from factory.models.kv_cache import expand_cache, join_caches, prefix_cache
+from factory.models.packing import packed_weights
 from factory.models.scoring import length_batches
 
 READ = 8, 16  # a batch's prompts are read in at most so many parts, of at least so many rows
+PACK_FROM = 16  # new tokens, from which on weights are packed
 FINISHED = 1 / 8  # finished rows leave the batch once they are this share of it: each removal copies the whole cache
 CACHE_BYTES = 3 * 2**29  # of keys and values at once, on a CPU
 LIMIT = 96  # new tokens of generate_ids and generate_text, unless the caller says otherwise
@@ -54,27 +57,30 @@ def sample(
     generator = torch.Generator(device=model.device).manual_seed(seed)
     stops = torch.tensor(list(stop), device=model.device)
     out: list[list[int]] = [[] for _ in prompts]
-    for rows in length_batches([len(prompt) for prompt in prompts], batch or rows_at_once(model, longest)):
-        logits, mask, cache = _read_prompts(model, [prompts[i] for i in rows], shared, len(prefix))
-        active = torch.tensor(rows, device=model.device)  # the rows still in the batch; (B,)
-        seen = torch.zeros(len(rows), model.config.get_text_config().vocab_size, dtype=torch.bool, device=model.device)
-        running = torch.ones_like(active, dtype=torch.bool)
-        for left in reversed(range(max_new_tokens)):
-            tokens = next_tokens(apply_repetition_penalty(logits, seen, repetition_penalty), temperature, generator)  # (B, 1)
-            seen.scatter_(1, tokens, True)
-            for index, token in zip(active[running].tolist(), tokens[running, 0].tolist(), strict=True):
-                out[index].append(token)
-            running &= ~torch.isin(tokens[:, 0], stops)
-            if not (left and running.any()):
-                break
-            if (~running).sum() >= FINISHED * len(running):
-                cache.batch_select_indices(running.nonzero()[:, 0])
-                active, tokens, mask, seen = active[running], tokens[running], mask[running], seen[running]
-                running = running[running]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            logits = _next_logits(model, tokens, mask, cache)
-        if progress is not None:
-            progress(len(rows))
+    # Packing costs as much as ten tokens of one row save.
+    with packed_weights(model) if max_new_tokens >= PACK_FROM else nullcontext():
+        for rows in length_batches([len(prompt) for prompt in prompts], batch or rows_at_once(model, longest)):
+            logits, mask, cache = _read_prompts(model, [prompts[i] for i in rows], shared, len(prefix))
+            active = torch.tensor(rows, device=model.device)  # the rows still in the batch; (B,)
+            seen = torch.zeros(len(rows), model.config.get_text_config().vocab_size, dtype=torch.bool, device=model.device)
+            running = torch.ones_like(active, dtype=torch.bool)
+            for left in reversed(range(max_new_tokens)):
+                penalised = apply_repetition_penalty(logits, seen, repetition_penalty)
+                tokens = next_tokens(penalised, temperature, generator)  # (B, 1)
+                seen.scatter_(1, tokens, True)
+                for index, token in zip(active[running].tolist(), tokens[running, 0].tolist(), strict=True):
+                    out[index].append(token)
+                running &= ~torch.isin(tokens[:, 0], stops)
+                if not (left and running.any()):
+                    break
+                if (~running).sum() >= FINISHED * len(running):
+                    cache.batch_select_indices(running.nonzero()[:, 0])
+                    active, tokens, mask, seen = active[running], tokens[running], mask[running], seen[running]
+                    running = running[running]
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+                logits = _next_logits(model, tokens, mask, cache)
+            if progress is not None:
+                progress(len(rows))
     return out
 
 

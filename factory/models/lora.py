@@ -12,6 +12,8 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from factory.models.packing import can_pack, packed_linear, replaced_forward
+
 
 @contextmanager
 def fused_adapters(model: nn.Module) -> Iterator[None]:
@@ -20,34 +22,29 @@ def fused_adapters(model: nn.Module) -> Iterator[None]:
     peft materialises x A, (x A) B, the scaled product and the sum, and keeps a second copy of x in the adapter's dtype.
     Layers with dropout, DoRA or several active adapters are left to peft.
     """
-    with _instead(model, lambda module: partial(_forward, module)):
+    with replaced_forward(_plain_layers(model), lambda layer: partial(_forward, layer)):
         yield
 
 
 @contextmanager
 def merged_adapters(model: nn.Module) -> Iterator[None]:
     """``with merged_adapters(peft_model): sample(…)``: one product per layer, by W + s B A; W itself is unchanged."""
+    chosen = _plain_layers(model)
+    packs = can_pack([layer.base_layer.weight for layer in chosen])
 
-    def merged(module: Any) -> Callable[[Tensor], Tensor]:
-        (name,), base = module.active_adapters, module.base_layer
-        weight = base.weight + module.get_delta_weight(name).to(base.weight.dtype)
+    def merged(layer: Any) -> Callable[[Tensor], Tensor]:
+        (name,), base = layer.active_adapters, layer.base_layer
+        weight = base.weight + layer.get_delta_weight(name).to(base.weight.dtype)
+        if packs:
+            return packed_linear(weight, base.bias)
         return partial(nn.functional.linear, weight=weight, bias=base.bias)
 
-    with torch.no_grad(), _instead(model, merged):
+    with torch.no_grad(), replaced_forward(chosen, merged):
         yield
 
 
-@contextmanager
-def _instead(model: nn.Module, forward: Callable[[Any], Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Replaces the ``forward`` of plain LoRA layers inside the context."""
-    chosen = [module for module in model.modules() if isinstance(module, Linear) and _plain(module)]
-    try:
-        for module in chosen:
-            module.forward = forward(module)  # type: ignore[method-assign, assignment]
-        yield
-    finally:
-        for module in chosen:
-            module.__dict__.pop("forward", None)
+def _plain_layers(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, Linear) and _plain(module)]
 
 
 def _plain(module: Linear) -> bool:
