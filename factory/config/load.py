@@ -86,7 +86,7 @@ def _read(path: Path) -> tuple[SpecFile | None, list[str]]:
         return None, mistakes
     if file.spec.name != stem:
         return None, [file.mistake(["name"], f"must be {stem!r}, as the file is called (found {file.spec.name!r})")]
-    wrong = _wrong_profiles(file) if kind is FamilySpec else []
+    wrong = _wrong_overrides(file) if kind is FamilySpec else []
     return (None if wrong else file), wrong
 
 
@@ -128,9 +128,16 @@ def _of(files: Iterable[SpecFile], kind: type[Strict]) -> list[SpecFile]:
     return [file for file in files if isinstance(file.spec, kind)]
 
 
-def _wrong_profiles(file: SpecFile) -> list[str]:
-    """A family's profiles whose overrides do not fit."""
+def _wrong_overrides(file: SpecFile) -> list[str]:
+    """A family's profiles and sizes whose overrides do not fit."""
     mistakes: list[str] = []
+    for size in (name for name, one in file.spec.sizes.items() if one.heal):
+        for profile in (DEFAULT_PROFILE, *file.spec.profiles):
+            try:
+                file.spec.of_size(size).section("heal", profile)
+            except ValidationError as error:
+                mistakes += mistakes_of(error, file.path, file.node, FamilySpec, ("sizes", size, "heal"))
+                break  # mostly the same in every profile
     for profile in file.spec.profiles:
         for section in SECTIONS:
             try:

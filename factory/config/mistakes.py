@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from factory.config.experiment import MethodSpec
 from factory.config.fix import renamed_keys
 from factory.config.names import NAME
-from factory.config.schema import MODEL, SECTIONS, SHA256, SOURCE_KINDS, DomainSpec, Profile, Strict
+from factory.config.schema import MODEL, SECTIONS, SHA256, SOURCE_KINDS, DomainSpec, Profile, SizeSpec, Strict
 
 PATTERNS = {
     NAME: "must be lower-case letters, digits and single hyphens, starting with a letter",
@@ -118,7 +118,7 @@ def _locate(kind: type[Strict], loc: Sequence[str | int]) -> tuple[list[str | in
         if isinstance(part, int):
             continue
         model = inner
-        if part in SECTIONS and model in (Profile, DomainSpec, MethodSpec):
+        if part in SECTIONS and model in (Profile, DomainSpec, MethodSpec, SizeSpec):
             inner = SECTIONS[part]
         elif field := model.model_fields.get(part):
             extra = field.json_schema_extra

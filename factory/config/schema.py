@@ -120,6 +120,7 @@ class SizeSpec(Strict):
         description="The grid of a GGUF file to which the base is rounded before adapters are trained on it, so that what is "
         "served is what was trained; as it is if left out.",
     )
+    heal: dict[str, Any] = Field(default={}, description="Overrides of the family's `heal` for this size.")
 
     @model_validator(mode="after")
     def is_pruned_or_named(self) -> SizeSpec:
@@ -127,6 +128,8 @@ class SizeSpec(Strict):
             raise ValueError("a size has either `layers` (pruned from the teacher) or `base`, not both")
         if self.base is None and self.layers is None and self.vocabulary is None:
             raise ValueError("a size needs `vocabulary` (the teacher with fewer tokens), `layers` (pruned) or `base`")
+        if self.trimmed and self.heal:
+            raise ValueError("heal has no effect on a size with all of the teacher's layers, which is not healed; leave it out")
         return self
 
     @property
@@ -234,6 +237,14 @@ class FamilySpec(Strict):
         """
         shared = self.gates | PRIVATE_GATES if domain.private else self.gates
         return {name: gate for name, gate in (shared | domain.gates).items() if gate is not None}
+
+    def of_size(self, size: str) -> FamilySpec:
+        """``family.of_size("tiny").settings("demo").heal``: the family with this size's own `heal`.
+
+        Raises: pydantic's ValidationError for an override that does not fit.
+        """
+        heal = HealConfig.model_validate(self.heal.model_dump() | self.sizes[size].heal)
+        return self.model_copy(update={"heal": heal})
 
     def settings(self, profile: str, domain: DomainSpec | None = None) -> Settings:
         """``family.settings("demo", domain)``: the family's settings, then the domain's overrides, then the profile's.

@@ -76,13 +76,14 @@ def base_name(context: BuildContext, size: str) -> str:
 def settings_key(context: BuildContext, teacher_sha256: str, size: str) -> str:
     """``settings_key(context, models.teacher_files.sha256, "small")``: of all that decides a base but its domains' data."""
     family, assistant = context.family, context.family.teacher_assistant(size)
+    spec, heal = family.sizes[size], context.of_size(size).settings().heal
     return cache_key(
         BASE_FORMAT,
         teacher_sha256,
         family.teacher.chat_template,
         family.encoder.model_dump(),
-        family.sizes[size].model_dump(exclude=None if family.sizes[size].quantization else {"quantization"}),
-        None if family.sizes[size].trimmed else context.settings().heal.model_dump(exclude={"report_to"}),
+        spec.model_dump(exclude={"heal"} if spec.quantization else {"heal", "quantization"}),
+        None if spec.trimmed else heal.model_dump(exclude={"report_to"}),
         general_key(context),
         context.profile,
         context.seed,
@@ -191,6 +192,7 @@ def publish_base(
         return _publish(context, rounded.base, _trimmed_manifest(context, models, size, trimmed, rounded))
     if assistant is None and named is not None:
         assistant = make_base(context, models, named, rebuild=rebuild).version
+    context = context.of_size(size)
     datasets = [make_dataset(context, models, domain) for domain in context.public_domains]
     if assistant is not None:
         tokens = load_base(assistant.folder, context.device).shape.tokens

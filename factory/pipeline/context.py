@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,10 @@ class BuildContext:
     def bootstrap(self) -> BootstrapConfig:
         """Behind every interval of this build."""
         return BootstrapConfig(self.settings().evaluate.bootstrap, self.seed)
+
+    def of_size(self, size: str) -> BuildContext:
+        """``context.of_size("tiny").settings().heal``: the same build with that size's own `heal`."""
+        return replace(self, family=self.family.of_size(size))
 
     def settings(self, domain: DomainSpec | None = None) -> Settings:
         """``context.settings(domain).distill``: the family's settings, the domain's and the profile's overrides applied."""

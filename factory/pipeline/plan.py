@@ -81,7 +81,7 @@ def _unknown(context: BuildContext, domains: Sequence[str], size: str, options: 
     trimmed = context.family.sizes[size].trimmed
     names = dict.fromkeys([*domains, *([] if trimmed else [domain.name for domain in context.public_domains])])
     details = {f"data set {name}": _data_detail(context, context.specs.domain(name)) for name in names}
-    details[f"base {base_name(context, size)}"] = _base_detail(context, context.family.sizes[size])
+    details[f"base {base_name(context, size)}"] = _base_detail(context, size)
     for name in domains:
         details[f"student {student_name(name, size)}"] = _student_detail(context, name, options)
         details[f"evaluation of {student_name(name, size)}"] = _evaluation_detail(context, name)
@@ -132,13 +132,13 @@ def _bases(context: BuildContext, models: FamilyModels, size: str, options: Buil
     before = _bases(context, models, assistant, BuildOptions(), rate) if assistant else []
     what, reason = f"base {base_name(context, size)}", f"{choice.reason}; " if choice.reason else ""
     if spec.trimmed:
-        return [Step(what, "to do", reason + _base_detail(context, spec), TRIMMING_SECONDS)]
-    heal, domains = context.settings().heal, context.public_domains
+        return [Step(what, "to do", reason + _base_detail(context, size), TRIMMING_SECONDS)]
+    heal, domains = context.of_size(size).settings().heal, context.public_domains
     examples = sum(context.settings(domain).data.max_examples for domain in domains)
     seconds = scoring_seconds(rate, models.teacher.parameters, PRUNING_PASSES * 16 + examples) + training_seconds(
         rate, _base_parameters(models, spec), heal.steps * heal.batch
     )
-    return [*before, Step(what, "to do", reason + _base_detail(context, spec), seconds)]
+    return [*before, Step(what, "to do", reason + _base_detail(context, size), seconds)]
 
 
 def _base_parameters(models: FamilyModels, spec: SizeSpec) -> int:
@@ -151,8 +151,8 @@ def _base_parameters(models: FamilyModels, spec: SizeSpec) -> int:
     return round(layers * (spec.layers or depth) / depth) + per_token * rows
 
 
-def _base_detail(context: BuildContext, spec: SizeSpec) -> str:
-    heal = context.settings().heal
+def _base_detail(context: BuildContext, size: str) -> str:
+    spec, heal = context.family.sizes[size], context.of_size(size).settings().heal
     kept = f"{spec.vocabulary:,} tokens" if spec.vocabulary else "the teacher's vocabulary"
     if spec.trimmed:
         return f"all layers of the teacher, {kept}; nothing to heal"

@@ -242,6 +242,19 @@ def test_a_profile_override_that_does_not_fit_is_reported_with_its_field(tmp_pat
     ]
 
 
+def test_a_size_s_own_healing_that_does_not_fit_is_reported_with_its_field(tmp_path: Path) -> None:
+    found = mistakes(tmp_path, small_family=family(sizes={"mini": {"layers": 2, "heal": {"step": 3, "beta": 2}}}))
+    assert sorted(said(tmp_path, mistake) for mistake in found) == [
+        "small.family.yaml: sizes.mini.heal.beta: must be at most 1 (found 2)",
+        "small.family.yaml: sizes.mini.heal.step: unknown key; did you mean steps?",
+    ]
+
+
+def test_healing_of_a_size_that_is_not_healed_is_refused(tmp_path: Path) -> None:
+    [mistake] = mistakes(tmp_path, small_family=family(sizes={"mini": {"vocabulary": 300, "heal": {"steps": 3}}}))
+    assert said(tmp_path, mistake).startswith("small.family.yaml: sizes.mini: heal has no effect on a size with all")
+
+
 def test_a_domain_override_that_does_not_fit_is_reported_with_its_family(tmp_path: Path) -> None:
     found = mistakes(tmp_path, law=domain(distill={"lambda": 0.1}, data={"test": 0.9}))
     assert sorted(said(tmp_path, mistake) for mistake in found) == [  # not once more for every profile
@@ -290,6 +303,15 @@ def test_profiles_override_domains_and_domains_override_families(tmp_path: Path)
     demo = small.settings("demo", law)
     assert (demo.distill.steps, demo.distill.beta, demo.data.max_examples, demo.data.test) == (3, 0.9, 50, 0.2)
     assert (demo.distill.learning_rate, demo.heal, demo.profile) == (2e-3, small.heal, "demo")
+
+
+def test_a_size_s_own_healing_overrides_the_family_s_and_profiles_override_both(tmp_path: Path) -> None:
+    sizes = {"mini": {"layers": 2}, "nano": {"layers": 1, "heal": {"steps": 30, "learning_rate": 5e-4}}}
+    short = {"demo": {"heal": {"steps": 4}}}
+    small = load(tmp_path, small_family=family(sizes=sizes, profiles=short)).family("small")
+    assert small.of_size("mini").settings("default").heal == small.heal
+    healed = [small.of_size("nano").settings(profile).heal for profile in ("default", "demo")]
+    assert [(one.steps, one.learning_rate) for one in healed] == [(30, 5e-4), (4, 5e-4)]
 
 
 def test_an_unknown_profile_names_the_profiles(tmp_path: Path) -> None:

@@ -126,6 +126,19 @@ def test_other_settings_make_a_new_base_and_say_so(place: Workplace) -> None:
     )
 
 
+def test_a_size_s_own_healing_is_its_base_s_alone(place: Workplace) -> None:
+    sizes = place.family["sizes"]
+    place.family["sizes"] = {"mini": sizes["mini"], "nano": {"layers": 1, "vocabulary": 350, "heal": {"steps": 1}}}
+    place.write("default.family.yaml", place.family)
+    assert choice(place) == ("default-mini-base@1", "")
+    nano = manifest(publish(place, "nano"))
+    assert nano.training.config["steps"] == 1 and nano.healing is not None and nano.healing.steps == 1
+    assert choice(place, "nano") == ("default-nano-base@1", "")
+    place.family["sizes"]["nano"]["heal"] = {"steps": 3}
+    place.write("default.family.yaml", place.family)
+    assert choice(place, "nano")[0] is None and choice(place)[0] == "default-mini-base@1"
+
+
 def test_a_pinned_base_is_used_whatever_changed_and_the_line_says_what(place: Workplace) -> None:
     place.write("stars.yaml", domain("stars", BIRDS))
     reference, reason = choice(place, pinned="default-mini-base@1")
