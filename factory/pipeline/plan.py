@@ -21,7 +21,9 @@ from factory.pipeline.context import BuildContext, FamilyModels, resolve_models
 from factory.pipeline.dataset import dataset_folder, dataset_key, router_folder
 from factory.pipeline.estimate import (
     adapter_seconds,
+    answer_tokens,
     evaluation_seconds,
+    example_tokens,
     generation_seconds,
     matrix_rate,
     scoring_seconds,
@@ -113,7 +115,7 @@ def _data(context: BuildContext, models: FamilyModels, spec: DomainSpec, rate: f
         return Step(f"data set {spec.name}", "on disk", ", ".join(f"{split} {count}" for split, count in counts.items()))
     config = context.settings(spec).data
     prompts = round(config.max_examples * (1 + config.validation + config.test))
-    seconds = generation_seconds(rate, models.teacher.parameters, prompts)
+    seconds = generation_seconds(rate, models.teacher.parameters, prompts * answer_tokens(config))
     return Step(f"data set {spec.name}", "to do", _data_detail(context, spec), seconds)
 
 
@@ -134,9 +136,11 @@ def _bases(context: BuildContext, models: FamilyModels, size: str, options: Buil
     if spec.trimmed:
         return [Step(what, "to do", reason + _base_detail(context, size), TRIMMING_SECONDS)]
     heal, domains = context.of_size(size).settings().heal, context.public_domains
-    examples = sum(context.settings(domain).data.max_examples for domain in domains)
-    seconds = scoring_seconds(rate, models.teacher.parameters, PRUNING_PASSES * 16 + examples) + training_seconds(
-        rate, _base_parameters(models, spec), heal.steps * heal.batch
+    data = [context.settings(domain).data for domain in domains]
+    scored = sum(one.max_examples * example_tokens(one) for one in data)
+    average = example_tokens(context.settings().data)
+    seconds = scoring_seconds(rate, models.teacher.parameters, PRUNING_PASSES * 16 * average + scored) + training_seconds(
+        rate, _base_parameters(models, spec), heal.steps * heal.batch * average
     )
     return [*before, Step(what, "to do", reason + _base_detail(context, size), seconds)]
 
@@ -172,10 +176,15 @@ def _student(
     making: bool,
 ) -> Step:
     spec = context.specs.domain(name)
-    distill, parameters = context.settings(spec).distill, _base_parameters(models, context.family.sizes[size])
-    trainings, examples = 2 if options.baselines else 1, context.settings(spec).data.max_examples
-    seconds = (0 if making else scoring_seconds(rate, models.teacher.parameters, examples)) + trainings * adapter_seconds(
-        rate, parameters, distill.steps * distill.batch
+    settings, parameters = context.settings(spec), _base_parameters(models, context.family.sizes[size])
+    distill, average = settings.distill, example_tokens(settings.data)
+    scored = 0 if making else settings.data.max_examples * average
+    general = round(distill.general * settings.data.max_examples) * answer_tokens(settings.data)
+    trained = distill.steps * distill.batch * average * (2 if options.baselines else 1)
+    seconds = (
+        scoring_seconds(rate, models.teacher.parameters, scored)
+        + generation_seconds(rate, models.teacher.parameters, general)
+        + adapter_seconds(rate, parameters, trained)
     )
     return Step(f"student {student_name(name, size)}", "to do", _student_detail(context, name, options), seconds)
 
@@ -191,19 +200,20 @@ def _student_detail(context: BuildContext, name: str, options: BuildOptions) -> 
 def _evaluation(context: BuildContext, models: FamilyModels, name: str, size: str, rate: float) -> Step:
     """What is measured before the verdict, of teacher, student and base, and how long that takes."""
     spec, parameters = context.specs.domain(name), _base_parameters(models, context.family.sizes[size])
-    config, asked = context.settings(spec).evaluate, _asked(context, spec)
+    settings, asked = context.settings(spec), _asked(context, spec)
+    config, average, answer = settings.evaluate, example_tokens(settings.data), answer_tokens(settings.data)
     sentences = 2 * config.bias_pairs * bool(spec.bias_pairs) + 4 * config.task_items * len(spec.tasks)
-    examples = config.examples + 2 * config.general
+    scored = (config.examples + 2 * config.general) * average
     seconds = (
         evaluation_seconds(
             rate,
             [models.teacher.parameters, parameters],
-            examples=examples,
+            scored=scored,
             sentences=sentences,
-            answers=sum(asked.values()),
+            written=sum(asked.values()) * answer,
         )
-        + scoring_seconds(rate, parameters, examples)  # the base
-        + generation_seconds(rate, models.teacher.parameters, config.general)
+        + scoring_seconds(rate, parameters, scored)  # the base
+        + generation_seconds(rate, models.teacher.parameters, config.general * answer)
     )
     return Step(f"evaluation of {student_name(name, size)}", "to do", _evaluation_detail(context, name), seconds)
 
