@@ -82,7 +82,7 @@ def settings_key(context: BuildContext, teacher_sha256: str, size: str) -> str:
         family.teacher.chat_template,
         family.encoder.model_dump(),
         family.sizes[size].model_dump(exclude=None if family.sizes[size].quantization else {"quantization"}),
-        None if family.sizes[size].trimmed else context.settings().heal.model_dump(exclude={"report_to"}),
+        None if family.sizes[size].trimmed else context.settings().heal.model_dump(exclude={"report_to", "checks"}),
         general_key(context),
         context.profile,
         context.seed,
