@@ -9,7 +9,11 @@ from pydantic import Field, field_validator, model_validator
 from factory.config.settings import PLAIN, DistillConfig
 from factory.config.sources import Strict
 
-NOT_A_METHOD = {"steps": "a run ends with its budget", "learning_rate": "`learning_rates` lists those to try"}
+NOT_A_METHOD = {
+    "steps": "a run ends with its budget",
+    "checks": "a run ends with its budget",
+    "learning_rate": "`learning_rates` lists those to try",
+}
 # What stays as in PLAIN: where the answers themselves are the targets, and in trl's trainer, which has the response alone.
 HARD_KEEPS = ("loss", "beta", "temperature", "lmbda", "ground_truth", "feature")
 TRL_KEEPS = ("loss", "response", "ground_truth", "feature", "relation")

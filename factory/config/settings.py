@@ -51,6 +51,12 @@ class DistillConfig(TrainConfig):
         description="Prompts of the general pool, as a share of the domain's examples, that are learnt beside them with the "
         "teacher's answers without a context: they keep what lies outside the domain as it is.",
     )
+    checks: int = Field(
+        default=0,
+        ge=0,
+        description="Times that the loss on the validation split is measured during training: the weights of the best check "
+        "are kept, and training ends after two checks in a row that are no better; 0 keeps the last weights.",
+    )
     top_k: int = Field(
         default=36, ge=1, description="Teacher log-probabilities stored per position, besides the remaining mass."
     )
@@ -72,6 +78,12 @@ class DistillConfig(TrainConfig):
             raise ValueError(f"relation > 0 needs batch >= 32 (a batch of {self.batch} has too few pairs)")
         return self
 
+    @model_validator(mode="after")
+    def checks_have_a_loss(self) -> DistillConfig:
+        if self.checks and self.response == 0:
+            raise ValueError("checks > 0 needs response > 0: feature and relation are not measured on validation")
+        return self
+
 
 # KL(teacher ‖ student) on the stored answers, and no other term; cross-entropy (SFT) where the answers are the targets.
 PLAIN: dict[str, Any] = {
@@ -85,6 +97,7 @@ PLAIN: dict[str, Any] = {
     "feature": 0.0,
     "relation": 0.0,
     "general": 0.0,
+    "checks": 0,
 }
 
 
@@ -106,6 +119,12 @@ class HealConfig(DistillConfig):
     def general_is_the_adapters(self) -> HealConfig:
         if self.general:
             raise ValueError("general has no effect here: only adapters learn general prompts; set it in distill")
+        return self
+
+    @model_validator(mode="after")
+    def checks_are_the_adapters(self) -> HealConfig:
+        if self.checks:
+            raise ValueError("checks has no effect here: only an adapter's training is checked; set it in distill")
         return self
 
 

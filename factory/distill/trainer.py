@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,71 +23,34 @@ from factory.distill.chunked_loss import position_loss
 from factory.distill.gradients import SHARE_OF, gradient_shares, measured_steps, median_shares
 from factory.distill.losses import feature_loss, find_loss, relation_loss
 from factory.distill.soft_targets import LiveTargets, SoftTargets, feature_layers, hard_targets, score_live
-from factory.distill.target_store import SoftTargetStore, join_stores
+from factory.distill.training_arguments import PATIENCE, EndWithoutProgress, training_arguments
+from factory.distill.training_data import TrainingSet
+from factory.distill.training_report import TrainingReport, learning_curve
 from factory.errors import TrainingError
 from factory.models.base import Base, check_vocabularies
 from factory.models.chat import stop_tokens
 from factory.models.forward import Batch, States, hidden_states, make_batch, mean_pool, unwrap
 from factory.models.generation import sample
 from factory.models.lora import fused_adapters, merged_adapters
+from factory.models.scoring import length_batches
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="You are importing from 'trl.experimental'")
-    from trl.experimental.gkd import GKDConfig, GKDTrainer
+    from trl.experimental.gkd import GKDTrainer
 
-LOG_EVERY = 5  # steps between points of the training curve
-SAVE_EVERY = 50  # steps between checkpoints
 PROJECTION = "projection.safetensors"  # in a checkpoint, never in an adapter
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """What a student learns from: tokenized examples, the teacher's stored targets, the encoder's embeddings."""
-
-    examples: Sequence[TokenizedExample]  # E of them
-    targets: SoftTargetStore | None  # None trains on the completions themselves (SFT)
-    embeddings: np.ndarray  # (E, D) float32, of prompt and completion
-    part: Sequence[int] | None = None  # indices of the examples to train on; None for all
-
-    @property
-    def indices(self) -> Sequence[int]:
-        """Indices of the examples to train on."""
-        return range(len(self.examples)) if self.part is None else self.part
-
-    def slice(self, start: float, end: float) -> TrainingSet:
-        """``training_set.slice(0, 0.5)``: the same examples, but only the first half is trained on."""
-        count = len(self.examples)
-        return replace(self, part=range(round(start * count), round(end * count)))
-
-
-def concat(training_sets: Sequence[TrainingSet]) -> TrainingSet:
-    """``concat([healthcare, legal])``: one TrainingSet; every example keeps its targets, its embedding and its part."""
-    starts = np.cumsum([0, *(len(training_set.examples) for training_set in training_sets)])
-    return TrainingSet(
-        [example for training_set in training_sets for example in training_set.examples],
-        join_stores([training_set.targets for training_set in training_sets if training_set.targets is not None]),
-        np.concatenate([training_set.embeddings for training_set in training_sets]),
-        [int(start) + i for start, training_set in zip(starts, training_sets, strict=False) for i in training_set.indices],
-    )
-
-
-@dataclass(frozen=True)
-class TrainingReport:
-    """What is known of a training when it has ended."""
-
-    curve: list[dict[str, float]]  # by step: loss, each of its terms, learning rate
-    gradient_shares: dict[str, float]  # median share of each term; empty where the objective has one term only
 
 
 class DistillTrainer(GKDTrainer):
     """``DistillTrainer(model, base, teacher, training_set, config, folder=folder, seed=0).train()``.
 
-    It differs from trl's trainer in six ways: the teacher's targets are read from disk, and only sampled completions are
+    It differs from trl's trainer in seven ways: the teacher's targets are read from disk, and only sampled completions are
     scored live, over the whole vocabulary; logits are computed at completion positions only; the teacher sees its context and
     the student does not, aligned at the completion; ``temperature`` reaches the loss; the loss of an on-policy step is the mean
-    over its own tokens; ground truth, feature and relation terms are added. Without targets it is supervised fine-tuning (SFT).
+    over its own tokens; ground truth, feature and relation terms are added; a check is the mean over all validation tokens.
+    Without targets it is supervised fine-tuning (SFT).
     """
 
     def __init__(
@@ -108,16 +71,18 @@ class DistillTrainer(GKDTrainer):
         self.teacher_tokens = 0  # answer tokens in the losses so far, each as often as it was read
         self.stop = stop_tokens(base.tokenizer)
         indices = list(training_set.indices)
-        examples = [training_set.examples[i] for i in indices]
-        lengths = [len(one.prompt) + len(one.completion) for one in examples]
+        lengths = [_length(training_set.examples[i]) for i in indices]
+        if config.checks and not training_set.validation:
+            raise TrainingError(f"checks is {config.checks}, but there are no validation examples to check on; set it to 0")
         super().__init__(
             model=model,
             teacher_model=_NoTeacher(teacher.config),
             args=training_arguments(config, folder, seed, teacher.device, len(lengths)),
             train_dataset=Dataset.from_dict({"example": indices, "length": lengths}),
+            eval_dataset=Dataset.from_dict({"example": list(training_set.validation)}) if config.checks else None,
             data_collator=self._collate,
             processing_class=base.tokenizer,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, EndWithoutProgress(PATIENCE)] if config.checks else list(callbacks),
         )
         # trl puts a forward of its own on the model, for a loss that is not ours. A copy of the model would run the original's.
         unwrap(self.model).__dict__.pop("forward", None)
@@ -159,12 +124,18 @@ class DistillTrainer(GKDTrainer):
         if path.exists():
             self.projection.load_state_dict(load_file(path))
 
+    def _load_best_model(self) -> None:
+        """As any checkpoint: with the projection, and the adapter stays trainable."""
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
     def finished(self, checkpoint: str) -> bool:
-        """``trainer.finished(checkpoint)``: whether no step is left; the weights and the curve are then loaded."""
+        """``trainer.finished(checkpoint)``: whether the training has ended; the kept weights and the curve are then loaded."""
         state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-        if state.global_step < self.config.steps:
+        ended = state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]  # by its checks, too
+        if state.global_step < self.config.steps and not ended:
             return False
-        self._load_from_checkpoint(checkpoint)
+        kept = state.best_global_step or state.global_step
+        self._load_from_checkpoint(str(Path(checkpoint).with_name(f"checkpoint-{kept}")))
         self.state = state
         return True
 
@@ -200,32 +171,69 @@ class DistillTrainer(GKDTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """The weighted sum of the terms; one of weight 0, or ground truth without a reference, is not computed."""
-        student, config = self.accelerator.unwrap_model(model), self.config
-        device = self.teacher.device
-        examples = inputs["examples"]
+        student = self.accelerator.unwrap_model(model)
+        terms = self._terms(student, inputs, ("response", "ground_truth", "feature", "relation"))
+        self.teacher_tokens += sum(map(len, self._completions(inputs)))
+        for name, term in terms.items():
+            self._metrics["train"][name].append(term.item())
+        weighted = {name: getattr(self.config, name) * term for name, term in terms.items()}
+        if len(weighted) > 1 and self.state.global_step in self.measured_steps:
+            self._log_gradient_shares(student, weighted)
+        return torch.stack(list(weighted.values())).sum()
+
+    def _terms(self, student: nn.Module, inputs: dict[str, Any], names: Collection[str]) -> dict[str, Tensor]:
+        """Those of the named terms that have a weight, each without it."""
+        wanted = {name for name in names if getattr(self.config, name) > 0}
+        device, examples, completions = self.teacher.device, inputs["examples"], self._completions(inputs)
         chosen = [self.training_set.examples[i] for i in examples]
-        completions = inputs.get("sampled") or [s.completion for s in chosen]
         batch = make_batch([s.prompt for s in chosen], completions).to(device)
-        self.teacher_tokens += sum(map(len, completions))
         targets = self._targets(examples, completions, live="sampled" in inputs)
         terms: dict[str, Tensor] = {}
         with self._autocast():
             states = hidden_states(student, batch)
-            if config.response > 0:
+            if "response" in wanted:
                 terms["response"] = self._response(student, states, batch, targets)
-            if config.ground_truth > 0 and "sampled" not in inputs and any(one.reference for one in chosen):
+            if "ground_truth" in wanted and "sampled" not in inputs and any(one.reference for one in chosen):
                 terms["ground_truth"] = _ground_truth(student, states, batch, chosen)
-            if config.feature > 0 and targets.states.numel() > 0:
+            if "feature" in wanted and targets.states.numel() > 0:
                 terms["feature"] = feature_loss(self._features(states, batch), targets.states)
-            if config.relation > 0:
+            if "relation" in wanted:
                 embeddings = torch.from_numpy(self.training_set.embeddings[examples]).to(device)
                 terms["relation"] = relation_loss(self._stored_embeddings(student, states, batch, inputs, chosen), embeddings)
-        for name, term in terms.items():
-            self._metrics["train"][name].append(term.item())
-        weighted = {name: getattr(config, name) * term for name, term in terms.items()}
-        if len(weighted) > 1 and self.state.global_step in self.measured_steps:
-            self._log_gradient_shares(student, weighted)
-        return torch.stack(list(weighted.values())).sum()
+        return terms
+
+    def _completions(self, inputs: dict[str, Any]) -> Sequence[Sequence[int]]:
+        return inputs.get("sampled") or [self.training_set.examples[i].completion for i in inputs["examples"]]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """A check: ``eval_loss`` is the loss on the validation examples.
+
+        In place of transformers' loop, which leaves out a last, smaller batch where training does, and weighs batches alike.
+        """
+        student = self.accelerator.unwrap_model(self.model).eval()
+        metrics = {"eval_loss": self._validation_loss(student)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def _validation_loss(self, student: nn.Module) -> float:
+        """Response and ground truth, each a mean over its tokens in all validation examples, on the stored completions.
+
+        A feature term says little of what a student writes, and a relation term depends on who is in a batch with whom.
+        """
+        sums, tokens = defaultdict[str, float](float), defaultdict[str, int](int)
+        validation, known = self.training_set.validation, self.training_set.examples
+        for batch in length_batches([_length(known[i]) for i in validation], self.config.batch):
+            examples = [validation[i] for i in batch]
+            with fused_adapters(student):
+                terms = self._terms(student, {"examples": examples}, ("response", "ground_truth"))
+            for name, term in terms.items():
+                counted = [len(known[i].completion) for i in examples if name == "response" or known[i].reference]
+                tokens[name] += sum(counted)
+                sums[name] += term.item() * sum(counted)
+        weights: dict[str, float] = {name: getattr(self.config, name) for name in sums}
+        return sum(weights[name] * sums[name] / tokens[name] for name in sums)
 
     def _log_gradient_shares(self, student: nn.Module, weighted: dict[str, Tensor]) -> None:
         """In the log, since that is part of a checkpoint."""
@@ -267,6 +275,10 @@ class DistillTrainer(GKDTrainer):
     def _autocast(self) -> Iterator[None]:
         with torch.autocast(self.teacher.device.type, dtype=torch.bfloat16):
             yield
+
+
+def _length(example: TokenizedExample) -> int:
+    return len(example.prompt) + len(example.completion)
 
 
 def _ground_truth(student: nn.Module, states: States, batch: Batch, chosen: Sequence[TokenizedExample]) -> Tensor:
@@ -327,15 +339,10 @@ def distill(
         progress(config.steps)
     unwrap(model).eval()
     model.eval()
-    names = ("loss", "response", "ground_truth", "feature", "relation", "learning_rate")
-    curve = [
-        {"step": float(row["step"]), **{name: float(row[name]) for name in names if name in row}}
-        for row in trainer.state.log_history
-        if "loss" in row
-    ]
+    curve = learning_curve(trainer.state.log_history)
     if curve and not np.isfinite(curve[-1]["loss"]):
         raise TrainingError(f"the loss became {curve[-1]['loss']} by step {curve[-1]['step']:.0f}; lower distill.learning_rate")
-    return TrainingReport(curve, median_shares(trainer.state.log_history))
+    return TrainingReport(curve, median_shares(trainer.state.log_history), trainer.state.best_global_step)
 
 
 class _NoTeacher(nn.Module):
@@ -347,7 +354,7 @@ class _NoTeacher(nn.Module):
 
 
 class _Progress(TrainerCallback):
-    """Advances the caller's progress bar, at once for the steps of a resumed run."""
+    """Advances the caller's progress bar, at once for the steps of a resumed run, and for those that are not needed."""
 
     def __init__(self, progress: Callable[[int], None] | None) -> None:
         self.progress = progress
@@ -360,41 +367,12 @@ class _Progress(TrainerCallback):
         if self.progress is not None:
             self.progress(1)
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.progress is not None and (left := state.max_steps - state.global_step) > 0:  # checks have ended it
+            self.progress(left)
+
 
 def _projection(base: Base, teacher: Teacher) -> nn.Module:
     student_width = base.model.config.get_text_config().hidden_size
     teacher_width = teacher.config.get_text_config().hidden_size
     return nn.Identity() if student_width == teacher_width else nn.Linear(student_width, teacher_width, bias=False)
-
-
-def training_arguments(config: DistillConfig, folder: Path, seed: int, device: torch.device, examples: int) -> GKDConfig:
-    """``training_arguments(settings.distill, folder, seed=0, device=device, examples=400)``: as trl's trainers take them."""
-    return GKDConfig(
-        output_dir=str(folder),
-        max_steps=config.steps,
-        per_device_train_batch_size=config.batch,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, config.steps // 20),
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        lmbda=config.lmbda,
-        beta=config.beta,
-        temperature=config.temperature,
-        seq_kd=config.seq_kd,
-        max_new_tokens=config.max_new_tokens,
-        activation_checkpointing=False,
-        train_sampling_strategy="group_by_length",
-        bf16=True,
-        use_cpu=device.type == "cpu",
-        seed=seed,
-        logging_steps=min(LOG_EVERY, config.steps),
-        save_strategy="steps",
-        save_steps=SAVE_EVERY,
-        save_total_limit=1,
-        report_to=config.report_to,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        dataloader_drop_last=examples >= config.batch,  # the last, smaller batch of an epoch has few relations
-        logging_nan_inf_filter=False,
-    )

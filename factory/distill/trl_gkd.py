@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 
 from factory.config.schema import DistillConfig
-from factory.distill.trainer import training_arguments
+from factory.distill.training_arguments import training_arguments
 from factory.models.base import Base, check_vocabularies
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample

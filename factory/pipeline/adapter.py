@@ -14,7 +14,9 @@ from factory.cache import cache_key, home, remove_folder
 from factory.config.schema import DistillConfig
 from factory.config.settings import PLAIN
 from factory.distill.gradients import gradient_warnings
-from factory.distill.trainer import TrainingReport, TrainingSet, asks_teacher, concat, distill
+from factory.distill.trainer import asks_teacher, distill
+from factory.distill.training_data import TrainingSet, concat
+from factory.distill.training_report import TrainingReport
 from factory.evaluation.fidelity import fixed_model
 from factory.evaluation.memorization import Canary
 from factory.evaluation.teacher_check import TeacherCheck
@@ -23,7 +25,15 @@ from factory.pipeline.base import StudentBase
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import DomainDataset, general_training_rows
 from factory.pipeline.precheck import check_domain, require_teacher
-from factory.pipeline.training_set import make_canary_set, make_general_set, make_training_set, training_set_key
+from factory.pipeline.training_set import (
+    make_canary_set,
+    make_general_set,
+    make_training_set,
+    make_validation_set,
+    training_set_key,
+)
+
+MIN_VALIDATION = 8  # examples; which check is the best of fewer is chance
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ def train_adapter(
     ``canaries`` are planted in the training split; ``baselines`` trains plain SFT as well.
     Raises: TrainingError where the teacher pre-check fails, unless the context is to ``force`` it.
     """
-    config = context.settings(data.spec).distill
+    config, warnings = with_enough_validation(context.settings(data.spec).distill, data)
     candidate = fixed_model(base.base.model)
     check = check_domain(
         context,
@@ -74,7 +84,7 @@ def train_adapter(
         tasks=data.spec.tasks,
         trimmed=base.manifest.trimmed,
     )
-    warnings = require_teacher(context, data, check)
+    warnings = [*require_teacher(context, data, check), *warnings]
     models.teacher.release()  # from here on the trimmed one is asked
     training_set = adapter_training_set(context, models, data, base, config)
     if canaries:
@@ -93,23 +103,38 @@ def train_adapter(
     return trained
 
 
+def with_enough_validation(config: DistillConfig, data: DomainDataset) -> tuple[DistillConfig, list[str]]:
+    """``config, warnings = with_enough_validation(settings.distill, data)``: without checks where validation is too small."""
+    count = len(data.rows["validation"])
+    if not config.checks or count >= MIN_VALIDATION:
+        return config, []
+    warning = (
+        f"the training was not checked, and the last weights were kept: checks need {MIN_VALIDATION} validation examples, and "
+        f"{data.spec.name} has {count}; give it more prompts or raise data.validation, or set distill.checks to 0"
+    )
+    return config.model_copy(update={"checks": 0}), [warning]
+
+
 def adapter_training_set(
     context: BuildContext, models: FamilyModels, data: DomainDataset, base: StudentBase, config: DistillConfig
 ) -> TrainingSet:
     """``adapter_training_set(context, models, data, base, config)``: the domain's examples that the base was not healed on.
 
     What a base has learnt teaches its adapter nothing new. A domain that the base has not seen gives all of its examples.
-    Beside them are the general prompts that ``config.general`` asks for.
+    Beside them are the general prompts that ``config.general`` asks for, and the validation split for ``config.checks``.
     """
     training_set = make_training_set(context, models, data, base.teacher, config)
     manifest = base.manifest
     healed = manifest.domains.get(data.spec.name)
     if healed is not None and healed.fingerprint == data.manifest.fingerprint and manifest.heal_share < 1:
         training_set = training_set.slice(manifest.heal_share, 1)
-    if not config.general:
-        return training_set
-    general = general_training_rows(context, models, round(config.general * len(training_set.indices)))
-    return concat([training_set, make_general_set(models, general, base.teacher, config)]) if general else training_set
+    sets = [training_set]
+    if config.general:
+        general = general_training_rows(context, models, round(config.general * len(training_set.indices)))
+        sets += [make_general_set(models, general, base.teacher, config)] if general else []
+    if config.checks:
+        sets.append(make_validation_set(models, data, base.teacher, config))
+    return concat(sets) if len(sets) > 1 else training_set
 
 
 def distil_adapter(

@@ -83,7 +83,7 @@ def settings_key(context: BuildContext, teacher_sha256: str, size: str) -> str:
         family.teacher.chat_template,
         family.encoder.model_dump(),
         spec.model_dump(exclude={"heal"} if spec.quantization else {"heal", "quantization"}),
-        None if spec.trimmed else heal.model_dump(exclude={"report_to"}),
+        None if spec.trimmed else heal.model_dump(exclude={"report_to", "checks"}),
         general_key(context),
         context.profile,
         context.seed,

@@ -18,7 +18,7 @@ from typing import Any
 
 from factory.config.experiment import ExperimentSpec, MethodSpec
 from factory.distill.losses import find_loss
-from factory.distill.trainer import TrainingSet
+from factory.distill.training_data import TrainingSet
 from factory.energy import Meter
 from factory.errors import DataError
 from factory.evaluation.golden_set import asked_questions

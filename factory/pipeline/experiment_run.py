@@ -26,7 +26,8 @@ from factory.config.schema import DistillConfig
 from factory.data.splitting import cluster_of
 from factory.distill.budget import ENDLESS, Budget, CountingTrainer, Spent, train_within
 from factory.distill.losses import find_loss
-from factory.distill.trainer import DistillTrainer, TrainingSet
+from factory.distill.trainer import DistillTrainer
+from factory.distill.training_data import TrainingSet
 from factory.distill.trl_gkd import make_trl_trainer
 from factory.evaluation.answers import generate_answers
 from factory.evaluation.benchmark import bits_per_byte

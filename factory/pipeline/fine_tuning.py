@@ -28,7 +28,8 @@ from factory.config.schema import DistillConfig
 from factory.config.settings import PLAIN
 from factory.data.sources import seeded_order
 from factory.distill.budget import ENDLESS, Budget, Spent, train_within
-from factory.distill.trainer import DistillTrainer, TrainingSet
+from factory.distill.trainer import DistillTrainer
+from factory.distill.training_data import TrainingSet
 from factory.errors import DataError
 from factory.evaluation.benchmark import Question, bits_per_byte, question_clusters
 from factory.evaluation.stats import by_cluster, ratio

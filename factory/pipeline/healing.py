@@ -17,7 +17,9 @@ from filelock import FileLock
 
 from factory.cache import cache_key, home, remove_folder
 from factory.config.schema import HealConfig, SizeSpec
-from factory.distill.trainer import TrainingReport, TrainingSet, asks_teacher, concat, distill
+from factory.distill.trainer import asks_teacher, distill
+from factory.distill.training_data import TrainingSet, concat
+from factory.distill.training_report import TrainingReport
 from factory.evaluation.fidelity import fixed_model, measure
 from factory.evaluation.healing import healing_report, teacher_assistant_helps
 from factory.evaluation.stats import ExampleSums
@@ -251,7 +253,7 @@ def heal_folder(context: BuildContext, path: DistillationPath, config: HealConfi
         path.base.shape.layers,
         path.base.shape.tokens,
         training_set_key(path.training_set),
-        config.model_dump(exclude={"report_to"}),
+        config.model_dump(exclude={"report_to", "checks"}),
         context.family.encoder.model_dump(),
         context.seed,
     )

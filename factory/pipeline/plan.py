@@ -194,7 +194,8 @@ def _student_detail(context: BuildContext, name: str, options: BuildOptions) -> 
     distill, canaries = context.settings(spec).distill, options.canaries_in(spec)
     secrets = f" with {canaries} planted secrets" if canaries else ""
     sft = "; the SFT baseline for as many" if options.baselines else ""
-    return f"distil for {distill.steps} steps of {distill.batch}{secrets}{sft}"
+    most = "at most " if distill.checks else ""
+    return f"distil for {most}{distill.steps} steps of {distill.batch}{secrets}{sft}"
 
 
 def _evaluation(context: BuildContext, models: FamilyModels, name: str, size: str, rate: float) -> Step:

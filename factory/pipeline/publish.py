@@ -54,6 +54,7 @@ def publish_student(
             config=settings.distill.model_dump(),
             examples=len(adapter.training_set.indices),
             gradient_shares=adapter.training.gradient_shares,
+            kept_step=adapter.training.kept_step,
         ),
         soft_targets=adapter.training_set.targets.describe() if adapter.training_set.targets else None,
         evaluation=evaluation.report,

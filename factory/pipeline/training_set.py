@@ -11,7 +11,7 @@ import numpy as np
 from factory.cache import cache_key, home, replace_file, sha256
 from factory.config.schema import DistillConfig, TeacherContext
 from factory.distill.target_store import FORMAT, SoftTargetStore
-from factory.distill.trainer import TrainingSet
+from factory.distill.training_data import TrainingSet
 from factory.evaluation.memorization import Canary, canary_rows
 from factory.models.chat import NO_CONTEXT
 from factory.models.teacher import Teacher
@@ -53,6 +53,12 @@ def make_canary_set(
     return _set_beside("canaries", rows, models, data.spec.teacher_context, teacher, config)
 
 
+def make_validation_set(models: FamilyModels, data: DomainDataset, teacher: Teacher, config: DistillConfig) -> TrainingSet:
+    """``make_validation_set(models, data, trimmed_teacher, settings.distill)``: what checks measure, for ``concat``."""
+    rows = list(data.rows["validation"])
+    return _set_beside("validation", rows, models, data.spec.teacher_context, teacher, config).as_validation()
+
+
 def make_general_set(
     models: FamilyModels, rows: Sequence[dict[str, Any]], teacher: Teacher, config: DistillConfig
 ) -> TrainingSet:
@@ -79,11 +85,14 @@ def _set_beside(
 
 
 def training_set_key(training_set: TrainingSet) -> str:
-    """``training_set_key(training_set)``: of the tokens that are trained on, the teacher's view of them included."""
-    chosen = [training_set.examples[i] for i in training_set.indices]
-    return cache_key(
-        [[one.prompt, one.teacher_prompt, one.completion, one.reference] for one in chosen], training_set.targets is not None
-    )
+    """``training_set_key(training_set)``: of the tokens that are trained on or checked, as student and teacher see them."""
+
+    def tokens(indices: Sequence[int]) -> list[Any]:
+        chosen = [training_set.examples[i] for i in indices]
+        return [[one.prompt, one.teacher_prompt, one.completion, one.reference] for one in chosen]
+
+    checked = [tokens(training_set.validation)] if training_set.validation else []
+    return cache_key(tokens(training_set.indices), training_set.targets is not None, *checked)
 
 
 def embed_rows(models: FamilyModels, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:

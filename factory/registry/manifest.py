@@ -94,10 +94,11 @@ class DatasetInfo(Entry):
 
 
 class Training(Entry):
-    curve: tuple[dict[str, Number], ...]  # one dict per point: step, loss and each of its terms
+    curve: tuple[dict[str, Number], ...]  # one dict per point: step, loss and each of its terms; at checks also validation
     config: dict[str, Any]  # the DistillConfig or HealConfig, as the build used it
     examples: int
     gradient_shares: dict[str, float] = Field(default_factory=dict)  # of each weighted term; empty where there is only one
+    kept_step: int | None = None  # whose weights are kept: of the best check; None is the last step, without checks
 
 
 class SoftTargetsInfo(Entry):
@@ -365,8 +366,7 @@ def parse_manifest(content: Any) -> BaseManifest | StudentManifest:
 
 def to_dict(manifest: BaseManifest | StudentManifest) -> dict[str, Any]:
     """``to_dict(manifest)``: plain dicts, lists and numbers for JSON, in the order of the fields."""
-    content: dict[str, Any] = plain_json(manifest.model_dump(), "manifest")
-    return content
+    return dict(plain_json(manifest.model_dump(), "manifest"))
 
 
 def plain_json(value: Any, where: str) -> Any:

@@ -25,7 +25,7 @@ from factory.config.settings import PLAIN, PRIVATE_GATES
 from factory.data.pii import filter_pii
 from factory.data.router import DomainRouter
 from factory.data.sources import Example
-from factory.distill.trainer import TrainingSet
+from factory.distill.training_data import TrainingSet
 from factory.errors import DataError
 from factory.evaluation.answers import Answer, generate_answers
 from factory.evaluation.bias import Pair, load_pairs, measure_bias

@@ -40,7 +40,8 @@ from trl.experimental.gkd import GKDConfig, GKDTrainer
 from factory.config.load import load_specs
 from factory.config.schema import DistillConfig
 from factory.distill.target_store import SoftTargetStore
-from factory.distill.trainer import DistillTrainer, TrainingSet
+from factory.distill.trainer import DistillTrainer
+from factory.distill.training_data import TrainingSet
 from factory.distill.trl_gkd import trl_rows
 from factory.evaluation.fidelity import base_only, measure, with_adapter
 from factory.models.base import Base, Shape, attach_adapter, load_base, trim_teacher

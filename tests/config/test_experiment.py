@@ -13,7 +13,7 @@ from factory.config.load import load_methods
 from factory.config.schema import DistillConfig
 from factory.errors import SpecError
 
-SETTINGS = DistillConfig(steps=90, batch=32, learning_rate=5e-4, rank=8, feature=0.1, relation=0.05, beta=0.3)
+SETTINGS = DistillConfig(steps=90, batch=32, learning_rate=5e-4, rank=8, feature=0.1, relation=0.05, beta=0.3, checks=6)
 METHODS: dict[str, Any] = {
     "minutes": 10,
     "teacher_tokens": 1000,
@@ -38,7 +38,7 @@ def test_a_method_has_the_family_s_optimiser_and_no_term_but_those_that_it_names
     first, second = load(tmp_path).methods
     plain = first.config(SETTINGS)
     assert (plain.batch, plain.rank) == (32, 8)
-    assert (plain.response, plain.feature, plain.relation, plain.beta, plain.lmbda) == (1, 0, 0, 0, 0)
+    assert (plain.response, plain.feature, plain.relation, plain.beta, plain.lmbda, plain.checks) == (1, 0, 0, 0, 0, 0)
     assert second.config(SETTINGS).relation == 0.5
 
 
@@ -53,6 +53,7 @@ def test_rates_are_tried_from_the_lowest(tmp_path: Path) -> None:
         ({"distill": {"beta": 2}}, "methods.yaml:10: methods.1.distill.beta: must be at most 1 (found 2)"),
         ({"distill": {"relation": 1, "batch": 8}}, "relation > 0 needs batch >= 32"),
         ({"distill": {"steps": 9}}, "steps is the same for all methods: a run ends with its budget"),
+        ({"distill": {"checks": 4}}, "checks is the same for all methods: a run ends with its budget"),
         ({"distill": {"learning_rate": 1}}, "learning_rate is the same for all methods: `learning_rates` lists those to try"),
         (
             {"targets": "hard", "distill": {"beta": 1, "feature": 1}},

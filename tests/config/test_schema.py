@@ -187,6 +187,17 @@ def test_only_adapters_learn_general_prompts() -> None:
         HealConfig(steps=1, batch=4, learning_rate=1e-3, general=0.1)
 
 
+def test_only_an_adapter_s_training_is_checked() -> None:
+    assert DistillConfig(steps=1, batch=4, learning_rate=1e-3, checks=6).checks == 6
+    with pytest.raises(ValueError, match="checks has no effect here: only an adapter's training is checked; set it in distill"):
+        HealConfig(steps=1, batch=4, learning_rate=1e-3, checks=6)
+
+
+def test_checks_without_a_loss_to_measure_are_refused() -> None:
+    with pytest.raises(ValueError, match="checks > 0 needs response > 0: feature and relation are not measured on validation"):
+        DistillConfig(steps=1, batch=4, learning_rate=1e-3, checks=6, response=0, feature=1)
+
+
 def test_an_objective_without_weights_is_refused() -> None:
     with pytest.raises(ValueError, match="response, ground_truth, feature and relation are all 0"):
         DistillConfig(steps=1, learning_rate=1.0, response=0.0)

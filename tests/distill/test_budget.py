@@ -15,7 +15,8 @@ import factory.distill.budget as module
 from factory.config.schema import DistillConfig
 from factory.distill.budget import Budget, Spent, schedule, train_within
 from factory.distill.target_store import SoftTargetStore
-from factory.distill.trainer import DistillTrainer, TrainingSet
+from factory.distill.trainer import DistillTrainer
+from factory.distill.training_data import TrainingSet
 from factory.distill.trl_gkd import make_trl_trainer
 from factory.models.base import attach_adapter
 

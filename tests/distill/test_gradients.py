@@ -15,6 +15,7 @@ from support import tiny
 from torch import Tensor, nn
 
 import factory.distill.trainer as module
+import factory.distill.training_arguments as training_arguments
 from factory.config.schema import DistillConfig
 from factory.distill.gradients import (
     SHARE_OF,
@@ -24,7 +25,10 @@ from factory.distill.gradients import (
     median_shares,
 )
 from factory.distill.target_store import SoftTargetStore
-from factory.distill.trainer import LOG_EVERY, DistillTrainer, TrainingReport, TrainingSet, distill
+from factory.distill.trainer import DistillTrainer, distill
+from factory.distill.training_arguments import LOG_EVERY
+from factory.distill.training_data import TrainingSet
+from factory.distill.training_report import TrainingReport
 from factory.models.base import Base, attach_adapter
 from factory.models.lora import fused_adapters
 
@@ -176,8 +180,8 @@ def test_measuring_leaves_every_weight_as_it_would_be(
 def test_a_resumed_training_ends_with_the_same_weights_and_shares(
     training_set: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
-    monkeypatch.setattr(module, "SAVE_EVERY", 2)
-    monkeypatch.setattr(module, "LOG_EVERY", 1)
+    monkeypatch.setattr(training_arguments, "SAVE_EVERY", 2)
+    monkeypatch.setattr(training_arguments, "LOG_EVERY", 1)
     settings = config(steps=8, batch=4, **TERMS)
     whole, theirs = train(training_set, settings, tmp_path / "whole")
     done: list[int] = []

@@ -18,11 +18,13 @@ from support import tiny
 from torch import Tensor, nn
 
 import factory.distill.trainer as module
+import factory.distill.training_arguments as training_arguments
 from factory.config.schema import DistillConfig
 from factory.distill.losses import bucket_log_probs, generalized_jsd_loss, relation_loss
 from factory.distill.soft_targets import score_live
 from factory.distill.target_store import SoftTargetStore
-from factory.distill.trainer import DistillTrainer, TrainingSet, asks_teacher, concat, distill, mapped_layers
+from factory.distill.trainer import DistillTrainer, asks_teacher, distill, mapped_layers
+from factory.distill.training_data import TrainingSet, concat
 from factory.errors import SpecError, TrainingError
 from factory.models.base import Base, Shape, attach_adapter, trim_teacher
 from factory.models.forward import hidden_states, logits, make_batch, mean_pool
@@ -35,7 +37,7 @@ ROWS = tiny.sequences(6)
 
 @pytest.fixture(autouse=True)
 def every_step_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOG_EVERY", 1)
+    monkeypatch.setattr(training_arguments, "LOG_EVERY", 1)
 
 
 @pytest.fixture(scope="session")
@@ -547,7 +549,7 @@ def test_another_base_maps_to_the_same_relative_depth() -> None:
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     training_set: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: dict[str, Any], width: int
 ) -> None:
-    monkeypatch.setattr(module, "SAVE_EVERY", 2)
+    monkeypatch.setattr(training_arguments, "SAVE_EVERY", 2)
     settings = config(steps=8, **over)
     whole, curve = train(training_set, settings, tmp_path / "whole", tiny.base(width=width))
     done: list[int] = []
@@ -598,6 +600,6 @@ def test_concatenated_training_sets_keep_every_example_with_its_targets(training
 def test_a_training_shorter_than_the_curve_s_grid_still_has_a_point(
     training_set: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LOG_EVERY", 5)
+    monkeypatch.setattr(training_arguments, "LOG_EVERY", 5)
     _, curve = train(training_set, config(steps=3), tmp_path)
     assert [point["step"] for point in curve] == [3]

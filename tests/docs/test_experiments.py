@@ -16,7 +16,8 @@ from factory.config.load import load_methods, load_specs
 from factory.config.schema import DistillConfig
 from factory.distill import losses
 from factory.distill.target_store import SoftTargetStore
-from factory.distill.trainer import TrainingSet, distill
+from factory.distill.trainer import distill
+from factory.distill.training_data import TrainingSet
 from factory.models.base import attach_adapter
 
 PAGE = ROOT / "docs" / "experiments.md"

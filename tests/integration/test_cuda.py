@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from factory.config.schema import DistillConfig
 from factory.distill.target_store import SoftTargetStore
-from factory.distill.trainer import DistillTrainer, TrainingSet, distill
+from factory.distill.trainer import DistillTrainer, distill
+from factory.distill.training_data import TrainingSet
 from factory.models.base import Base, attach_adapter
 from factory.models.device import pick_device
 from factory.models.lora import fused_adapters

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from support.workplace import Workplace
 
 from factory.models.chat import NO_CONTEXT
 from factory.models.tokenize import tokenize_examples
+from factory.pipeline import adapter
 from factory.pipeline.adapter import adapter_training_set
 from factory.pipeline.base import make_base
 from factory.pipeline.build import build_student
 from factory.pipeline.context import resolve_models
 from factory.pipeline.dataset import general_training_rows, make_dataset
-from factory.pipeline.training_set import embed_rows, make_training_set
+from factory.pipeline.training_set import embed_rows, make_training_set, training_set_key
 
 
 def test_embeddings_are_read_from_disk_and_made_again_if_they_are_damaged(built: Workplace) -> None:
@@ -47,6 +49,44 @@ def test_an_adapter_learns_general_prompts_beside_its_domain_s(with_models: Work
     assert all(one.prompt == one.teacher_prompt for one in general)  # the teacher sees no context
     np.testing.assert_array_equal(beside.embeddings[len(alone.examples) :], embed_rows(models, rows))
     assert beside.targets is not None
+
+
+def test_checks_measure_the_validation_split_which_is_not_trained_on(built: Workplace) -> None:
+    context = built.context()
+    models = resolve_models(context.family, context.specs.root, context.device)
+    data = make_dataset(context, models, context.specs.domain("plants"))
+    base, config = make_base(context, models, "mini"), context.settings(data.spec).distill
+    plain = adapter_training_set(context, models, data, base, config)
+    checked = adapter_training_set(context, models, data, base, config.model_copy(update={"checks": 2}))
+    assert list(checked.indices) == list(plain.indices) and not plain.validation
+    held_out = tokenize_examples(data.rows["validation"], base.teacher.tokenizer, data.spec.teacher_context)
+    assert [checked.examples[i] for i in checked.validation] == held_out != []
+    assert checked.targets is not None
+    assert len(checked.targets.rows([checked.validation[-1]], context.device).ids) == len(held_out[-1].completion)
+    assert training_set_key(checked) != training_set_key(plain)
+
+
+def test_a_student_says_which_step_s_weights_it_has(built: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter, "MIN_VALIDATION", 1)
+    built.write("default.family.yaml", built.family | {"distill": built.family["distill"] | {"checks": 2}})
+    version = build_student(built.context(), "plants", "mini")
+    training = version.manifest.training
+    assert training.kept_step in (1, 2) and [point["step"] for point in training.curve if "validation" in point] == [1, 2]
+    assert training.examples == version.manifest.dataset.counts["train"] and training.config["checks"] == 2
+    card = (version.folder / "README.md").read_text(encoding="utf-8")
+    assert f"| weights of step | {training.kept_step} of 2, the best on validation |" in card
+    built.write("default.family.yaml", built.family)
+
+
+def test_too_few_validation_examples_are_not_checked_and_the_card_says_so(built: Workplace) -> None:
+    built.write("default.family.yaml", built.family | {"distill": built.family["distill"] | {"checks": 2}})
+    version = build_student(built.context(), "plants", "mini")
+    assert version.manifest.training.kept_step is None
+    count = version.manifest.dataset.counts["validation"]
+    assert 0 < count < 8
+    card = (version.folder / "README.md").read_text(encoding="utf-8")
+    assert f"checks need 8 validation examples, and plants has {count}; give it more prompts" in card
+    built.write("default.family.yaml", built.family)
 
 
 def test_another_size_with_the_same_tokens_asks_the_teacher_for_no_targets(with_models: Workplace) -> None:

@@ -87,6 +87,14 @@ def test_the_shares_of_the_gradient_are_there_where_they_were_measured() -> None
     assert "share of the gradient" not in model_card(manifest())
 
 
+def test_the_step_whose_weights_were_kept_is_there_where_training_was_checked() -> None:
+    curve = [{"step": 2, "loss": 3.0, "validation": 2.5}, {"step": 4, "loss": 2.0, "validation": 2.25}]
+    content = model_card(manifest(training=COMMON["training"] | {"curve": curve, "kept_step": 4}))
+    assert "| weights of step | 4 of 8, the best on validation |" in content
+    assert "| validation, step 2 to 4 | 2.500 → 2.250 |" in content
+    assert "weights of step" not in model_card(manifest())
+
+
 def test_each_gate_is_there_with_what_it_found() -> None:
     gate = {"metric": "kl", "of": "high", "bound": "at_most", "threshold": 0.8, "found": 0.44, "status": "passed"}
     content = model_card(manifest(verdict={"status": "passed", "gates": [gate]}))
