@@ -31,7 +31,7 @@ class MethodSpec(Strict):
         description="The teacher's distributions, or the answers themselves by cross-entropy: those that the data set has (a "
         "source's own, otherwise the teacher's), or fresh samples of the teacher with `seq_kd`.",
     )
-    teacher_context: bool = Field(default=True, description="Whether the teacher is shown the domain's context.")
+    teacher_context: bool = Field(default=True, description="Whether the teacher is shown the contexts of domain and sources.")
     distill: dict[str, Any] = Field(
         default={}, description="Keys of [`distill`](domains.md#distill); the optimiser's and the adapter's are the family's."
     )

@@ -12,7 +12,17 @@ from pydantic import ValidationError
 
 from factory.config.experiment import ExperimentSpec
 from factory.config.mistakes import line_of, mistakes_of
-from factory.config.schema import DEFAULT_PROFILE, SECTIONS, DistillConfig, DomainSpec, FamilySpec, PoolSpec, Specs, Strict
+from factory.config.schema import (
+    DEFAULT_PROFILE,
+    SECTIONS,
+    DistillConfig,
+    DocumentSource,
+    DomainSpec,
+    FamilySpec,
+    PoolSpec,
+    Specs,
+    Strict,
+)
 from factory.errors import SpecError
 
 EVALUATION_FILES = ("bias_pairs", "tasks", "golden_set", "refusals", "injections", "jailbreaks")  # a path or several
@@ -46,7 +56,8 @@ def load_specs(root: Path) -> Specs:
         files += [file] if file else []
     if not mistakes:  # of a folder that was read completely
         mistakes += _missing_pools(files)
-    mistakes += [*_shared_sizes(files), *_shared_ids(files), *_missing_files(root, files), *_misfits(files)]
+    mistakes += [*_shared_sizes(files), *_shared_ids(files), *_unseen_contexts(files)]
+    mistakes += [*_missing_files(root, files), *_misfits(files)]
     if mistakes:
         raise SpecError("\n".join(mistakes))
     families, domains, pools = (
@@ -194,7 +205,30 @@ def _shared_sizes(files: Sequence[SpecFile]) -> Iterator[str]:
 
 
 def _shared_ids(files: Sequence[SpecFile]) -> Iterator[str]:
+    """An id names a row's source, and with it the context that the teacher is shown."""
+    pools = {source.id: file.spec.name for file in _of(files, FamilySpec) for source in file.spec.pool}
     for file in _of(files, DomainSpec):
         ids = [source.id for source in file.spec.sources]
         for id in sorted({id for id in ids if ids.count(id) > 1}):
             yield file.mistake(["sources"], f"two sources have the id {id!r}; rename one")
+        for number, id in enumerate(ids):
+            if id in pools:
+                yield file.mistake(
+                    ["sources", number, "id"], f"a source in the pool of family {pools[id]} has this id; rename one"
+                )
+
+
+def _unseen_contexts(files: Iterable[SpecFile]) -> Iterator[str]:
+    """Contexts of sources that no teacher would be shown."""
+    for file in files:
+        key = "pool" if isinstance(file.spec, FamilySpec) else "sources"
+        for number, source in enumerate(getattr(file.spec, key)):
+            if source.teacher_context is None:
+                continue
+            where: list[str | int] = [key, number, "teacher_context"]
+            if isinstance(file.spec, PoolSpec):
+                yield file.mistake(where, "the teacher answers a pool's prompts without a context; remove it")
+            elif isinstance(file.spec, FamilySpec):
+                yield file.mistake(where, "the teacher is shown the context of the domain that a text is sent to; remove it")
+            elif isinstance(source, DocumentSource):
+                yield file.mistake(where, "documents have no prompts that a context could precede; remove it")

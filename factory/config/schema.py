@@ -36,8 +36,11 @@ from factory.config.sources import (
     Source,
     SourceBase,
     Strict,
+    TeacherContext,
+    TeacherContexts,
     TeacherPromptSource,
     TemplateSource,
+    Turn,
 )
 from factory.errors import SpecError
 
@@ -72,6 +75,7 @@ __all__ = [
     "Specs",
     "Strict",
     "TeacherContext",
+    "TeacherContexts",
     "TeacherPromptSource",
     "TeacherSpec",
     "TemplateSource",
@@ -145,20 +149,6 @@ class Profile(Strict):
     heal: dict[str, Any] = Field(default={}, description="Overrides of `heal`.")
     distill: dict[str, Any] = Field(default={}, description="Overrides of `distill`.")
     evaluate: dict[str, Any] = Field(default={}, description="Overrides of `evaluate`.")
-
-
-class Turn(Strict):
-    """A worked example."""
-
-    prompt: str = Field(description="A question.")
-    completion: str = Field(description="The answer, as the teacher should write it.")
-
-
-class TeacherContext(Strict):
-    """Shown to the teacher alone; the student learns to answer as if it had read it (arXiv 2112.00861)."""
-
-    system: str = Field(default="", description="System prompt.")
-    examples: tuple[Turn, ...] = Field(default=(), description="Worked examples; two or three are enough.")
 
 
 class FamilySpec(Strict):
@@ -270,7 +260,9 @@ class DomainSpec(Strict):
     name: Name = Field(description="As the file is called.")
     description: str = Field(description="One line: what belongs here.")
     sources: tuple[Source, ...] = Field(min_length=1, description="Where the prompts come from; kinds of source are below.")
-    teacher_context: TeacherContext = Field(default=TeacherContext(), description="What the teacher alone is shown.")
+    teacher_context: TeacherContext = Field(
+        default=TeacherContext(), description="What the teacher alone is shown; a source may have its own."
+    )
     notice: str = Field(default="", description="A notice for cards and answers, such as “This is not medical advice.”")
     append_notice: bool = Field(default=False, description="Whether the server appends the notice to every answer.")
     personal_data: Literal["refuse", "drop", "allow"] = Field(
@@ -297,6 +289,12 @@ class DomainSpec(Strict):
     )
     distill: dict[str, Any] = Field(default={}, description="Overrides of the family's `distill`.")
     data: dict[str, Any] = Field(default={}, description="Overrides of the family's `data`.")
+
+    @property
+    def contexts(self) -> TeacherContexts:
+        """``spec.contexts.of(row["source"])``: what the teacher is shown with a row of this domain."""
+        own = {source.id: source.teacher_context for source in self.sources if source.teacher_context is not None}
+        return TeacherContexts(self.teacher_context, own)
 
 
 class PoolSpec(Strict):

@@ -1,9 +1,11 @@
-"""Where a domain's or a pool's texts come from: the five kinds of source. No torch here."""
+"""Where a domain's or a pool's texts come from, and what the teacher is shown with them. No torch here."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -18,6 +20,42 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Turn(Strict):
+    """A worked example."""
+
+    prompt: str = Field(description="A question.")
+    completion: str = Field(description="The answer, as the teacher should write it.")
+
+
+class TeacherContext(Strict):
+    """Shown to the teacher alone; the student learns to answer as if it had read it (arXiv 2112.00861)."""
+
+    system: str = Field(default="", description="System prompt.")
+    examples: tuple[Turn, ...] = Field(default=(), description="Worked examples; two or three are enough.")
+
+
+@dataclass(frozen=True)
+class TeacherContexts:
+    """``spec.contexts.of(row["source"])``: the context of a row's source if that has its own, else the domain's."""
+
+    domain: TeacherContext = field(default_factory=TeacherContext)
+    sources: Mapping[str, TeacherContext] = field(default_factory=dict)  # by the source's id
+
+    def of(self, source: str | None) -> TeacherContext:
+        """``contexts.of("tickets")``; a question of no source (None) has the domain's."""
+        return self.domain if source is None else self.sources.get(source, self.domain)
+
+    @property
+    def all(self) -> tuple[TeacherContext, ...]:
+        """Each once, the domain's first."""
+        return tuple(dict.fromkeys([self.domain, *self.sources.values()]))
+
+    def dump(self) -> dict[str, Any]:
+        """``contexts.dump()``: for cache keys and manifests; without contexts of sources it is the domain's alone."""
+        sources = {id: context.model_dump() for id, context in self.sources.items()}
+        return self.domain.model_dump() | ({"sources": sources} if sources else {})
+
+
 class SourceBase(Strict):
     id: Name = Field(description="Unique within the file. Manifests and cards name the source by it.")
     license: str = Field(description="Licence of the texts. Cards list it.")
@@ -26,6 +64,12 @@ class SourceBase(Strict):
         description="`source` keeps the answers that the source has; `teacher` lets the teacher answer every prompt.",
     )
     limit: int | None = Field(default=None, ge=1, description="Use at most this many examples, drawn at random with the seed.")
+    teacher_context: TeacherContext | None = Field(
+        default=None,
+        # Not dumped where there is none, so that cache keys and manifests of older sources stay as they are.
+        exclude_if=lambda context: context is None,
+        description="What the teacher is shown with this source's prompts, in place of the domain's; `{}` shows it nothing.",
+    )
 
 
 class TemplateSource(SourceBase):

@@ -30,7 +30,7 @@ from filelock import FileLock
 
 from factory.cache import replace_file
 from factory.distill.soft_targets import SoftTargets, feature_layers, score
-from factory.models.scoring import length_batches
+from factory.models.scoring import teacher_batches
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample
 from factory.registry.manifest import SoftTargetsInfo
@@ -247,9 +247,9 @@ def _checksum(arrays: Arrays, spans: dict[str, slice]) -> str:
 
 
 def _scored(teacher: Teacher, examples: Sequence[TokenizedExample], top_k: int, temperature: float, batch: int) -> Arrays:
-    """The arrays of these examples, in order; examples of similar length are scored together."""
+    """The arrays of these examples, in order; examples of one context and similar length are scored together."""
     found: dict[int, Arrays] = {}
-    for rows in length_batches([len(one.teacher_prompt) + len(one.completion) for one in examples], batch):
+    for rows in teacher_batches(examples, batch):
         chosen = [examples[i] for i in rows]
         targets = score(teacher, [s.teacher_prompt for s in chosen], [s.completion for s in chosen], top_k, temperature)
         lengths = [len(s.completion) for s in chosen]

@@ -55,22 +55,31 @@ class Asked:
 def ask_models(
     teacher: Teacher,
     candidates: Mapping[str, Candidate],
-    context: TeacherContext,
+    asked: Mapping[str, TeacherContext],
     max_new_tokens: int,
-    prompts: Sequence[str],
     energy_of: EnergyOf,
 ) -> Asked:
-    """``ask_models(teacher, {"student": student}, spec.teacher_context, 112, prompts, meter.energy_of).answers["student"]``
+    """``ask_models(teacher, {"student": student}, {prompt: context}, 112, meter.energy_of).answers["student"]``
 
-    The teacher sees ``context``, candidates do not; adapters are merged into their base meanwhile, as they are served.
+    The teacher sees the prompts' contexts, candidates do not; adapters are merged into their base meanwhile, as they are
+    served.
     """
     answers, spent = {}, {}
     for name, candidate in {"teacher": teacher_model(teacher), **candidates}.items():
-        seen = context if name == "teacher" else NO_CONTEXT
+        seen = asked if name == "teacher" else dict.fromkeys(asked, NO_CONTEXT)
         with candidate() as model, merged_adapters(model):
-            write = partial(generate_answers, model, teacher.tokenizer, prompts, seen, max_new_tokens)
+            write = partial(_answers, model, teacher.tokenizer, seen, max_new_tokens)
             answers[name], spent[name] = _with_energy(energy_of, write)
     return Asked(answers, {name: wh for name, wh in spent.items() if wh is not None})
+
+
+def _answers(model: Any, tokenizer: Any, seen: Mapping[str, TeacherContext], max_new_tokens: int) -> list[Answer]:
+    """To each prompt after its context; one context after the other, so that each is computed once."""
+    answers: dict[str, Answer] = {}
+    for context in dict.fromkeys(seen.values()):
+        prompts = [prompt for prompt, shown in seen.items() if shown == context]
+        answers |= zip(prompts, generate_answers(model, tokenizer, prompts, context, max_new_tokens), strict=True)
+    return [answers[prompt] for prompt in seen]
 
 
 def _with_energy(energy_of: EnergyOf, write: Callable[[], list[Answer]]) -> tuple[list[Answer], float | None]:

@@ -32,7 +32,7 @@ from factory.evaluation.safety import injection_metrics, jailbreak_metrics
 from factory.evaluation.samples import SAMPLES, answer_samples
 from factory.evaluation.stats import BootstrapConfig, by_cluster, paired_difference, paired_ratio_difference, ratio
 from factory.evaluation.suite import EvalSuite, sample_suite
-from factory.models.chat import NO_CONTEXT
+from factory.models.chat import NO_CONTEXT, NO_CONTEXTS
 from factory.models.teacher import Teacher
 from factory.models.tokenize import tokenize_examples
 from factory.registry.manifest import MetricValue, PerExample
@@ -144,6 +144,7 @@ def evaluate_student(
     to_decline, report = (suite.refusals, refusal_report) if suite.refusals else (declined_prompts(data), kept_report)
     shown = [row["prompt"] for row in data.domain.test[:SAMPLES]]
     asked = [item.prompt for item in (*suite.golden_set, *to_decline, *suite.injections, *suite.jailbreaks)]
+    seen = contexts_seen(data.domain, [*asked, *shown])
     parts: dict[str, Part] = {}
 
     def answers_to(prompts: Sequence[str]) -> dict[str, list[Answer]]:
@@ -155,10 +156,8 @@ def evaluate_student(
     measures: dict[str, Callable[[], Part]] = {
         "fidelity": lambda: fidelity_part(target, data, settings),
         "real text": lambda: Part(metrics=real_text_metrics(target, data, bootstrap)),
-        "answers": lambda: answers_part(target, spec.teacher_context, [*asked, *shown], settings),
-        "samples": lambda: Part(
-            samples=answer_samples(target.adapter, target.teacher, shown, spec.teacher_context, answers_to(shown))
-        ),
+        "answers": lambda: answers_part(target, seen, settings),
+        "samples": lambda: Part(samples=answer_samples(target.adapter, target.teacher, shown, seen, answers_to(shown))),
         "refusals": lambda: refusals_part(report(to_decline, answers(to_decline), bootstrap)),
         "safety": lambda: Part(
             metrics=injection_metrics(suite.injections, answers(suite.injections), bootstrap)
@@ -210,12 +209,12 @@ def held_out_text(target: EvalTarget, data: EvalData, config: EvaluateConfig) ->
     """``held_out_text(target, data, config)``: the test split, general text, and as much of the family's other domains."""
     test, others, tokenizer = _test_rows(data, config), _other_rows(data, config), target.teacher.tokenizer
     return HeldOut(
-        domain=tokenize_examples(test, tokenizer, data.domain.spec.teacher_context),
+        domain=tokenize_examples(test, tokenizer, data.domain.spec.contexts),
         clusters=[cluster_of(row) for row in test],
         embeddings=data.embed(test),
-        general=tokenize_examples(data.general, tokenizer, NO_CONTEXT),
+        general=tokenize_examples(data.general, tokenizer, NO_CONTEXTS),
         general_clusters=[cluster_of(row) for row in data.general],
-        others=[one for spec, row in others for one in tokenize_examples([row], tokenizer, spec.teacher_context)],
+        others=[one for spec, row in others for one in tokenize_examples([row], tokenizer, spec.contexts)],
         other_clusters=[cluster_of(row) for _, row in others],
     )
 
@@ -259,15 +258,21 @@ def real_texts(held_out: Sequence[Row]) -> list[RealText]:
     return [RealText("", row["prompt"], cluster_of(row)) for row in rows if row["prompt"].strip()]
 
 
-def answers_part(target: EvalTarget, context: TeacherContext, asked: Sequence[str], settings: EvalSettings) -> Part:
-    """``answers_part(target, spec.teacher_context, prompts, settings).answers["student"]``: in common batches.
+def contexts_seen(domain: DomainRows, prompts: Sequence[str]) -> dict[str, TeacherContext]:
+    """``contexts_seen(data.domain, prompts)``: of each; a held-out row's is its source's, another question's the domain's."""
+    contexts = domain.spec.contexts
+    sources = {row["prompt"]: row["source"] for row in (*domain.test, *domain.validation)}
+    return {prompt: contexts.of(sources.get(prompt)) for prompt in prompts}
+
+
+def answers_part(target: EvalTarget, seen: Mapping[str, TeacherContext], settings: EvalSettings) -> Part:
+    """``answers_part(target, {prompt: context}, settings).answers["student"]``: in common batches.
 
     The base is not asked: what its adapter adds is seen in KL, and answers are most of an evaluation's cost.
     """
-    prompts = list(dict.fromkeys(asked))
-    found = ask_models(target.teacher, target.trained, context, settings.max_new_tokens, prompts, settings.energy_of)
+    found = ask_models(target.teacher, target.trained, seen, settings.max_new_tokens, settings.energy_of)
     return Part(
-        answers={name: dict(zip(prompts, given, strict=True)) for name, given in found.answers.items()},
+        answers={name: dict(zip(seen, given, strict=True)) for name, given in found.answers.items()},
         per_1000_tokens_wh=found.per_1000_tokens_wh,
     )
 
@@ -360,7 +365,7 @@ def champion_metrics(
     KL to the whole teacher, trimming included, since the two may have different vocabularies; each per token of its own.
     """
     test = _test_rows(data, settings.config)
-    examples = tokenize_examples(test, champion.teacher.tokenizer, data.domain.spec.teacher_context)
+    examples = tokenize_examples(test, champion.teacher.tokenizer, data.domain.spec.contexts)
     whole = target.whole or target.teacher
     theirs = measure(champion.teacher, {"champion": champion.model}, examples, whole=whole)["champion"]
     labels = [cluster_of(row) for row in test]

@@ -21,7 +21,7 @@ from factory.evaluation.speed import compare_speed
 from factory.evaluation.stats import BootstrapConfig, ExampleSums, concatenate, paired_difference, ratio, summarize
 from factory.models.chat import split_prefix
 from factory.models.forward import hidden_states, make_batch, mean_pool, output_head, positions_at_once
-from factory.models.scoring import length_batches
+from factory.models.scoring import teacher_batches
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample
 from factory.registry.manifest import MetricValue, PerExample, Speeds
@@ -89,7 +89,7 @@ def measure(
     heads in float32: bfloat16 logits tie at 4 % of positions. ``whole`` is the teacher before its vocabulary was trimmed;
     without it, ``trimmed`` is 0. ``progress`` is told of every batch of examples.
     """
-    batches = length_batches([len(one.prompt) + len(one.completion) for one in examples], BATCH)
+    batches = teacher_batches(examples, BATCH)
     parts: dict[str, list[ExampleSums]] = {name: [] for name in candidates}
     heads = _make_heads(teacher, candidates, whole)
     for batch in batches:

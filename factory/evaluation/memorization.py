@@ -26,7 +26,7 @@ from factory.errors import DataError
 from factory.evaluation.fidelity import Candidate
 from factory.evaluation.samples import top1_agreement
 from factory.evaluation.stats import BootstrapConfig, FloatArray, mean, share, share_difference
-from factory.models.chat import NO_CONTEXT, prompt_ids, stop_tokens
+from factory.models.chat import NO_CONTEXTS, prompt_ids, stop_tokens
 from factory.models.generation import sample
 from factory.models.scoring import completion_log_probs
 from factory.models.tokenize import tokenize_examples
@@ -170,7 +170,7 @@ def measure_canaries(
 
 def _nats(model: Any, tokenizer: PreTrainedTokenizerBase, canaries: Sequence[Canary]) -> FloatArray:
     """Of the completions of canaries that share a prompt, (C,); in one batch, which computes the prompt once."""
-    examples = tokenize_examples(canary_rows(canaries, 1), tokenizer, NO_CONTEXT)
+    examples = tokenize_examples(canary_rows(canaries, 1), tokenizer, NO_CONTEXTS)
     prompts, completions = [one.prompt for one in examples], [one.completion for one in examples]
     device = next(model.parameters()).device
     with torch.autocast(device.type, dtype=torch.bfloat16):
@@ -199,7 +199,7 @@ def continuations(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase) -> li
 
     What the teacher wrote is left out: a model that repeats it need not have been trained on it.
     """
-    own = (tokenize_examples([row], tokenizer, NO_CONTEXT)[0] for row in rows if row["own_completion"])
+    own = (tokenize_examples([row], tokenizer, NO_CONTEXTS)[0] for row in rows if row["own_completion"])
     long = islice((one for one in own if len(one.completion) >= MIN_COMPLETION), MAX_CONTINUED)
     return [_cut(one.prompt, one.completion, len(one.completion) // 3) for one in long]
 

@@ -9,7 +9,7 @@ import torch
 
 from factory.config.schema import TeacherContext
 from factory.evaluation.answers import Answer
-from factory.models.chat import NO_CONTEXT, prompt_ids, stop_tokens
+from factory.models.chat import prompt_ids, stop_tokens
 from factory.models.scoring import score_completions
 from factory.models.teacher import Teacher
 from factory.registry.manifest import Sample
@@ -21,17 +21,16 @@ def answer_samples(
     adapter: Any,
     teacher: Teacher,
     prompts: Sequence[str],
-    context: TeacherContext,
+    seen: Mapping[str, TeacherContext],
     answers: Mapping[str, Sequence[Answer]],
 ) -> tuple[Sample, ...]:
-    """``answer_samples(adapter, teacher, prompts, spec.teacher_context, ask_models(...))[0].student``: of every prompt.
+    """``answer_samples(adapter, teacher, prompts, seen, ask_models(...).answers)[0].student``: of every prompt.
 
-    ``answers`` are those of ``teacher``, which saw ``context``, and of ``student``, which did not.
+    ``answers`` are those of ``teacher``, which was shown the context that a prompt has in ``seen``, and of ``student``.
     """
     tokenizer, by_teacher, by_student = teacher.tokenizer, answers["teacher"], answers["student"]
-    teacher_prompts, student_prompts = (
-        [prompt_ids(tokenizer, prompt, seen) for prompt in prompts] for seen in (context, NO_CONTEXT)
-    )
+    teacher_prompts = [prompt_ids(tokenizer, prompt, seen[prompt]) for prompt in prompts]
+    student_prompts = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     teacher_agrees = top1_agreement(teacher.model, teacher_prompts, [answer.ids for answer in by_student])
     student_agrees = top1_agreement(adapter, student_prompts, [answer.ids for answer in by_teacher])
     return tuple(

@@ -7,10 +7,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from factory.config.schema import TeacherContext
+from factory.config.schema import TeacherContext, TeacherContexts
 from factory.errors import ModelResolutionError
 
 NO_CONTEXT = TeacherContext()
+NO_CONTEXTS = TeacherContexts()  # of rows that the teacher sees as its student does
 
 
 def messages(prompt: str, context: TeacherContext = NO_CONTEXT) -> list[dict[str, str]]:

@@ -29,6 +29,17 @@ def length_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
+def teacher_batches(examples: Sequence[TokenizedExample], size: int) -> list[list[int]]:
+    """``teacher_batches(examples, 16)``: indices, examples of one context beside each other, shortest first.
+
+    A batch then shares its context, which is computed once; contexts are told apart by their tokens' number.
+    """
+    contexts = [len(one.teacher_prompt) - len(one.prompt) for one in examples]
+    lengths = [len(one.prompt) + len(one.completion) for one in examples]
+    order = sorted(range(len(examples)), key=lambda index: (contexts[index], lengths[index]))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 def student_batches(examples: Sequence[TokenizedExample], size: int) -> list[Batch]:
     """``student_batches(examples, 16)``: what the student sees of the examples, in order."""
     parts = [examples[start : start + size] for start in range(0, len(examples), size)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from factory.config.schema import TeacherContext
+from factory.config.schema import TeacherContexts
 from factory.models.chat import completion_ids, prompt_ids
 
 MAX_COMPLETION_TOKENS = 512  # longer completions are truncated on the right
@@ -30,16 +30,17 @@ class TokenizedExample:
 
 
 def tokenize_examples(
-    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, context: TeacherContext
+    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, contexts: TeacherContexts
 ) -> list[TokenizedExample]:
-    """``tokenize_examples(dataset["train"], tokenizer, domain.teacher_context)``: one TokenizedExample per row.
+    """``tokenize_examples(dataset["train"], tokenizer, spec.contexts)``: one TokenizedExample per row.
 
-    A row without a prompt is a chunk of a document: it gets no end-of-turn token.
+    The teacher's prompt has the context of the row's ``source``, or the domain's where a row has no source. A row without a
+    prompt is a chunk of a document: it gets no end-of-turn token.
     """
     return [
         TokenizedExample(
             prompt_ids(tokenizer, row["prompt"]),
-            prompt_ids(tokenizer, row["prompt"], context),
+            prompt_ids(tokenizer, row["prompt"], contexts.of(row.get("source"))),
             completion_ids(tokenizer, row["completion"], ends=bool(row["prompt"]))[:MAX_COMPLETION_TOKENS],
             bool(row.get("own_completion")),
         )

@@ -52,7 +52,7 @@ def adapter_matrix(context: BuildContext, versions: Sequence[Version]) -> Adapte
         data = make_dataset(context, models, context.specs.domain(domain))
         rows = list(data.rows["test"])[: settings.examples]
         with context.progress(f"{domain}: every adapter", len(rows)) as advance:
-            examples = tokenize_examples(rows, teacher.tokenizer, data.spec.teacher_context)
+            examples = tokenize_examples(rows, teacher.tokenizer, data.spec.contexts)
             measured = measure(teacher, candidates, examples, advance)
         labels = [cluster_of(row) for row in rows]
         sums = {name: one.by_cluster(labels) for name, one in measured.items()}

@@ -10,7 +10,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -18,9 +17,10 @@ from typing import Any
 from datasets import DatasetDict
 
 from factory.cache import cache_key, home
-from factory.config.schema import DomainSpec, PoolSpec, TeacherPromptSource
+from factory.config.schema import DomainSpec, PoolSpec, TeacherContext, TeacherPromptSource
 from factory.data.dataset import (
     MANIFEST,
+    Completion,
     DatasetManifest,
     PromptSet,
     finish_dataset,
@@ -34,7 +34,8 @@ from factory.data.router import DomainRouter
 from factory.data.sources import Example, content_hash, load_examples, sample_evenly
 from factory.data.splitting import split_examples
 from factory.errors import DataError
-from factory.models.chat import NO_CONTEXT, prompt_ids
+from factory.models.chat import NO_CONTEXT, NO_CONTEXTS, prompt_ids
+from factory.models.teacher import Progress
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.registry.manifest import DatasetInfo, PersonalDataInfo, SourceInfo, StudentManifest
 
@@ -76,7 +77,8 @@ class DomainDataset:
 
     def without_context(self) -> DomainDataset:
         """``data.without_context()``: the same examples, which a teacher then sees as its student does."""
-        return replace(self, spec=self.spec.model_copy(update={"teacher_context": NO_CONTEXT}))
+        sources = tuple(source.model_copy(update={"teacher_context": None}) for source in self.spec.sources)
+        return replace(self, spec=self.spec.model_copy(update={"teacher_context": NO_CONTEXT, "sources": sources}))
 
     def first(self, share: float) -> DomainDataset:
         """``data.first(0.5)``: only the first half of the training examples, as a data set of its own."""
@@ -101,11 +103,11 @@ class DomainDataset:
 def router_key(context: BuildContext) -> str:
     """``router_key(context)``: of all that decides the router.
 
-    That is the public domains' sources, the general pool, the settings, the encoder and the seed.
+    That is the public domains' sources, the general pool, the settings, the encoder and the seed; no context is routed.
     """
-    root = context.specs.root
+    root, unrouted = context.specs.root, {"sources": {"__all__": {"teacher_context"}}}
     public = [
-        [domain.model_dump(include={"name", "sources"}), content_hash(domain.sources, root)]
+        [domain.model_dump(include={"name", "sources"}, exclude=unrouted), content_hash(domain.sources, root)]
         for domain in context.public_domains
     ]
     return cache_key(
@@ -282,7 +284,7 @@ def make_dataset(context: BuildContext, models: FamilyModels, spec: DomainSpec) 
     provenance = {
         "teacher": context.family.teacher.model,
         "teacher_sha256": models.teacher_files.sha256,
-        "teacher_context": spec.teacher_context.model_dump(),
+        "teacher_context": spec.contexts.dump(),
         "personal_data": {"policy": spec.personal_data, "found": identifiers},  # counts, never the values
     }
     finish_dataset(prompts, completions, dataset_folder(spec, key), domain=spec.name, seed=context.seed, provenance=provenance)
@@ -293,26 +295,39 @@ def make_dataset(context: BuildContext, models: FamilyModels, spec: DomainSpec) 
 
 def _complete(
     context: BuildContext, models: FamilyModels, examples: Sequence[Example], spec: DomainSpec | None
-) -> Mapping[str, Any]:
-    """The teacher's completions of the examples that have none; ``spec`` None is the general pool, without a context."""
+) -> Mapping[str, Completion]:
+    """The teacher's completions of the examples that have none, one context after the other.
+
+    ``spec`` None is the general pool, without a context.
+    """
     if all(example.completion for example in examples):
         return {}
     config = context.settings(spec).data
-    ask = partial(
-        models.teacher.complete,
-        context=spec.teacher_context if spec else NO_CONTEXT,
-        folder=home() / "completions",
-        max_new_tokens=config.max_completion_tokens,
-        repetition_penalty=config.repetition_penalty,
-        seed=context.seed,
-    )
+    contexts = spec.contexts if spec else NO_CONTEXTS
+    by_context: dict[TeacherContext, list[Example]] = {}
+    for example in examples:
+        by_context.setdefault(contexts.of(example.source), []).append(example)
+
+    def ask(group: Sequence[Example], shown: TeacherContext, progress: Progress | None = None) -> Mapping[str, Completion]:
+        return models.teacher.complete(
+            group,
+            shown,
+            folder=home() / "completions",
+            max_new_tokens=config.max_completion_tokens,
+            repetition_penalty=config.repetition_penalty,
+            seed=context.seed,
+            progress=progress,
+        )
+
     with context.meter.stage("completions"):
         if spec and not spec.private:
             first = next(example for example in examples if not example.completion)
-            question, answer = (shorten(text, SHOWN, placeholder=" …") for text in (first.prompt, ask([first])[first.id].text))
+            written = ask([first], contexts.of(first.source))[first.id].text
+            question, answer = (shorten(text, SHOWN, placeholder=" …") for text in (first.prompt, written))
             context.say(f"{spec.name}: first answer, to “{question}”: {answer or '(empty)'}")
         with context.progress(f"{spec.name if spec else 'general'}: teacher's answers", len(examples)) as advance:
-            return ask(examples, progress=advance)
+            answers = [ask(group, shown, advance) for shown, group in by_context.items()]
+            return {id: completion for group in answers for id, completion in group.items()}
 
 
 def make_general_rows(context: BuildContext, models: FamilyModels) -> list[dict[str, Any]]:

@@ -143,6 +143,7 @@ def evaluation_key(
         settings.data.max_completion_tokens,
         data.manifest.fingerprint,
         data.spec.private,
+        [one.spec.contexts.dump() for one in (eval_data.domain, *eval_data.others)],
         [[row["prompt"], row["completion"]] for part in rows for row in part],
         suite,
         [(task.name, who, scores.tolist()) for task in target.tasks for who, scores in task.scores.items()],

@@ -82,7 +82,7 @@ class Bench:
 
     def examples(self, split: str) -> list[TokenizedExample]:
         """``bench.examples("test")``: the same rows as ids."""
-        return tokenize_examples(self.rows(split), self.base.teacher.tokenizer, self.data.spec.teacher_context)
+        return tokenize_examples(self.rows(split), self.base.teacher.tokenizer, self.data.spec.contexts)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def run_key(bench: Bench, method: MethodSpec, training_set: TrainingSet, config:
         bench.models.teacher_files.sha256,
         training_set_key(training_set),
         bench.rows("validation"),
-        bench.data.spec.teacher_context.model_dump(),
+        bench.data.spec.contexts.dump(),
         method.model_dump(exclude={"name", "distill"}),
         config.model_dump(),
         inspect.getsource(find_loss(config.loss)),
@@ -188,7 +188,7 @@ def held_out_scores(bench: Bench, run: Run | None) -> HeldOutScores:
         bench.base.manifest.manifest_sha256,
         bench.models.teacher_files.sha256,
         bench.rows("test"),
-        bench.data.spec.teacher_context.model_dump(),
+        bench.data.spec.contexts.dump(),
         [question.model_dump() for question in bench.golden_set],
         bench.longest_answer,
         bench.context.family.encoder.model_dump(),

@@ -35,7 +35,7 @@ from factory.evaluation.benchmark import Question, bits_per_byte, question_clust
 from factory.evaluation.stats import by_cluster, ratio
 from factory.models.attention import load_causal_model
 from factory.models.base import Base, Shape, attach_adapter
-from factory.models.chat import NO_CONTEXT
+from factory.models.chat import NO_CONTEXTS
 from factory.models.references import ResolvedModel
 from factory.models.teacher import Teacher
 from factory.models.tokenize import tokenize_examples
@@ -175,7 +175,7 @@ def _attempt(run: _Run, rate: float) -> Attempt:
 def _train(run: _Run, rate: float) -> tuple[Any, Spent]:
     device, config = run.context.device, run.config.model_copy(update={"learning_rate": rate, "steps": ENDLESS})
     rows = [{"prompt": one.prompt, "completion": one.reference} for one in run.train]
-    examples = tokenize_examples(rows, run.tokenizer, NO_CONTEXT)
+    examples = tokenize_examples(rows, run.tokenizer, NO_CONTEXTS)
     budget = Budget(run.minutes, EPOCHS * sum(len(one.completion) for one in examples))
     base = Base(load_causal_model(run.files.folder, device, torch.bfloat16), run.tokenizer, Shape(None, None))
     torch.manual_seed(run.context.seed)

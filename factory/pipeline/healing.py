@@ -120,7 +120,7 @@ def choose_base_tokens(
     The text is training examples, the teacher's contexts and general prompts.
     """
     texts = [f"{row['prompt']}\n{row['completion']}" for data in datasets for row in data.rows["train"]]
-    texts += [turn["content"] for data in datasets for turn in messages("", data.spec.teacher_context)]
+    texts += [turn["content"] for data in datasets for shown in data.spec.contexts.all for turn in messages("", shown)]
     texts += [example.prompt for example in general_examples(context, models)]
     return choose_tokens(models.teacher, texts, size)
 
@@ -131,7 +131,7 @@ def _calibration_batches(datasets: Sequence[DomainDataset], teacher: Teacher) ->
         tokenize_examples(
             data.rows["train"].select(range(min(CALIBRATION_EXAMPLES, len(data.rows["train"])))),
             teacher.tokenizer,
-            data.spec.teacher_context,
+            data.spec.contexts,
         )
         for data in datasets
     ]
@@ -273,7 +273,7 @@ def _heal(
     held_out = [
         one
         for data in datasets
-        for one in tokenize_examples(data.held_out[:HELD_OUT_EXAMPLES], teacher.tokenizer, data.spec.teacher_context)
+        for one in tokenize_examples(data.held_out[:HELD_OUT_EXAMPLES], teacher.tokenizer, data.spec.contexts)
     ]
     base, candidates = path.base, {"student": fixed_model(path.base.model)}
     folder.parent.mkdir(parents=True, exist_ok=True)

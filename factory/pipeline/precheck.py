@@ -34,7 +34,7 @@ def check_domain(
         settings = context.settings(data.spec)
         items = settings.evaluate.task_items
         rows = references(data.held_out)[:CHECKED_REFERENCES]
-        held_out = tokenize_examples(rows, teacher.tokenizer, data.spec.teacher_context)
+        held_out = tokenize_examples(rows, teacher.tokenizer, data.spec.contexts)
         batches = [batch.to(context.device) for batch in student_batches(held_out, 16)]
         cost = trimming_cost(models.teacher, teacher, tokens, batches)
         training = teacher.tokenizer(list(data.rows["train"]["completion"]), add_special_tokens=False)["input_ids"]

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from factory.cache import cache_key, home, replace_file, sha256
-from factory.config.schema import DistillConfig, TeacherContext
+from factory.config.schema import DistillConfig, TeacherContexts
 from factory.distill.target_store import FORMAT, SoftTargetStore
 from factory.distill.training_data import TrainingSet
 from factory.evaluation.memorization import Canary, canary_rows
-from factory.models.chat import NO_CONTEXT
+from factory.models.chat import NO_CONTEXTS
 from factory.models.teacher import Teacher
 from factory.models.tokenize import tokenize_examples
 from factory.pipeline.context import BuildContext, FamilyModels
@@ -29,7 +29,7 @@ def make_training_set(
 
     ``teacher`` has the student's vocabulary. Soft targets and embeddings that are on disk already are read, not made.
     """
-    examples = tokenize_examples(data.rows["train"], teacher.tokenizer, data.spec.teacher_context)
+    examples = tokenize_examples(data.rows["train"], teacher.tokenizer, data.spec.contexts)
     with context.meter.stage("targets"), context.progress(f"{data.spec.name}: soft targets", len(examples)) as advance:
         store = SoftTargetStore.make(
             data.targets_folder(_targets_key(data, teacher, config)),
@@ -47,10 +47,10 @@ def make_canary_set(
 ) -> TrainingSet:
     """``make_canary_set(models, canaries, data, trimmed_teacher, settings.distill)``: beside the domain's own training set.
 
-    The data set and its targets are the same with and without canaries.
+    The data set and its targets are the same with and without canaries, which belong to no source.
     """
-    rows = canary_rows(canaries, CANARY_REPEATS)
-    return _set_beside("canaries", rows, models, data.spec.teacher_context, teacher, config)
+    rows, contexts = canary_rows(canaries, CANARY_REPEATS), TeacherContexts(data.spec.teacher_context)
+    return _set_beside("canaries", rows, models, contexts, teacher, config)
 
 
 def make_validation_set(models: FamilyModels, data: DomainDataset, teacher: Teacher, config: DistillConfig) -> TrainingSet:
@@ -63,21 +63,21 @@ def make_general_set(
     models: FamilyModels, rows: Sequence[dict[str, Any]], teacher: Teacher, config: DistillConfig
 ) -> TrainingSet:
     """``make_general_set(models, general_training_rows(context, models, 500), trimmed_teacher, settings.distill)``"""
-    return _set_beside("general", rows, models, NO_CONTEXT, teacher, config)
+    return _set_beside("general", rows, models, NO_CONTEXTS, teacher, config)
 
 
 def _set_beside(
     name: str,
     rows: Sequence[dict[str, Any]],
     models: FamilyModels,
-    context: TeacherContext,
+    contexts: TeacherContexts,
     teacher: Teacher,
     config: DistillConfig,
 ) -> TrainingSet:
     """Rows that are no part of a data set, with targets of their own."""
-    examples = tokenize_examples(rows, teacher.tokenizer, context)
+    examples = tokenize_examples(rows, teacher.tokenizer, contexts)
     key = cache_key(FORMAT, [[row["prompt"], row["completion"]] for row in rows], teacher.revision, _vocabulary(teacher),
-                    teacher.tokenizer.chat_template, config.top_k, config.temperature, context.model_dump())  # fmt: skip
+                    teacher.tokenizer.chat_template, config.top_k, config.temperature, contexts.dump())  # fmt: skip
     store = SoftTargetStore.make(
         home() / "targets" / f"{name}-{key}", teacher, examples, top_k=config.top_k, temperature=config.temperature
     )
@@ -113,7 +113,7 @@ def _targets_key(data: DomainDataset, teacher: Teacher, config: DistillConfig) -
         teacher.tokenizer.chat_template,
         config.top_k,
         config.temperature,
-        data.spec.teacher_context.model_dump(),
+        data.spec.contexts.dump(),
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from factory.config.schema import SizeSpec, Source, TeacherPromptSource
 from factory.data.sources import sample_evenly
 from factory.models.base import Base, Shape, choose_tokens, trim_teacher, trimming_cost
-from factory.models.chat import NO_CONTEXT, messages, stop_tokens
+from factory.models.chat import NO_CONTEXTS, messages, stop_tokens
 from factory.models.forward import Batch
 from factory.models.scoring import student_batches
 from factory.models.teacher import Teacher
@@ -40,11 +40,12 @@ def trim_base(context: BuildContext, models: FamilyModels, size: SizeSpec) -> Tr
     with context.meter.stage("trim"), context.progress("base: tokens", 1) as advance:
         domains = [_domain_texts(context, models, domain.sources) for domain in context.public_domains]
         general = [example.prompt for example in general_examples(context, models)]
-        contexts = [turn["content"] for one in context.public_domains for turn in messages("", one.teacher_context)]
+        shown = [one for domain in context.public_domains for one in domain.contexts.all]
+        contexts = [turn["content"] for one in shown for turn in messages("", one)]
         tokens = choose_tokens(models.teacher, [*(text for texts in domains for text in texts), *contexts, *general], size)
         teacher = trim_teacher(models.teacher, tokens)
         scored = [text for group in zip(*domains, general, strict=False) for text in group][:SCORED_TEXTS]
-        documents = tokenize_examples([{"prompt": "", "completion": text} for text in scored], teacher.tokenizer, NO_CONTEXT)
+        documents = tokenize_examples([{"prompt": "", "completion": text} for text in scored], teacher.tokenizer, NO_CONTEXTS)
         batches = tuple(batch.to(context.device) for batch in student_batches(documents, 16))
         cost = trimming_cost(models.teacher, teacher, tokens, batches)
         depth = int(teacher.config.get_text_config().num_hidden_layers)

@@ -38,7 +38,7 @@ from factory.evaluation.memorization import canary_rows, controls_of, make_canar
 from factory.evaluation.refusals import RefusalPrompt, load_refusals, refusal_report
 from factory.evaluation.teacher_check import check_teacher
 from factory.models.base import load_base
-from factory.models.chat import NO_CONTEXT, prompt_ids
+from factory.models.chat import NO_CONTEXT, NO_CONTEXTS, prompt_ids
 from factory.models.generation import generate_text
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample, tokenize_examples
@@ -111,7 +111,7 @@ class Bench:
         return list(self.data.rows["train"])[:TEXTS]
 
     def tokenize(self, rows: Sequence[dict[str, Any]]) -> list[TokenizedExample]:
-        return tokenize_examples(rows, self.teacher.tokenizer, NO_CONTEXT)
+        return tokenize_examples(rows, self.teacher.tokenizer, NO_CONTEXTS)
 
     def fine_tuned(self, rows: Sequence[dict[str, Any]], stage: str, steps: int, start: Any = None) -> Any:
         """An adapter on the base, or on the model ``start``, fine-tuned on these texts."""
@@ -209,7 +209,7 @@ def references(bench: Bench) -> list[Line]:
         check_teacher(
             bench.teacher,
             fixed_model(bench.base.base.model),
-            tokenize_examples(rows, tokenizer, bench.data.spec.teacher_context),
+            tokenize_examples(rows, tokenizer, bench.data.spec.contexts),
             training,
             bench.context.bootstrap,
             kept_mass=1.0,

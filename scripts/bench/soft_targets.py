@@ -64,7 +64,7 @@ def main() -> None:
     data = make_dataset(context, models, specs.domain(given.domain))
     base = make_base(context, models, given.size)
     rows = list(data.rows["test"])[: given.examples]
-    held_out = tokenize_examples(rows, base.teacher.tokenizer, data.spec.teacher_context)
+    held_out = tokenize_examples(rows, base.teacher.tokenizer, data.spec.contexts)
     sums, positions = {k: np.zeros(5) for k in KEPT}, 0
     for start in range(0, len(held_out), BATCH):
         teacher, student = both_logits(base, held_out[start : start + BATCH])

@@ -97,7 +97,7 @@ def compare(context: BuildContext, models: FamilyModels, versions: Mapping[str, 
     held_out = [
         example
         for data in datasets
-        for example in tokenize_examples(list(data.rows["test"])[:limit], teacher.tokenizer, data.spec.teacher_context)
+        for example in tokenize_examples(list(data.rows["test"])[:limit], teacher.tokenizer, data.spec.contexts)
     ]
     sums = measure(teacher, {name: fixed_model(base.model) for name, base in bases.items()}, held_out)
     first = next(iter(sums.values()))

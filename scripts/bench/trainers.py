@@ -45,7 +45,7 @@ from factory.distill.training_data import TrainingSet
 from factory.distill.trl_gkd import trl_rows
 from factory.evaluation.fidelity import base_only, measure, with_adapter
 from factory.models.base import Base, Shape, attach_adapter, load_base, trim_teacher
-from factory.models.chat import NO_CONTEXT
+from factory.models.chat import NO_CONTEXTS
 from factory.models.pruning import prune_layers
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample, tokenize_examples
@@ -176,7 +176,7 @@ def measure_run(name: str, given: argparse.Namespace) -> Result:
     data_family = specs.family(given.text_of) if given.text_of else family
     data_context = replace(context, family=data_family, seed=data_family.seed)
     data = make_dataset(data_context, resolve_models(data_family, specs.root, context.device), specs.domain(given.domain))
-    train, test = (tokenize_examples(data.rows[split], teacher.tokenizer, NO_CONTEXT) for split in ("train", "test"))
+    train, test = (tokenize_examples(data.rows[split], teacher.tokenizer, NO_CONTEXTS) for split in ("train", "test"))
     objective = {"feature": 0.0, "relation": 0.0, "lmbda": float(run.on_policy)}
     config = context.settings(data.spec).distill.model_copy(update=objective | {"batch": BATCH, "steps": given.steps + WARM_UP})
     timer = StepTimer()

@@ -107,6 +107,11 @@ def test_an_unknown_key_without_a_close_match_lists_the_keys(tmp_path: Path) -> 
     assert said(tmp_path, mistake) == "law.yaml: teacher_context.zzzzz: unknown key; keys here: examples, system"
 
 
+def test_an_unknown_key_in_a_source_s_context_suggests_the_closest(tmp_path: Path) -> None:
+    [mistake] = mistakes(tmp_path, law=domain(sources=[SOURCE | {"teacher_context": {"systm": "be brief"}}]))
+    assert said(tmp_path, mistake) == "law.yaml: sources.0.teacher_context.systm: unknown key; did you mean system?"
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
@@ -294,6 +299,51 @@ def test_a_missing_general_pool_lists_the_pools(tmp_path: Path) -> None:
 def test_a_source_id_used_twice_is_refused(tmp_path: Path) -> None:
     [mistake] = mistakes(tmp_path, law=domain(sources=[SOURCE, SOURCE]))
     assert said(tmp_path, mistake) == "law.yaml: sources: two sources have the id 'prompts'; rename one"
+
+
+def test_a_source_id_of_a_domain_and_of_a_router_s_pool_is_refused(tmp_path: Path) -> None:
+    [mistake] = mistakes(tmp_path, small_family=family(pool=[SOURCE]))
+    assert said(tmp_path, mistake) == "law.yaml: sources.0.id: a source in the pool of family small has this id; rename one"
+
+
+# ---------------------------------------------------------------------------------------------------- contexts of sources
+
+BRIEF: dict[str, Any] = {"teacher_context": {"system": "be brief"}}
+LETTERS = {"id": "letters", "kind": "documents", "license": "CC0-1.0", "path": "letters"}
+
+
+def test_a_source_s_context_stands_in_for_the_domain_s_and_an_empty_one_shows_nothing(tmp_path: Path) -> None:
+    sources = [SOURCE | BRIEF, SOURCE | {"id": "bare", "teacher_context": {}}, SOURCE | {"id": "other"}]
+    law = load(tmp_path, law=domain(sources=sources, teacher_context={"system": "be long"})).domain("law")
+    shown = {source: law.contexts.of(source).system for source in ("prompts", "bare", "other", None)}
+    assert shown == {"prompts": "be brief", "bare": "", "other": "be long", None: "be long"}
+    assert [context.system for context in law.contexts.all] == ["be long", "be brief", ""]
+
+
+def test_a_domain_without_contexts_of_sources_is_dumped_as_before_there_were_any(tmp_path: Path) -> None:
+    law = load(tmp_path).domain("law")
+    assert "teacher_context" not in law.model_dump()["sources"][0]
+    assert law.contexts.dump() == law.teacher_context.model_dump()
+    shown = domain(sources=[SOURCE | BRIEF])
+    assert DomainSpec.model_validate(DomainSpec.model_validate(shown).model_dump()).contexts.of("prompts").system == "be brief"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"general_pool": POOL | {"sources": [SOURCE | BRIEF]}},
+         "general.pool.yaml: sources.0.teacher_context: the teacher answers a pool's prompts without a context; remove it"),
+        ({"small_family": family(pool=[SOURCE | BRIEF | {"id": "unsorted"}])},
+         "small.family.yaml: pool.0.teacher_context: the teacher is shown the context of the domain that a text is sent to; "
+         "remove it"),
+        ({"law": domain(sources=[SOURCE, LETTERS | BRIEF])},
+         "law.yaml: sources.1.teacher_context: documents have no prompts that a context could precede; remove it"),
+    ],
+    ids=["general pool", "router's pool", "documents"],
+)  # fmt: skip
+def test_a_context_that_no_teacher_would_be_shown_is_refused(tmp_path: Path, files: dict[str, Any], expected: str) -> None:
+    [mistake] = mistakes(tmp_path, **files)
+    assert said(tmp_path, mistake) == expected
 
 
 def test_an_empty_folder_says_how_to_name_another(tmp_path: Path) -> None:

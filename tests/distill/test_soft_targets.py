@@ -8,12 +8,15 @@ import torch.nn.functional as F
 from support import tiny
 from torch import Tensor
 
+from factory.config.schema import TeacherContext
 from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
 from factory.distill.soft_targets import feature_layers, hard_targets, score, score_live
+from factory.models.chat import NO_CONTEXT
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample
 
 SEQUENCES = tiny.sequences(7)
+LONG = TeacherContext(system="students answer the question of a landlord")
 
 
 @torch.no_grad()
@@ -36,6 +39,19 @@ def test_a_live_score_is_the_teacher_with_its_context_at_completion_positions() 
     torch.testing.assert_close(targets.states, states, atol=1e-4, rtol=1e-4)
     without = torch.cat([dense(teacher, one, one.prompt)[0] for one in SEQUENCES])
     assert (without - values).abs().max() > 0.5  # the context is seen
+
+
+def test_mixed_contexts_in_one_batch_give_the_targets_of_each_alone() -> None:
+    teacher, mixed = tiny.teacher(), [*SEQUENCES[:3], *tiny.sequences(7, NO_CONTEXT)[3:5], *tiny.sequences(7, LONG)[5:]]
+    prompts, completions = [s.teacher_prompt for s in mixed], [s.completion for s in mixed]
+    together = score(teacher, prompts, completions, 8, 1.5)
+    alone = [score(teacher, [s.teacher_prompt], [s.completion], 8, 1.5) for s in mixed]
+    assert torch.equal(together.ids, torch.cat([one.ids for one in alone]))
+    for name in ("log_probs", "states"):
+        expected = torch.cat([getattr(one, name) for one in alone])
+        torch.testing.assert_close(getattr(together, name), expected, atol=1e-4, rtol=1e-4)
+    final = torch.cat([score_live(teacher, [s.teacher_prompt], [s.completion]).final for s in mixed])
+    torch.testing.assert_close(score_live(teacher, prompts, completions).final, final, atol=1e-4, rtol=1e-4)
 
 
 def test_live_targets_are_the_whole_distribution_of_the_teacher_with_its_context() -> None:

@@ -18,6 +18,7 @@ import factory.distill.target_store as module
 from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
 from factory.distill.soft_targets import score
 from factory.distill.target_store import SoftTargetStore, dequantize, join_stores, quantize
+from factory.models.chat import NO_CONTEXT
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample
 
@@ -53,6 +54,14 @@ def test_stored_targets_are_the_live_ones_in_the_order_asked_for(tmp_path: Path,
     torch.testing.assert_close(rows.log_probs, now.log_probs, atol=0.03, rtol=0.02)  # a byte each
     torch.testing.assert_close(rows.states, now.states, atol=2e-3, rtol=2e-3)
     assert (rows.ids.dtype, rows.log_probs.dtype, rows.states.dtype) == (torch.int64, torch.float32, torch.float32)
+
+
+def test_examples_of_one_context_are_scored_together_and_read_in_their_order(tmp_path: Path, scored: list[int]) -> None:
+    bare = tiny.sequences(7, NO_CONTEXT)
+    mixed = [SEQUENCES[0], bare[1], SEQUENCES[2]]  # one shard
+    rows, now = make(tmp_path, tiny.teacher(), mixed, batch=2).rows(range(3), tiny.CPU), live(mixed)
+    assert scored == [2, 1] and torch.equal(rows.ids, now.ids)
+    torch.testing.assert_close(rows.log_probs, now.log_probs, atol=0.03, rtol=0.02)
 
 
 def test_the_stored_and_the_live_path_give_the_same_divergence_and_gradient(tmp_path: Path) -> None:

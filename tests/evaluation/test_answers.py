@@ -14,6 +14,7 @@ from factory.models.chat import NO_CONTEXT, end_of_turn, prompt_ids
 from factory.models.generation import generate_ids
 
 PROMPTS = ["what is asthma", "how is it treated", "is a cough a sign of asthma"]
+SEEN = dict.fromkeys(PROMPTS, tiny.CONTEXT)
 
 
 def test_answers_are_those_of_the_prompts_with_their_context() -> None:
@@ -43,7 +44,7 @@ def always(token: int) -> Any:
 
 def test_only_the_teacher_sees_the_context() -> None:
     teacher, student = tiny.teacher(), tiny.llama(seed=2)
-    asked = ask_models(teacher, {"student": fixed_model(student)}, tiny.CONTEXT, 6, PROMPTS, lambda write: 2.0 * write())
+    asked = ask_models(teacher, {"student": fixed_model(student)}, SEEN, 6, lambda write: 2.0 * write())
     assert asked.answers == {
         "teacher": generate_answers(teacher.model, teacher.tokenizer, PROMPTS, tiny.CONTEXT, 6),
         "student": generate_answers(student, teacher.tokenizer, PROMPTS, NO_CONTEXT, 6),
@@ -52,11 +53,23 @@ def test_only_the_teacher_sees_the_context() -> None:
     assert asked.per_1000_tokens_wh == {name: 2.0 * count for name, count in tokens.items()}
 
 
+def test_the_teacher_is_shown_the_context_of_each_prompt_and_answers_keep_their_order() -> None:
+    teacher = tiny.teacher()
+    seen = dict(zip(PROMPTS, (tiny.CONTEXT, NO_CONTEXT, tiny.CONTEXT), strict=True))
+    mixed = ask_models(teacher, {"student": fixed_model(teacher.model)}, seen, 6, lambda write: float(write())).answers
+    alone = [
+        generate_answers(teacher.model, teacher.tokenizer, [prompt], context, 6)[0].text for prompt, context in seen.items()
+    ]
+    assert [answer.text for answer in mixed["teacher"]] == alone
+    assert mixed["student"] == generate_answers(teacher.model, teacher.tokenizer, PROMPTS, NO_CONTEXT, 6)
+    assert mixed["student"] != mixed["teacher"]
+
+
 def test_energy_that_was_not_measured_is_left_out() -> None:
     def unmeasured(write: Callable[[], int]) -> None:
         write()
 
-    asked = ask_models(tiny.teacher(), {}, NO_CONTEXT, 2, PROMPTS, unmeasured)
+    asked = ask_models(tiny.teacher(), {}, SEEN, 2, unmeasured)
     assert asked.per_1000_tokens_wh == {} and len(asked.answers["teacher"]) == len(PROMPTS)
 
 

@@ -26,7 +26,7 @@ from factory.evaluation.fidelity import (
 )
 from factory.evaluation.stats import BootstrapConfig, summarize
 from factory.models.base import attach_adapter, trim_teacher
-from factory.models.chat import NO_CONTEXT
+from factory.models.chat import NO_CONTEXT, NO_CONTEXTS
 from factory.models.forward import hidden_states, make_batch
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample, tokenize_examples
@@ -114,6 +114,17 @@ def test_sums_equal_a_plain_loop_in_the_order_of_the_examples() -> None:
     for name in ("agree", "top5", "correct"):  # bfloat16 lets a near tie fall either way
         difference = np.abs(getattr(sums, name) - [one[name] for one in expected])
         assert difference.sum() <= 0.01 * sums.tokens.sum() and difference.max() <= 1, name
+
+
+def test_examples_of_two_contexts_are_measured_as_each_alone_in_their_order() -> None:
+    teacher, models = tiny.teacher(), {"other": fixed_model(tiny.llama(seed=3))}
+    mixed = [(ROWS if i % 2 else WITHOUT_CONTEXT)[i] for i in range(20)]
+    together = measure(teacher, models, mixed)["other"]
+    for i, one in enumerate(mixed):
+        alone = measure(teacher, models, [one])["other"]
+        assert together.tokens[i] == alone.tokens[0]
+        np.testing.assert_allclose(together.teacher_nll[i], alone.teacher_nll[0], rtol=1e-3)
+        np.testing.assert_allclose(together.kl[i], alone.kl[0], rtol=0.02)
 
 
 def test_embeddings_are_the_mean_final_states_of_prompt_and_completion() -> None:
@@ -204,7 +215,7 @@ def test_what_trimming_costs_is_minus_the_log_of_the_mass_that_is_kept() -> None
     kept = kept_tokens(whole.tokenizer, tiny.sentences(20), 340)
     trimmed = trim_teacher(whole, kept)
     rows = [{"prompt": text, "completion": text} for text in tiny.sentences(3)]
-    examples = tokenize_examples(rows, trimmed.tokenizer, NO_CONTEXT)
+    examples = tokenize_examples(rows, trimmed.tokenizer, NO_CONTEXTS)
     sums = measure(trimmed, {"same": teacher_model(trimmed)}, examples, whole=whole)["same"]
     batch = make_batch([one.prompt for one in examples], [one.completion for one in examples])
     with torch.no_grad():

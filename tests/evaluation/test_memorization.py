@@ -37,7 +37,7 @@ from factory.evaluation.memorization import (
     unmeasured_memorization,
 )
 from factory.evaluation.stats import BootstrapConfig
-from factory.models.chat import NO_CONTEXT, completion_ids, prompt_ids, start_token
+from factory.models.chat import NO_CONTEXTS, completion_ids, prompt_ids, start_token
 from factory.models.forward import hidden_states, logits, make_batch
 from factory.models.generation import sample
 from factory.models.tokenize import tokenize_examples
@@ -184,7 +184,7 @@ def measure(model: Any, canaries: list[Canary]) -> dict[str, Any]:
 def trained_on(rows: list[dict[str, Any]], steps: int, model: Any = None) -> Any:
     """A tiny llama trained on nothing but these."""
     model = tiny.llama(seed=5) if model is None else model
-    examples = tokenize_examples(rows, tiny.tokenizer(), NO_CONTEXT)
+    examples = tokenize_examples(rows, tiny.tokenizer(), NO_CONTEXTS)
     batch = make_batch([one.prompt for one in examples], [one.completion for one in examples])
     target = torch.tensor([token for one in examples for token in one.completion])
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)

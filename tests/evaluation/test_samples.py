@@ -12,21 +12,20 @@ from factory.models.generation import sample
 
 EXAMPLES = tiny.sequences(6)
 PROMPTS = [f"prompt {i}" for i in range(3)]
+SEEN = dict(zip(PROMPTS, (tiny.CONTEXT, NO_CONTEXT, tiny.CONTEXT), strict=True))  # as prompts of two sources
 
 
 def test_samples_hold_both_answers_and_whether_the_other_agrees_with_each_token() -> None:
     student, teacher = tiny.llama(seed=3), tiny.teacher()
     tokenizer = teacher.tokenizer
-    answers = ask_models(
-        teacher, {"student": fixed_model(student)}, tiny.CONTEXT, 8, PROMPTS, lambda write: float(write())
-    ).answers
-    samples = answer_samples(student, teacher, PROMPTS, tiny.CONTEXT, answers)
+    answers = ask_models(teacher, {"student": fixed_model(student)}, SEEN, 8, lambda write: float(write())).answers
+    samples = answer_samples(student, teacher, PROMPTS, SEEN, answers)
     assert [sample.prompt for sample in samples] == PROMPTS
     for found, prompt, of_student, of_teacher in zip(samples, PROMPTS, answers["student"], answers["teacher"], strict=True):
         assert (found.student, found.teacher) == (of_student.text, of_teacher.text)
         kept = [token for token in of_student.ids if token not in stop_tokens(tokenizer)]
         assert [text for text, _ in found.student_tokens] == [tokenizer.decode([token]) for token in kept]
-        [agrees] = top1_agreement(teacher.model, [prompt_ids(tokenizer, prompt, tiny.CONTEXT)], [of_student.ids])
+        [agrees] = top1_agreement(teacher.model, [prompt_ids(tokenizer, prompt, SEEN[prompt])], [of_student.ids])
         assert [same for _, same in found.student_tokens] == agrees[: len(kept)]
         [agrees] = top1_agreement(student, [prompt_ids(tokenizer, prompt, NO_CONTEXT)], [of_teacher.ids])
         assert [same for _, same in found.teacher_tokens] == agrees[: len(found.teacher_tokens)]

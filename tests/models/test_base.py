@@ -31,7 +31,7 @@ from factory.models.base import (
     trim_teacher,
     trimming_cost,
 )
-from factory.models.chat import NO_CONTEXT, stop_tokens
+from factory.models.chat import NO_CONTEXTS, stop_tokens
 from factory.models.forward import check_head
 from factory.models.scoring import student_batches
 from factory.models.teacher import Teacher
@@ -97,7 +97,7 @@ def test_a_trimmed_teacher_scores_the_kept_tokens_as_before_and_the_given_one_st
 def test_trimming_cost_is_the_dense_kept_mass_and_divergence() -> None:
     teacher, trimmed, tokens = trimmed_pair()
     rows = [{"prompt": p, "completion": c} for p, c in zip(tiny.sentences(5, 1), tiny.sentences(5, 2), strict=True)]
-    sequences = tiny.tokenize_examples(rows, trimmed.tokenizer, NO_CONTEXT)
+    sequences = tiny.tokenize_examples(rows, trimmed.tokenizer, NO_CONTEXTS)
     mass, divergence = [], []
     with torch.no_grad():
         for one in sequences:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 import factory.models.forward
 from factory.models.chat import NO_CONTEXT
-from factory.models.scoring import completion_log_probs, length_batches, score_completions, student_batches
+from factory.models.scoring import completion_log_probs, length_batches, score_completions, student_batches, teacher_batches
 
 EXAMPLES = tiny.sequences(7)
 MODELS = pytest.mark.parametrize("make", [tiny.llama, tiny.gemma])
@@ -21,6 +21,15 @@ MODELS = pytest.mark.parametrize("make", [tiny.llama, tiny.gemma])
 def test_batches_go_from_short_to_long_and_hold_every_index_once() -> None:
     assert length_batches([5, 1, 9, 1], 3) == [[1, 3, 0], [2]]
     assert length_batches([], 3) == []
+
+
+def test_a_teacher_s_batches_keep_one_context_beside_the_other_and_go_from_short_to_long() -> None:
+    bare = tiny.sequences(7, NO_CONTEXT)
+    lengths = [len(one.prompt) + len(one.completion) for one in bare]
+    assert teacher_batches(EXAMPLES, 3) == teacher_batches(bare, 3) == length_batches(lengths, 3)  # of one context
+    mixed = [(EXAMPLES if i % 2 else bare)[i] for i in range(7)]
+    order = [i for batch in teacher_batches(mixed, 4) for i in batch]
+    assert [i % 2 for i in order] == [0, 0, 0, 0, 1, 1, 1] and order[:4] == sorted((0, 2, 4, 6), key=lengths.__getitem__)
 
 
 @MODELS

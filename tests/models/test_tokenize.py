@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from support import tiny
 
+from factory.config.schema import TeacherContext, TeacherContexts
 from factory.models.chat import end_of_turn, prompt_ids
 from factory.models.tokenize import MAX_COMPLETION_TOKENS, token_text, token_texts, tokenize_examples
 
@@ -13,7 +14,7 @@ def test_only_the_teacher_s_prompt_has_the_context() -> None:
     [row, chunk] = tokenize_examples(
         [{"prompt": "what is light", "completion": "it is sugar"}, {"prompt": "", "completion": "students learn"}],
         tokenizer,
-        tiny.CONTEXT,
+        TeacherContexts(tiny.CONTEXT),
     )
     assert row.prompt == prompt_ids(tokenizer, "what is light")
     assert row.teacher_prompt == prompt_ids(tokenizer, "what is light", tiny.CONTEXT)
@@ -22,8 +23,18 @@ def test_only_the_teacher_s_prompt_has_the_context() -> None:
     assert tokenizer.decode(chunk.completion) == "students learn"
 
 
+def test_the_teacher_s_prompt_has_the_context_of_the_row_s_source() -> None:
+    tokenizer, long = tiny.tokenizer(), TeacherContext(system="be long")
+    contexts = TeacherContexts(tiny.CONTEXT, {"letters": long, "bare": TeacherContext()})
+    sources = {"letters": long, "bare": TeacherContext(), "others": tiny.CONTEXT, None: tiny.CONTEXT}
+    rows = [{"prompt": "what is light", "completion": "it is sugar", "source": source} for source in sources]
+    for row, context in zip(tokenize_examples(rows, tokenizer, contexts), sources.values(), strict=True):
+        assert row.prompt == prompt_ids(tokenizer, "what is light")
+        assert row.teacher_prompt == prompt_ids(tokenizer, "what is light", context)
+
+
 def test_a_long_completion_is_truncated_on_the_right() -> None:
-    [row] = tokenize_examples([{"prompt": "a", "completion": "light " * 900}], tiny.tokenizer(), tiny.CONTEXT)
+    [row] = tokenize_examples([{"prompt": "a", "completion": "light " * 900}], tiny.tokenizer(), TeacherContexts(tiny.CONTEXT))
     assert len(row.completion) == MAX_COMPLETION_TOKENS
     assert end_of_turn(tiny.tokenizer()) not in row.completion
 

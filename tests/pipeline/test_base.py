@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from support.tiny import CPU
-from support.workplace import BIRDS, STARS, Workplace, domain
+from support.workplace import BIRDS, STARS, Workplace, domain, two_contexts
 
 from factory.config.schema import FamilySpec
 from factory.errors import TrainingError, UsageError
-from factory.models.base import load_base
+from factory.models.base import choose_tokens, load_base
 from factory.pipeline.base import choose_base, publish_base
 from factory.pipeline.context import BuildContext, FamilyModels, resolve_models
 from factory.pipeline.plan import plan
@@ -369,3 +369,21 @@ def test_the_plan_for_a_trimmed_base_has_no_other_domain(with_models: Workplace)
     steps = {step.what: step for step in plan(with_models.context(), ["plants"], "full")}
     assert "data set plants" in steps and "data set stars" not in steps
     assert "nothing to heal" in steps["base default-full-base"].detail
+
+
+@pytest.mark.parametrize("module", ["healing", "trimmed"])
+def test_tokens_are_chosen_by_the_contexts_of_domains_and_of_sources(
+    module: str, with_models: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[str] = []
+
+    def remember(teacher: Any, chosen_by: list[str], size: Any) -> Any:
+        texts.extend(chosen_by)
+        return choose_tokens(teacher, chosen_by, size)
+
+    monkeypatch.setattr(f"factory.pipeline.{module}.choose_tokens", remember)
+    if module == "trimmed":
+        trimmed_family(with_models)
+    with_models.write("plants.yaml", two_contexts(teacher_context={"system": "be long"}))
+    publish(with_models, "full" if module == "trimmed" else "mini")
+    assert (texts.count("be brief"), texts.count("be long")) == (1, 1)

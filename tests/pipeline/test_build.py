@@ -6,7 +6,7 @@ import json
 
 from support import tiny
 from support.teacher import ANSWERS
-from support.workplace import BIRDS, Workplace, domain
+from support.workplace import BIRDS, Workplace, domain, two_contexts
 
 from factory.config.schema import DomainSpec
 from factory.config.settings import PRIVATE_GATES
@@ -40,6 +40,18 @@ def test_a_domain_dropped_in_later_is_neither_made_nor_measured(built: Workplace
 def test_a_second_student_asks_the_teacher_for_no_targets(built: Workplace) -> None:
     (version,) = build_students(built.context(), ["plants"], "mini")
     assert version.manifest.soft_targets.saved_seconds == version.manifest.soft_targets.teacher_seconds
+
+
+def test_a_student_of_sources_with_contexts_of_their_own_names_each(with_models: Workplace) -> None:
+    with_models.write("plants.yaml", two_contexts(teacher_context={"system": "be long"}))
+    student = build_student(with_models.context(force=True), "plants", "mini").manifest
+    assert student.teacher_context == {"system": "be brief", "examples": []}  # of a question of no source
+    assert [source.get("teacher_context") for source in student.spec["sources"]] == [
+        None,
+        {"system": "be long", "examples": []},
+    ]
+    assert {source.id for source in student.dataset.sources} == {"plants-questions", "birds-questions"}
+    assert len(student.evaluation.samples) == 3 and student.evaluation.per_example.tokens
 
 
 def test_a_build_with_force_says_so_on_the_card(built: Workplace) -> None:

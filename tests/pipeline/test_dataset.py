@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import pytest
-from support.workplace import PLANTS, Workplace, domain
+from support.workplace import PLANTS, Workplace, domain, two_contexts
 
+from factory.config.schema import TeacherContext, TeacherContexts
 from factory.data.dataset import Completion
 from factory.errors import DataError
 from factory.models.teacher import Teacher
 from factory.pipeline.context import resolve_models
-from factory.pipeline.dataset import general_training_rows, make_dataset, make_general_rows, split_general
+from factory.pipeline.dataset import (
+    dataset_key,
+    general_training_rows,
+    make_dataset,
+    make_general_rows,
+    router_key,
+    split_general,
+)
 
 
 class CutOff(Teacher):
@@ -31,6 +40,16 @@ class Silent(Teacher):
     def _write(self, prompts: Sequence[str], *_: Any) -> dict[str, Completion]:
         self.asked.append(list(prompts))
         return dict.fromkeys(prompts, Completion("", finished=True))
+
+
+class Shown(Teacher):
+    """A teacher that answers each prompt with its words, and keeps what it is shown with each, in its order."""
+
+    asked: ClassVar[list[tuple[str, TeacherContext]]] = []
+
+    def complete(self, examples: Sequence[Any], context: TeacherContext, **_: Any) -> dict[str, Completion]:  # type: ignore[override]
+        self.asked.extend((example.source, context) for example in examples)
+        return {example.id: Completion(f"answer to {example.prompt}", finished=True) for example in examples}
 
 
 @pytest.mark.parametrize("private", [False, True])
@@ -93,3 +112,41 @@ def test_a_general_answer_that_was_cut_off_is_learnt_from(with_models: Workplace
     teacher = CutOff.load(models.teacher_files, context.device)
     rows = general_training_rows(context, replace(models, teacher=teacher), 3)
     assert [row["completion"] for row in rows] == ["cut of"] * 3
+
+
+# ---------------------------------------------------------------------------------------------------- contexts of sources
+
+LONG = {"system": "be long", "examples": [{"prompt": "what is light", "completion": "it is sugar"}]}
+
+
+def test_the_teacher_answers_each_prompt_under_its_source_s_context_one_context_after_the_other(
+    with_models: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Shown, "asked", [])
+    with_models.write("plants.yaml", two_contexts(teacher_context=LONG))
+    context = with_models.context()
+    models = resolve_models(context.family, context.specs.root, context.device)
+    models = replace(models, teacher=Shown.load(models.teacher_files, context.device))
+    data = make_dataset(context, models, context.specs.domain("plants"))
+    brief, long = TeacherContext(system="be brief"), TeacherContext.model_validate(LONG)
+    assert {source: shown for source, shown in Shown.asked} == {"plants-questions": brief, "birds-questions": long}
+    first, *others = Shown.asked
+    switches = sum(one != other for one, other in pairwise(others))
+    assert first in others and switches == 1
+    rows = [row for split in data.rows.values() for row in split]
+    assert len(rows) == len(others) and all(row["completion"] == f"answer to {row['prompt']}" for row in rows)
+    assert data.manifest.provenance["teacher_context"] == brief.model_dump(mode="json") | {"sources": {"birds-questions": LONG}}
+    plain = data.without_context()
+    assert data.spec.contexts.of("birds-questions") == long and plain.spec.contexts == TeacherContexts()
+
+
+def test_keys_change_with_a_source_s_context_and_stay_as_they_are_without_one(with_models: Workplace) -> None:
+    def keys(**second: Any) -> tuple[str, str]:
+        with_models.write("plants.yaml", two_contexts(**second))
+        context = with_models.context()
+        return dataset_key(context, "teacher", context.specs.domain("plants")), router_key(context)
+
+    found = [keys(), keys(teacher_context=None), keys(teacher_context={}), keys(teacher_context=LONG)]
+    datasets, routers = zip(*found, strict=True)
+    assert datasets[0] == datasets[1] and len(set(datasets)) == 3
+    assert len(set(routers)) == 1  # no context is routed

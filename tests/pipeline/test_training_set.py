@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.workplace import Workplace
+import torch
+from support.workplace import Workplace, two_contexts
 
-from factory.models.chat import NO_CONTEXT
+from factory.distill.soft_targets import score
+from factory.models.chat import NO_CONTEXTS, prompt_ids
 from factory.models.tokenize import tokenize_examples
 from factory.pipeline import adapter
 from factory.pipeline.adapter import adapter_training_set
@@ -45,7 +47,7 @@ def test_an_adapter_learns_general_prompts_beside_its_domain_s(with_models: Work
     rows = general_training_rows(context, models, round(0.5 * len(alone.indices)))
     assert len(beside.indices) == len(alone.indices) + len(rows) > len(alone.indices)
     general = [beside.examples[i] for i in list(beside.indices)[len(alone.indices) :]]
-    assert general == tokenize_examples(rows, base.teacher.tokenizer, NO_CONTEXT)
+    assert general == tokenize_examples(rows, base.teacher.tokenizer, NO_CONTEXTS)
     assert all(one.prompt == one.teacher_prompt for one in general)  # the teacher sees no context
     np.testing.assert_array_equal(beside.embeddings[len(alone.examples) :], embed_rows(models, rows))
     assert beside.targets is not None
@@ -95,3 +97,37 @@ def test_another_size_with_the_same_tokens_asks_the_teacher_for_no_targets(with_
     build_student(with_models.context(), "plants", "mini")
     targets = build_student(with_models.context(), "plants", "short").manifest.soft_targets
     assert targets.saved_seconds == targets.teacher_seconds > 0
+
+
+def test_targets_are_made_under_each_row_s_own_context_and_another_context_makes_others(
+    with_models: Workplace,
+) -> None:
+    base = None
+    found = []
+    for system in ("be long", "see the doctor soon"):
+        with_models.write("plants.yaml", two_contexts(teacher_context={"system": system}))
+        context = with_models.context()
+        models = resolve_models(context.family, context.specs.root, context.device)
+        data = make_dataset(context, models, context.specs.domain("plants"))
+        base = base or make_base(context, models, "mini")
+        training_set = make_training_set(context, models, data, base.teacher, context.settings(data.spec).distill)
+        found.append((data, training_set))
+    (data, training_set), (other, _) = found
+    rows, contexts = list(data.rows["train"]), data.spec.contexts
+    assert {row["source"] for row in rows} == {"plants-questions", "birds-questions"}
+    shown = [prompt_ids(base.teacher.tokenizer, row["prompt"], contexts.of(row["source"])) for row in rows]
+    assert [example.teacher_prompt for example in training_set.examples] == shown
+    completions = [example.completion for example in training_set.examples]
+    config = context.settings(data.spec).distill
+    stored = training_set.targets.rows(range(len(rows)), context.device).log_probs.exp()
+
+    def difference(prompts: list[list[int]]) -> float:
+        live = [
+            score(base.teacher, [p], [c], config.top_k, config.temperature) for p, c in zip(prompts, completions, strict=True)
+        ]
+        return float((stored - torch.cat([one.log_probs for one in live]).exp()).abs().mean())
+
+    under_domain_s = [prompt_ids(base.teacher.tokenizer, row["prompt"], contexts.domain) for row in rows]
+    assert difference(shown) < 0.1 * difference(under_domain_s)  # rounding: a byte each, of a teacher in bfloat16
+    folders = [{path.name.rpartition("-")[2] for path in one.targets_folders()} for one in (data, other)]
+    assert len(folders[0] ^ folders[1]) >= 2 and not folders[0] & folders[1]

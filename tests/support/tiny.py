@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from factory.config.schema import TeacherContext, Turn
+from factory.config.schema import TeacherContext, TeacherContexts, Turn
 from factory.models.base import Base, Shape
 from factory.models.chat import NO_CONTEXT
 from factory.models.teacher import Teacher
@@ -185,7 +185,7 @@ def base(layers: int = 4, width: int = 32, seed: int = 1) -> Base:
 def sequences(count: int, context: TeacherContext = CONTEXT, seed: int = 0) -> list[TokenizedExample]:
     prompts, completions = sentences(count, seed), sentences(count, seed + 1000)
     rows = [{"prompt": p, "completion": c} for p, c in zip(prompts, completions, strict=True)]
-    return tokenize_examples(rows, tokenizer(), context)
+    return tokenize_examples(rows, tokenizer(), TeacherContexts(context))
 
 
 @cache

@@ -42,6 +42,13 @@ def domain(name: str, things: str) -> dict[str, Any]:
     return {"name": name, "description": f"questions on {name}", "sources": [{"id": f"{name}-questions", **source}]}
 
 
+def two_contexts(**second: Any) -> dict[str, Any]:
+    """``two_contexts(teacher_context={"system": "be long"})``: plants.yaml with a context and a second source, of birds."""
+    [source] = domain("birds", BIRDS)["sources"]
+    plants = domain("plants", PLANTS) | {"teacher_context": {"system": "be brief"}}
+    return plants | {"sources": [*plants["sources"], source | second]}
+
+
 @dataclass(frozen=True)
 class Workplace:
     """``workplace.run("build", "plants")``: a temporary folder with ``domains/`` and ``registry/``."""
