@@ -56,7 +56,7 @@ def make_canary_set(
 def make_validation_set(models: FamilyModels, data: DomainDataset, teacher: Teacher, config: DistillConfig) -> TrainingSet:
     """``make_validation_set(models, data, trimmed_teacher, settings.distill)``: what checks measure, for ``concat``."""
     rows = list(data.rows["validation"])
-    return _set_beside("validation", rows, models, data.spec.teacher_context, teacher, config).as_validation()
+    return _set_beside("validation", rows, models, data.spec.contexts, teacher, config).as_validation()
 
 
 def make_general_set(
@@ -76,7 +76,7 @@ def _set_beside(
 ) -> TrainingSet:
     """Rows that are no part of a data set, with targets of their own."""
     examples = tokenize_examples(rows, teacher.tokenizer, contexts)
-    key = cache_key(FORMAT, [[row["prompt"], row["completion"]] for row in rows], teacher.revision, _vocabulary(teacher),
+    key = cache_key(FORMAT, [[row["prompt"], row["completion"], row.get("source")] for row in rows], teacher.revision, _vocabulary(teacher),
                     teacher.tokenizer.chat_template, config.top_k, config.temperature, contexts.dump())  # fmt: skip
     store = SoftTargetStore.make(
         home() / "targets" / f"{name}-{key}", teacher, examples, top_k=config.top_k, temperature=config.temperature

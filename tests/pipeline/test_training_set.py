@@ -61,7 +61,7 @@ def test_checks_measure_the_validation_split_which_is_not_trained_on(built: Work
     plain = adapter_training_set(context, models, data, base, config)
     checked = adapter_training_set(context, models, data, base, config.model_copy(update={"checks": 2}))
     assert list(checked.indices) == list(plain.indices) and not plain.validation
-    held_out = tokenize_examples(data.rows["validation"], base.teacher.tokenizer, data.spec.teacher_context)
+    held_out = tokenize_examples(data.rows["validation"], base.teacher.tokenizer, data.spec.contexts)
     assert [checked.examples[i] for i in checked.validation] == held_out != []
     assert checked.targets is not None
     assert len(checked.targets.rows([checked.validation[-1]], context.device).ids) == len(held_out[-1].completion)
