@@ -76,8 +76,9 @@ def _set_beside(
 ) -> TrainingSet:
     """Rows that are no part of a data set, with targets of their own."""
     examples = tokenize_examples(rows, teacher.tokenizer, contexts)
-    key = cache_key(FORMAT, [[row["prompt"], row["completion"], row.get("source")] for row in rows], teacher.revision, _vocabulary(teacher),
-                    teacher.tokenizer.chat_template, config.top_k, config.temperature, contexts.dump())  # fmt: skip
+    seen = [[row["prompt"], row["completion"], row.get("source")] for row in rows]
+    key = cache_key(FORMAT, seen, teacher.revision, _vocabulary(teacher), teacher.tokenizer.chat_template,
+                    config.top_k, config.temperature, contexts.dump())  # fmt: skip
     store = SoftTargetStore.make(
         home() / "targets" / f"{name}-{key}", teacher, examples, top_k=config.top_k, temperature=config.temperature
     )
