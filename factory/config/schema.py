@@ -71,6 +71,7 @@ __all__ = [
     "SourceBase",
     "Specs",
     "Strict",
+    "TeacherAdaptation",
     "TeacherContext",
     "TeacherPromptSource",
     "TeacherSpec",
@@ -156,6 +157,18 @@ class TeacherContext(Strict):
 
     system: str = Field(default="", description="System prompt.")
     examples: tuple[Turn, ...] = Field(default=(), description="Worked examples; two or three are enough.")
+
+
+class TeacherAdaptation(Strict):
+    """LoRA on the domain's own references before the teacher is asked: teacher correction (Minitron, arXiv 2408.11796).
+
+    Answers and soft targets of the domain are then the adapted teacher's.
+    """
+
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    rank: int = Field(default=16, ge=1, description="LoRA rank; alpha is twice as much.")
+    learning_rate: float = Field(default=5e-4, gt=0, description="Peak learning rate.")
+    batch: int = Field(default=8, ge=1, description="References per step.")
 
 
 class FamilySpec(Strict):
@@ -260,6 +273,9 @@ class DomainSpec(Strict):
     description: str = Field(description="One line: what belongs here.")
     sources: tuple[Source, ...] = Field(min_length=1, description="Where the prompts come from; kinds of source are below.")
     teacher_context: TeacherContext = Field(default=TeacherContext(), description="What the teacher alone is shown.")
+    teacher_adaptation: TeacherAdaptation | None = Field(
+        default=None, description="Adapt the teacher to the references of these sources before it is asked; needs 20 of them."
+    )
     notice: str = Field(default="", description="A notice for cards and answers, such as “This is not medical advice.”")
     append_notice: bool = Field(default=False, description="Whether the server appends the notice to every answer.")
     personal_data: Literal["refuse", "drop", "allow"] = Field(
@@ -286,6 +302,10 @@ class DomainSpec(Strict):
     )
     distill: dict[str, Any] = Field(default={}, description="Overrides of the family's `distill`.")
     data: dict[str, Any] = Field(default={}, description="Overrides of the family's `data`.")
+
+    def unadapted(self) -> DomainSpec:
+        """``spec.unadapted()``: the same domain, which the teacher answers as it is."""
+        return self.model_copy(update={"teacher_adaptation": None})
 
 
 class PoolSpec(Strict):

@@ -56,6 +56,7 @@ def publish_student(
             gradient_shares=adapter.training.gradient_shares,
         ),
         soft_targets=adapter.training_set.targets.describe() if adapter.training_set.targets else None,
+        teacher_adaptation=data.adaptation,
         evaluation=evaluation.report,
         verdict=verdict,
         warnings=evaluation.warnings,
