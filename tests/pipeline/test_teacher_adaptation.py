@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,9 @@ from support.workplace import BIRDS, PLANTS, Workplace, domain
 from factory.cache import remove_folder
 from factory.config.experiment import ExperimentSpec
 from factory.config.schema import DistillConfig, DomainSpec
+from factory.distill.trainer import TrainingReport
 from factory.errors import DataError, SpecError, TrainingError
-from factory.pipeline import evaluate, teacher_adaptation
+from factory.pipeline import adapter, evaluate, teacher_adaptation
 from factory.pipeline.adapter import adapter_training_set, check_targets, training_teacher
 from factory.pipeline.base import choose_base, make_base
 from factory.pipeline.build import build_student
@@ -216,6 +219,25 @@ def test_a_student_learns_from_the_adapted_teacher_and_is_measured_beside_the_un
     for example, same in ((0, False), (domain_only, True)):  # one of the domain, one of the general pool
         found = [one.targets.rows([example], context.device).log_probs.numpy() for one in (ours, theirs)]  # type: ignore[union-attr]
         assert np.array_equal(*found) == same
+
+
+def test_checkpoints_of_another_teacher_s_student_are_not_resumed_though_the_rows_are_the_same(
+    adapted: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+
+    def keep(*_: Any, folder: Path, **__: Any) -> TrainingReport:
+        folders.append(folder)
+        return TrainingReport([], {})
+
+    monkeypatch.setattr(adapter, "distill", keep)
+    context, models, data = data_of(adapted)
+    config, untouched = context.settings(data.spec).distill, replace(data, spec=data.spec.unadapted())
+    for one in (data, untouched):
+        base = make_base(context, models, "slim")
+        training_set = adapter_training_set(context, models, one, base, config, base.teacher)
+        adapter.distil_adapter(context, one, base, training_set, config, "distill")
+    assert len(set(folders)) == 2
 
 
 def test_a_base_is_healed_on_what_the_untouched_teacher_answers_and_is_found_again(adapted: Workplace) -> None:
