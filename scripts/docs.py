@@ -84,7 +84,11 @@ FAMILY_SECTIONS: dict[str, type[BaseModel]] = {
     "serve": schema.ServeConfig,
     "profiles": schema.Profile,
 }
-DOMAIN_SECTIONS: dict[str, type[BaseModel]] = {"teacher_context": schema.TeacherContext, "examples": schema.Turn}
+DOMAIN_SECTIONS: dict[str, type[BaseModel]] = {
+    "teacher_context": schema.TeacherContext,
+    "examples": schema.Turn,
+    "teacher_adaptation": schema.TeacherAdaptation,
+}
 EXPERIMENT_SECTIONS: dict[str, type[BaseModel]] = {"methods": MethodSpec}
 TITLES = {model: title for title, model in (FAMILY_SECTIONS | DOMAIN_SECTIONS | EXPERIMENT_SECTIONS).items()}
 

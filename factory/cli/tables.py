@@ -147,7 +147,7 @@ def experiment_table(content: Mapping[str, Any]) -> Table:
 
 def benchmark_json(report: BenchmarkReport) -> dict[str, Any]:
     """``print_json(benchmark_json(run_benchmark(...)))``: a dict per row of the table, and what it was measured on."""
-    from factory.registry.manifest import plain_json
+    from factory.registry.plain_json import plain_json
 
     questions = {name: value for name, value in vars(report.questions).items() if name != "rows"}
     tuned = report.fine_tuning

@@ -74,6 +74,7 @@ __all__ = [
     "SourceBase",
     "Specs",
     "Strict",
+    "TeacherAdaptation",
     "TeacherContext",
     "TeacherContexts",
     "TeacherPromptSource",
@@ -149,6 +150,18 @@ class Profile(Strict):
     heal: dict[str, Any] = Field(default={}, description="Overrides of `heal`.")
     distill: dict[str, Any] = Field(default={}, description="Overrides of `distill`.")
     evaluate: dict[str, Any] = Field(default={}, description="Overrides of `evaluate`.")
+
+
+class TeacherAdaptation(Strict):
+    """LoRA on the domain's own references before the teacher is asked: teacher correction (Minitron, arXiv 2408.11796).
+
+    Answers and soft targets of the domain are then the adapted teacher's.
+    """
+
+    steps: int = Field(ge=1, description="Optimiser steps.")
+    rank: int = Field(default=16, ge=1, description="LoRA rank; alpha is twice as much.")
+    learning_rate: float = Field(default=5e-4, gt=0, description="Peak learning rate.")
+    batch: int = Field(default=8, ge=1, description="References per step.")
 
 
 class FamilySpec(Strict):
@@ -263,6 +276,9 @@ class DomainSpec(Strict):
     teacher_context: TeacherContext = Field(
         default=TeacherContext(), description="What the teacher alone is shown; a source may have its own."
     )
+    teacher_adaptation: TeacherAdaptation | None = Field(
+        default=None, description="Adapt the teacher to the references of these sources before it is asked; needs 20 of them."
+    )
     notice: str = Field(default="", description="A notice for cards and answers, such as “This is not medical advice.”")
     append_notice: bool = Field(default=False, description="Whether the server appends the notice to every answer.")
     personal_data: Literal["refuse", "drop", "allow"] = Field(
@@ -295,6 +311,10 @@ class DomainSpec(Strict):
         """``spec.contexts.of(row["source"])``: what the teacher is shown with a row of this domain."""
         own = {source.id: source.teacher_context for source in self.sources if source.teacher_context is not None}
         return TeacherContexts(self.teacher_context, own)
+
+    def unadapted(self) -> DomainSpec:
+        """``spec.unadapted()``: the same domain, which the teacher answers as it is."""
+        return self.model_copy(update={"teacher_adaptation": None})
 
 
 class PoolSpec(Strict):

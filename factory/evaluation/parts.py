@@ -13,7 +13,8 @@ from pydantic import Field, ValidationError
 
 from factory.cache import replace_file, storage_errors
 from factory.evaluation.answers import Answer
-from factory.registry.manifest import Entry, MetricValue, PerExample, Sample, Speeds, plain_json, to_json
+from factory.registry.manifest import Entry, MetricValue, PerExample, Sample, Speeds
+from factory.registry.plain_json import plain_json, to_json
 
 
 class Part(Entry):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from factory.registry.manifest import BaseManifest, StudentManifest, to_json
+from factory.registry.manifest import BaseManifest, StudentManifest
+from factory.registry.plain_json import to_json
 from factory.registry.versions import Version
 
 PARITY = "parity.json"

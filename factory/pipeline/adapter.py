@@ -11,20 +11,23 @@ import torch
 from filelock import FileLock
 
 from factory.cache import cache_key, home, remove_folder
-from factory.config.schema import DistillConfig
+from factory.config.schema import DistillConfig, DomainSpec
 from factory.config.settings import PLAIN
 from factory.distill.gradients import gradient_warnings
 from factory.distill.trainer import asks_teacher, distill
 from factory.distill.training_data import TrainingSet, concat
 from factory.distill.training_report import TrainingReport
+from factory.errors import SpecError
 from factory.evaluation.fidelity import fixed_model
 from factory.evaluation.memorization import Canary
 from factory.evaluation.teacher_check import TeacherCheck
-from factory.models.base import attach_adapter, load_base
+from factory.models.base import attach_adapter, load_base, trim_teacher
+from factory.models.teacher import Teacher
 from factory.pipeline.base import StudentBase
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import DomainDataset, general_training_rows
 from factory.pipeline.precheck import check_domain, require_teacher
+from factory.pipeline.teacher_adaptation import adaptation_warnings, load_adapted
 from factory.pipeline.training_set import (
     make_canary_set,
     make_general_set,
@@ -84,11 +87,15 @@ def train_adapter(
         tasks=data.spec.tasks,
         trimmed=base.manifest.trimmed,
     )
-    warnings = [*require_teacher(context, data, check), *warnings]
-    models.teacher.release()  # from here on the trimmed one is asked
-    training_set = adapter_training_set(context, models, data, base, config)
+    warnings = [*require_teacher(context, data, check), *adaptation_warnings(data.adaptation), *warnings]
+    models.teacher.release()  # from here on a trimmed one is asked
+    teacher = training_teacher(models, data, base)
+    training_set = adapter_training_set(context, models, data, base, config, teacher)
     if canaries:
-        training_set = concat([training_set, make_canary_set(models, canaries, data, base.teacher, config)])
+        training_set = concat([training_set, make_canary_set(models, canaries, data, teacher, config)])
+    if teacher is not base.teacher:
+        base.teacher.release()  # the evaluation loads it again
+    base = replace(base, teacher=teacher)
     model, training, folder = distil_adapter(context, data, base, training_set, config, "distill")
     warnings += gradient_warnings(training.gradient_shares, "distill")
     if baselines:
@@ -115,15 +122,38 @@ def with_enough_validation(config: DistillConfig, data: DomainDataset) -> tuple[
     return config.model_copy(update={"checks": 0}), [warning]
 
 
-def adapter_training_set(
-    context: BuildContext, models: FamilyModels, data: DomainDataset, base: StudentBase, config: DistillConfig
-) -> TrainingSet:
-    """``adapter_training_set(context, models, data, base, config)``: the domain's examples that the base was not healed on.
+def training_teacher(models: FamilyModels, data: DomainDataset, base: StudentBase) -> Teacher:
+    """``training_teacher(models, data, base)``: who teaches a domain, in the student's vocabulary.
 
-    What a base has learnt teaches its adapter nothing new. A domain that the base has not seen gives all of its examples.
-    Beside them are the general prompts that ``config.general`` asks for, and the validation split for ``config.checks``.
+    The teacher that was adapted to the domain, where the domain asks for one; else the base's own.
     """
-    training_set = make_training_set(context, models, data, base.teacher, config)
+    if data.spec.teacher_adaptation is None:
+        return base.teacher
+    return trim_teacher(load_adapted(models, data.key), base.base.shape.tokens)
+
+
+def check_targets(spec: DomainSpec, config: DistillConfig, *, live: bool) -> None:
+    """``check_targets(spec, config, live=asks_teacher(config))``: can two teachers teach one adapter?
+
+    Stored targets can be of both, those scored while training only of one. Raises: SpecError.
+    """
+    if spec.teacher_adaptation and config.general and live:
+        raise SpecError(
+            f"{spec.name}: general prompts are taught by the teacher as it is, so with teacher_adaptation and distill.general "
+            "no teacher can be asked while training: set distill.lmbda to 0 and seq_kd to false, or general to 0"
+        )
+
+
+def adapter_training_set(
+    context: BuildContext, models: FamilyModels, data: DomainDataset, base: StudentBase, config: DistillConfig, teacher: Teacher
+) -> TrainingSet:
+    """``adapter_training_set(context, models, data, base, config, training_teacher(models, data, base))``: with its targets.
+
+    The domain's examples that the base was not healed on: what a base has learnt teaches its adapter nothing new. A domain that
+    the base has not seen gives all of its examples. Beside them are the general prompts that ``config.general`` asks for, whose
+    answers and targets are those of the base's teacher, and the validation split for ``config.checks``.
+    """
+    training_set = make_training_set(context, models, data, teacher, config)
     manifest = base.manifest
     healed = manifest.domains.get(data.spec.name)
     if healed is not None and healed.fingerprint == data.manifest.fingerprint and manifest.heal_share < 1:
@@ -156,6 +186,7 @@ def distil_adapter(
         config.model_dump(exclude={"report_to"}),
         context.family.encoder.model_dump(),
         context.seed,
+        *([data.key] if data.spec.teacher_adaptation else []),  # whose targets they are: the rows may be the same
     )
     folder = home() / "distill" / key
     folder.parent.mkdir(parents=True, exist_ok=True)

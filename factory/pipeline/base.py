@@ -134,7 +134,7 @@ def changed_domains(context: BuildContext, teacher_sha256: str, base: Version) -
         name
         for name, healed in _manifest(base).domains.items()
         if name in domains
-        and (domains[name].private or dataset_key(context, teacher_sha256, domains[name]) != healed.dataset_key)
+        and (domains[name].private or dataset_key(context, teacher_sha256, domains[name].unadapted()) != healed.dataset_key)
     ]
 
 
@@ -182,7 +182,8 @@ def publish_base(
 ) -> Version:
     """``publish_base(context, models, "small")``: makes and publishes a new base; its cost goes to ``context.meter``.
 
-    A size without layers is trimmed; others are cut, then healed. ``assistant`` stands in for the teacher assistant that the
+    A size without layers is trimmed; others are cut, then healed, on what the teacher answers as it is: a base is shared, and
+    no domain's adapted teacher is. ``assistant`` stands in for the teacher assistant that the
     family's ``path`` would have had made.
     """
     spec, named = context.family.sizes[size], context.family.teacher_assistant(size)
@@ -193,7 +194,7 @@ def publish_base(
     if assistant is None and named is not None:
         assistant = make_base(context, models, named, rebuild=rebuild).version
     context = context.of_size(size)
-    datasets = [make_dataset(context, models, domain) for domain in context.public_domains]
+    datasets = [make_dataset(context, models, domain.unadapted()) for domain in context.public_domains]
     if assistant is not None:
         tokens = load_base(assistant.folder, context.device).shape.tokens
     else:

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 
 from factory.config.schema import DomainSpec
 from factory.distill.losses import find_loss
+from factory.distill.trainer import asks_teacher
 from factory.energy import Meter
 from factory.evaluation.gates import judge
 from factory.evaluation.memorization import make_canaries
 from factory.evaluation.suite import load_eval_suite
-from factory.pipeline.adapter import train_adapter
+from factory.pipeline.adapter import check_targets, train_adapter
 from factory.pipeline.base import make_base
 from factory.pipeline.context import BuildContext, resolve_models
 from factory.pipeline.dataset import make_dataset
@@ -57,6 +58,8 @@ def build_student(context: BuildContext, domain: str, size: str, options: BuildO
     suite = load_eval_suite(spec, context.family, context.specs.root)
     for stage in (context.of_size(size).settings().heal, context.settings(spec).distill):
         find_loss(stage.loss)
+    distill = context.settings(spec).distill
+    check_targets(spec, distill, live=asks_teacher(distill))
     canaries = make_canaries(options.canaries_in(spec), context.seed)
 
     models = resolve_models(context.family, context.specs.root, context.device)

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -35,15 +36,18 @@ from factory.data.sources import Example, content_hash, load_examples, sample_ev
 from factory.data.splitting import split_examples
 from factory.errors import DataError
 from factory.models.chat import NO_CONTEXT, NO_CONTEXTS, prompt_ids
-from factory.models.teacher import Progress
+from factory.models.teacher import Progress, Teacher
 from factory.pipeline.context import BuildContext, FamilyModels
-from factory.registry.manifest import DatasetInfo, PersonalDataInfo, SourceInfo, StudentManifest
+from factory.pipeline.teacher_adaptation import adapt_teacher, adaptation_parts
+from factory.registry.manifest import DatasetInfo, PersonalDataInfo, SourceInfo, StudentManifest, TeacherAdaptationInfo
+from factory.registry.plain_json import plain_json
 
 SHOWN = 200  # characters of the first prompt, and of its answer: a teacher that does not suit is seen within seconds
 DATASET_FORMAT = 3  # raised when the rows, or what is written of them, are chosen otherwise, so that older folders are not read
 EVALUATED = {"bias_pairs", "tasks", "golden_set", "refusals", "gates"}
 # Fields of a domain's YAML that decide nothing about its rows (its `data` overrides are part of the settings).
-NOT_DATA = {"description", "notice", "append_notice", "distill", "data", *EVALUATED}
+# `teacher_adaptation` has a part of its own in the key, so that data sets without one keep theirs.
+NOT_DATA = {"description", "notice", "append_notice", "distill", "data", "teacher_adaptation", *EVALUATED}
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,12 @@ class DomainDataset:
             templates=found.templates,
             personal_data=PersonalDataInfo(**personal) if personal else None,
         )
+
+    @property
+    def adaptation(self) -> TeacherAdaptationInfo | None:
+        """Of the teacher whose completions these are; None where it answered as it is."""
+        found = self.manifest.provenance.get("teacher_adaptation")
+        return TeacherAdaptationInfo(**found) if found else None
 
     def without_context(self) -> DomainDataset:
         """``data.without_context()``: the same examples, which a teacher then sees as its student does."""
@@ -143,6 +153,7 @@ def dataset_key(context: BuildContext, teacher_sha256: str, spec: DomainSpec) ->
         [source.model_dump() for source in family.pool],
         router_key(context) if family.pool and not spec.private else None,
         content_hash([*spec.sources, *family.pool], context.specs.root),
+        *adaptation_parts(spec),
     )
 
 
@@ -273,28 +284,40 @@ def load_prompts(context: BuildContext, models: FamilyModels, spec: DomainSpec) 
 def make_dataset(context: BuildContext, models: FamilyModels, spec: DomainSpec) -> DomainDataset:
     """``make_dataset(context, models, specs.domain("legal")).manifest.counts``: made where it is not on disk yet.
 
-    Raises: DataError where too few examples are left.
+    Where the domain asks for it, the teacher is adapted first, and its adapter made again where it is no longer on disk.
+    Raises: DataError where too few examples are left, or too few references to adapt the teacher to.
     """
+    key = dataset_key(context, models.teacher_files.sha256, spec)
     found = find_dataset(context, models, spec)
     if found is not None:
+        adapt_teacher(context, models, spec, key, lambda split: [row for row in found.rows[split] if row["own_completion"]])
         return found
     prompts, identifiers = load_prompts(context, models, spec)
-    completions = _complete(context, models, [*prompts.train, *prompts.validation, *prompts.test], spec)
-    key = dataset_key(context, models.teacher_files.sha256, spec)
-    provenance = {
+    adapted = adapt_teacher(context, models, spec, key, partial(_reference_rows, prompts))
+    teacher = adapted.teacher if adapted else models.teacher
+    completions = _complete(context, teacher, [*prompts.train, *prompts.validation, *prompts.test], spec)
+    provenance: dict[str, Any] = {
         "teacher": context.family.teacher.model,
         "teacher_sha256": models.teacher_files.sha256,
         "teacher_context": spec.contexts.dump(),
         "personal_data": {"policy": spec.personal_data, "found": identifiers},  # counts, never the values
     }
+    if adapted:
+        adapted.teacher.release()
+        provenance["teacher_adaptation"] = plain_json(adapted.info.model_dump(), "teacher_adaptation")
     finish_dataset(prompts, completions, dataset_folder(spec, key), domain=spec.name, seed=context.seed, provenance=provenance)
     made = find_dataset(context, models, spec)
     assert made is not None
     return made
 
 
+def _reference_rows(prompts: PromptSet, split: str) -> list[dict[str, Any]]:
+    """The rows of a split that come with a completion of their own, as the data set will have them."""
+    return make_rows([example for example in getattr(prompts, split) if example.completion], {}, Counter())
+
+
 def _complete(
-    context: BuildContext, models: FamilyModels, examples: Sequence[Example], spec: DomainSpec | None
+    context: BuildContext, teacher: Teacher, examples: Sequence[Example], spec: DomainSpec | None
 ) -> Mapping[str, Completion]:
     """The teacher's completions of the examples that have none, one context after the other.
 
@@ -309,7 +332,7 @@ def _complete(
         by_context.setdefault(contexts.of(example.source), []).append(example)
 
     def ask(group: Sequence[Example], shown: TeacherContext, progress: Progress | None = None) -> Mapping[str, Completion]:
-        return models.teacher.complete(
+        return teacher.complete(
             group,
             shown,
             folder=home() / "completions",
@@ -338,7 +361,7 @@ def make_general_rows(context: BuildContext, models: FamilyModels) -> list[dict[
     """
     settings = context.settings()
     chosen = sample_evenly(split_general(context, models)[1], settings.evaluate.general, context.seed)
-    rows = make_rows(chosen, _complete(context, models, chosen, None), Counter())
+    rows = make_rows(chosen, _complete(context, models.teacher, chosen, None), Counter())
     if not rows:
         context.say(
             f"the teacher finished none of {len(chosen)} general prompts, so forgetting outside the domain is not measured; "
@@ -356,6 +379,6 @@ def general_training_rows(context: BuildContext, models: FamilyModels, count: in
     if not taught:
         context.say(f"the general pool {context.family.general} is too small to learn from: what it has is held out")
     chosen = sample_evenly(taught, count, context.seed)
-    completions = _complete(context, models, chosen, None)
+    completions = _complete(context, models.teacher, chosen, None)
     whole = {name: replace(completion, finished=True) for name, completion in completions.items()}
     return make_rows(chosen, whole, Counter())

@@ -18,6 +18,7 @@ from typing import Any
 
 from factory.config.experiment import ExperimentSpec, MethodSpec
 from factory.distill.losses import find_loss
+from factory.distill.trainer import asks_teacher
 from factory.distill.training_data import TrainingSet
 from factory.energy import Meter
 from factory.errors import DataError
@@ -25,13 +26,14 @@ from factory.evaluation.golden_set import asked_questions
 from factory.evaluation.method_comparison import Compared, best_rate, compare_methods, metric_value
 from factory.evaluation.stats import BootstrapConfig
 from factory.evaluation.suite import load_eval_suite
-from factory.pipeline.adapter import adapter_training_set
+from factory.pipeline.adapter import adapter_training_set, check_targets, training_teacher
 from factory.pipeline.base import make_base
 from factory.pipeline.context import BuildContext, resolve_models
 from factory.pipeline.dataset import make_dataset
 from factory.pipeline.experiment_run import Bench, HeldOutScores, Run, held_out_scores, train_run
 from factory.pipeline.provenance import environment
-from factory.registry.manifest import MetricValue, plain_json
+from factory.registry.manifest import MetricValue
+from factory.registry.plain_json import plain_json
 
 RESAMPLES = 10_000  # so that the smallest p-value stays far below 0.05 when it is corrected for ten comparisons
 
@@ -127,14 +129,17 @@ def prepare(context: BuildContext, domain: str, size: str, spec: ExperimentSpec,
     domain_spec = context.specs.domain(domain)
     settings = context.settings(domain_spec)
     for method in spec.methods:
-        find_loss(method.config(settings.distill).loss)
+        config = method.config(settings.distill)
+        find_loss(config.loss)
+        check_targets(domain_spec, config, live=asks_teacher(config) or method.trainer == "trl_gkd")
     questions = load_eval_suite(domain_spec, context.family, context.specs.root).golden_set
     models = resolve_models(context.family, context.specs.root, context.device)
     data = make_dataset(context, models, domain_spec)
     if not len(data.rows["validation"]):
         raise DataError(f"the data set of {domain} has no validation split to choose learning rates on; give it more topics")
     student_base = make_base(context, models, size, pinned=base)
-    return Bench(context, spec, models, data, student_base, asked_questions(questions, settings.evaluate.golden_set))
+    teacher = training_teacher(models, data, student_base)
+    return Bench(context, spec, models, data, student_base, teacher, asked_questions(questions, settings.evaluate.golden_set))
 
 
 # ----------------------------------------------------------------------------------------------------------------- a method
@@ -171,7 +176,8 @@ def train_method(
 def method_training_set(bench: Bench, method: MethodSpec) -> TrainingSet:
     """``method_training_set(bench, method)``: the examples of a build's adapter, with the method's targets."""
     data = bench.data if method.teacher_context or method.trainer == "trl_gkd" else bench.data.without_context()
-    training_set = adapter_training_set(bench.context, bench.models, data, bench.base, method.config(bench.settings))
+    config = method.config(bench.settings)
+    training_set = adapter_training_set(bench.context, bench.models, data, bench.base, config, bench.teacher)
     return replace(training_set, targets=None) if method.targets == "hard" else training_set
 
 
@@ -197,5 +203,6 @@ def _digests(bench: Bench) -> dict[str, str]:
         "data": bench.data.manifest.fingerprint,
         "base": str(bench.base.manifest.manifest_sha256),
         "teacher": bench.models.teacher_files.sha256,
+        **({"adapted_teacher": bench.data.key} if bench.data.adaptation else {}),
         "methods": hashlib.sha256(bench.spec.model_dump_json().encode()).hexdigest(),
     }

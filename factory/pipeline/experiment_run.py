@@ -38,13 +38,14 @@ from factory.evaluation.method_comparison import Scores
 from factory.evaluation.stats import BootstrapConfig, ExampleSums, relation_alignment
 from factory.models.base import attach_adapter, load_base, load_student
 from factory.models.chat import NO_CONTEXT
+from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample, tokenize_examples
 from factory.pipeline.base import StudentBase
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import DomainDataset
 from factory.pipeline.provenance import environment
 from factory.pipeline.training_set import embed_rows, training_set_key
-from factory.registry.manifest import plain_json, to_json
+from factory.registry.plain_json import plain_json, to_json
 
 FORMAT = 1  # raised when what a run does changes, so that older ones are not taken for it
 RUN = "run.json"  # in a run's folder, beside its adapter
@@ -60,6 +61,7 @@ class Bench:
     models: FamilyModels
     data: DomainDataset
     base: StudentBase
+    teacher: Teacher  # who teaches, in the student's vocabulary; all are measured beside the base's own
     golden_set: Sequence[Question]  # those that are asked
 
     @property
@@ -119,7 +121,7 @@ def train_run(bench: Bench, method: MethodSpec, training_set: TrainingSet, rate:
         fresh = replace(bench.base, base=load_base(bench.base.version.folder, bench.context.device))
         model = attach_adapter(fresh.base, config)
         with TemporaryDirectory() as scratch:
-            trainer = _trainer(method, model, fresh, training_set, config, Path(scratch), seed)
+            trainer = _trainer(method, model, replace(fresh, teacher=bench.teacher), training_set, config, Path(scratch), seed)
             spent = train_within(trainer, bench.budget)
         sums = _fidelity_sums(bench, model.eval(), "validation")
         found = {
@@ -151,6 +153,7 @@ def run_key(bench: Bench, method: MethodSpec, training_set: TrainingSet, config:
         asdict(bench.budget),
         environment(bench.context.device),
         seed,
+        *([bench.data.key] if bench.data.spec.teacher_adaptation else []),  # whose targets they are: the rows may be the same
     )
 
 

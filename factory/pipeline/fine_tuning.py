@@ -38,7 +38,7 @@ from factory.models.base import Base, Shape, attach_adapter
 from factory.models.chat import NO_CONTEXTS
 from factory.models.references import ResolvedModel
 from factory.models.teacher import Teacher
-from factory.models.tokenize import tokenize_examples
+from factory.models.tokenize import TokenizedExample, tokenize_examples
 from factory.pipeline.context import BuildContext
 from factory.registry.manifest import Entry, MetricValue
 
@@ -123,8 +123,8 @@ def hold_out(references: Sequence[Question], seed: int) -> tuple[list[Question],
     sizes = Counter(labels)
     if len(sizes) < 2:
         raise DataError(
-            f"the {len(references)} references share one answer or document, so none can be held out to choose a learning "
-            "rate; --references FILE names others"
+            f"the {len(references)} references share one answer or document, so none can be held out to measure on; add "
+            "references with other answers, or of other documents (for a benchmark also by --references FILE)"
         )
     wanted, chosen = round(HELD_OUT * len(references)), set[str]()
     for label in sorted(sizes, key=lambda label: seeded_order(seed, label)):
@@ -173,19 +173,30 @@ def _attempt(run: _Run, rate: float) -> Attempt:
 
 
 def _train(run: _Run, rate: float) -> tuple[Any, Spent]:
-    device, config = run.context.device, run.config.model_copy(update={"learning_rate": rate, "steps": ENDLESS})
+    config = run.config.model_copy(update={"learning_rate": rate, "steps": ENDLESS})
     rows = [{"prompt": one.prompt, "completion": one.reference} for one in run.train]
     examples = tokenize_examples(rows, run.tokenizer, NO_CONTEXTS)
     budget = Budget(run.minutes, EPOCHS * sum(len(one.completion) for one in examples))
-    base = Base(load_causal_model(run.files.folder, device, torch.bfloat16), run.tokenizer, Shape(None, None))
-    torch.manual_seed(run.context.seed)
-    model = attach_adapter(base, config)
-    teacher = Teacher.load(run.files, device)  # nothing asks for its weights: the references are the targets
-    training_set = TrainingSet(examples, None, np.zeros((len(examples), 0), dtype=np.float32))
+    arguments = sft_arguments(run.context, run.files, examples, config)
     with TemporaryDirectory() as scratch:
-        trainer = DistillTrainer(model, base, teacher, training_set, config, folder=Path(scratch), seed=run.context.seed)
+        trainer = DistillTrainer(*arguments, folder=Path(scratch), seed=run.context.seed)
         spent = train_within(trainer, budget)
-    return model.eval(), spent
+    return arguments[0].eval(), spent
+
+
+def sft_arguments(
+    context: BuildContext, files: ResolvedModel, examples: Sequence[TokenizedExample], config: DistillConfig
+) -> tuple[Any, Base, Teacher, TrainingSet, DistillConfig]:
+    """``DistillTrainer(*sft_arguments(context, files, examples, config), folder=folder, seed=0)``; ``distill`` takes the same.
+
+    The model as downloaded with a new adapter, whose targets are the examples' completions: supervised fine-tuning (SFT).
+    """
+    teacher = Teacher.load(files, context.device)  # nothing asks for its weights
+    base = Base(load_causal_model(files.folder, context.device, torch.bfloat16), teacher.tokenizer, Shape(None, None))
+    torch.manual_seed(context.seed)
+    model = attach_adapter(base, config)
+    training_set = TrainingSet(examples, None, np.zeros((len(examples), 0), dtype=np.float32))
+    return model, base, teacher, training_set, config
 
 
 def _held_out_bits(run: _Run, model: Any) -> MetricValue:

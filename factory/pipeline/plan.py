@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from factory.config.schema import DomainSpec, ModelSpec, SizeSpec
+from factory.config.schema import DomainSpec, ModelSpec, SizeSpec, TeacherAdaptation
 from factory.data.dataset import load_dataset_folder
+from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.models.references import is_cached
 from factory.pipeline.base import base_name, choose_base
 from factory.pipeline.build import BuildOptions
@@ -30,6 +31,7 @@ from factory.pipeline.estimate import (
     training_seconds,
 )
 from factory.pipeline.publish import student_name
+from factory.pipeline.teacher_adaptation import adaptation_folder
 
 PRUNING_PASSES = 60  # forward passes over the calibration examples that choosing layers takes, roughly
 TRIMMING_SECONDS = 20.0  # of counting the tokens of what people wrote
@@ -61,10 +63,11 @@ def plan(context: BuildContext, domains: Sequence[str], size: str, options: Buil
     rate = matrix_rate(context.device)
     bases = _bases(context, models, size, options, rate)
     making = any(step.state == "to do" for step in bases) and not family.sizes[size].trimmed
-    names = list(dict.fromkeys([*domains, *([domain.name for domain in context.public_domains] if making else [])]))
+    own = [context.specs.domain(name) for name in dict.fromkeys(domains)]
     return [
         *steps,
-        *(_data(context, models, context.specs.domain(name), rate) for name in names),
+        *(step for spec in own for step in _data(context, models, spec, rate)),
+        *(step for spec in _of_base(context, own) if making for step in _data(context, models, spec, rate)),
         _router(context),
         *bases,
         *(
@@ -81,8 +84,12 @@ def plan(context: BuildContext, domains: Sequence[str], size: str, options: Buil
 def _unknown(context: BuildContext, domains: Sequence[str], size: str, options: BuildOptions) -> list[Step]:
     """Everything after the teacher, whose files are not here yet."""
     trimmed = context.family.sizes[size].trimmed
-    names = dict.fromkeys([*domains, *([] if trimmed else [domain.name for domain in context.public_domains])])
-    details = {f"data set {name}": _data_detail(context, context.specs.domain(name)) for name in names}
+    own = [context.specs.domain(name) for name in domains]
+    details = {}
+    for spec in [*own, *([] if trimmed else _of_base(context, own))]:
+        if spec.teacher_adaptation is not None:
+            details[f"adapted teacher of {spec.name}"] = _adaptation_detail(spec.teacher_adaptation)
+        details[_data_name(context, spec)] = _data_detail(context, spec)
     details[f"base {base_name(context, size)}"] = _base_detail(context, size)
     for name in domains:
         details[f"student {student_name(name, size)}"] = _student_detail(context, name, options)
@@ -108,15 +115,46 @@ def _router(context: BuildContext) -> Step:
     return Step("router", "to do", detail, ROUTER_SECONDS)
 
 
-def _data(context: BuildContext, models: FamilyModels, spec: DomainSpec, rate: float) -> Step:
-    folder = dataset_folder(spec, dataset_key(context, models.teacher_files.sha256, spec))
+def _of_base(context: BuildContext, own: Sequence[DomainSpec]) -> list[DomainSpec]:
+    """The public domains as a healed base needs them, answered by the teacher as it is; without those that students need so."""
+    return [spec for domain in context.public_domains if (spec := domain.unadapted()) not in own]
+
+
+def _data(context: BuildContext, models: FamilyModels, spec: DomainSpec, rate: float) -> list[Step]:
+    """The data set, after the teacher that is adapted to the domain for it."""
+    key = dataset_key(context, models.teacher_files.sha256, spec)
+    before = _adaptation(context, models, spec, key, rate)
+    folder, what = dataset_folder(spec, key), _data_name(context, spec)
     if folder.exists():
         counts = load_dataset_folder(folder)[1].counts
-        return Step(f"data set {spec.name}", "on disk", ", ".join(f"{split} {count}" for split, count in counts.items()))
+        return [*before, Step(what, "on disk", ", ".join(f"{split} {count}" for split, count in counts.items()))]
     config = context.settings(spec).data
     prompts = round(config.max_examples * (1 + config.validation + config.test))
     seconds = generation_seconds(rate, models.teacher.parameters, prompts * answer_tokens(config))
-    return Step(f"data set {spec.name}", "to do", _data_detail(context, spec), seconds)
+    return [*before, Step(what, "to do", _data_detail(context, spec), seconds)]
+
+
+def _data_name(context: BuildContext, spec: DomainSpec) -> str:
+    """Where the teacher is adapted for a domain's students, a base has another data set of the domain."""
+    shared = spec.teacher_adaptation is None and context.specs.domain(spec.name).teacher_adaptation is not None
+    return f"data set {spec.name}{' of the base' if shared else ''}"
+
+
+def _adaptation(context: BuildContext, models: FamilyModels, spec: DomainSpec, key: str, rate: float) -> list[Step]:
+    settings = spec.teacher_adaptation
+    if settings is None:
+        return []
+    what, detail = f"adapted teacher of {spec.name}", _adaptation_detail(settings)
+    if adaptation_folder(key).exists():
+        return [Step(what, "on disk", detail)]
+    own, shown = (len(prompt_ids(models.tokenizer, "?", one)) for one in (NO_CONTEXT, spec.teacher_context))
+    average = example_tokens(context.settings(spec).data) + shown - own  # it reads the context each time
+    seconds = adapter_seconds(rate, models.teacher.parameters, settings.steps * settings.batch * average)
+    return [Step(what, "to do", detail, seconds)]
+
+
+def _adaptation_detail(settings: TeacherAdaptation) -> str:
+    return f"LoRA on the domain's references for {settings.steps} steps of {settings.batch}"
 
 
 def _data_detail(context: BuildContext, spec: DomainSpec) -> str:
@@ -178,7 +216,8 @@ def _student(
     spec = context.specs.domain(name)
     settings, parameters = context.settings(spec), _base_parameters(models, context.family.sizes[size])
     distill, average = settings.distill, example_tokens(settings.data)
-    scored = 0 if making else settings.data.max_examples * average
+    known = making and spec.teacher_adaptation is None  # scored by the base's teacher, for its healing
+    scored = 0 if known else settings.data.max_examples * average
     general = round(distill.general * settings.data.max_examples) * answer_tokens(settings.data)
     trained = distill.steps * distill.batch * average * (2 if options.baselines else 1)
     seconds = (

@@ -47,7 +47,8 @@ def check_domain(
             context.bootstrap,
             kept_mass=cost["kept_mass"],
             trimmed=trimmed,
-            learns_references=settings.distill.ground_truth > 0 and any(data.rows["train"]["own_completion"]),
+            learns_references=data.spec.teacher_adaptation is not None
+            or (settings.distill.ground_truth > 0 and any(data.rows["train"]["own_completion"])),
             tasks=run_tasks(both, teacher.tokenizer, tasks, root=context.specs.root, limit=items) if tasks and items else (),
         )
         advance(1)

@@ -57,6 +57,7 @@ def publish_student(
             kept_step=adapter.training.kept_step,
         ),
         soft_targets=adapter.training_set.targets.describe() if adapter.training_set.targets else None,
+        teacher_adaptation=data.adaptation,
         evaluation=evaluation.report,
         verdict=verdict,
         warnings=evaluation.warnings,

@@ -9,11 +9,7 @@ Manifests are frozen and complete: a field that is missing, unknown or malformed
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -21,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from factory.config.quantization import Grid
 from factory.errors import RegistryError, in_one_line
+from factory.registry.plain_json import plain_json
 
 SCHEMA_VERSION = 3  # raised when a field changes its name or meaning
 
@@ -115,6 +112,19 @@ class EnergyInfo(Entry):
     method: str
     stages_wh: dict[str, float]
     per_1000_tokens_wh: dict[str, float] = Field(default_factory=dict)
+
+
+class TeacherAdaptationInfo(Entry):
+    """A teacher that was adapted to a domain's references before it was asked, and how well it predicts held-out ones."""
+
+    key: str  # of all that decides it: the data set's own
+    adapter_sha256: str  # of its weights, which stay on the machine that built it
+    references: int  # trained on
+    settings: dict[str, Any]  # of the domain's `teacher_adaptation`
+    held_out: Literal["validation", "train"]  # the split of the references below; of train, a tenth that was not trained on
+    before: MetricValue  # bits per byte of the teacher as it was; n counts bytes
+    after: MetricValue  # of the adapted one
+    fewer: MetricValue  # before minus after, paired
 
 
 # ------------------------------------------------------------------------------------------------------------ evaluation
@@ -327,6 +337,7 @@ class StudentManifest(Manifest):
     evaluation: EvalReport
     verdict: Verdict
     soft_targets: SoftTargetsInfo | None = None
+    teacher_adaptation: TeacherAdaptationInfo | None = None  # None: the teacher answered as it is
     canaries: int = 0  # secrets planted in the training split
     router: str | None = None  # its version; None for a private domain
 
@@ -366,35 +377,5 @@ def parse_manifest(content: Any) -> BaseManifest | StudentManifest:
 
 def to_dict(manifest: BaseManifest | StudentManifest) -> dict[str, Any]:
     """``to_dict(manifest)``: plain dicts, lists and numbers for JSON, in the order of the fields."""
-    return dict(plain_json(manifest.model_dump(), "manifest"))
-
-
-def plain_json(value: Any, where: str) -> Any:
-    """``plain_json(content, "manifest")``: paths as text, tuples as lists, NumPy and torch scalars as numbers, NaN as None.
-
-    Raises: RegistryError, which names the place, for any other type.
-    """
-    if isinstance(value, Mapping):
-        return {str(key): plain_json(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_json(item, f"{where}[{position}]") for position, item in enumerate(value)]
-    if isinstance(value, str | Path):
-        return str(value).encode("utf-8", "replace").decode()
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if hasattr(value, "item") and getattr(value, "shape", None) == ():
-        return plain_json(value.item(), where)
-    raise RegistryError(f"{where} is a {type(value).__name__}, which JSON cannot hold")
-
-
-def to_json(content: Mapping[str, Any]) -> bytes:
-    """``to_json(to_dict(manifest))``: as files hold it."""
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def checksum(content: Mapping[str, Any]) -> str:
-    """``checksum(to_dict(manifest))``: sha256 of all fields but itself, in a fixed order."""
-    kept = {key: value for key, value in content.items() if key != "manifest_sha256"}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    content: dict[str, Any] = plain_json(manifest.model_dump(), "manifest")
+    return content

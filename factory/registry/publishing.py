@@ -114,7 +114,7 @@ def seal(staged: Path) -> dict[str, dict[str, Any]]:
 
 def _rename_to_next_number(root: Path, kind: str, name: str, staged: Path, content: dict[str, Any]) -> int:
     """The rename fails where another publisher took the number meanwhile; then the next one is tried."""
-    from factory.registry.manifest import checksum, to_json
+    from factory.registry.plain_json import checksum, to_json
 
     folder = root / FOLDERS[kind] / name
     last = folder / ".last"  # a number is not reused, even after its folder was deleted

@@ -21,7 +21,7 @@ RECORDS = "records.jsonl"
 
 def new_record(kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """``new_record("review", {"wins": 7})``: with its kind and the time. Raises: RegistryError for what JSON cannot hold."""
-    from factory.registry.manifest import plain_json
+    from factory.registry.plain_json import plain_json
 
     own = {"kind": kind, "at": utc_now()}
     return {**own, **plain_json(content, kind), **own}  # first in the line, and not to be overwritten

@@ -176,7 +176,7 @@ class Registry:
 
     def verify(self, version: Version) -> list[str]:
         """``registry.verify(version)`` reads every byte: one line for each file that is missing, changed or added."""
-        from factory.registry.manifest import checksum
+        from factory.registry.plain_json import checksum
 
         problems = []
         if version.manifest.manifest_sha256 != checksum(json.loads((version.folder / MANIFEST).read_bytes())):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SoftTargetsInfo,
         SourceInfo,
         StudentManifest,
+        TeacherAdaptationInfo,
         Training,
         VocabularyInfo,
     )
@@ -220,10 +221,13 @@ def _shown(rows: Iterable[Row]) -> tuple[Row, ...]:
 def _lineage(manifest: AnyManifest) -> list[Row]:
     student = manifest if manifest.kind == "student" else None
     base = manifest if manifest.kind == "base" else None
+    adaptation = student.teacher_adaptation if student else None
     return [
         Row("teacher", manifest.teacher.reference, code=True),
         Row("teacher's licence", manifest.teacher.license),
         Row("teacher's sha256", manifest.teacher.sha256, code=True),
+        Row("teacher adapted", describe_adaptation(adaptation) if adaptation else ""),
+        Row("adapted teacher", adaptation.key if adaptation else "", code=True),
         Row("base", student.base if student else "", code=True),
         Row("distillation path", " → ".join(manifest.path), code=True),
         Row("why this path", base.path_choice.reason if base and base.path_choice else ""),
@@ -240,6 +244,15 @@ def _lineage(manifest: AnyManifest) -> list[Row]:
         Row("created", manifest.created),
         Row("manifest's sha256", manifest.manifest_sha256, code=True),
     ]
+
+
+def describe_adaptation(info: TeacherAdaptationInfo) -> str:
+    """``describe_adaptation(manifest.teacher_adaptation)`` → "60 steps on 412 references; bits/byte of held-out ones …"."""
+    before, after, fewer = (format_metric(one) for one in (info.before, info.after, info.fewer))
+    return (
+        f"{info.settings['steps']} steps on {info.references:,} references of the domain; bits/byte of held-out ones "
+        f"{before} → {after}, {fewer} fewer"
+    )
 
 
 def _rounding(base: BaseManifest) -> str:

@@ -46,7 +46,8 @@ from factory.pipeline.adapter import distil_adapter
 from factory.pipeline.base import StudentBase, make_base
 from factory.pipeline.context import BuildContext, FamilyModels, make_context, resolve_models
 from factory.pipeline.dataset import DomainDataset, general_examples, load_router, make_dataset
-from factory.registry.manifest import MetricValue, plain_json, to_json
+from factory.registry.manifest import MetricValue
+from factory.registry.plain_json import plain_json, to_json
 from factory.registry.registry import Registry
 from factory.reports.format import format_metric
 

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from factory.registry.manifest import to_json
+from factory.registry.plain_json import to_json
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
 

@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from factory.registry.manifest import StudentManifest, plain_json, to_json
+from factory.registry.manifest import StudentManifest
+from factory.registry.plain_json import plain_json, to_json
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
 

@@ -23,7 +23,8 @@ from factory.models.tokenize import tokenize_examples
 from factory.pipeline.base import make_base, publish_base
 from factory.pipeline.context import BuildContext, FamilyModels, make_context, resolve_models
 from factory.pipeline.dataset import make_dataset
-from factory.registry.manifest import MetricValue, plain_json, to_json
+from factory.registry.manifest import MetricValue
+from factory.registry.plain_json import plain_json, to_json
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
 from factory.reports.format import format_metric

@@ -42,8 +42,8 @@ def test_an_adapter_learns_general_prompts_beside_its_domain_s(with_models: Work
     models = resolve_models(context.family, context.specs.root, context.device)
     data = make_dataset(context, models, context.specs.domain("plants"))
     base, config = make_base(context, models, "mini"), context.settings(data.spec).distill
-    alone = adapter_training_set(context, models, data, base, config)
-    beside = adapter_training_set(context, models, data, base, config.model_copy(update={"general": 0.5}))
+    alone = adapter_training_set(context, models, data, base, config, base.teacher)
+    beside = adapter_training_set(context, models, data, base, config.model_copy(update={"general": 0.5}), base.teacher)
     rows = general_training_rows(context, models, round(0.5 * len(alone.indices)))
     assert len(beside.indices) == len(alone.indices) + len(rows) > len(alone.indices)
     general = [beside.examples[i] for i in list(beside.indices)[len(alone.indices) :]]

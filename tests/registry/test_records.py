@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from support.manifests import publish, student_manifest
 
 from factory.errors import RegistryError, StorageError
-from factory.registry.manifest import checksum, to_dict
+from factory.registry.manifest import to_dict
+from factory.registry.plain_json import checksum
 from factory.registry.registry import Registry
 
 
