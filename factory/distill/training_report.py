@@ -23,6 +23,7 @@ def learning_curve(log: Iterable[Mapping[str, float]]) -> list[dict[str, float]]
     """``learning_curve(trainer.state.log_history)[0]["loss"]``: a point for each step that was logged or checked."""
     points: dict[float, dict[str, float]] = {}
     for row in log:
-        if found := {name: float(row[key]) for key, name in COLUMNS.items() if key in row}:
+        if "loss" in row or "eval_loss" in row:  # the log's last row has means over what no point is of
+            found = {name: float(row[key]) for key, name in COLUMNS.items() if key in row}
             points.setdefault(row["step"], {"step": float(row["step"])}).update(found)
     return list(points.values())

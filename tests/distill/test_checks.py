@@ -213,7 +213,7 @@ def test_a_point_of_the_curve_has_what_was_logged_and_checked_at_its_step() -> N
         {"step": 5, "loss": 2.0, "grad_norm": 1.0},
         {"step": 5, "eval_loss": 3.0},
         {"step": 7, "eval_loss": 2.5},
-        {"step": 7, "train_loss": 1.0},
+        {"step": 7, "train_loss": 1.0, "response": 0.5},
     ]
     points = [{"step": 5.0, "loss": 2.0, "validation": 3.0}, {"step": 7.0, "validation": 2.5}]
     assert learning_curve(log) == points

@@ -601,5 +601,7 @@ def test_a_training_shorter_than_the_curve_s_grid_still_has_a_point(
     training_set: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training_arguments, "LOG_EVERY", 5)
-    _, curve = train(training_set, config(steps=3), tmp_path)
+    _, curve = train(training_set, config(steps=3), tmp_path / "short")
     assert [point["step"] for point in curve] == [3]
+    _, curve = train(training_set, config(steps=7), tmp_path / "longer")
+    assert [point["step"] for point in curve] == [5] and "loss" in curve[0]
