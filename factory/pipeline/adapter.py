@@ -163,7 +163,7 @@ def adapter_training_set(
         general = general_training_rows(context, models, round(config.general * len(training_set.indices)))
         sets += [make_general_set(models, general, base.teacher, config)] if general else []
     if config.checks:
-        sets.append(make_validation_set(models, data, base.teacher, config))
+        sets.append(make_validation_set(models, data, teacher, config))
     return concat(sets) if len(sets) > 1 else training_set
 
 
