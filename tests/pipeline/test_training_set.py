@@ -58,8 +58,8 @@ def test_checks_measure_the_validation_split_which_is_not_trained_on(built: Work
     models = resolve_models(context.family, context.specs.root, context.device)
     data = make_dataset(context, models, context.specs.domain("plants"))
     base, config = make_base(context, models, "mini"), context.settings(data.spec).distill
-    plain = adapter_training_set(context, models, data, base, config)
-    checked = adapter_training_set(context, models, data, base, config.model_copy(update={"checks": 2}))
+    plain = adapter_training_set(context, models, data, base, config, base.teacher)
+    checked = adapter_training_set(context, models, data, base, config.model_copy(update={"checks": 2}), base.teacher)
     assert list(checked.indices) == list(plain.indices) and not plain.validation
     held_out = tokenize_examples(data.rows["validation"], base.teacher.tokenizer, data.spec.contexts)
     assert [checked.examples[i] for i in checked.validation] == held_out != []
