@@ -6,6 +6,7 @@ a third with one (docs/log.md, "packed weights"). torch's own compiler packs by 
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 PACKED_BYTES = 2**30  # of weights that are held a second time
+X86 = ("x86_64", "amd64")
 
 
 @contextmanager
@@ -37,9 +39,10 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
 
 
 def can_pack(weights: Sequence[Tensor]) -> bool:
-    """``can_pack([layer.weight])``: bfloat16 on a CPU that has products for it, and not too large to hold twice."""
+    """``can_pack([layer.weight])``: bfloat16 on an x86 CPU that has products for it, and not too large to hold twice."""
     return (
-        all(weight.dtype == torch.bfloat16 and weight.device.type == "cpu" for weight in weights)
+        platform.machine().lower() in X86  # oneDNN multiplies by another library on ARM, where this was not tried
+        and all(weight.dtype == torch.bfloat16 and weight.device.type == "cpu" for weight in weights)
         and sum(weight.nbytes for weight in weights) <= PACKED_BYTES
         and torch.backends.mkldnn.is_available()
         and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
