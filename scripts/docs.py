@@ -319,7 +319,8 @@ def training_page() -> str:
 
 def students_page() -> str:
     tables = {
-        "default": seeds_table(results("students-default.json")),
+        "thorough": seeds_table(results("students-thorough.json")),
+        "default": students_table(results("students-default.json")),
         "demo": students_table(results("students-demo.json")),
         "references": references_table(results("references-medquad.json")),
     }
@@ -363,7 +364,7 @@ IN_README = {
 
 
 def readme() -> str:
-    columns = by_seeds(results("students-default.json"))
+    columns = by_seeds(results("students-thorough.json"))
     rows = [[label, *(spread(seeds, name) for seeds in columns.values())] for name, label in IN_README.items()]
     return with_generated("README.md", {"students": table(["", *(name.split("@")[0] for name in columns)], rows)})
 
