@@ -183,8 +183,8 @@ def publish_base(
     """``publish_base(context, models, "small")``: makes and publishes a new base; its cost goes to ``context.meter``.
 
     A size without layers is trimmed; others are cut, then healed, on what the teacher answers as it is: a base is shared, and
-    no domain's adapted teacher is. ``assistant`` stands in for the teacher assistant that the
-    family's ``path`` would have had made.
+    no domain's adapted teacher is. ``assistant`` stands in for the teacher assistant that the family's ``path`` would have had
+    made.
     """
     spec, named = context.family.sizes[size], context.family.teacher_assistant(size)
     if spec.trimmed:

@@ -56,9 +56,9 @@ def build_student(context: BuildContext, domain: str, size: str, options: BuildO
     context, spec = replace(context, meter=Meter()), context.specs.domain(domain)
     # First, since a mistake in these files must not cost a training.
     suite = load_eval_suite(spec, context.family, context.specs.root)
-    for stage in (context.of_size(size).settings().heal, context.settings(spec).distill):
-        find_loss(stage.loss)
     distill = context.settings(spec).distill
+    for stage in (context.of_size(size).settings().heal, distill):
+        find_loss(stage.loss)
     check_targets(spec, distill, live=asks_teacher(distill))
     canaries = make_canaries(options.canaries_in(spec), context.seed)
 

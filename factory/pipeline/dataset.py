@@ -287,11 +287,13 @@ def make_dataset(context: BuildContext, models: FamilyModels, spec: DomainSpec) 
     Where the domain asks for it, the teacher is adapted first, and its adapter made again where it is no longer on disk.
     Raises: DataError where too few examples are left, or too few references to adapt the teacher to.
     """
-    key = dataset_key(context, models.teacher_files.sha256, spec)
     found = find_dataset(context, models, spec)
     if found is not None:
-        adapt_teacher(context, models, spec, key, lambda split: [row for row in found.rows[split] if row["own_completion"]])
+        adapt_teacher(
+            context, models, spec, found.key, lambda split: [row for row in found.rows[split] if row["own_completion"]]
+        )
         return found
+    key = dataset_key(context, models.teacher_files.sha256, spec)
     prompts, identifiers = load_prompts(context, models, spec)
     adapted = adapt_teacher(context, models, spec, key, partial(_reference_rows, prompts))
     teacher = adapted.teacher if adapted else models.teacher

@@ -7,26 +7,32 @@ import pytest
 import torch
 from support.workplace import Workplace, two_contexts
 
+from factory.config.schema import DistillConfig
 from factory.distill.soft_targets import score
 from factory.models.chat import NO_CONTEXTS, prompt_ids
 from factory.models.tokenize import tokenize_examples
 from factory.pipeline import adapter
 from factory.pipeline.adapter import adapter_training_set
-from factory.pipeline.base import make_base
+from factory.pipeline.base import StudentBase, make_base
 from factory.pipeline.build import build_student
-from factory.pipeline.context import resolve_models
-from factory.pipeline.dataset import general_training_rows, make_dataset
+from factory.pipeline.context import BuildContext, FamilyModels, resolve_models
+from factory.pipeline.dataset import DomainDataset, general_training_rows, make_dataset
 from factory.pipeline.training_set import embed_rows, make_training_set, training_set_key
 
 
-def test_embeddings_are_read_from_disk_and_made_again_if_they_are_damaged(built: Workplace) -> None:
-    context = built.context()
+def plants(place: Workplace) -> tuple[BuildContext, FamilyModels, DomainDataset, StudentBase, DistillConfig]:
+    """What a domain's training set is made from."""
+    context = place.context()
     models = resolve_models(context.family, context.specs.root, context.device)
     data = make_dataset(context, models, context.specs.domain("plants"))
-    teacher, config = make_base(context, models, "mini").teacher, context.settings(data.spec).distill
+    return context, models, data, make_base(context, models, "mini"), context.settings(data.spec).distill
+
+
+def test_embeddings_are_read_from_disk_and_made_again_if_they_are_damaged(built: Workplace) -> None:
+    context, models, data, base, config = plants(built)
 
     def embeddings() -> np.ndarray:
-        return np.array(make_training_set(context, models, data, teacher, config).embeddings)
+        return np.array(make_training_set(context, models, data, base.teacher, config).embeddings)
 
     made = embed_rows(models, list(data.rows["train"]))
     (path,) = data.folder.glob("embeddings-*.npy")
@@ -38,10 +44,7 @@ def test_embeddings_are_read_from_disk_and_made_again_if_they_are_damaged(built:
 
 
 def test_an_adapter_learns_general_prompts_beside_its_domain_s(with_models: Workplace) -> None:
-    context = with_models.context()
-    models = resolve_models(context.family, context.specs.root, context.device)
-    data = make_dataset(context, models, context.specs.domain("plants"))
-    base, config = make_base(context, models, "mini"), context.settings(data.spec).distill
+    context, models, data, base, config = plants(with_models)
     alone = adapter_training_set(context, models, data, base, config, base.teacher)
     beside = adapter_training_set(context, models, data, base, config.model_copy(update={"general": 0.5}), base.teacher)
     rows = general_training_rows(context, models, round(0.5 * len(alone.indices)))
@@ -54,10 +57,7 @@ def test_an_adapter_learns_general_prompts_beside_its_domain_s(with_models: Work
 
 
 def test_checks_measure_the_validation_split_which_is_not_trained_on(built: Workplace) -> None:
-    context = built.context()
-    models = resolve_models(context.family, context.specs.root, context.device)
-    data = make_dataset(context, models, context.specs.domain("plants"))
-    base, config = make_base(context, models, "mini"), context.settings(data.spec).distill
+    context, models, data, base, config = plants(built)
     plain = adapter_training_set(context, models, data, base, config, base.teacher)
     checked = adapter_training_set(context, models, data, base, config.model_copy(update={"checks": 2}), base.teacher)
     assert list(checked.indices) == list(plain.indices) and not plain.validation
