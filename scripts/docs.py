@@ -131,10 +131,45 @@ def domains_page() -> str:
     distill = schema.DistillConfig.model_fields
     parts += [
         section("###", f"`{title}`", model, leave_out=distill if model is schema.HealConfig else ())
+        + (f"\n{kinds_of_size()}" if model is schema.SizeSpec else "")
         for title, model in FAMILY_SECTIONS.items()
     ]
     parts += [section("##", "Pools", schema.PoolSpec)]
     return NOTE.format(source="factory/config/") + "\n".join(parts)
+
+
+KINDS = (
+    (
+        "trimmed",
+        "`vocabulary` alone",
+        "First. The whole teacher with fewer tokens: nearest to it, nothing to heal, made in a minute.",
+    ),
+    ("fewer layers", "`layers`", "Where time counts as much as size: it falls with the layers. Healed."),
+    (
+        "narrower",
+        "`intermediate_size`, with or without `layers`",
+        "Where a third or less has to go, or many layers would: every layer stays, with fewer neurons in its MLP. Healed.",
+    ),
+    (
+        "a number of parameters",
+        "`parameters`",
+        "You know how many, not how deep or wide: up to five ways are tried unhealed. Healed.",
+    ),
+    (
+        "a number of bytes",
+        "`max_bytes`",
+        "A file has to fit a device: fewer tokens, fewer layers and fewer neurons are each tried for an eighth of the healing.",
+    ),
+    ("another model", "`base`", "There is a smaller model of the teacher's series with the very same tokens. Healed."),
+)
+
+
+def kinds_of_size() -> str:
+    return table(("kind of size", "keys", "when to use it"), KINDS)
+
+
+def my_own_teacher_page() -> str:
+    return with_generated("docs/my-own-teacher.md", {"kinds": kinds_of_size()})
 
 
 def section(level: str, title: str, model: type[BaseModel], leave_out: Iterable[str] = ()) -> str:
@@ -475,6 +510,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/domains.md": domains_page,
     "docs/evaluation.md": evaluation_page,
     "docs/experiments.md": experiments_page,
+    "docs/my-own-teacher.md": my_own_teacher_page,
     "README.md": readme,
     "docs/results/objective.md": objective_page,
     "docs/results/students.md": students_page,

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from factory.config.experiment import MethodSpec
 from factory.config.fix import renamed_keys
+from factory.config.models import MODEL, SHA256
 from factory.config.names import NAME
-from factory.config.schema import MODEL, SECTIONS, SHA256, SOURCE_KINDS, DomainSpec, Profile, SizeSpec, Strict
+from factory.config.schema import SECTIONS, SOURCE_KINDS, DomainSpec, Profile, SizeSpec, Strict
 
 PATTERNS = {
     NAME: "must be lower-case letters, digits and single hyphens, starting with a letter",
@@ -38,6 +39,7 @@ MESSAGES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "greater_than_equal": lambda context: f"must be at least {context['ge']:g}",
     "less_than": lambda context: f"must be less than {context['lt']:g}",
     "less_than_equal": lambda context: f"must be at most {context['le']:g}",
+    "multiple_of": lambda context: f"must be a multiple of {context['multiple_of']:g}",
     "int_type": lambda _: "must be a whole number",
     "int_parsing": lambda _: "must be a whole number",
     "int_from_float": lambda _: "must be a whole number",

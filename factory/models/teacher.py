@@ -11,12 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -29,6 +27,7 @@ from factory.data.dataset import Completion
 from factory.data.sources import Example
 from factory.models.attention import load_causal_model
 from factory.models.chat import NO_CONTEXT, end_of_prompt, prompt_ids, shared_prefix, split_prefix, stop_tokens
+from factory.models.dimensions import parameters_of
 from factory.models.generation import sample
 from factory.models.references import ResolvedModel
 
@@ -82,9 +81,7 @@ class Teacher:
     @cached_property
     def parameters(self) -> int:
         """``teacher.parameters``: their number, without loading them; a tied head counts once."""
-        with torch.device("meta"):
-            shape: Any = AutoModelForCausalLM.from_config(self.config)
-        return sum(parameter.numel() for parameter in shape.parameters())
+        return parameters_of(self.config)
 
     def complete(
         self,

@@ -12,27 +12,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from factory.cache import cache_key, remove_folder
+from factory.cache import remove_folder
 from factory.distill.gradients import gradient_warnings
 from factory.energy import Meter
-from factory.errors import RegistryError, UsageError
 from factory.evaluation.fidelity import fixed_model
 from factory.evaluation.healing import healing_warnings
 from factory.models.base import Base, count_parameters, load_base, save_base, trim_teacher
+from factory.models.dimensions import check_size, whole_dimensions
 from factory.models.quantization import RoundedBase, round_base
 from factory.models.teacher import Teacher
+from factory.pipeline.base_choice import base_manifest, base_name, choose_base, settings_key
 from factory.pipeline.context import BuildContext, FamilyModels
-from factory.pipeline.dataset import DomainDataset, dataset_key, general_key, make_dataset
-from factory.pipeline.healing import (
-    CutBase,
-    HealedBase,
-    choose_base_tokens,
-    choose_path,
-    cut_base,
-    direct_path,
-    heal_base,
-    heal_folder,
-)
+from factory.pipeline.cutting import CutBase, choose_base_tokens, cut_base
+from factory.pipeline.dataset import DomainDataset, make_dataset
+from factory.pipeline.healing import HealedBase, choose_path, direct_path, heal_base, heal_folder
 from factory.pipeline.precheck import check_domain, require_teacher
 from factory.pipeline.provenance import energy_info, family_fields
 from factory.pipeline.trimmed import TrimmedBase, trim_base, vocabulary_info
@@ -40,8 +33,6 @@ from factory.registry.manifest import BaseDomain, BaseManifest, PathChoice, Trai
 from factory.registry.provenance import merge_dataset_infos
 from factory.registry.versions import Version
 from factory.reports.card import model_card
-
-BASE_FORMAT = 1  # raised when the making of a base changes, so that older ones are not taken for it
 
 
 @dataclass(frozen=True)
@@ -54,107 +45,7 @@ class StudentBase:
 
     @property
     def manifest(self) -> BaseManifest:
-        return _manifest(self.version)
-
-
-@dataclass(frozen=True)
-class BaseChoice:
-    """Which published base a build uses; ``version`` None means that one has to be made."""
-
-    version: Version | None
-    reason: str = ""  # one line for people, where there is something to say
-
-
-# ------------------------------------------------------------------------------------------------------------------- choose
-
-
-def base_name(context: BuildContext, size: str) -> str:
-    """``base_name(context, "small")`` → "default-small-base"."""
-    return f"{context.family.name}-{size}-base"
-
-
-def settings_key(context: BuildContext, teacher_sha256: str, size: str) -> str:
-    """``settings_key(context, models.teacher_files.sha256, "small")``: of all that decides a base but its domains' data."""
-    family, assistant = context.family, context.family.teacher_assistant(size)
-    spec, heal = family.sizes[size], context.of_size(size).settings().heal
-    return cache_key(
-        BASE_FORMAT,
-        teacher_sha256,
-        family.teacher.chat_template,
-        family.encoder.model_dump(),
-        spec.model_dump(exclude={"heal"} if spec.quantization else {"heal", "quantization"}),
-        None if spec.trimmed else heal.model_dump(exclude={"report_to", "checks"}),
-        general_key(context),
-        context.profile,
-        context.seed,
-        [family.path, settings_key(context, teacher_sha256, assistant)] if assistant else [],
-    )
-
-
-def choose_base(
-    context: BuildContext, teacher_sha256: str, size: str, *, pinned: str | None = None, rebuild: bool = False
-) -> BaseChoice:
-    """``choose_base(context, models.teacher_files.sha256, "small", pinned="default-small-base@3")``: makes nothing.
-
-    Raises: UsageError where the pinned reference is not a base of this family and size; RegistryError where it is unknown.
-    """
-    if pinned is not None:
-        return _pinned(context, teacher_sha256, size, pinned)
-    name, key = base_name(context, size), settings_key(context, teacher_sha256, size)
-    published = [context.registry.resolve(summary.reference) for summary in reversed(context.registry.versions("base", name))]
-    same_settings = [version for version in published if _manifest(version).settings_key == key]
-    if rebuild and published:
-        return BaseChoice(None, f"making a new {name}, as --rebuild-base asks")
-    for version in same_settings:
-        if not changed_domains(context, teacher_sha256, version):
-            manifest = _manifest(version)
-            unseen = [one.name for one in context.public_domains if not manifest.trimmed and one.name not in manifest.domains]
-            seen = (
-                f"{version.reference} was healed without {', '.join(unseen)}; --rebuild-base makes one with" if unseen else ""
-            )
-            return BaseChoice(version, seen)
-    if same_settings:
-        newest = same_settings[0]
-        changed = ", ".join(changed_domains(context, teacher_sha256, newest))
-        why = f"the data of {changed} changed since {newest.reference} was healed"
-    elif published:
-        newest, why = published[0], f"{published[0].reference} was made with other settings"
-    else:
-        return BaseChoice(None)
-    return BaseChoice(None, f"{why}: making a new base (--base {newest.reference} keeps the old one)")
-
-
-def changed_domains(context: BuildContext, teacher_sha256: str, base: Version) -> list[str]:
-    """``changed_domains(context, models.teacher_files.sha256, base)``: whose data is no longer what it was healed on.
-
-    A domain that has become private counts; one whose YAML is gone does not, since nothing is known of it.
-    """
-    domains = context.specs.domains
-    return [
-        name
-        for name, healed in _manifest(base).domains.items()
-        if name in domains
-        and (domains[name].private or dataset_key(context, teacher_sha256, domains[name].unadapted()) != healed.dataset_key)
-    ]
-
-
-def _pinned(context: BuildContext, teacher_sha256: str, size: str, reference: str) -> BaseChoice:
-    version, name = context.registry.resolve(reference), base_name(context, size)
-    if version.name != name:
-        exist = ", ".join(one.reference for one in context.registry.versions("base", name)) or "none"
-        raise UsageError(f"--base {reference}: a student of size {size} needs a base called {name}; there are: {exist}")
-    changed = changed_domains(context, teacher_sha256, version)
-    since = f", although the data of {', '.join(changed)} changed since it was healed" if changed else ""
-    return BaseChoice(version, f"using {version.reference} as --base asks{since}")
-
-
-def _manifest(version: Version) -> BaseManifest:
-    if version.manifest.kind != "base":
-        raise RegistryError(f"{version.reference} is a student, not a base")
-    return version.manifest
-
-
-# --------------------------------------------------------------------------------------------------------------------- make
+        return base_manifest(self.version)
 
 
 def make_base(
@@ -182,14 +73,16 @@ def publish_base(
 ) -> Version:
     """``publish_base(context, models, "small")``: makes and publishes a new base; its cost goes to ``context.meter``.
 
-    A size without layers is trimmed; others are cut, then healed, on what the teacher answers as it is: a base is shared, and
-    no domain's adapted teacher is. ``assistant`` stands in for the teacher assistant that the family's ``path`` would have had
-    made.
+    A size with fewer tokens alone is trimmed; others are cut, then healed, on what the teacher answers as it is: a base is
+    shared, and no domain's adapted teacher is. ``assistant`` stands in for the teacher assistant that the family's ``path``
+    would have had made.
+    Raises: TrainingError for a size that cannot be cut from the teacher, before anything is made.
     """
     spec, named = context.family.sizes[size], context.family.teacher_assistant(size)
+    check_size(spec, models.teacher.config)
     if spec.trimmed:
         trimmed = trim_base(context, models, spec)
-        rounded = round_base(trimmed.base, spec.quantization, trimmed.calibration)
+        rounded = round_base(trimmed.base, spec.grid, trimmed.calibration)
         return _publish(context, rounded.base, _trimmed_manifest(context, models, size, trimmed, rounded))
     if assistant is None and named is not None:
         assistant = make_base(context, models, named, rebuild=rebuild).version
@@ -209,7 +102,7 @@ def publish_base(
     else:
         path, choice = choose_path(context, models, cut, spec, assistant, datasets)
     healed = heal_base(context, path, cut.teacher, datasets)
-    rounded = round_base(healed.base, spec.quantization, [cut.calibration])
+    rounded = round_base(healed.base, spec.grid, cut.batches[:1])
     version = _publish(context, rounded.base, _healed_manifest(context, models, size, cut, healed, rounded, choice, datasets))
     remove_folder(heal_folder(context, path, context.settings().heal))
     return version
@@ -264,6 +157,8 @@ def _healed_manifest(
         path_choice=choice,
         parameters=count_parameters(healed.base.model),
         layers=healed.base.shape.layers,
+        intermediate_size=_neurons(models, healed.base),
+        size_choice=cut.choice,
         vocabulary=vocabulary_info(models, cut.teacher, cut.vocabulary_cost),
         quantization=rounded.grid,
         quantization_kl=rounded.kl,
@@ -281,3 +176,10 @@ def _healed_manifest(
         seconds=dict(context.meter.seconds),
         energy=energy_info(context.meter),
     )
+
+
+def _neurons(models: FamilyModels, base: Base) -> int | None:
+    """Of every MLP, where they are fewer than the teacher's."""
+    kept = whole_dimensions(base.model.config).intermediate_size
+    fewer = base.shape.layers is not None and kept < whole_dimensions(models.teacher.config).intermediate_size
+    return kept if fewer else None

@@ -1,4 +1,4 @@
-"""How a base is made: cut from a teacher, then healed, which is distillation of all its weights on all public domains.
+"""How a base is healed after it was cut from a teacher: distillation of all its weights on all public domains.
 
 A small base can be taught by the teacher itself or by a *teacher assistant*, a larger base that has learnt from the teacher
 (Mirzadeh et al. 2019, arXiv 1902.03393). A ``DistillationPath`` is one of these ways.
@@ -10,9 +10,8 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from filelock import FileLock
 
 from factory.cache import cache_key, home, remove_folder
@@ -23,30 +22,18 @@ from factory.distill.training_report import TrainingReport
 from factory.evaluation.fidelity import fixed_model, measure
 from factory.evaluation.healing import healing_report, teacher_assistant_helps
 from factory.evaluation.stats import ExampleSums
-from factory.models.base import (
-    Base,
-    assistant_teacher,
-    choose_tokens,
-    layers_of_teacher,
-    load_base,
-    load_external_base,
-    prune_teacher,
-    trim_teacher,
-    trimming_cost,
-)
-from factory.models.chat import messages
-from factory.models.forward import Batch
-from factory.models.references import resolve
-from factory.models.scoring import student_batches
+from factory.models.base import Base, assistant_teacher, count_parameters, layers_of_teacher, load_base
+from factory.models.cutting import prune_teacher
+from factory.models.dimensions import dimensions_of
 from factory.models.teacher import Teacher
 from factory.models.tokenize import tokenize_examples
 from factory.pipeline.context import BuildContext, FamilyModels
-from factory.pipeline.dataset import DomainDataset, general_examples
+from factory.pipeline.cutting import CutBase, to_device
+from factory.pipeline.dataset import DomainDataset
 from factory.pipeline.training_set import make_training_set, training_set_key
 from factory.registry.manifest import HealingReport, PathChoice
 from factory.registry.versions import Version
 
-CALIBRATION_EXAMPLES = 64  # behind the cost of trimming; layers are chosen on the first batch of 16
 HELD_OUT_EXAMPLES = 48  # of each domain, behind the healing report
 PROBE_SHARE = 1 / 8  # of the healing steps, after which two paths are compared
 
@@ -66,82 +53,11 @@ class DistillationPath:
 
 
 @dataclass(frozen=True)
-class CutBase:
-    """A base before healing, with the teacher in its vocabulary."""
-
-    base: Base
-    teacher: Teacher  # trimmed to the base's vocabulary
-    vocabulary_cost: dict[str, float]  # kept_mass, kl_to_full_teacher, positions
-    calibration: Batch  # on which layers are chosen
-
-
-@dataclass(frozen=True)
 class HealedBase:
     base: Base
     path: DistillationPath
     training: TrainingReport
     report: HealingReport
-
-
-# --------------------------------------------------------------------------------------------------------------------- cut
-
-
-def cut_base(
-    context: BuildContext,
-    models: FamilyModels,
-    size: SizeSpec,
-    datasets: Sequence[DomainDataset],
-    tokens: tuple[int, ...] | None,
-) -> CutBase:
-    """``cut_base(context, models, family.sizes["small"], datasets, tokens)``: not healed yet.
-
-    It has the chosen layers and tokens of the teacher, or is the model that the size names.
-    """
-    depth = int(models.teacher.config.get_text_config().num_hidden_layers)
-    removed = max(0, depth - size.layers) if size.layers else 0
-    with context.meter.stage("prune"), context.progress("base: layers and tokens", removed + 1) as advance:
-        teacher = trim_teacher(models.teacher, tokens)
-        batches = [batch.to(context.device) for batch in _calibration_batches(datasets, teacher)]
-        if size.base is not None:
-            base = load_external_base(resolve(size.base, root=context.specs.root).folder, teacher)
-        else:
-            base = prune_teacher(teacher, tokens, size.layers or 1, batches[0], advance)
-        _to_device(base, context.device)
-        cost = trimming_cost(models.teacher, teacher, tokens, batches)
-        advance(1)
-    return CutBase(base, teacher, cost, batches[0])
-
-
-def choose_base_tokens(
-    context: BuildContext, models: FamilyModels, size: SizeSpec, datasets: Sequence[DomainDataset]
-) -> tuple[int, ...] | None:
-    """``choose_base_tokens(context, models, size, datasets)``: old ids to keep, by the family's text; None keeps them all.
-
-    The text is training examples, the teacher's contexts and general prompts.
-    """
-    texts = [f"{row['prompt']}\n{row['completion']}" for data in datasets for row in data.rows["train"]]
-    texts += [turn["content"] for data in datasets for shown in data.spec.contexts.all for turn in messages("", shown)]
-    texts += [example.prompt for example in general_examples(context, models)]
-    return choose_tokens(models.teacher, texts, size)
-
-
-def _calibration_batches(datasets: Sequence[DomainDataset], teacher: Teacher) -> list[Batch]:
-    """The first training examples of every domain in turn, as a student sees them."""
-    tokenized = [
-        tokenize_examples(
-            data.rows["train"].select(range(min(CALIBRATION_EXAMPLES, len(data.rows["train"])))),
-            teacher.tokenizer,
-            data.spec.contexts,
-        )
-        for data in datasets
-    ]
-    mixed = [one for group in zip(*tokenized, strict=False) for one in group][:CALIBRATION_EXAMPLES]
-    return student_batches(mixed, 16)
-
-
-def _to_device(base: Base, device: torch.device) -> None:
-    untyped: Any = base.model
-    untyped.to(device)
 
 
 # -------------------------------------------------------------------------------------------------------------------- paths
@@ -170,8 +86,9 @@ def assistant_path(
     """
     config, between = context.settings().heal, load_base(assistant.folder, context.device)
     teacher = assistant_teacher(assistant, between, context.device)
-    base = prune_teacher(teacher, between.shape.tokens, size.layers or 1, cut.calibration)
-    _to_device(base, context.device)
+    seen = [replace(one, teacher_prompt=one.prompt) for one in cut.calibration]
+    base = prune_teacher(teacher, between.shape.tokens, [dimensions_of(size, teacher.config)], seen).base
+    to_device(base, context.device)
     plain = [data.without_context().first(config.share) for data in datasets]
     training_set = concat([make_training_set(context, models, data, teacher, config) for data in plain])
     return DistillationPath("teacher_assistant", base, teacher, training_set, layers_of_teacher(base, between))
@@ -245,13 +162,14 @@ def heal_base(context: BuildContext, path: DistillationPath, teacher: Teacher, d
 def heal_folder(context: BuildContext, path: DistillationPath, config: HealConfig) -> Path:
     """``heal_folder(context, path, config)``: checkpoints, under the key of all that decides the weights.
 
-    Data, tokens, layers and context are part of it: a build whose YAML was edited never resumes from older weights.
+    Data, tokens, layers, neurons and context are part of it: a build whose YAML was edited never resumes from older weights.
     """
     key = cache_key(
         path.name,
         path.teacher.revision,
         path.base.shape.layers,
         path.base.shape.tokens,
+        count_parameters(path.base.model),  # which neurons are left, the training set decides
         training_set_key(path.training_set),
         config.model_dump(exclude={"report_to", "checks"}),
         context.family.encoder.model_dump(),

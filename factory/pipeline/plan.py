@@ -15,8 +15,9 @@ from typing import Literal
 from factory.config.schema import DomainSpec, ModelSpec, SizeSpec, TeacherAdaptation
 from factory.data.dataset import load_dataset_folder
 from factory.models.chat import NO_CONTEXT, prompt_ids
+from factory.models.dimensions import check_size, dimensions_of, parameters_of, resized
 from factory.models.references import is_cached
-from factory.pipeline.base import base_name, choose_base
+from factory.pipeline.base_choice import base_name, choose_base
 from factory.pipeline.build import BuildOptions
 from factory.pipeline.context import BuildContext, FamilyModels, resolve_models
 from factory.pipeline.dataset import dataset_folder, dataset_key, router_folder
@@ -32,6 +33,7 @@ from factory.pipeline.estimate import (
 )
 from factory.pipeline.publish import student_name
 from factory.pipeline.teacher_adaptation import adaptation_folder
+from factory.reports.format import format_number
 
 PRUNING_PASSES = 60  # forward passes over the calibration examples that choosing layers takes, roughly
 TRIMMING_SECONDS = 20.0  # of counting the tokens of what people wrote
@@ -169,6 +171,7 @@ def _bases(context: BuildContext, models: FamilyModels, size: str, options: Buil
         detail = f"{choice.version.reference}{f' ({choice.reason})' if choice.reason else ''}"
         return [Step(f"base {base_name(context, size)}", "on disk", detail)]
     assistant, spec = context.family.teacher_assistant(size), context.family.sizes[size]
+    check_size(spec, models.teacher.config)
     before = _bases(context, models, assistant, BuildOptions(), rate) if assistant else []
     what, reason = f"base {base_name(context, size)}", f"{choice.reason}; " if choice.reason else ""
     if spec.trimmed:
@@ -184,13 +187,10 @@ def _bases(context: BuildContext, models: FamilyModels, size: str, options: Buil
 
 
 def _base_parameters(models: FamilyModels, spec: SizeSpec) -> int:
-    """Of a base cut from the teacher; its layers all have the same size."""
-    config = models.teacher.config.get_text_config()
-    depth, width = int(config.num_hidden_layers), int(config.hidden_size)
-    per_token = width if config.tie_word_embeddings else 2 * width
-    layers = models.teacher.parameters - per_token * int(config.vocab_size)
-    rows = min(spec.vocabulary or config.vocab_size, int(config.vocab_size))
-    return round(layers * (spec.layers or depth) / depth) + per_token * rows
+    """Of a base cut from the teacher, at most."""
+    config = models.teacher.config
+    found = parameters_of(resized(config, dimensions_of(spec, config), spec.vocabulary))
+    return min(found, spec.parameters or found)
 
 
 def _base_detail(context: BuildContext, size: str) -> str:
@@ -198,9 +198,17 @@ def _base_detail(context: BuildContext, size: str) -> str:
     kept = f"{spec.vocabulary:,} tokens" if spec.vocabulary else "the teacher's vocabulary"
     if spec.trimmed:
         return f"all layers of the teacher, {kept}; nothing to heal"
-    made = f"{spec.layers} layers of the teacher" if spec.base is None else spec.base.model
+    made = spec.base.model if spec.base is not None else _cut(spec)
     on = ", ".join(domain.name for domain in context.public_domains)
     return f"{made}, {kept}; healed for {heal.steps} steps of {heal.batch} on {on}"
+
+
+def _cut(spec: SizeSpec) -> str:
+    """What is kept of the teacher's layers and neurons."""
+    if spec.parameters is not None:
+        return f"depth and width chosen together for {format_number(spec.parameters, 'parameters')} parameters"
+    layers = f"{spec.layers} layers of the teacher" if spec.layers else "all layers of the teacher"
+    return f"{layers} with {spec.intermediate_size:,} neurons each" if spec.intermediate_size else layers
 
 
 def _student(

@@ -9,45 +9,19 @@ Manifests are frozen and complete: a field that is missing, unknown or malformed
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import Field, ValidationError
 
 from factory.config.quantization import Grid
 from factory.errors import RegistryError, in_one_line
+from factory.registry.entry import Entry as Entry
+from factory.registry.entry import MetricValue as MetricValue
+from factory.registry.entry import Number
 from factory.registry.plain_json import plain_json
+from factory.registry.size_choice import SizeChoice
 
 SCHEMA_VERSION = 3  # raised when a field changes its name or meaning
-
-Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # null in a file: not finite
-
-
-class Entry(BaseModel):
-    """A frozen part of a manifest that refuses fields it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class MetricValue:
-    """``MetricValue(0.412, 0.380, 0.440, 5120, 24)``: a measured value, its 95 % interval and n; NaN where it was not measured.
-
-    ``n`` counts completion tokens unless the metric says otherwise. ``clusters`` are the independent rows that were resampled for
-    the interval (templates, documents, topics); None where nothing was.
-    """
-
-    value: Number
-    low: Number
-    high: Number
-    n: int
-    clusters: int | None = None
-
-    def __str__(self) -> str:
-        """``0.412 [0.380, 0.440]``."""
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
 
 # -------------------------------------------------------------------------------------------------------- provenance
 
@@ -302,6 +276,8 @@ class BaseManifest(Manifest):
     kind: Literal["base"] = "base"
     parameters: int
     layers: tuple[int, ...] | None  # of the teacher; None for a model of its own
+    intermediate_size: int | None = None  # neurons kept of every MLP; None where that is all of them
+    size_choice: SizeChoice | None = None  # None where the size has no budget
     vocabulary: VocabularyInfo
     quantization: Grid | None = None  # the grid that its weights were rounded to
     quantization_kl: Number | None = None  # KL(as it was ‖ rounded), nats/token

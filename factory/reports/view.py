@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Training,
         VocabularyInfo,
     )
+    from factory.registry.size_choice import SizeChoice
 
     AnyManifest = StudentManifest | BaseManifest
     Measured = MetricValue | float  # a size or a speed has no interval
@@ -232,6 +233,8 @@ def _lineage(manifest: AnyManifest) -> list[Row]:
         Row("distillation path", " → ".join(manifest.path), code=True),
         Row("why this path", base.path_choice.reason if base and base.path_choice else ""),
         Row("layers kept", ", ".join(map(str, base.layers or ())) if base else ""),
+        Row("neurons kept of every MLP", format_number(base.intermediate_size) if base and base.intermediate_size else ""),
+        *(_size_choice(base.size_choice) if base and base.size_choice else ()),
         Row("vocabulary", _vocabulary(base.vocabulary) if base else ""),
         Row("weights rounded to", _rounding(base) if base else ""),
         Row("router", student.router or "" if student else "", code=True),
@@ -244,6 +247,21 @@ def _lineage(manifest: AnyManifest) -> list[Row]:
         Row("created", manifest.created),
         Row("manifest's sha256", manifest.manifest_sha256, code=True),
     ]
+
+
+def _size_choice(choice: SizeChoice) -> list[Row]:
+    """Why a base has its size, then all that was tried for its budget."""
+    ahead = f"; ahead of the next by {format_metric(choice.ahead)} nats/token" if choice.ahead else ""
+    tried = [
+        Row(
+            f"{one.layers} layers, {one.intermediate_size:,} neurons, {one.vocabulary:,} tokens",
+            f"{'chosen; ' if place == choice.chosen else ''}KL {format_number(one.kl)} nats/token; "
+            f"{format_number(one.parameters, 'parameters')} parameters"
+            + (f", {format_number(one.bytes, 'bytes')}" if one.bytes else ""),
+        )
+        for place, one in enumerate(choice.candidates)
+    ]
+    return [Row("why this size", choice.reason + ahead), *tried]
 
 
 def describe_adaptation(info: TeacherAdaptationInfo) -> str:

@@ -12,7 +12,7 @@ import yaml
 
 from factory.config import default_domains
 from factory.config.load import load_specs
-from factory.config.schema import DistillConfig, DomainSpec, FamilySpec, Gate, HealConfig, Specs
+from factory.config.schema import DistillConfig, DomainSpec, FamilySpec, Gate, HealConfig, SizeSpec, Specs
 from factory.config.settings import PRIVATE_GATES
 from factory.errors import SpecError
 
@@ -208,16 +208,32 @@ def test_an_objective_without_weights_is_refused() -> None:
         DistillConfig(steps=1, learning_rate=1.0, response=0.0)
 
 
+OTHER = {"model": "path:./x", "license": "mit"}
+
+
 @pytest.mark.parametrize(
     ("size", "why"),
     [
         ({}, "a size needs `vocabulary` (the teacher with fewer tokens), `layers`"),
-        ({"layers": 2, "base": {"model": "path:./x", "license": "mit"}}, "a size has either `layers`"),
+        ({"quantization": "q4_1"}, "a size needs `vocabulary`"),
+        ({"layers": 2, "base": OTHER}, "a size has either `base` or a part of the teacher (`layers`), not both"),
+        ({"intermediate_size": 64, "base": OTHER}, "or a part of the teacher (`intermediate_size`), not both"),
+        ({"max_bytes": "60MB", "base": OTHER}, "or a part of the teacher (`max_bytes`), not both"),
+        ({"parameters": "80M", "max_bytes": "60MB"}, "a size has either `parameters` or `max_bytes`, not both"),
+        ({"parameters": "80M", "layers": 2}, "`parameters` decides what is kept; leave `layers` out"),
+        (
+            {"max_bytes": "60MB", "layers": 2, "intermediate_size": 64},
+            "`max_bytes` decides what is kept; leave `layers` and `intermediate_size` out",
+        ),
+        ({"intermediate_size": 100}, "intermediate_size: must be a multiple of 32 (found 100)"),
+        ({"intermediate_size": 0}, "intermediate_size: must be at least 32 (found 0)"),
+        ({"parameters": "80MB"}, "parameters: must be 80M, 0.08B or 80_000_000 (found '80MB')"),
+        ({"max_bytes": "80M"}, "max_bytes: must be 600MB, 0.6GB or 600_000_000 (found '80M')"),
     ],
 )
-def test_a_size_is_pruned_or_named(tmp_path: Path, size: dict[str, Any], why: str) -> None:
+def test_a_size_is_of_one_kind(tmp_path: Path, size: dict[str, Any], why: str) -> None:
     [mistake] = mistakes(tmp_path, small_family=family(sizes={"mini": size}))
-    assert said(tmp_path, mistake).startswith("small.family.yaml: sizes.mini: ") and why in mistake
+    assert said(tmp_path, mistake).startswith("small.family.yaml: sizes.mini") and why in mistake
 
 
 @pytest.mark.parametrize("model", ["gpt2", "hub:org/name", "pypi:package/file", "pypi:a==1/f"])
@@ -264,6 +280,34 @@ def test_a_size_s_own_healing_that_does_not_fit_is_reported_with_its_field(tmp_p
         "small.family.yaml: sizes.mini.heal.beta: must be at most 1 (found 2)",
         "small.family.yaml: sizes.mini.heal.step: unknown key; did you mean steps?",
     ]
+
+
+@pytest.mark.parametrize(
+    ("size", "trimmed", "grid"),
+    [
+        ({"vocabulary": 300}, True, None),
+        ({"vocabulary": 300, "quantization": "q5_0"}, True, "q5_0"),
+        ({"layers": 2}, False, None),
+        ({"intermediate_size": 64}, False, None),
+        ({"layers": 2, "intermediate_size": 64, "heal": {"steps": 3}}, False, None),
+        ({"parameters": 80_000_000, "heal": {"steps": 3}}, False, None),
+        ({"max_bytes": "60MB"}, False, "q4_1"),
+        ({"max_bytes": "60MB", "quantization": "q8_0"}, False, "q8_0"),
+        ({"base": OTHER}, False, None),
+    ],
+)
+def test_a_size_says_whether_it_is_pruned_and_what_it_is_rounded_to(size: dict[str, Any], trimmed: bool, grid: Any) -> None:
+    spec = SizeSpec.model_validate(size)
+    assert (spec.trimmed, spec.grid) == (trimmed, grid)
+
+
+def test_what_decides_a_base_has_newer_keys_only_where_they_are_set() -> None:
+    """So that the key of a base that was published before is what it was."""
+    older = {"layers": 2, "vocabulary": None, "base": None}
+    assert SizeSpec(layers=2, heal={"steps": 3}).dump() == older
+    newer = SizeSpec(layers=2, intermediate_size=64, quantization="q4_1")
+    assert newer.dump() == older | {"intermediate_size": 64, "quantization": "q4_1"}
+    assert SizeSpec(parameters=80_000_000).dump() == older | {"layers": None, "parameters": 80_000_000}
 
 
 def test_healing_of_a_size_that_is_not_healed_is_refused(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ for folder in folders:
 """
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma"])
+@pytest.fixture(scope="module", params=["llama", "gemma", "narrow"])
 def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Published:
     return exporting.publish_student(tmp_path_factory.mktemp(request.param), request.param)
 

@@ -18,7 +18,7 @@ from factory.export.parity import ParityText, embed, model_log_probs
 from factory.inference import LoadedVersion, load_version
 from factory.models.chat import completion_ids, prompt_ids
 
-ARCHITECTURES = ["llama", "gemma"]
+ARCHITECTURES = ["llama", "gemma", "narrow"]
 
 
 def load_student(root: Path, architecture: str = "llama") -> LoadedVersion:

@@ -54,6 +54,7 @@ def gemma(*kept: int) -> PreTrainedModel:
 
 MODELS = {
     "llama": tiny.llama,
+    "llama, narrower": tiny.narrow,
     "gemma": lambda: gemma(0, 1, 2, 3, 4, 5, 6),
     "gemma pruned: sliding, full, full, sliding": lambda: gemma(0, 2, 5, 6),
     "gemma pruned: full only": lambda: gemma(2, 5),
@@ -131,7 +132,7 @@ def test_fewer_bits_give_smaller_files_and_larger_kl(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quantization", ["f16", "q8_0", "q4"])
-@pytest.mark.parametrize("name", ["llama", "gemma pruned: sliding, full, full, sliding"])
+@pytest.mark.parametrize("name", ["llama", "llama, narrower", "gemma pruned: sliding, full, full, sliding"])
 def test_dequantized_weights_predict_what_llamacpp_predicts(name: str, quantization: str, tmp_path: Path) -> None:
     model, path = MODELS[name](), tmp_path / "base.gguf"
     before = transformers_log_probs(model)

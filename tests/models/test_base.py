@@ -26,13 +26,13 @@ from factory.models.base import (
     load_base,
     load_external_base,
     load_student,
-    prune_teacher,
     save_base,
     trim_teacher,
     trimming_cost,
 )
 from factory.models.chat import NO_CONTEXTS, stop_tokens
-from factory.models.forward import check_head
+from factory.models.cutting import prune_teacher
+from factory.models.dimensions import Dimensions
 from factory.models.scoring import student_batches
 from factory.models.teacher import Teacher
 
@@ -60,8 +60,8 @@ def trimmed_pair() -> tuple[Teacher, Teacher, tuple[int, ...]]:
     return teacher, trim_teacher(teacher, tokens), tokens
 
 
-def pruned(teacher: Teacher | None = None, layers: int = 2) -> Base:
-    return prune_teacher(teacher or tiny.teacher(), None, layers, student_batches(tiny.sequences(6), 6)[0])
+def pruned() -> Base:
+    return prune_teacher(tiny.teacher(), None, [Dimensions(2, 64)], tiny.sequences(6)).base
 
 
 def with_adapter(base: Base) -> PeftModel:
@@ -130,22 +130,6 @@ def test_a_slow_tokenizer_cannot_be_trimmed() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- base
-
-
-@pytest.mark.parametrize("make", [tiny.llama, tiny.gemma])
-def test_a_pruned_base_is_a_whole_float32_model_that_knows_its_layers_and_stops(make: Any) -> None:
-    teacher = Teacher.of(make(), tiny.tokenizer(), "tiny")
-    depth = teacher.model.config.num_hidden_layers
-    base = pruned(teacher)
-    assert base.shape.layers is not None and len(base.shape.layers) == 2 == base.model.config.num_hidden_layers
-    assert base.model.dtype == torch.float32 and base.model.generation_config.eos_token_id == stop_tokens(base.tokenizer)
-    assert teacher.model.config.num_hidden_layers == depth and base.model is not teacher.model
-    check_head(base.model)
-
-
-def test_all_layers_kept_is_the_teacher_itself() -> None:
-    teacher = tiny.teacher()
-    torch.testing.assert_close(logits(pruned(teacher, layers=4).model), logits(teacher.model))
 
 
 def test_a_base_comes_back_from_disk_with_the_same_bfloat16_logits(tmp_path: Path) -> None:

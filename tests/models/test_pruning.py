@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from transformers import (
 )
 
 from factory.errors import TrainingError
-from factory.models.forward import Batch, make_batch
-from factory.models.pruning import layers_to_keep, prune_layers
+from factory.models.calibration import calibration_batches, mean_kl
+from factory.models.pruning import FINALISTS, SCREENED, prune_layers, removal_order
+from factory.models.tokenize import TokenizedExample
 
 SHARED: dict[str, Any] = {
     "vocab_size": 64,
@@ -61,9 +63,12 @@ def qwen() -> PreTrainedModel:
 MODELS = pytest.mark.parametrize("make", [llama, gemma, qwen])
 
 
-def batch() -> Batch:
+def examples(count: int = 4, context: int = 3) -> list[TokenizedExample]:
+    """With a context of so many tokens, which the teacher alone sees."""
     torch.manual_seed(1)
-    return make_batch(torch.randint(3, 64, (3, 4)).tolist(), torch.randint(3, 64, (3, 5)).tolist())
+    shown = torch.randint(3, 64, (context,)).tolist()
+    rows = [torch.randint(3, 64, (9,)).tolist() for _ in range(count)]
+    return [TokenizedExample(row[:4], [*shown, *row[:4]], row[4:]) for row in rows]
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
@@ -71,51 +76,57 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
         return model(input_ids=torch.arange(3, 27).view(2, 12)).logits
 
 
-def divergence(model: PreTrainedModel, keep: list[int]) -> float:
-    """KL(whole ‖ pruned) at completion positions, from two whole models."""
+def divergence(model: PreTrainedModel, keep: list[int], of: list[TokenizedExample]) -> float:
+    """KL(whole ‖ pruned), from two whole models."""
     pruned = copy.deepcopy(model)
     prune_layers(pruned, keep)
-    one = batch()
-    with torch.no_grad():
-        p, q = (m(one.input_ids).logits[one.predicts].log_softmax(-1) for m in (model, pruned))
-    return float((p.exp() * (p - q)).sum(-1).mean())
+    return mean_kl(model, pruned, calibration_batches(of, model.device))
+
+
+def least(model: PreTrainedModel, kept: list[int], candidates: Iterable[int], of: list[TokenizedExample]) -> int:
+    return min(candidates, key=lambda out: divergence(model, [i for i in kept if i != out], of))
 
 
 @MODELS
-def test_the_layer_leaves_without_which_the_divergence_is_least(make: Any) -> None:
-    model = make()
-    five = layers_to_keep(model, batch(), 5)
-    others = [[i for i in range(6) if i != out] for out in range(6)]
-    assert five == min(others, key=lambda keep: divergence(model, keep))
-    four = layers_to_keep(model, batch(), 4)
-    assert four == min(([i for i in five if i != out] for out in five), key=lambda keep: divergence(model, keep))
+@pytest.mark.parametrize("context", [0, 3])
+def test_the_layer_leaves_without_which_the_divergence_is_least(make: Any, context: int) -> None:
+    model, seen = make(), examples(context=context)
+    first = least(model, list(range(6)), range(6), seen)
+    left = [i for i in range(6) if i != first]
+    assert removal_order(model, seen, 4) == [first, least(model, left, left, seen)]
+
+
+def test_all_examples_decide_among_the_best_of_the_screened_ones() -> None:
+    model, seen = llama(), examples(3 * SCREENED)
+    by_screen = sorted(range(6), key=lambda out: divergence(model, [i for i in range(6) if i != out], seen[:SCREENED]))
+    assert removal_order(model, seen, 5) == [least(model, list(range(6)), by_screen[:FINALISTS], seen)]
 
 
 def test_a_layer_that_changes_nothing_leaves_first() -> None:
     model = llama()
     for projection in (model.model.layers[2].self_attn.o_proj, model.model.layers[2].mlp.down_proj):
         torch.nn.init.zeros_(projection.weight)
-    assert layers_to_keep(model, batch(), 5) == [0, 1, 3, 4, 5]
+    assert removal_order(model, examples(), 5) == [2]
 
 
 def test_choosing_layers_leaves_the_model_as_it_was() -> None:
     model = llama()
     before = logits(model)
-    assert len(layers_to_keep(model, batch(), 1)) == 1
-    assert layers_to_keep(model, batch(), 6) == list(range(6))
+    assert len(removal_order(model, examples(), 1)) == 5
+    assert removal_order(model, examples(), 6) == []
     assert torch.equal(logits(model), before)
     assert not model.model.layers[0]._forward_pre_hooks
 
 
-def test_a_batch_without_completions_is_an_error() -> None:
+def test_examples_without_completions_are_an_error() -> None:
     with pytest.raises(TrainingError, match="no completion position"):
-        layers_to_keep(llama(), make_batch([[3, 4, 5]], [[]]), 5)
+        removal_order(llama(), [TokenizedExample([3, 4], [3, 4], [])], 5)
 
 
 @pytest.mark.parametrize("n", [0, 7])
 def test_more_layers_than_there_are_is_an_error(n: int) -> None:
     with pytest.raises(TrainingError, match=f"student of {n} layers .* teacher of 6 layers"):
-        layers_to_keep(llama(), batch(), n)
+        removal_order(llama(), examples(), n)
 
 
 @MODELS

@@ -17,7 +17,8 @@ from support.workplace import BIRDS, STARS, Workplace, domain, two_contexts
 from factory.config.schema import FamilySpec
 from factory.errors import TrainingError, UsageError
 from factory.models.base import choose_tokens, load_base
-from factory.pipeline.base import choose_base, publish_base
+from factory.pipeline.base import publish_base
+from factory.pipeline.base_choice import choose_base
 from factory.pipeline.context import BuildContext, FamilyModels, resolve_models
 from factory.pipeline.plan import plan
 from factory.registry.manifest import BaseManifest
@@ -259,6 +260,9 @@ def test_none_makes_no_assistant(with_models: Workplace) -> None:
         ({"midi": {"layers": 2, "vocabulary": 350}}, "auto", "micro", "midi"),  # the next larger
         ({"midi": {"layers": 2, "vocabulary": 350}}, ("mini",), "micro", "mini"),
         ({"midi": {"layers": 2, "vocabulary": 320}}, "auto", "micro", "mini"),  # other tokens
+        ({"midi": {"layers": 2, "vocabulary": 350, "intermediate_size": 32}}, "auto", "micro", "mini"),  # fewer neurons
+        ({"midi": {"layers": 2, "vocabulary": 350, "intermediate_size": 32}}, "auto", "midi", "mini"),
+        ({"wide": {"vocabulary": 350, "intermediate_size": 32}}, "auto", "wide", None),  # states no layers
     ],
 )
 def test_the_assistant_is_the_next_larger_size_with_as_many_tokens(
@@ -300,6 +304,55 @@ def test_a_base_that_healing_made_worse_warns(with_models: Workplace) -> None:
     assert found.healing.after["kl"].value > found.healing.before["kl"].value
     (warning,) = found.warnings
     assert "closer to its teacher" in warning
+
+
+# ------------------------------------------------------------------------------------------------------------------- kinds
+
+
+def test_a_base_of_narrower_mlps_says_so_and_loads(with_models: Workplace) -> None:
+    write_family(with_models, sizes={"mini": {"vocabulary": 350, "intermediate_size": 32}})
+    version = publish(with_models)
+    base = manifest(version)
+    assert base.layers == (0, 1, 2, 3) and base.intermediate_size == 32 and base.healing is not None
+    model: Any = load_base(version.folder, CPU).model
+    assert model.config.intermediate_size == model.model.layers[3].mlp.down_proj.in_features == 32
+    assert "neurons kept of every MLP" in with_models.run("show", "default-mini-base", "--all-metrics").stdout
+    assert choice(with_models) == ("default-mini-base@1", "")
+
+
+def test_a_budget_of_parameters_is_spent_on_the_depth_and_width_that_lose_least(with_models: Workplace) -> None:
+    write_family(with_models, sizes={"mini": {"vocabulary": 350, "parameters": 40_000}})
+    base = manifest(publish(with_models, force=True))  # too close to this teacher to be taught by it
+    found = base.size_choice
+    assert found is not None and base.parameters <= 40_000
+    assert [(one.layers, one.intermediate_size) for one in found.candidates] == [(4, 32), (3, 64)]
+    best = min(found.candidates, key=lambda one: one.kl)
+    assert found.candidates[found.chosen] == best and best.parameters == base.parameters
+    assert len(base.layers or ()) == best.layers and best.vocabulary == base.vocabulary.kept
+    shown = with_models.run("show", "default-mini-base", "--all-metrics").stdout
+    assert "why this size" in shown and "4 layers, 32 neurons" in shown
+
+
+@pytest.mark.parametrize(
+    ("size", "why"),
+    [
+        ({"layers": 5}, "a student of 5 layers cannot be cut from a teacher of 4 layers"),
+        ({"intermediate_size": 64}, "an MLP of 64 neurons cannot be cut from a teacher's of 64; keep fewer"),
+        ({"parameters": "1M"}, r"a budget of 1,000,000 holds the whole teacher with its 360 tokens \(48,672\)"),
+        (
+            {"parameters": 9_000},
+            r"a budget of 9,000 does not hold a layer of the teacher with 360 tokens \(.*\): give more",
+        ),
+    ],
+)
+def test_a_size_that_the_teacher_does_not_hold_is_refused_by_plan_and_build(
+    size: dict[str, Any], why: str, with_models: Workplace
+) -> None:
+    write_family(with_models, sizes={"mini": size})
+    for refused in (lambda: plan(with_models.context(), ["plants"], "mini"), lambda: publish(with_models)):
+        with pytest.raises(TrainingError, match=why):
+            refused()
+    assert not (with_models.root / "home" / "data").exists()  # nothing was made for it
 
 
 # ----------------------------------------------------------------------------------------------------------------- trimmed
@@ -371,7 +424,7 @@ def test_the_plan_for_a_trimmed_base_has_no_other_domain(with_models: Workplace)
     assert "nothing to heal" in steps["base default-full-base"].detail
 
 
-@pytest.mark.parametrize("module", ["healing", "trimmed"])
+@pytest.mark.parametrize("module", ["cutting", "trimmed"])
 def test_tokens_are_chosen_by_the_contexts_of_domains_and_of_sources(
     module: str, with_models: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,8 @@ from factory.distill.trainer import TrainingReport
 from factory.errors import DataError, SpecError, TrainingError
 from factory.pipeline import adapter, evaluate, teacher_adaptation
 from factory.pipeline.adapter import adapter_training_set, check_targets, training_teacher
-from factory.pipeline.base import choose_base, make_base
+from factory.pipeline.base import make_base
+from factory.pipeline.base_choice import choose_base
 from factory.pipeline.build import build_student
 from factory.pipeline.context import BuildContext, FamilyModels, resolve_models
 from factory.pipeline.dataset import DomainDataset, dataset_key, find_dataset, make_dataset, router_key

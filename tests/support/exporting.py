@@ -67,8 +67,11 @@ def publish_base(registry: Registry, architecture: str = "llama", grid: Grid | N
 
 
 def model_and_tokenizer(architecture: str) -> tuple[Any, PreTrainedTokenizerFast]:
-    """Llama with ChatML and byte-level BPE, or Gemma with questions and answers and a SentencePiece-style tokenizer."""
-    if architecture == "llama":
-        return tiny.llama(), tiny.tokenizer()
+    """Llama with ChatML and byte-level BPE, or Gemma with questions and answers and a SentencePiece-style tokenizer.
+
+    "narrow" is the Llama with half of its neurons.
+    """
+    if architecture != "gemma":
+        return tiny.narrow() if architecture == "narrow" else tiny.llama(), tiny.tokenizer()
     tokenizer = tiny.sentencepiece(QUESTIONS)
     return tiny.gemma(vocabulary=len(tokenizer)), tokenizer

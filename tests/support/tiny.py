@@ -19,9 +19,11 @@ from transformers import (
 
 from factory.config.schema import TeacherContext, TeacherContexts, Turn
 from factory.models.base import Base, Shape
+from factory.models.calibration import calibration_batches
 from factory.models.chat import NO_CONTEXT
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample, tokenize_examples
+from factory.models.width import prune_width
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -171,6 +173,13 @@ def gemma(layers: int = 3, width: int = 32, seed: int = 0, vocabulary: int = 360
         query_pre_attn_scalar=8,
     )
     return Gemma3ForCausalLM(config).eval()
+
+
+def narrow() -> PreTrainedModel:
+    """The Llama with 32 of its 64 neurons in every MLP."""
+    model = llama()
+    prune_width(model, 32, calibration_batches(sequences(8), CPU))
+    return model
 
 
 def teacher(model: PreTrainedModel | None = None) -> Teacher:

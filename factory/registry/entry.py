@@ -1,0 +1,36 @@
+"""What the parts of a manifest are made of: frozen entries, and measured values with their interval."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic.dataclasses import dataclass
+
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # null in a file: not finite
+
+
+class Entry(BaseModel):
+    """A frozen part of a manifest that refuses fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class MetricValue:
+    """``MetricValue(0.412, 0.380, 0.440, 5120, 24)``: a measured value, its 95 % interval and n; NaN where it was not measured.
+
+    ``n`` counts completion tokens unless the metric says otherwise. ``clusters`` are the independent rows that were resampled for
+    the interval (templates, documents, topics); None where nothing was.
+    """
+
+    value: Number
+    low: Number
+    high: Number
+    n: int
+    clusters: int | None = None
+
+    def __str__(self) -> str:
+        """``0.412 [0.380, 0.440]``."""
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
