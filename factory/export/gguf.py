@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from gguf import (
     LlamaFileType,
     get_tensor_name_map,
 )
+from gguf.constants import GGUF_DEFAULT_ALIGNMENT
 from gguf.quants import dequantize, quantize
 from numpy.typing import NDArray
 from safetensors.torch import load_file
@@ -36,6 +38,7 @@ from factory.cache import atomic_file
 from factory.config.quantization import DEFAULT, GRIDS, Grid, Quantization
 from factory.errors import ExportError
 from factory.export.gguf_tokenizer import write_tokenizer
+from factory.models.dimensions import empty_model
 from factory.registry.versions import Version
 
 
@@ -108,22 +111,67 @@ def write_base_gguf(
     if quantization not in QUANTIZATIONS:
         raise ExportError(f"unknown quantization {quantization!r}; available: {', '.join(QUANTIZATIONS)}")
     with _gguf_file(path, architecture) as writer:
-        writer.add_type(GGUFType.MODEL)
-        writer.add_name(name)
-        writer.add_license(license)
-        writer.add_file_type(QUANTIZATIONS[quantization].file_type)
-        _write_config(writer, config)
-        write_tokenizer(writer, tokenizer, config.vocab_size)
-        names = get_tensor_name_map(architecture.name, config.num_hidden_layers)
-        for key, weight in model.state_dict().items():
-            if key == "lm_head.weight" and config.tie_word_embeddings:
-                continue  # without a head llama.cpp uses the embedding
-            target = names.get_name(key, try_suffixes=(".weight",))
-            if target is None:
-                raise ExportError(f"llama.cpp's {MODEL_ARCH_NAMES[architecture.name]} architecture has no tensor for {key}")
-            values = _as_llamacpp(key, weight, config)
-            kind = _tensor_type(target, values, QUANTIZATIONS[quantization])
-            writer.add_tensor(target, quantize(values, kind), raw_dtype=kind)
+        _write_metadata(writer, config, tokenizer, quantization, name=name, license=license)
+        for target, key, weight, kind in _tensors(model, quantization):
+            writer.add_tensor(target, quantize(_as_llamacpp(key, weight, config), kind), raw_dtype=kind)
+
+
+def _write_metadata(
+    writer: GGUFWriter, config: Any, tokenizer: PreTrainedTokenizerBase, quantization: str, *, name: str, license: str
+) -> None:
+    writer.add_type(GGUFType.MODEL)
+    writer.add_name(name)
+    writer.add_license(license)
+    writer.add_file_type(QUANTIZATIONS[quantization].file_type)
+    _write_config(writer, config)
+    write_tokenizer(writer, tokenizer, config.vocab_size)
+
+
+def _tensors(model: PreTrainedModel, quantization: str) -> Iterator[tuple[str, str, Tensor, Types]]:
+    """llama.cpp's name of each tensor, the model's own, its weight, and the type that it is written in."""
+    config: Any = model.config.get_text_config()
+    architecture = _architecture(config)
+    names = get_tensor_name_map(architecture.name, config.num_hidden_layers)
+    for key, weight in model.state_dict().items():
+        if key == "lm_head.weight" and config.tie_word_embeddings:
+            continue  # without a head llama.cpp uses the embedding
+        target = names.get_name(key, try_suffixes=(".weight",))
+        if target is None:
+            raise ExportError(f"llama.cpp's {MODEL_ARCH_NAMES[architecture.name]} architecture has no tensor for {key}")
+        yield target, key, weight, _tensor_type(target, tuple(weight.shape), QUANTIZATIONS[quantization])
+
+
+def gguf_bytes(config: PreTrainedConfig, quantization: str, metadata: int) -> int:
+    """``gguf_bytes(model.config, "q4_1", gguf_metadata_bytes(...))``: of the file that ``write_base_gguf`` would write.
+
+    No weights are needed. Raises: ExportError for an architecture that it would not write.
+    """
+    descriptions, values = 0, 0
+    for target, _, weight, kind in _tensors(empty_model(config), quantization):
+        block, size = GGML_QUANT_SIZES[kind]
+        descriptions += 8 + len(target) + 4 + 8 * weight.ndim + 4 + 8  # name, dimensions, type, offset
+        values += GGUFWriter.ggml_pad(weight.numel() // block * size, GGUF_DEFAULT_ALIGNMENT)
+    return GGUFWriter.ggml_pad(metadata + descriptions, GGUF_DEFAULT_ALIGNMENT) + values
+
+
+def gguf_metadata_bytes(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, quantization: str, *, name: str, license: str
+) -> int:
+    """``gguf_metadata_bytes(model.config, tokenizer, "q4_1", name="small", license="mit")``: of what precedes the tensors.
+
+    Nearly all of it are the tokens and their merges. Raises: ExportError as ``write_base_gguf`` does.
+    """
+    text: Any = config.get_text_config()
+    architecture = _architecture(text)
+    _check_config(text)
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "metadata.gguf")
+        writer = GGUFWriter(path, MODEL_ARCH_NAMES[architecture.name])
+        _write_metadata(writer, text, tokenizer, quantization, name=name, license=license)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        return path.stat().st_size
 
 
 @torch.no_grad()
@@ -257,8 +305,8 @@ def _module(key: str) -> str:
     return key.removesuffix(".weight").rpartition(".")[2]
 
 
-def _tensor_type(target: str, values: NDArray[np.float32], quantization: _Quantization) -> GGMLQuantizationType:
-    if values.ndim == 1:
+def _tensor_type(target: str, shape: tuple[int, ...], quantization: _Quantization) -> GGMLQuantizationType:
+    if len(shape) == 1:
         return Types.F32
     if target in ("token_embd.weight", "output.weight"):
         wanted = quantization.embedding
@@ -269,7 +317,7 @@ def _tensor_type(target: str, values: NDArray[np.float32], quantization: _Quanti
     else:
         wanted = quantization.other
     block, _ = GGML_QUANT_SIZES[wanted]
-    return Types.F16 if values.shape[-1] % block else wanted
+    return Types.F16 if shape[-1] % block else wanted
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from factory.cache import remove_folder
+from factory.config.schema import SizeSpec
 from factory.distill.gradients import gradient_warnings
 from factory.energy import Meter
-from factory.evaluation.fidelity import fixed_model
 from factory.evaluation.healing import healing_warnings
 from factory.models.base import Base, count_parameters, load_base, save_base, trim_teacher
 from factory.models.dimensions import check_size, whole_dimensions
@@ -25,8 +25,9 @@ from factory.pipeline.base_choice import base_manifest, base_name, choose_base, 
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.cutting import CutBase, choose_base_tokens, cut_base
 from factory.pipeline.dataset import DomainDataset, make_dataset
+from factory.pipeline.device import fit_device, size_options
 from factory.pipeline.healing import HealedBase, choose_path, direct_path, heal_base, heal_folder
-from factory.pipeline.precheck import check_domain, require_teacher
+from factory.pipeline.precheck import require_teachers
 from factory.pipeline.provenance import energy_info, family_fields
 from factory.pipeline.trimmed import TrimmedBase, trim_base, vocabulary_info
 from factory.registry.manifest import BaseDomain, BaseManifest, PathChoice, Training
@@ -80,32 +81,46 @@ def publish_base(
     """
     spec, named = context.family.sizes[size], context.family.teacher_assistant(size)
     check_size(spec, models.teacher.config)
-    if spec.trimmed:
-        trimmed = trim_base(context, models, spec)
-        rounded = round_base(trimmed.base, spec.grid, trimmed.calibration)
-        return _publish(context, rounded.base, _trimmed_manifest(context, models, size, trimmed, rounded))
     if assistant is None and named is not None:
         assistant = make_base(context, models, named, rebuild=rebuild).version
+    key = settings_key(context, models.teacher_files.sha256, size)
     context = context.of_size(size)
+    made, datasets = _make(context, models, spec, assistant)
+    if isinstance(made, TrimmedBase):
+        rounded = round_base(made.base, spec.grid, made.calibration)
+        return _publish(context, rounded.base, _trimmed_manifest(context, models, size, key, made, rounded))
+    models.teacher.release()  # it has written the data and been measured; from here on the trimmed one is asked
+    if assistant is None:
+        path, choice = direct_path(context, models, made, datasets), None
+    else:
+        path, choice = choose_path(context, models, made, spec, assistant, datasets)
+    healed = heal_base(context, path, made.teacher, datasets)
+    rounded = round_base(healed.base, spec.grid, made.batches[:1])
+    manifest = _healed_manifest(context, models, size, key, made, healed, rounded, choice, datasets)
+    version = _publish(context, rounded.base, manifest)
+    remove_folder(heal_folder(context, path, context.settings().heal))
+    return version
+
+
+def _make(
+    context: BuildContext, models: FamilyModels, size: SizeSpec, assistant: Version | None
+) -> tuple[TrimmedBase | CutBase, list[DomainDataset]]:
+    """A base that is not healed yet, and the data to heal it on: none for one that needs no healing."""
+    if size.trimmed:
+        return trim_base(context, models, size), []
+    options = size_options(models, size) if size.max_bytes is not None else []
+    if options and all(option.size.trimmed for option in options):
+        return fit_device(context, models, options, []), []
     datasets = [make_dataset(context, models, domain.unadapted()) for domain in context.public_domains]
+    if options:
+        return fit_device(context, models, options, datasets), datasets
     if assistant is not None:
         tokens = load_base(assistant.folder, context.device).shape.tokens
     else:
-        tokens = choose_base_tokens(context, models, spec, datasets)
-    cut = cut_base(context, models, spec, datasets, tokens)
-    for data in datasets:
-        check = check_domain(context, models, data, cut.teacher, fixed_model(cut.base.model), tokens)
-        require_teacher(context, data, check)
-    models.teacher.release()  # it has written the data and been measured; from here on the trimmed one is asked
-    if assistant is None:
-        path, choice = direct_path(context, models, cut, datasets), None
-    else:
-        path, choice = choose_path(context, models, cut, spec, assistant, datasets)
-    healed = heal_base(context, path, cut.teacher, datasets)
-    rounded = round_base(healed.base, spec.grid, cut.batches[:1])
-    version = _publish(context, rounded.base, _healed_manifest(context, models, size, cut, healed, rounded, choice, datasets))
-    remove_folder(heal_folder(context, path, context.settings().heal))
-    return version
+        tokens = choose_base_tokens(context, models, size, datasets)
+    cut = cut_base(context, models, size, datasets, tokens)
+    require_teachers(context, models, datasets, cut)
+    return cut, datasets
 
 
 def _publish(context: BuildContext, base: Base, manifest: BaseManifest) -> Version:
@@ -116,7 +131,7 @@ def _publish(context: BuildContext, base: Base, manifest: BaseManifest) -> Versi
 
 
 def _trimmed_manifest(
-    context: BuildContext, models: FamilyModels, size: str, trimmed: TrimmedBase, rounded: RoundedBase
+    context: BuildContext, models: FamilyModels, size: str, key: str, trimmed: TrimmedBase, rounded: RoundedBase
 ) -> BaseManifest:
     """Trained on nothing, so that every domain's examples are its adapter's."""
     return BaseManifest(
@@ -126,10 +141,11 @@ def _trimmed_manifest(
         path=("teacher",),
         parameters=count_parameters(trimmed.base.model),
         layers=trimmed.base.shape.layers,
+        size_choice=trimmed.choice,
         vocabulary=trimmed.vocabulary,
         quantization=rounded.grid,
         quantization_kl=rounded.kl,
-        settings_key=settings_key(context, models.teacher_files.sha256, size),
+        settings_key=key,
         domains={},
         dataset=merge_dataset_infos([]),
         training=Training(curve=(), config={}, examples=0),
@@ -142,6 +158,7 @@ def _healed_manifest(
     context: BuildContext,
     models: FamilyModels,
     size: str,
+    key: str,
     cut: CutBase,
     healed: HealedBase,
     rounded: RoundedBase,
@@ -163,7 +180,7 @@ def _healed_manifest(
         quantization=rounded.grid,
         quantization_kl=rounded.kl,
         healing=healed.report,
-        settings_key=settings_key(context, models.teacher_files.sha256, size),
+        settings_key=key,
         domains={data.spec.name: BaseDomain(dataset_key=data.key, fingerprint=data.manifest.fingerprint) for data in datasets},
         dataset=merge_dataset_infos([data.info for data in datasets]),
         training=Training(

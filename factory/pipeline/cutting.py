@@ -35,7 +35,8 @@ class CutBase:
     vocabulary_cost: dict[str, float]  # kept_mass, kl_to_full_teacher, positions
     calibration: tuple[TokenizedExample, ...]  # on which layers and neurons were chosen
     batches: tuple[Batch, ...]  # the same, as a student sees it
-    choice: SizeChoice | None = None  # what a budget of parameters was spent on
+    tokens: tuple[int, ...] | None  # of the whole teacher's
+    choice: SizeChoice | None = None  # what its budget was spent on, where it has one
 
 
 def cut_base(
@@ -63,7 +64,7 @@ def cut_base(
         cost = trimming_cost(models.teacher, teacher, tokens, batches)
         advance(1)
     choice = _choice(pruned.tried, len(teacher.tokenizer), len(examples)) if pruned.tried else None
-    return CutBase(pruned.base, teacher, cost, tuple(examples), batches, choice)
+    return CutBase(pruned.base, teacher, cost, tuple(examples), batches, tokens, choice)
 
 
 def _wanted(size: SizeSpec, teacher: Teacher) -> list[Dimensions]:

@@ -26,7 +26,7 @@ from factory.models.base import Base, assistant_teacher, count_parameters, layer
 from factory.models.cutting import prune_teacher
 from factory.models.dimensions import dimensions_of
 from factory.models.teacher import Teacher
-from factory.models.tokenize import tokenize_examples
+from factory.models.tokenize import TokenizedExample, tokenize_examples
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.cutting import CutBase, to_device
 from factory.pipeline.dataset import DomainDataset
@@ -35,7 +35,7 @@ from factory.registry.manifest import HealingReport, PathChoice
 from factory.registry.versions import Version
 
 HELD_OUT_EXAMPLES = 48  # of each domain, behind the healing report
-PROBE_SHARE = 1 / 8  # of the healing steps, after which two paths are compared
+PROBE_SHARE = 1 / 8  # of the healing steps, after which bases are compared
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,15 @@ class DistillationPath:
     teacher: Teacher
     training_set: TrainingSet
     layers: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Healing:
+    """How a base was trained, and what it is beside its teacher on held-out text."""
+
+    training: TrainingReport
+    report: HealingReport
+    sums: ExampleSums  # after it
 
 
 @dataclass(frozen=True)
@@ -112,11 +121,11 @@ def choose_path(
         reason = f"the family file names {assistant.manifest.size}"
         return assisted, PathChoice(chosen="teacher_assistant", teacher_assistant=assistant.reference, reason=reason)
     paths = {path.name: path for path in (direct_path(context, models, cut, datasets), assisted)}
-    probes = {name: _probe(context, path, cut.teacher, datasets) for name, path in paths.items()}
-    helps, ahead = teacher_assistant_helps(probes["direct"][1], probes["teacher_assistant"][1], context.bootstrap)
+    probes = {name: probe(context, path, cut.teacher, datasets) for name, path in paths.items()}
+    helps, ahead = teacher_assistant_helps(probes["direct"].sums, probes["teacher_assistant"].sums, context.bootstrap)
     chosen: Literal["direct", "teacher_assistant"] = "teacher_assistant" if helps else "direct"
     reason = (
-        f"after {probes['direct'][0].steps} steps each, the teacher assistant's path is {'' if helps else 'not '}ahead beyond "
+        f"after {probe_steps(context)} steps each, the teacher assistant's path is {'' if helps else 'not '}ahead beyond "
         f"the interval: {ahead} nats/token, n {ahead.n:,}"
     )
     choice = PathChoice(
@@ -124,23 +133,35 @@ def choose_path(
         teacher_assistant=assistant.reference,
         reason=reason,
         ahead=ahead,
-        probes={name: report for name, (report, _) in probes.items()},
+        probes={name: one.report for name, one in probes.items()},
     )
     return paths[chosen], choice
 
 
-def _probe(
-    context: BuildContext, path: DistillationPath, teacher: Teacher, datasets: Sequence[DomainDataset]
-) -> tuple[HealingReport, ExampleSums]:
-    """A short healing of a copy of the path's base, and its sums beside the teacher after it."""
+def probe(
+    context: BuildContext,
+    path: DistillationPath,
+    teacher: Teacher,
+    datasets: Sequence[DomainDataset],
+    whole: Teacher | None = None,
+) -> Healing:
+    """``probe(context, path, cut.teacher, datasets).sums``: a short healing of a copy of the path's base.
+
+    ``whole`` is the teacher with all of its tokens, where bases of different vocabularies are compared.
+    """
     config = context.settings().heal
-    short = config.model_copy(update={"steps": max(1, round(config.steps * PROBE_SHARE))})
+    short = config.model_copy(update={"steps": probe_steps(context)})
     tried = replace(path, base=replace(path.base, model=copy.deepcopy(path.base.model)))
     folder = heal_folder(context, tried, short)
     with context.meter.stage("probe"):
-        _, report, after = _heal(context, tried, teacher, datasets, short, folder, f"probe, {path.name}")
+        healing = _heal(context, tried, teacher, datasets, short, folder, f"probe, {path.name}", whole)
     remove_folder(folder)
-    return report, after
+    return healing
+
+
+def probe_steps(context: BuildContext) -> int:
+    """``probe_steps(context)``: an eighth of the healing's."""
+    return max(1, round(context.settings().heal.steps * PROBE_SHARE))
 
 
 # --------------------------------------------------------------------------------------------------------------------- heal
@@ -154,9 +175,9 @@ def heal_base(context: BuildContext, path: DistillationPath, teacher: Teacher, d
     config = context.settings().heal
     folder = heal_folder(context, path, config)
     with context.meter.stage("heal"):
-        training, report, _ = _heal(context, path, teacher, datasets, config, folder, "healing")
+        healing = _heal(context, path, teacher, datasets, config, folder, "healing")
     base = replace(path.base, shape=replace(path.base.shape, layers=path.layers))
-    return HealedBase(base, path, training, report)
+    return HealedBase(base, path, healing.training, healing.report)
 
 
 def heal_folder(context: BuildContext, path: DistillationPath, config: HealConfig) -> Path:
@@ -186,13 +207,10 @@ def _heal(
     config: HealConfig,
     folder: Path,
     what: str,
-) -> tuple[TrainingReport, HealingReport, ExampleSums]:
-    """Trains the path's base in place: how that went, and what it was beside the teacher before and is after."""
-    held_out = [
-        one
-        for data in datasets
-        for one in tokenize_examples(data.held_out[:HELD_OUT_EXAMPLES], teacher.tokenizer, data.spec.contexts)
-    ]
+    whole: Teacher | None = None,
+) -> Healing:
+    """Trains the path's base in place, measured beside the teacher before and after."""
+    held_out = held_out_examples(datasets, teacher)
     base, candidates = path.base, {"student": fixed_model(path.base.model)}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"), context.progress(f"base: {what}", config.steps) as advance:
@@ -205,6 +223,15 @@ def _heal(
         training = distill(
             base.model, base, path.teacher, path.training_set, config, folder=folder, seed=context.seed, progress=advance
         )
-        after = measure(teacher, candidates, held_out)["student"]
+        after = measure(teacher, candidates, held_out, whole=whole)["student"]
     teacher.release()
-    return training, healing_report(config.steps, before, after, context.bootstrap), after
+    return Healing(training, healing_report(config.steps, before, after, context.bootstrap), after)
+
+
+def held_out_examples(datasets: Sequence[DomainDataset], teacher: Teacher) -> list[TokenizedExample]:
+    """``held_out_examples(datasets, trimmed_teacher)``: the first 48 of every domain, behind the healing report."""
+    return [
+        one
+        for data in datasets
+        for one in tokenize_examples(data.held_out[:HELD_OUT_EXAMPLES], teacher.tokenizer, data.spec.contexts)
+    ]

@@ -9,15 +9,12 @@ Nothing is made or fetched.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
-from factory.config.schema import DomainSpec, ModelSpec, SizeSpec, TeacherAdaptation
+from factory.config.schema import DomainSpec, ModelSpec, TeacherAdaptation
 from factory.data.dataset import load_dataset_folder
 from factory.models.chat import NO_CONTEXT, prompt_ids
-from factory.models.dimensions import check_size, dimensions_of, parameters_of, resized
 from factory.models.references import is_cached
-from factory.pipeline.base_choice import base_name, choose_base
+from factory.pipeline.base_choice import base_name
 from factory.pipeline.build import BuildOptions
 from factory.pipeline.context import BuildContext, FamilyModels, resolve_models
 from factory.pipeline.dataset import dataset_folder, dataset_key, router_folder
@@ -29,25 +26,13 @@ from factory.pipeline.estimate import (
     generation_seconds,
     matrix_rate,
     scoring_seconds,
-    training_seconds,
 )
+from factory.pipeline.plan_base import BasePlan, base_detail, plan_base
+from factory.pipeline.plan_base import Step as Step
 from factory.pipeline.publish import student_name
 from factory.pipeline.teacher_adaptation import adaptation_folder
-from factory.reports.format import format_number
 
-PRUNING_PASSES = 60  # forward passes over the calibration examples that choosing layers takes, roughly
-TRIMMING_SECONDS = 20.0  # of counting the tokens of what people wrote
 ROUTER_SECONDS = 30.0  # of embedding the texts of a few domains
-
-
-@dataclass(frozen=True)
-class Step:
-    """One line of a plan; ``seconds`` is an estimate, 0 where nothing is left to do, None where it depends on the network."""
-
-    what: str
-    state: Literal["on disk", "to do", "to fetch"]
-    detail: str
-    seconds: float | None = 0.0
 
 
 def plan(context: BuildContext, domains: Sequence[str], size: str, options: BuildOptions | None = None) -> list[Step]:
@@ -63,21 +48,20 @@ def plan(context: BuildContext, domains: Sequence[str], size: str, options: Buil
         return [*steps, *_unknown(context, domains, size, options)]
     models = resolve_models(family, context.specs.root, context.device)
     rate = matrix_rate(context.device)
-    bases = _bases(context, models, size, options, rate)
-    making = any(step.state == "to do" for step in bases) and not family.sizes[size].trimmed
+    base = plan_base(context, models, size, options, rate)
     own = [context.specs.domain(name) for name in dict.fromkeys(domains)]
     return [
         *steps,
         *(step for spec in own for step in _data(context, models, spec, rate)),
-        *(step for spec in _of_base(context, own) if making for step in _data(context, models, spec, rate)),
+        *(step for spec in _of_base(context, own) if base.heals for step in _data(context, models, spec, rate)),
         _router(context),
-        *bases,
+        *base.steps,
         *(
             step
             for name in domains
             for step in (
-                _student(context, models, name, size, options, rate, making=making),
-                _evaluation(context, models, name, size, rate),
+                _student(context, models, name, size, options, rate, base),
+                _evaluation(context, models, name, size, rate, base),
             )
         ),
     ]
@@ -92,7 +76,7 @@ def _unknown(context: BuildContext, domains: Sequence[str], size: str, options: 
         if spec.teacher_adaptation is not None:
             details[f"adapted teacher of {spec.name}"] = _adaptation_detail(spec.teacher_adaptation)
         details[_data_name(context, spec)] = _data_detail(context, spec)
-    details[f"base {base_name(context, size)}"] = _base_detail(context, size)
+    details[f"base {base_name(context, size)}"] = base_detail(context, size)
     for name in domains:
         details[f"student {student_name(name, size)}"] = _student_detail(context, name, options)
         details[f"evaluation of {student_name(name, size)}"] = _evaluation_detail(context, name)
@@ -164,53 +148,6 @@ def _data_detail(context: BuildContext, spec: DomainSpec) -> str:
     return f"at most {config.max_examples} training examples from {len(spec.sources)} sources; the teacher answers the prompts"
 
 
-def _bases(context: BuildContext, models: FamilyModels, size: str, options: BuildOptions, rate: float) -> list[Step]:
-    """The base, after the teacher assistant that it needs."""
-    choice = choose_base(context, models.teacher_files.sha256, size, pinned=options.base, rebuild=options.rebuild_base)
-    if choice.version is not None:
-        detail = f"{choice.version.reference}{f' ({choice.reason})' if choice.reason else ''}"
-        return [Step(f"base {base_name(context, size)}", "on disk", detail)]
-    assistant, spec = context.family.teacher_assistant(size), context.family.sizes[size]
-    check_size(spec, models.teacher.config)
-    before = _bases(context, models, assistant, BuildOptions(), rate) if assistant else []
-    what, reason = f"base {base_name(context, size)}", f"{choice.reason}; " if choice.reason else ""
-    if spec.trimmed:
-        return [Step(what, "to do", reason + _base_detail(context, size), TRIMMING_SECONDS)]
-    heal, domains = context.of_size(size).settings().heal, context.public_domains
-    data = [context.settings(domain).data for domain in domains]
-    scored = sum(one.max_examples * example_tokens(one) for one in data)
-    average = example_tokens(context.settings().data)
-    seconds = scoring_seconds(rate, models.teacher.parameters, PRUNING_PASSES * 16 * average + scored) + training_seconds(
-        rate, _base_parameters(models, spec), heal.steps * heal.batch * average
-    )
-    return [*before, Step(what, "to do", reason + _base_detail(context, size), seconds)]
-
-
-def _base_parameters(models: FamilyModels, spec: SizeSpec) -> int:
-    """Of a base cut from the teacher, at most."""
-    config = models.teacher.config
-    found = parameters_of(resized(config, dimensions_of(spec, config), spec.vocabulary))
-    return min(found, spec.parameters or found)
-
-
-def _base_detail(context: BuildContext, size: str) -> str:
-    spec, heal = context.family.sizes[size], context.of_size(size).settings().heal
-    kept = f"{spec.vocabulary:,} tokens" if spec.vocabulary else "the teacher's vocabulary"
-    if spec.trimmed:
-        return f"all layers of the teacher, {kept}; nothing to heal"
-    made = spec.base.model if spec.base is not None else _cut(spec)
-    on = ", ".join(domain.name for domain in context.public_domains)
-    return f"{made}, {kept}; healed for {heal.steps} steps of {heal.batch} on {on}"
-
-
-def _cut(spec: SizeSpec) -> str:
-    """What is kept of the teacher's layers and neurons."""
-    if spec.parameters is not None:
-        return f"depth and width chosen together for {format_number(spec.parameters, 'parameters')} parameters"
-    layers = f"{spec.layers} layers of the teacher" if spec.layers else "all layers of the teacher"
-    return f"{layers} with {spec.intermediate_size:,} neurons each" if spec.intermediate_size else layers
-
-
 def _student(
     context: BuildContext,
     models: FamilyModels,
@@ -218,20 +155,19 @@ def _student(
     size: str,
     options: BuildOptions,
     rate: float,
-    *,
-    making: bool,
+    base: BasePlan,
 ) -> Step:
     spec = context.specs.domain(name)
-    settings, parameters = context.settings(spec), _base_parameters(models, context.family.sizes[size])
+    settings = context.settings(spec)
     distill, average = settings.distill, example_tokens(settings.data)
-    known = making and spec.teacher_adaptation is None  # scored by the base's teacher, for its healing
+    known = base.heals and spec.teacher_adaptation is None  # scored by the base's teacher, for its healing
     scored = 0 if known else settings.data.max_examples * average
     general = round(distill.general * settings.data.max_examples) * answer_tokens(settings.data)
     trained = distill.steps * distill.batch * average * (2 if options.baselines else 1)
     seconds = (
         scoring_seconds(rate, models.teacher.parameters, scored)
         + generation_seconds(rate, models.teacher.parameters, general)
-        + adapter_seconds(rate, parameters, trained)
+        + adapter_seconds(rate, base.parameters, trained)
     )
     return Step(f"student {student_name(name, size)}", "to do", _student_detail(context, name, options), seconds)
 
@@ -245,9 +181,9 @@ def _student_detail(context: BuildContext, name: str, options: BuildOptions) -> 
     return f"distil for {most}{distill.steps} steps of {distill.batch}{secrets}{sft}"
 
 
-def _evaluation(context: BuildContext, models: FamilyModels, name: str, size: str, rate: float) -> Step:
+def _evaluation(context: BuildContext, models: FamilyModels, name: str, size: str, rate: float, base: BasePlan) -> Step:
     """What is measured before the verdict, of teacher, student and base, and how long that takes."""
-    spec, parameters = context.specs.domain(name), _base_parameters(models, context.family.sizes[size])
+    spec = context.specs.domain(name)
     settings, asked = context.settings(spec), _asked(context, spec)
     config, average, answer = settings.evaluate, example_tokens(settings.data), answer_tokens(settings.data)
     sentences = 2 * config.bias_pairs * bool(spec.bias_pairs) + 4 * config.task_items * len(spec.tasks)
@@ -255,12 +191,12 @@ def _evaluation(context: BuildContext, models: FamilyModels, name: str, size: st
     seconds = (
         evaluation_seconds(
             rate,
-            [models.teacher.parameters, parameters],
+            [models.teacher.parameters, base.parameters],
             scored=scored,
             sentences=sentences,
             written=sum(asked.values()) * answer,
         )
-        + scoring_seconds(rate, parameters, scored)  # the base
+        + scoring_seconds(rate, base.parameters, scored)  # the base
         + generation_seconds(rate, models.teacher.parameters, config.general * answer)
     )
     return Step(f"evaluation of {student_name(name, size)}", "to do", _evaluation_detail(context, name), seconds)

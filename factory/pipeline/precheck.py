@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from factory.errors import TrainingError
-from factory.evaluation.fidelity import Candidate, teacher_model
+from factory.evaluation.fidelity import Candidate, fixed_model, teacher_model
 from factory.evaluation.lm_eval import run_tasks
 from factory.evaluation.teacher_check import TeacherCheck, check_teacher, references
 from factory.models.base import trimming_cost
@@ -13,6 +13,7 @@ from factory.models.scoring import student_batches
 from factory.models.teacher import Teacher
 from factory.models.tokenize import tokenize_examples
 from factory.pipeline.context import BuildContext, FamilyModels
+from factory.pipeline.cutting import CutBase
 from factory.pipeline.dataset import DomainDataset
 
 CHECKED_REFERENCES = 64  # of a domain's held-out references
@@ -53,6 +54,16 @@ def check_domain(
         )
         advance(1)
     return found
+
+
+def require_teachers(context: BuildContext, models: FamilyModels, datasets: Sequence[DomainDataset], cut: CutBase) -> None:
+    """``require_teachers(context, models, datasets, cut)``: before a base is healed on these domains.
+
+    Raises: TrainingError as ``require_teacher`` does.
+    """
+    for data in datasets:
+        check = check_domain(context, models, data, cut.teacher, fixed_model(cut.base.model), cut.tokens)
+        require_teacher(context, data, check)
 
 
 def require_teacher(context: BuildContext, data: DomainDataset, check: TeacherCheck) -> list[str]:

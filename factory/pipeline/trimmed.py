@@ -20,6 +20,7 @@ from factory.models.tokenize import tokenize_examples
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import general_examples, load_domain_examples
 from factory.registry.manifest import VocabularyInfo
+from factory.registry.size_choice import SizeChoice
 
 MAX_TEXTS = 4000  # of each domain, evenly over its sources
 SCORED_TEXTS = 64  # behind the mass that the kept tokens have
@@ -33,6 +34,7 @@ class TrimmedBase:
     teacher: Teacher
     vocabulary: VocabularyInfo
     calibration: tuple[Batch, ...]  # texts of the domains and of the general pool
+    choice: SizeChoice | None = None  # why it is trimmed, where that was one way to fit a device
 
 
 def trim_base(context: BuildContext, models: FamilyModels, size: SizeSpec) -> TrimmedBase:

@@ -233,7 +233,7 @@ def test_auto_tries_both_paths_and_keeps_the_assistant_only_if_it_is_ahead(with_
 
 
 def test_a_named_assistant_teaches_untried_and_the_layers_are_the_original_teacher_s(with_models: Workplace) -> None:
-    write_family(with_models, path=["mini"])
+    write_family(with_models, path=["mini"], sizes=SIZES | {"micro": SIZES["micro"] | {"heal": {"steps": 1}}})
     micro = manifest(publish(with_models, "micro", force=True))
     mini = manifest(with_models.context().registry.resolve("default-mini-base"))
     assert micro.path_choice is not None
@@ -241,6 +241,8 @@ def test_a_named_assistant_teaches_untried_and_the_layers_are_the_original_teach
     assert micro.path == ("teacher", "default-mini-base@1")
     assert set(micro.layers or ()) < set(mini.layers or ())
     assert micro.vocabulary.kept == mini.vocabulary.kept
+    assert micro.training.config["steps"] == 1 and mini.training.config["steps"] == 2
+    assert choice(with_models, "micro") == ("default-micro-base@1", "")
 
 
 def test_none_makes_no_assistant(with_models: Workplace) -> None:

@@ -48,6 +48,24 @@ def test_a_plan_names_what_has_to_be_fetched_and_estimates_nothing(
     assert total_seconds(found) == 0
 
 
+@pytest.mark.parametrize(
+    ("size", "detail"),
+    [
+        ({"layers": 2}, "2 layers of the teacher, the teacher's vocabulary; healed for"),
+        ({"intermediate_size": 32}, "all layers of the teacher with 32 neurons each, the teacher's vocabulary; healed for"),
+        (
+            {"layers": 2, "intermediate_size": 32, "vocabulary": 350},
+            "2 layers of the teacher with 32 neurons each, 350 tokens",
+        ),
+        ({"parameters": 40_000}, "depth and width chosen together for 40.0 k parameters, the teacher's vocabulary; healed for"),
+    ],
+)
+def test_a_plan_says_what_a_base_is_cut_to(size: dict[str, Any], detail: str, with_models: Workplace) -> None:
+    with_models.write("default.family.yaml", with_models.family | {"sizes": {"mini": size}})
+    steps = {step.what: step for step in plan(with_models.context(), ["plants"], "mini")}
+    assert steps["base default-mini-base"].detail.startswith(detail)
+
+
 def test_a_plan_after_a_build_has_only_the_new_student_to_do(built: Workplace) -> None:
     assert states(built, "stars") == {
         "teacher": "on disk",
