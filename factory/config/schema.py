@@ -118,7 +118,11 @@ class SizeSpec(Strict):
     layers: int | None = Field(
         default=None, ge=1, description="Layers kept of the teacher's; without it all are kept, and nothing has to be healed."
     )
-    vocabulary: int | None = Field(default=None, ge=300, description="Tokens kept at most; all of the teacher's if left out.")
+    vocabulary: int | None = Field(
+        default=None,
+        ge=300,
+        description="Tokens kept at most; all of the teacher's if left out. Domains added later may add a tenth as many.",
+    )
     base: ModelSpec | None = Field(default=None, description="A base model in place of a pruned teacher.")
     quantization: Grid | None = Field(
         default=None,

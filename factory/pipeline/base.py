@@ -4,7 +4,7 @@
     base.version.reference      # "default-small-base@1"
 
 A published base is used again as long as its settings and the data it was healed on are what they were. A new domain never
-rebuilds it: the domain's adapter learns from all of its examples instead.
+rebuilds it: the domain's adapter learns from all of its examples instead, and tokens that its text lacks are added.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from factory.cache import cache_key, remove_folder
+from factory.config.schema import DomainSpec
 from factory.distill.gradients import gradient_warnings
 from factory.energy import Meter
 from factory.errors import RegistryError, UsageError
 from factory.evaluation.fidelity import fixed_model
 from factory.evaluation.healing import healing_warnings
-from factory.models.base import Base, count_parameters, load_base, save_base, trim_teacher
+from factory.models.base import Base, count_parameters, load_base, load_shape, save_base, trim_teacher
 from factory.models.quantization import RoundedBase, round_base
 from factory.models.teacher import Teacher
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import DomainDataset, dataset_key, general_key, make_dataset
+from factory.pipeline.grown import find_gap, grow
 from factory.pipeline.healing import (
-    CutBase,
     HealedBase,
     choose_base_tokens,
     choose_path,
@@ -35,8 +36,8 @@ from factory.pipeline.healing import (
 )
 from factory.pipeline.precheck import check_domain, require_teacher
 from factory.pipeline.provenance import energy_info, family_fields
-from factory.pipeline.trimmed import TrimmedBase, trim_base, vocabulary_info
-from factory.registry.manifest import BaseDomain, BaseManifest, PathChoice, Training
+from factory.pipeline.trimmed import TrimmedBase, text_keys, trim_base, vocabulary_info
+from factory.registry.manifest import BaseDomain, BaseManifest, PathChoice, Training, VocabularyInfo
 from factory.registry.provenance import merge_dataset_infos
 from factory.registry.versions import Version
 from factory.reports.card import model_card
@@ -54,7 +55,7 @@ class StudentBase:
 
     @property
     def manifest(self) -> BaseManifest:
-        return _manifest(self.version)
+        return base_manifest(self.version)
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,12 @@ def choose_base(
         return _pinned(context, teacher_sha256, size, pinned)
     name, key = base_name(context, size), settings_key(context, teacher_sha256, size)
     published = [context.registry.resolve(summary.reference) for summary in reversed(context.registry.versions("base", name))]
-    same_settings = [version for version in published if _manifest(version).settings_key == key]
+    same_settings = [version for version in published if base_manifest(version).settings_key == key]
     if rebuild and published:
         return BaseChoice(None, f"making a new {name}, as --rebuild-base asks")
     for version in same_settings:
         if not changed_domains(context, teacher_sha256, version):
-            manifest = _manifest(version)
+            manifest = base_manifest(version)
             unseen = [one.name for one in context.public_domains if not manifest.trimmed and one.name not in manifest.domains]
             seen = (
                 f"{version.reference} was healed without {', '.join(unseen)}; --rebuild-base makes one with" if unseen else ""
@@ -116,7 +117,7 @@ def choose_base(
     if same_settings:
         newest = same_settings[0]
         changed = ", ".join(changed_domains(context, teacher_sha256, newest))
-        why = f"the data of {changed} changed since {newest.reference} was healed"
+        why = f"the data of {changed} changed since {newest.reference} was made"
     elif published:
         newest, why = published[0], f"{published[0].reference} was made with other settings"
     else:
@@ -127,14 +128,17 @@ def choose_base(
 def changed_domains(context: BuildContext, teacher_sha256: str, base: Version) -> list[str]:
     """``changed_domains(context, models.teacher_files.sha256, base)``: whose data is no longer what it was healed on.
 
-    A domain that has become private counts; one whose YAML is gone does not, since nothing is known of it.
+    A domain that has become private counts, even where its text only chose tokens; one whose YAML is gone does not, since
+    nothing is known of it.
     """
-    domains = context.specs.domains
+    manifest = base_manifest(base)
+    healed, named = manifest.domains, {*manifest.domains, *manifest.vocabulary.chosen_by}
+    known = [spec for spec in context.specs.domains.values() if spec.name in named]
     return [
-        name
-        for name, healed in _manifest(base).domains.items()
-        if name in domains
-        and (domains[name].private or dataset_key(context, teacher_sha256, domains[name].unadapted()) != healed.dataset_key)
+        spec.name
+        for spec in known
+        if spec.private
+        or (spec.name in healed and dataset_key(context, teacher_sha256, spec.unadapted()) != healed[spec.name].dataset_key)
     ]
 
 
@@ -144,11 +148,12 @@ def _pinned(context: BuildContext, teacher_sha256: str, size: str, reference: st
         exist = ", ".join(one.reference for one in context.registry.versions("base", name)) or "none"
         raise UsageError(f"--base {reference}: a student of size {size} needs a base called {name}; there are: {exist}")
     changed = changed_domains(context, teacher_sha256, version)
-    since = f", although the data of {', '.join(changed)} changed since it was healed" if changed else ""
+    since = f", although the data of {', '.join(changed)} changed since it was made" if changed else ""
     return BaseChoice(version, f"using {version.reference} as --base asks{since}")
 
 
-def _manifest(version: Version) -> BaseManifest:
+def base_manifest(version: Version) -> BaseManifest:
+    """``base_manifest(registry.resolve("default-medium-base"))``. Raises: RegistryError for a student."""
     if version.manifest.kind != "base":
         raise RegistryError(f"{version.reference} is a student, not a base")
     return version.manifest
@@ -158,18 +163,42 @@ def _manifest(version: Version) -> BaseManifest:
 
 
 def make_base(
-    context: BuildContext, models: FamilyModels, size: str, *, pinned: str | None = None, rebuild: bool = False
+    context: BuildContext,
+    models: FamilyModels,
+    size: str,
+    domain: DomainSpec | None = None,
+    *,
+    pinned: str | None = None,
+    rebuild: bool = False,
 ) -> StudentBase:
-    """``make_base(context, models, "small").version``: the published base, made first where ``choose_base`` finds none.
+    """``make_base(context, models, "small", spec).version``: the published base, made first where ``choose_base`` finds none.
 
+    A base that is not pinned is grown by the tokens that the ``domain``'s text lacks.
     Raises: TrainingError where the teacher pre-check fails for a domain, unless the context is to ``force`` it.
     """
     choice = choose_base(context, models.teacher_files.sha256, size, pinned=pinned, rebuild=rebuild)
     if choice.reason:
         context.say(choice.reason)
     version = choice.version or publish_base(replace(context, meter=Meter()), models, size, rebuild=rebuild)
+    if domain is not None and pinned is None:
+        version = _grow_for(context, models, version, domain)
     base = load_base(version.folder, context.device)
     return StudentBase(version, base, trim_teacher(models.teacher, base.shape.tokens))
+
+
+def _grow_for(context: BuildContext, models: FamilyModels, version: Version, domain: DomainSpec) -> Version:
+    """The version itself, where the domain's text lacks no tokens in it."""
+    manifest = base_manifest(version)
+    gap = find_gap(context, models, manifest, load_shape(version.folder).tokens, domain)
+    if gap is None:
+        return version
+    context.say(
+        f"{domain.name}'s text takes {gap.fit.growth:.1%} more tokens in {version.reference} than with the teacher's "
+        f"tokenizer: adding {len(gap.tokens):,}"
+    )
+    base = load_base(version.folder, context.device)
+    grown = grow(replace(context, meter=Meter()), models, base, manifest, gap)
+    return _publish(context, grown.base, grown.manifest)
 
 
 def publish_base(
@@ -196,9 +225,9 @@ def publish_base(
     context = context.of_size(size)
     datasets = [make_dataset(context, models, domain.unadapted()) for domain in context.public_domains]
     if assistant is not None:
-        tokens = load_base(assistant.folder, context.device).shape.tokens
+        tokens, chosen_by = load_shape(assistant.folder).tokens, base_manifest(assistant).vocabulary.chosen_by
     else:
-        tokens = choose_base_tokens(context, models, spec, datasets)
+        tokens, chosen_by = choose_base_tokens(context, models, spec, datasets), text_keys(context)
     cut = cut_base(context, models, spec, datasets, tokens)
     for data in datasets:
         check = check_domain(context, models, data, cut.teacher, fixed_model(cut.base.model), tokens)
@@ -210,7 +239,9 @@ def publish_base(
         path, choice = choose_path(context, models, cut, spec, assistant, datasets)
     healed = heal_base(context, path, cut.teacher, datasets)
     rounded = round_base(healed.base, spec.quantization, [cut.calibration])
-    version = _publish(context, rounded.base, _healed_manifest(context, models, size, cut, healed, rounded, choice, datasets))
+    vocabulary = vocabulary_info(models, cut.teacher, cut.vocabulary_cost, chosen_by)
+    manifest = _healed_manifest(context, models, size, vocabulary, healed, rounded, choice, datasets)
+    version = _publish(context, rounded.base, manifest)
     remove_folder(heal_folder(context, path, context.settings().heal))
     return version
 
@@ -249,7 +280,7 @@ def _healed_manifest(
     context: BuildContext,
     models: FamilyModels,
     size: str,
-    cut: CutBase,
+    vocabulary: VocabularyInfo,
     healed: HealedBase,
     rounded: RoundedBase,
     choice: PathChoice | None,
@@ -264,7 +295,7 @@ def _healed_manifest(
         path_choice=choice,
         parameters=count_parameters(healed.base.model),
         layers=healed.base.shape.layers,
-        vocabulary=vocabulary_info(models, cut.teacher, cut.vocabulary_cost),
+        vocabulary=vocabulary,
         quantization=rounded.grid,
         quantization_kl=rounded.kl,
         healing=healed.report,

@@ -14,9 +14,10 @@ from typing import Literal
 
 from factory.config.schema import DomainSpec, ModelSpec, SizeSpec, TeacherAdaptation
 from factory.data.dataset import load_dataset_folder
+from factory.models.base import load_shape
 from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.models.references import is_cached
-from factory.pipeline.base import base_name, choose_base
+from factory.pipeline.base import BaseChoice, base_manifest, base_name, choose_base
 from factory.pipeline.build import BuildOptions
 from factory.pipeline.context import BuildContext, FamilyModels, resolve_models
 from factory.pipeline.dataset import dataset_folder, dataset_key, router_folder
@@ -30,8 +31,10 @@ from factory.pipeline.estimate import (
     scoring_seconds,
     training_seconds,
 )
+from factory.pipeline.grown import find_gap
 from factory.pipeline.publish import student_name
 from factory.pipeline.teacher_adaptation import adaptation_folder
+from factory.registry.versions import Version
 
 PRUNING_PASSES = 60  # forward passes over the calibration examples that choosing layers takes, roughly
 TRIMMING_SECONDS = 20.0  # of counting the tokens of what people wrote
@@ -61,7 +64,8 @@ def plan(context: BuildContext, domains: Sequence[str], size: str, options: Buil
         return [*steps, *_unknown(context, domains, size, options)]
     models = resolve_models(family, context.specs.root, context.device)
     rate = matrix_rate(context.device)
-    bases = _bases(context, models, size, options, rate)
+    choice = choose_base(context, models.teacher_files.sha256, size, pinned=options.base, rebuild=options.rebuild_base)
+    bases = _bases(context, models, size, choice, rate)
     making = any(step.state == "to do" for step in bases) and not family.sizes[size].trimmed
     own = [context.specs.domain(name) for name in dict.fromkeys(domains)]
     return [
@@ -70,6 +74,7 @@ def plan(context: BuildContext, domains: Sequence[str], size: str, options: Buil
         *(step for spec in _of_base(context, own) if making for step in _data(context, models, spec, rate)),
         _router(context),
         *bases,
+        *(_more_tokens(context, models, choice.version, own) if choice.version and options.base is None else []),
         *(
             step
             for name in domains
@@ -162,14 +167,15 @@ def _data_detail(context: BuildContext, spec: DomainSpec) -> str:
     return f"at most {config.max_examples} training examples from {len(spec.sources)} sources; the teacher answers the prompts"
 
 
-def _bases(context: BuildContext, models: FamilyModels, size: str, options: BuildOptions, rate: float) -> list[Step]:
+def _bases(context: BuildContext, models: FamilyModels, size: str, choice: BaseChoice, rate: float) -> list[Step]:
     """The base, after the teacher assistant that it needs."""
-    choice = choose_base(context, models.teacher_files.sha256, size, pinned=options.base, rebuild=options.rebuild_base)
     if choice.version is not None:
         detail = f"{choice.version.reference}{f' ({choice.reason})' if choice.reason else ''}"
         return [Step(f"base {base_name(context, size)}", "on disk", detail)]
     assistant, spec = context.family.teacher_assistant(size), context.family.sizes[size]
-    before = _bases(context, models, assistant, BuildOptions(), rate) if assistant else []
+    before = []
+    if assistant:
+        before = _bases(context, models, assistant, choose_base(context, models.teacher_files.sha256, assistant), rate)
     what, reason = f"base {base_name(context, size)}", f"{choice.reason}; " if choice.reason else ""
     if spec.trimmed:
         return [Step(what, "to do", reason + _base_detail(context, size), TRIMMING_SECONDS)]
@@ -181,6 +187,20 @@ def _bases(context: BuildContext, models: FamilyModels, size: str, options: Buil
         rate, _base_parameters(models, spec), heal.steps * heal.batch * average
     )
     return [*before, Step(what, "to do", reason + _base_detail(context, size), seconds)]
+
+
+def _more_tokens(context: BuildContext, models: FamilyModels, base: Version, domains: Sequence[DomainSpec]) -> list[Step]:
+    """What a published base will be given for domains whose text lacks tokens in it; of texts on the Hub nothing is known."""
+    steps, manifest, kept = [], base_manifest(base), load_shape(base.folder).tokens
+    for spec in domains:
+        there = not any(source.kind == "hub" for source in spec.sources)
+        gap = find_gap(context, models, manifest, kept, spec) if there else None
+        if kept is not None and gap is not None:
+            kept = (*kept, *gap.tokens)
+            lost = f"its text takes {gap.fit.growth:.1%} more than with the teacher's tokenizer"
+            detail = f"{len(gap.tokens):,} tokens will be added for {spec.name}: {lost}"
+            steps.append(Step(f"vocabulary of {base.name}", "to do", detail, TRIMMING_SECONDS))
+    return steps
 
 
 def _base_parameters(models: FamilyModels, spec: SizeSpec) -> int:
