@@ -53,7 +53,11 @@ class SizeSpec(Strict):
         multiple_of=32,
         description="Neurons kept of every MLP, a multiple of 32 and fewer than the teacher's; all if left out.",
     )
-    vocabulary: int | None = Field(default=None, ge=300, description="Tokens kept at most; all of the teacher's if left out.")
+    vocabulary: int | None = Field(
+        default=None,
+        ge=300,
+        description="Tokens kept at most; all of the teacher's if left out. Domains added later may add a tenth as many.",
+    )
     parameters: ParameterCount | None = Field(
         default=None,
         description="In place of `layers` and `intermediate_size`: parameters at most. Depth and width are chosen together.",

@@ -121,14 +121,14 @@ def save_base(base: Base, folder: Path) -> None:
 
 def load_base(folder: Path, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Base:
     """``load_base(version.folder, device)``: a published base, in evaluation mode."""
-    model = load_causal_model(folder, device, dtype)
+    return Base(load_causal_model(folder, device, dtype), AutoTokenizer.from_pretrained(folder), load_shape(folder))
+
+
+def load_shape(folder: Path) -> Shape:
+    """``load_shape(version.folder).tokens``: what a published base is of its teacher, without loading it."""
     shape = json.loads((folder / SHAPE).read_text(encoding="utf-8"))
     layers, tokens = shape["layers"], shape["tokens"]
-    return Base(
-        model,
-        AutoTokenizer.from_pretrained(folder),
-        Shape(tuple(layers) if layers is not None else None, tuple(tokens) if tokens is not None else None),
-    )
+    return Shape(tuple(layers) if layers is not None else None, tuple(tokens) if tokens is not None else None)
 
 
 def attach_adapter(base: Base, config: DistillConfig) -> PeftModel:

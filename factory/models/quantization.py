@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize, quantize
+from torch import Tensor
 
 from factory.config.quantization import Grid
 from factory.models.base import Base
 from factory.models.calibration import CalibrationBatch, mean_kl
 from factory.models.forward import Batch
+
+EMBEDDING = GGMLQuantizationType.Q8_0  # and head, whatever the grid of the layers is
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,12 @@ def round_weights(model: Any, grid: Grid) -> None:
     """
     embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     for weight in model.parameters():
-        kind = GGMLQuantizationType.Q8_0 if id(weight) in embeddings else GGMLQuantizationType[grid.upper()]
-        block, _ = GGML_QUANT_SIZES[kind]
-        if weight.ndim == 2 and weight.shape[1] % block == 0:
-            values = dequantize(quantize(weight.float().cpu().numpy(), kind), kind)
-            weight.copy_(torch.from_numpy(values))
+        weight.copy_(on_grid(weight, EMBEDDING if id(weight) in embeddings else GGMLQuantizationType[grid.upper()]))
+
+
+def on_grid(weight: Tensor, kind: GGMLQuantizationType) -> Tensor:
+    """``on_grid(rows, EMBEDDING)``: rounded in blocks along the rows, so that no row decides another; else as it is."""
+    block, _ = GGML_QUANT_SIZES[kind]
+    if weight.ndim != 2 or weight.shape[1] % block:
+        return weight
+    return torch.from_numpy(dequantize(quantize(weight.float().cpu().numpy(), kind), kind))

@@ -4,6 +4,9 @@
     trimmed = trim_tokenizer(tokenizer, kept)  # new id of kept[i] is i
     trim_embeddings(model, kept)
 
+    missing = missing_tokens(tokenizer, kept, count_tokens(tokenizer, new_texts), room=1_700)
+    grown = trim_tokenizer(tokenizer, [*kept, *missing])  # every old token keeps its id
+
 Two things hold for every text, in both kinds of BPE:
 
 - it comes back from ``decode(encode(text))`` as the original tokenizer gives it back, because the 256 byte tokens stay:
@@ -59,23 +62,23 @@ def kept_tokens(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], size: 
             f"a vocabulary of {size} cannot hold the {len(kept)} special, byte and chat template tokens "
             f"of {type(tokenizer).__name__}; use at least {len(kept)}"
         )
-    counts: Counter[int] = Counter()
-    for batch in _batches(texts, 1000):
-        for encoding in tokenizer.backend_tokenizer.encode_batch(batch, add_special_tokens=False):
-            counts.update(encoding.ids)
-    by_frequency = sorted(counts, key=lambda token: (-counts[token], token))
+    by_frequency = _by_frequency(count_tokens(tokenizer, texts))
     # Among the general merges, first those in letters that the texts use: most of a multilingual vocabulary is not.
     letters = {letter for token in by_frequency for letter in bpe.names[token]}
     by_generality = [bpe.ids[first + second] for first, second in bpe.ranks]  # a dict: in the order of ranks
     by_generality.sort(key=lambda token: not letters.issuperset(bpe.names[token]))
-    for token in chain(by_frequency, by_generality):
-        if len(kept) == size:
-            break
-        if token not in kept:
-            closure = bpe.closure(token) - kept
-            if len(kept) + len(closure) <= size:
-                kept |= closure
-    return sorted(kept)
+    return sorted(_filled(bpe, kept, chain(by_frequency, by_generality), size))
+
+
+def missing_tokens(
+    tokenizer: PreTrainedTokenizerFast, kept: Sequence[int], counts: Mapping[int, int], room: int
+) -> tuple[int, ...]:
+    """``missing_tokens(tokenizer, kept, count_tokens(tokenizer, texts), 3_600)``: old ids that texts use and ``kept`` lacks.
+
+    Most frequent first, each with what its merges pass through, at most ``room`` of them: ``[*kept, *missing]`` is closed
+    where ``kept`` is.
+    """
+    return tuple(_filled(_read_bpe(tokenizer), kept, _by_frequency(counts), len(kept) + room)[len(kept) :])
 
 
 def trim_tokenizer(tokenizer: PreTrainedTokenizerFast, kept: Sequence[int]) -> PreTrainedTokenizerFast:
@@ -157,11 +160,18 @@ def trim_embeddings(model: PreTrainedModel, kept: Sequence[int]) -> None:
 
 def vocabulary_growth(original: PreTrainedTokenizerFast, trimmed: PreTrainedTokenizerFast, texts: Iterable[str]) -> float:
     """``vocabulary_growth(original, trimmed, texts)``: 0.02 where the trimmed tokenizer needs 2 % more tokens."""
-    before = after = 0
-    for batch in _batches(texts, 1000):
-        before += sum(len(e.ids) for e in original.backend_tokenizer.encode_batch(batch, add_special_tokens=False))
-        after += sum(len(e.ids) for e in trimmed.backend_tokenizer.encode_batch(batch, add_special_tokens=False))
+    known = list(texts)
+    before, after = (count_tokens(one, known).total() for one in (original, trimmed))
     return after / before - 1 if before else 0.0
+
+
+def count_tokens(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> Counter[int]:
+    """``count_tokens(tokenizer, texts).total()``: how often each token is used."""
+    counts: Counter[int] = Counter()
+    for batch in _batches(texts, 1000):
+        for encoding in tokenizer.backend_tokenizer.encode_batch(batch, add_special_tokens=False):
+            counts.update(encoding.ids)
+    return counts
 
 
 # ---------------------------------------------------------------------------------------------------------- closure
@@ -295,6 +305,23 @@ def _renumber(config: Any, new_ids: Mapping[int, int]) -> None:
             setattr(config, key, new_ids.get(value))
         elif key.endswith("_token_id") and isinstance(value, list):
             setattr(config, key, [new_ids[old] for old in value if old in new_ids])
+
+
+def _by_frequency(counts: Mapping[int, int]) -> list[int]:
+    return sorted(counts, key=lambda token: (-counts[token], token))
+
+
+def _filled(bpe: _Bpe, kept: Iterable[int], wanted: Iterable[int], size: int) -> list[int]:
+    """``kept``, then the wanted tokens in their order, each with its closure, as long as there is room."""
+    chosen = dict.fromkeys(kept)  # a set that remembers its order
+    for token in wanted:
+        if len(chosen) >= size:
+            break
+        if token not in chosen:
+            closure = bpe.closure(token) - chosen.keys()
+            if len(chosen) + len(closure) <= size:
+                chosen |= dict.fromkeys(sorted(closure))
+    return list(chosen)
 
 
 def _batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -4,7 +4,7 @@
     base.version.reference      # "default-small-base@1"
 
 A published base is used again as long as its settings and the data it was healed on are what they were. A new domain never
-rebuilds it: the domain's adapter learns from all of its examples instead.
+rebuilds it: the domain's adapter learns from all of its examples instead, and tokens that its text lacks are added.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from factory.cache import remove_folder
-from factory.config.schema import SizeSpec
+from factory.config.schema import DomainSpec, SizeSpec
 from factory.distill.gradients import gradient_warnings
 from factory.energy import Meter
 from factory.evaluation.healing import healing_warnings
-from factory.models.base import Base, count_parameters, load_base, save_base, trim_teacher
+from factory.models.base import Base, count_parameters, load_base, load_shape, save_base, trim_teacher
 from factory.models.dimensions import check_size, whole_dimensions
 from factory.models.quantization import RoundedBase, round_base
 from factory.models.teacher import Teacher
@@ -26,11 +26,12 @@ from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.cutting import CutBase, choose_base_tokens, cut_base
 from factory.pipeline.dataset import DomainDataset, make_dataset
 from factory.pipeline.device import fit_device, size_options
+from factory.pipeline.grown import find_gap, grow
 from factory.pipeline.healing import HealedBase, choose_path, direct_path, heal_base, heal_folder
 from factory.pipeline.precheck import require_teachers
 from factory.pipeline.provenance import energy_info, family_fields
-from factory.pipeline.trimmed import TrimmedBase, trim_base, vocabulary_info
-from factory.registry.manifest import BaseDomain, BaseManifest, PathChoice, Training
+from factory.pipeline.trimmed import TrimmedBase, text_keys, trim_base, vocabulary_info
+from factory.registry.manifest import BaseDomain, BaseManifest, PathChoice, Training, VocabularyInfo
 from factory.registry.provenance import merge_dataset_infos
 from factory.registry.versions import Version
 from factory.reports.card import model_card
@@ -50,18 +51,42 @@ class StudentBase:
 
 
 def make_base(
-    context: BuildContext, models: FamilyModels, size: str, *, pinned: str | None = None, rebuild: bool = False
+    context: BuildContext,
+    models: FamilyModels,
+    size: str,
+    domain: DomainSpec | None = None,
+    *,
+    pinned: str | None = None,
+    rebuild: bool = False,
 ) -> StudentBase:
-    """``make_base(context, models, "small").version``: the published base, made first where ``choose_base`` finds none.
+    """``make_base(context, models, "small", spec).version``: the published base, made first where ``choose_base`` finds none.
 
+    A base that is not pinned is grown by the tokens that the ``domain``'s text lacks.
     Raises: TrainingError where the teacher pre-check fails for a domain, unless the context is to ``force`` it.
     """
     choice = choose_base(context, models.teacher_files.sha256, size, pinned=pinned, rebuild=rebuild)
     if choice.reason:
         context.say(choice.reason)
     version = choice.version or publish_base(replace(context, meter=Meter()), models, size, rebuild=rebuild)
+    if domain is not None and pinned is None:
+        version = _grow_for(context, models, version, domain)
     base = load_base(version.folder, context.device)
     return StudentBase(version, base, trim_teacher(models.teacher, base.shape.tokens))
+
+
+def _grow_for(context: BuildContext, models: FamilyModels, version: Version, domain: DomainSpec) -> Version:
+    """The version itself, where the domain's text lacks no tokens in it."""
+    manifest = base_manifest(version)
+    gap = find_gap(context, models, manifest, load_shape(version.folder).tokens, domain)
+    if gap is None:
+        return version
+    context.say(
+        f"{domain.name}'s text takes {gap.fit.growth:.1%} more tokens in {version.reference} than with the teacher's "
+        f"tokenizer: adding {len(gap.tokens):,}"
+    )
+    base = load_base(version.folder, context.device)
+    grown = grow(replace(context, meter=Meter()), models, base, manifest, gap)
+    return _publish(context, grown.base, grown.manifest)
 
 
 def publish_base(
@@ -96,7 +121,9 @@ def publish_base(
         path, choice = choose_path(context, models, made, spec, assistant, datasets)
     healed = heal_base(context, path, made.teacher, datasets)
     rounded = round_base(healed.base, spec.grid, made.batches[:1])
-    manifest = _healed_manifest(context, models, size, key, made, healed, rounded, choice, datasets)
+    chosen_by = text_keys(context) if assistant is None else base_manifest(assistant).vocabulary.chosen_by
+    vocabulary = vocabulary_info(models, made.teacher, made.vocabulary_cost, chosen_by)
+    manifest = _healed_manifest(context, models, size, key, vocabulary, made, healed, rounded, choice, datasets)
     version = _publish(context, rounded.base, manifest)
     remove_folder(heal_folder(context, path, context.settings().heal))
     return version
@@ -115,7 +142,7 @@ def _make(
     if options:
         return fit_device(context, models, options, datasets), datasets
     if assistant is not None:
-        tokens = load_base(assistant.folder, context.device).shape.tokens
+        tokens = load_shape(assistant.folder).tokens
     else:
         tokens = choose_base_tokens(context, models, size, datasets)
     cut = cut_base(context, models, size, datasets, tokens)
@@ -159,6 +186,7 @@ def _healed_manifest(
     models: FamilyModels,
     size: str,
     key: str,
+    vocabulary: VocabularyInfo,
     cut: CutBase,
     healed: HealedBase,
     rounded: RoundedBase,
@@ -176,7 +204,7 @@ def _healed_manifest(
         layers=healed.base.shape.layers,
         intermediate_size=_neurons(models, healed.base),
         size_choice=cut.choice,
-        vocabulary=vocabulary_info(models, cut.teacher, cut.vocabulary_cost),
+        vocabulary=vocabulary,
         quantization=rounded.grid,
         quantization_kl=rounded.kl,
         healing=healed.report,

@@ -70,7 +70,7 @@ def choose_base(
     if same_settings:
         newest = same_settings[0]
         changed = ", ".join(changed_domains(context, teacher_sha256, newest))
-        why = f"the data of {changed} changed since {newest.reference} was healed"
+        why = f"the data of {changed} changed since {newest.reference} was made"
     elif published:
         newest, why = published[0], f"{published[0].reference} was made with other settings"
     else:
@@ -81,14 +81,17 @@ def choose_base(
 def changed_domains(context: BuildContext, teacher_sha256: str, base: Version) -> list[str]:
     """``changed_domains(context, models.teacher_files.sha256, base)``: whose data is no longer what it was healed on.
 
-    A domain that has become private counts; one whose YAML is gone does not, since nothing is known of it.
+    A domain that has become private counts, even where its text only chose tokens; one whose YAML is gone does not, since
+    nothing is known of it.
     """
-    domains = context.specs.domains
+    manifest = base_manifest(base)
+    healed, named = manifest.domains, {*manifest.domains, *manifest.vocabulary.chosen_by}
+    known = [spec for spec in context.specs.domains.values() if spec.name in named]
     return [
-        name
-        for name, healed in base_manifest(base).domains.items()
-        if name in domains
-        and (domains[name].private or dataset_key(context, teacher_sha256, domains[name].unadapted()) != healed.dataset_key)
+        spec.name
+        for spec in known
+        if spec.private
+        or (spec.name in healed and dataset_key(context, teacher_sha256, spec.unadapted()) != healed[spec.name].dataset_key)
     ]
 
 
@@ -98,12 +101,12 @@ def _pinned(context: BuildContext, teacher_sha256: str, size: str, reference: st
         exist = ", ".join(one.reference for one in context.registry.versions("base", name)) or "none"
         raise UsageError(f"--base {reference}: a student of size {size} needs a base called {name}; there are: {exist}")
     changed = changed_domains(context, teacher_sha256, version)
-    since = f", although the data of {', '.join(changed)} changed since it was healed" if changed else ""
+    since = f", although the data of {', '.join(changed)} changed since it was made" if changed else ""
     return BaseChoice(version, f"using {version.reference} as --base asks{since}")
 
 
 def base_manifest(version: Version) -> BaseManifest:
-    """``base_manifest(version)``. Raises: RegistryError for a student."""
+    """``base_manifest(registry.resolve("default-medium-base"))``. Raises: RegistryError for a student."""
     if version.manifest.kind != "base":
         raise RegistryError(f"{version.reference} is a student, not a base")
     return version.manifest

@@ -64,7 +64,7 @@ def build_student(context: BuildContext, domain: str, size: str, options: BuildO
 
     models = resolve_models(context.family, context.specs.root, context.device)
     data = make_dataset(context, models, spec)
-    base = make_base(context, models, size, pinned=options.base, rebuild=options.rebuild_base)
+    base = make_base(context, models, size, spec, pinned=options.base, rebuild=options.rebuild_base)
     eval_data = gather_eval_data(context, models, data, canaries)
     adapter = train_adapter(context, models, data, base, canaries=canaries, baselines=options.baselines)
     champion = find_champion(context, models, student_name(domain, size))

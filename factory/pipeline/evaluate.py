@@ -27,13 +27,13 @@ from factory.pipeline.adapter import TrainedAdapter
 from factory.pipeline.base import StudentBase
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import DomainDataset, find_dataset, general_examples, load_router, make_general_rows
+from factory.pipeline.grown import MAX_GROWTH
 from factory.pipeline.training_set import embed_rows
 from factory.registry.manifest import EvalReport, ModelSize, Sizes
 from factory.registry.references import CHAMPION
 
 EVALUATION_FORMAT = 4  # raised when what a part measures changes, so that one kept by older code is measured again
 LOSS_EXAMPLES = 12  # of train, whose KL is compared with the test split's: is the data set too small?
-MAX_GROWTH = 0.05  # more tokens than with the teacher's own tokenizer, before a warning
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,9 @@ def data_warnings(
         texts = [f"{row['prompt']} {row['completion']}" for row in data.rows["train"]]
         growth = vocabulary_growth(models.tokenizer, teacher.tokenizer, texts)  # type: ignore[arg-type]
         if growth > MAX_GROWTH:
+            anew = "" if data.spec.private else ", or --rebuild-base to choose the tokens anew with every public domain's text"
             found.append(
-                f"{name} needs {growth:.1%} more tokens than with the teacher's tokenizer: use a larger `vocabulary`, or "
-                "--rebuild-base to choose the tokens with this domain's text"
+                f"{name} needs {growth:.1%} more tokens in {base.version.reference} than with the teacher's tokenizer: use a "
+                f"larger `vocabulary`{anew}"
             )
     return [warning for warning in found if warning]

@@ -137,7 +137,7 @@ def prepare(context: BuildContext, domain: str, size: str, spec: ExperimentSpec,
     data = make_dataset(context, models, domain_spec)
     if not len(data.rows["validation"]):
         raise DataError(f"the data set of {domain} has no validation split to choose learning rates on; give it more topics")
-    student_base = make_base(context, models, size, pinned=base)
+    student_base = make_base(context, models, size, domain_spec, pinned=base)
     teacher = training_teacher(models, data, student_base)
     return Bench(context, spec, models, data, student_base, teacher, asked_questions(questions, settings.evaluate.golden_set))
 

@@ -48,8 +48,8 @@ def plan(context: BuildContext, domains: Sequence[str], size: str, options: Buil
         return [*steps, *_unknown(context, domains, size, options)]
     models = resolve_models(family, context.specs.root, context.device)
     rate = matrix_rate(context.device)
-    base = plan_base(context, models, size, options, rate)
     own = [context.specs.domain(name) for name in dict.fromkeys(domains)]
+    base = plan_base(context, models, size, options, rate, own)
     return [
         *steps,
         *(step for spec in own for step in _data(context, models, spec, rate)),

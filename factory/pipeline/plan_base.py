@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from factory.config.schema import SizeSpec
+from factory.config.schema import DomainSpec, SizeSpec
+from factory.models.base import load_shape
 from factory.models.dimensions import check_size, dimensions_of, parameters_of, resized
 from factory.pipeline.base_choice import base_manifest, base_name, choose_base
 from factory.pipeline.build import BuildOptions
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.device import SizeOption, size_options
 from factory.pipeline.estimate import example_tokens, scoring_seconds, training_seconds
+from factory.pipeline.grown import find_gap
 from factory.pipeline.healing import probe_steps
+from factory.registry.versions import Version
 from factory.reports.format import format_number
 
 PRUNING_PASSES = 60  # forward passes over 16 calibration examples that choosing layers and neurons takes, roughly
@@ -39,16 +42,25 @@ class BasePlan:
     heals: bool  # whether it takes the answers of all public domains
 
 
-def plan_base(context: BuildContext, models: FamilyModels, size: str, options: BuildOptions, rate: float) -> BasePlan:
-    """``plan_base(context, models, "small", options, matrix_rate(context.device)).steps``
+def plan_base(
+    context: BuildContext,
+    models: FamilyModels,
+    size: str,
+    options: BuildOptions,
+    rate: float,
+    domains: Sequence[DomainSpec] = (),
+) -> BasePlan:
+    """``plan_base(context, models, "small", options, matrix_rate(context.device), [legal]).steps``
 
+    ``domains`` are those whose students will stand on it: a published base is given the tokens that their text lacks.
     Raises: TrainingError for a size that cannot be cut from the teacher.
     """
     choice = choose_base(context, models.teacher_files.sha256, size, pinned=options.base, rebuild=options.rebuild_base)
     what, reason = f"base {base_name(context, size)}", f"{choice.reason}; " if choice.reason else ""
     if choice.version is not None:
         detail = f"{choice.version.reference}{f' ({choice.reason})' if choice.reason else ''}"
-        return BasePlan([Step(what, "on disk", detail)], base_manifest(choice.version).parameters, heals=False)
+        more = _more_tokens(context, models, choice.version, domains) if options.base is None else []
+        return BasePlan([Step(what, "on disk", detail), *more], base_manifest(choice.version).parameters, heals=False)
     spec, own = context.family.sizes[size], context.of_size(size)
     check_size(spec, models.teacher.config)
     tried = size_options(models, spec) if spec.max_bytes is not None else []
@@ -85,6 +97,20 @@ def base_detail(context: BuildContext, size: str) -> str:
         layers = f"{spec.layers} layers of the teacher" if spec.layers else "all layers of the teacher"
         made = f"{layers} with {spec.intermediate_size:,} neurons each" if spec.intermediate_size else layers
     return f"{made}, {kept}; {healed}"
+
+
+def _more_tokens(context: BuildContext, models: FamilyModels, base: Version, domains: Sequence[DomainSpec]) -> list[Step]:
+    """What a published base will be given for domains whose text lacks tokens in it; of texts on the Hub nothing is known."""
+    steps, manifest, kept = [], base_manifest(base), load_shape(base.folder).tokens
+    for spec in domains:
+        there = not any(source.kind == "hub" for source in spec.sources)
+        gap = find_gap(context, models, manifest, kept, spec) if there else None
+        if kept is not None and gap is not None:
+            kept = (*kept, *gap.tokens)
+            lost = f"its text takes {gap.fit.growth:.1%} more than with the teacher's tokenizer"
+            detail = f"{len(gap.tokens):,} tokens will be added for {spec.name}: {lost}"
+            steps.append(Step(f"vocabulary of {base.name}", "to do", detail, TRIMMING_SECONDS))
+    return steps
 
 
 def _assistant(context: BuildContext, models: FamilyModels, size: str, rate: float) -> Sequence[Step]:

@@ -119,7 +119,9 @@ def _targets_key(data: DomainDataset, teacher: Teacher, config: DistillConfig) -
 
 
 def _vocabulary(teacher: Teacher) -> list[str]:
-    return sorted(teacher.tokenizer.get_vocab())
+    """In the order of ids, which targets are stored by: a vocabulary that grew has its new tokens last."""
+    ids = teacher.tokenizer.get_vocab()
+    return sorted(ids, key=ids.__getitem__)
 
 
 def _embeddings(context: BuildContext, models: FamilyModels, data: DomainDataset) -> np.ndarray:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from factory.config.schema import SizeSpec, Source, TeacherPromptSource
-from factory.data.sources import sample_evenly
+from factory.cache import cache_key
+from factory.config.schema import DomainSpec, SizeSpec, TeacherPromptSource
+from factory.data.sources import content_hash, sample_evenly
 from factory.models.base import Base, Shape, choose_tokens, trim_teacher, trimming_cost
 from factory.models.chat import NO_CONTEXTS, messages, stop_tokens
 from factory.models.forward import Batch
@@ -40,36 +41,57 @@ class TrimmedBase:
 def trim_base(context: BuildContext, models: FamilyModels, size: SizeSpec) -> TrimmedBase:
     """``trim_base(context, models, family.sizes["medium"]).base``: all layers, at most ``size.vocabulary`` tokens."""
     with context.meter.stage("trim"), context.progress("base: tokens", 1) as advance:
-        domains = [_domain_texts(context, models, domain.sources) for domain in context.public_domains]
+        domains = [domain_texts(context, models, domain) for domain in context.public_domains]
         general = [example.prompt for example in general_examples(context, models)]
-        shown = [one for domain in context.public_domains for one in domain.contexts.all]
-        contexts = [turn["content"] for one in shown for turn in messages("", one)]
-        tokens = choose_tokens(models.teacher, [*(text for texts in domains for text in texts), *contexts, *general], size)
+        tokens = choose_tokens(models.teacher, [*(text for texts in domains for text in texts), *general], size)
         teacher = trim_teacher(models.teacher, tokens)
-        scored = [text for group in zip(*domains, general, strict=False) for text in group][:SCORED_TEXTS]
-        documents = tokenize_examples([{"prompt": "", "completion": text} for text in scored], teacher.tokenizer, NO_CONTEXTS)
-        batches = tuple(batch.to(context.device) for batch in student_batches(documents, 16))
+        batches = scored_batches(context, teacher, [*domains, general])
         cost = trimming_cost(models.teacher, teacher, tokens, batches)
         depth = int(teacher.config.get_text_config().num_hidden_layers)
         base = Base(teacher.model, teacher.tokenizer, Shape(tuple(range(depth)), tokens))
         base.model.generation_config.eos_token_id = stop_tokens(teacher.tokenizer)
         advance(1)
-    return TrimmedBase(base, teacher, vocabulary_info(models, teacher, cost), batches)
+    return TrimmedBase(base, teacher, vocabulary_info(models, teacher, cost, text_keys(context)), batches)
 
 
-def vocabulary_info(models: FamilyModels, trimmed: Teacher, cost: Mapping[str, float]) -> VocabularyInfo:
-    """``vocabulary_info(models, trimmed_teacher, trimming_cost(...))``: as a base's manifest describes it."""
+def scored_batches(context: BuildContext, trimmed: Teacher, texts: Sequence[Sequence[str]]) -> tuple[Batch, ...]:
+    """``scored_batches(context, trimmed_teacher, [healthcare, legal, general])``: some texts of each, for ``trimming_cost``."""
+    scored = [text for group in zip(*texts, strict=False) for text in group][:SCORED_TEXTS]
+    documents = tokenize_examples([{"prompt": "", "completion": text} for text in scored], trimmed.tokenizer, NO_CONTEXTS)
+    return tuple(batch.to(context.device) for batch in student_batches(documents, 16))
+
+
+def vocabulary_info(
+    models: FamilyModels, trimmed: Teacher, cost: Mapping[str, float], chosen_by: dict[str, str]
+) -> VocabularyInfo:
+    """``vocabulary_info(models, trimmed_teacher, trimming_cost(...), text_keys(context))``: as a manifest describes it."""
     return VocabularyInfo(
         kept=len(trimmed.tokenizer),
         teacher=len(models.tokenizer),
         kept_mass=cost["kept_mass"],
         kl_to_full_teacher=cost["kl_to_full_teacher"],
         positions=int(cost["positions"]),
+        chosen_by=chosen_by,
     )
 
 
-def _domain_texts(context: BuildContext, models: FamilyModels, sources: Sequence[Source]) -> list[str]:
-    """What people wrote: prompts, and the references of those that have one. Prompts that the teacher writes are left out."""
-    written = [source for source in sources if not isinstance(source, TeacherPromptSource)]
+def domain_texts(context: BuildContext, models: FamilyModels, domain: DomainSpec) -> list[str]:
+    """``domain_texts(context, models, spec)``: what people wrote: prompts, references where there are any, and contexts.
+
+    Prompts that the teacher writes are left out.
+    """
+    written = [source for source in domain.sources if not isinstance(source, TeacherPromptSource)]
     examples = sample_evenly(load_domain_examples(context, models, written), MAX_TEXTS, context.seed)
-    return [f"{one.prompt}\n{one.completion}" if one.completion else one.prompt for one in examples]
+    contexts = [turn["content"] for shown in domain.contexts.all for turn in messages("", shown)]
+    return [*(f"{one.prompt}\n{one.completion}" if one.completion else one.prompt for one in examples), *contexts]
+
+
+def text_key(context: BuildContext, domain: DomainSpec) -> str:
+    """``text_key(context, spec)``: of all that decides ``domain_texts``."""
+    written = domain.model_dump(include={"sources", "teacher_context"})
+    return cache_key(written, content_hash(domain.sources, context.specs.root), context.seed)
+
+
+def text_keys(context: BuildContext) -> dict[str, str]:
+    """``text_keys(context)["legal"]``: of every public domain, whose texts choose the tokens of a base that is made now."""
+    return {domain.name: text_key(context, domain) for domain in context.public_domains}

@@ -226,6 +226,18 @@ class VocabularyInfo(Entry):
     kept_mass: Number  # of the teacher's distribution
     kl_to_full_teacher: Number  # nats/token
     positions: int
+    chosen_by: dict[str, str] = Field(default_factory=dict)  # domain → key of its text, which had its say in the choice
+
+
+class VocabularyGrowth(Entry):
+    """Tokens that a base was given for a domain whose text it could not write well."""
+
+    domain: str
+    rows: int
+    growth_before: Number  # how many more tokens the domain's text takes than with the teacher's tokenizer, as a share
+    growth_after: Number
+    missing_before: Number  # share of that text's tokens, in the teacher's tokenizer, that the base lacks
+    missing_after: Number
 
 
 # ------------------------------------------------------------------------------------------------------------- manifests
@@ -285,6 +297,8 @@ class BaseManifest(Manifest):
     path_choice: PathChoice | None = None  # None where no teacher assistant was considered
     settings_key: str  # cache key of all that decides this base but the data
     domains: dict[str, BaseDomain]  # what it was healed on
+    grown_from: str | None = None  # reference of the version whose tokens are the first of this one's
+    grown: tuple[VocabularyGrowth, ...] = ()  # since it was made, in order
 
     @property
     def trimmed(self) -> bool:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         StudentManifest,
         TeacherAdaptationInfo,
         Training,
+        VocabularyGrowth,
         VocabularyInfo,
     )
     from factory.registry.size_choice import SizeChoice
@@ -236,6 +237,8 @@ def _lineage(manifest: AnyManifest) -> list[Row]:
         Row("neurons kept of every MLP", format_number(base.intermediate_size) if base and base.intermediate_size else ""),
         *(_size_choice(base.size_choice) if base and base.size_choice else ()),
         Row("vocabulary", _vocabulary(base.vocabulary) if base else ""),
+        Row("grown from", base.grown_from or "" if base else "", code=True),
+        Row("tokens added", "; ".join(map(_growth, base.grown)) if base else ""),
         Row("weights rounded to", _rounding(base) if base else ""),
         Row("router", student.router or "" if student else "", code=True),
         Row("family", manifest.family),
@@ -282,6 +285,11 @@ def _vocabulary(vocabulary: VocabularyInfo) -> str:
         f"{vocabulary.kept:,} of {vocabulary.teacher:,} tokens, {format_number(vocabulary.kept_mass, '%')} of the teacher's "
         f"probability mass; KL to the full teacher {format_number(vocabulary.kl_to_full_teacher)} nats/token"
     )
+
+
+def _growth(grown: VocabularyGrowth) -> str:
+    before, after = (format_number(share, "%") for share in (grown.growth_before, grown.growth_after))
+    return f"{grown.rows:,} for {grown.domain}, whose text took {before} more than the teacher's, and now {after}"
 
 
 def _data(manifest: AnyManifest) -> list[Row]:

@@ -34,7 +34,7 @@ from factory.export.gguf import load_gguf_weights, write_adapter_gguf, write_bas
 from factory.models.llama_server import LlamaServer
 from factory.models.pruning import prune_layers
 from factory.models.references import resolve
-from factory.models.vocabulary import kept_tokens, trim_embeddings, trim_tokenizer
+from factory.models.vocabulary import count_tokens, kept_tokens, missing_tokens, trim_embeddings, trim_tokenizer
 
 IDS = random.Random(0).choices(range(3, 360), k=60)  # longer than Gemma's window of 8
 METADATA = {"name": "tiny@1", "license": "apache-2.0"}
@@ -232,12 +232,20 @@ def trimmed(tokenizer: PreTrainedTokenizerFast, size: int) -> PreTrainedTokenize
     return trim_tokenizer(tokenizer, kept_tokens(tokenizer, tiny.sentences(20), size))
 
 
+def grown(tokenizer: PreTrainedTokenizerFast, size: int) -> PreTrainedTokenizerFast:
+    """Trimmed, and then given what more texts use: its ids are in another order than its merges."""
+    kept = kept_tokens(tokenizer, tiny.sentences(2), size)
+    return trim_tokenizer(tokenizer, [*kept, *missing_tokens(tokenizer, kept, count_tokens(tokenizer, tiny.sentences(20)), 99)])
+
+
 TOKENIZERS = {
     "byte-level": tiny.tokenizer,
     "byte-level, split digits": tiny.digits_apart,
     "byte-level, trimmed": lambda: trimmed(tiny.tokenizer(), 320),
+    "byte-level, grown": lambda: grown(tiny.tokenizer(), 290),
     "sentencepiece": tiny.sentencepiece,
     "sentencepiece, trimmed": lambda: trimmed(tiny.sentencepiece(), 360),
+    "sentencepiece, grown": lambda: grown(tiny.sentencepiece(), 320),
 }
 FRAGMENTS = [
     *["what are", "students", " asthma", "it's", "'LL", "def f(x):\n    return x**2  # y", "a == b && !c", '{"k": [1, null]}'],

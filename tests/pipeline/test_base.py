@@ -83,7 +83,7 @@ def test_changed_data_of_a_domain_makes_a_new_base_and_says_why(place: Workplace
     place.write("stars.yaml", domain("stars", BIRDS))
     reference, reason = choice(place)
     assert reference is None
-    assert "the data of stars changed since default-mini-base@1 was healed" in reason
+    assert "the data of stars changed since default-mini-base@1 was made" in reason
     assert "--base default-mini-base@1 keeps the old one" in reason
 
 
@@ -144,7 +144,7 @@ def test_a_pinned_base_is_used_whatever_changed_and_the_line_says_what(place: Wo
     place.write("stars.yaml", domain("stars", BIRDS))
     reference, reason = choice(place, pinned="default-mini-base@1")
     assert reference == "default-mini-base@1"
-    assert reason == "using default-mini-base@1 as --base asks, although the data of stars changed since it was healed"
+    assert reason == "using default-mini-base@1 as --base asks, although the data of stars changed since it was made"
 
 
 def test_a_pin_of_another_size_is_refused_with_what_exists(place: Workplace) -> None:

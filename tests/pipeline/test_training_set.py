@@ -9,6 +9,7 @@ from support.workplace import Workplace, two_contexts
 
 from factory.config.schema import DistillConfig
 from factory.distill.soft_targets import score
+from factory.models.base import trim_teacher
 from factory.models.chat import NO_CONTEXTS, prompt_ids
 from factory.models.tokenize import tokenize_examples
 from factory.pipeline import adapter
@@ -89,6 +90,14 @@ def test_too_few_validation_examples_are_not_checked_and_the_card_says_so(built:
     card = (version.folder / "README.md").read_text(encoding="utf-8")
     assert f"checks need 8 validation examples, and plants has {count}; give it more prompts" in card
     built.write("default.family.yaml", built.family)
+
+
+def test_the_same_tokens_under_other_ids_have_targets_of_their_own(built: Workplace) -> None:
+    context, models, data, base, config = plants(built)
+    tokens = base.base.shape.tokens or ()
+    for kept in (tokens, tokens[::-1]):
+        make_training_set(context, models, data, trim_teacher(models.teacher, kept), config)
+    assert len(data.targets_folders()) == 2
 
 
 def test_another_size_with_the_same_tokens_asks_the_teacher_for_no_targets(with_models: Workplace) -> None:
