@@ -15,7 +15,7 @@ from factory.models.base import load_shape
 from factory.models.teacher import Teacher
 from factory.pipeline import base as base_stage
 from factory.pipeline import grown as growth
-from factory.pipeline import healing, trimmed
+from factory.pipeline import cutting, healing, trimmed
 from factory.pipeline.base import make_base
 from factory.pipeline.base_choice import choose_base
 from factory.pipeline.build import BuildOptions, build_student
@@ -178,7 +178,7 @@ def test_a_domain_added_later_needs_no_work_on_the_base_and_no_other_domain_s_an
     for module, name in (
         (base_stage, "publish_base"),
         (trimmed, "choose_tokens"),
-        (healing, "choose_tokens"),
+        (cutting, "choose_tokens"),
         (healing, "distill"),
     ):
         monkeypatch.setattr(module, name, work)
