@@ -79,6 +79,7 @@ FAMILY_SECTIONS: dict[str, type[BaseModel]] = {
     "data": schema.DataConfig,
     "heal": schema.HealConfig,
     "distill": schema.DistillConfig,
+    "embed": schema.EmbedConfig,
     "evaluate": schema.EvaluateConfig,
     "gates": schema.Gate,
     "serve": schema.ServeConfig,
@@ -105,8 +106,8 @@ Everything that decides a student is in three kinds of YAML file:
 and `factory validate --fix` gives old keys their new names. The commands read `./domains`, another folder with `--domains`, or
 the shipped files if there is no `./domains`.
 
-A setting comes from the family, then from the domain's `data` and `distill`, then from the profile (`--profile`): the last one
-that has it wins.
+A setting comes from the family, then from the domain's `data`, `distill` and `embed`, then from the profile (`--profile`): the
+last one that has it wins.
 
 ## An example
 
