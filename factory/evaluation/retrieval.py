@@ -41,9 +41,9 @@ def retrieval_part(
 
     Of the student by its head, and of the encoder; nothing without a head. Chunks of documents have no prompt to search with.
     """
-    pairs = [row for row in rows if row["prompt"].strip() and row["completion"].strip()]
     if head is None:
         return Part()
+    pairs = [row for row in rows if row["prompt"].strip() and row["completion"].strip()]
     if len(pairs) < MIN_PAIRS:
         return Part(
             warnings=(

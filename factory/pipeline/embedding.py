@@ -1,4 +1,7 @@
-"""Stage `embed`: the head with which a student embeds texts. Its weights stay as they are, so its answers do too."""
+"""Stage `embed`: the head with which a student embeds texts. Its weights stay as they are, so its answers do too.
+
+It is fitted again where a stopped build goes on: one forward pass over short texts.
+"""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def main() -> None:
         "git_commit": git_commit(),
         "environment": environment(pick_device(given.device)),
         "models": {one.name: {"bytes": one.bytes, "milliseconds": times[one.name]} for one in embedders},
-        "sources": {name: measure(embedders, head, collection) for name, collection in collections.items()},
+        "sources": {name: measure(name, embedders, head, collection) for name, collection in collections.items()},
     }
     if given.save:
         given.save.write_bytes(to_json(plain_json(report, given.save.name)))
@@ -209,7 +209,7 @@ def milliseconds(embedders: Sequence[Embedder], texts: Sequence[str]) -> dict[st
 # -------------------------------------------------------------------------------------------------------------- measure
 
 
-def measure(embedders: Sequence[Embedder], built: EmbeddingHead | None, collection: Collection) -> dict[str, Any]:
+def measure(source: str, embedders: Sequence[Embedder], built: EmbeddingHead | None, collection: Collection) -> dict[str, Any]:
     """A row for each model, and for the student with each of its heads: the one that it was built with, and one of its own."""
     encoder, student = embedders[0], embedders[-1]
     rows: dict[str, dict[str, Any]] = {}
@@ -223,7 +223,7 @@ def measure(embedders: Sequence[Embedder], built: EmbeddingHead | None, collecti
             asked, searched = (head.embed(part) if head else unit_length(part) for part in (questions, texts))
             metrics = {f"recall@{depth}": recall(asked, searched, depth) for depth in (10, 1)}
             metrics["alignment"] = relation_alignment(selection(asked, searched), reference, BOOTSTRAP)
-            print(f"{name:<36}" + "  ".join(f"{key} {metric}" for key, metric in metrics.items()), flush=True)
+            print(f"{source:<22}{name:<36}" + "  ".join(f"{key} {metric}" for key, metric in metrics.items()), flush=True)
             rows[name] = {key: asdict(metric) for key, metric in metrics.items()} | {"head_bytes": head.bytes if head else 0}
     counts = {"questions": collection.questions, "texts": collection.texts, "fitted_on": collection.unlabelled}
     return {name: len(texts) for name, texts in counts.items()} | {"rows": rows}
