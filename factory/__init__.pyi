@@ -18,6 +18,7 @@ from .errors import TrainingError as TrainingError
 from .errors import UsageError as UsageError
 from .export.export import export_version as export_version
 from .inference import ask as ask
+from .inference import embed as embed
 from .inference import load_chat_model as load_chat_model
 from .inference import load_version as load_version
 from .pipeline.build import BuildOptions as BuildOptions

@@ -1,6 +1,7 @@
-"""Load a published student, ask it, and explain its next token beside its teacher's.
+"""Load a published student, ask it, embed texts with it, and explain its next token beside its teacher's.
 
 loaded = load_version(registry.resolve("healthcare-small"), registry, device)
+embed(loaded, ["What is gout?", "Gout is a kind of arthritis."])  # (2, D), unit vectors
 ask(load_chat_model(loaded.version, registry, device), "What are early signs of asthma?").answer
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +21,7 @@ from factory.config.schema import FamilySpec, Specs
 from factory.errors import TrainingError, UsageError
 from factory.models.base import Base, load_base, load_student
 from factory.models.chat import prompt_ids
+from factory.models.embedding_head import EmbeddingHead, embed_texts, load_embedding_head, text_ids
 from factory.models.generation import generate_text
 from factory.models.references import resolve
 from factory.models.teacher import Teacher
@@ -38,6 +41,7 @@ class LoadedVersion:
     base_version: Version  # for a base, the version itself
     base: Base
     model: Any  # student: peft's model; base: transformers' model
+    head: EmbeddingHead | None = None  # of a student that was built with one
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ def load_version(
         return LoadedVersion(version, version, base, base.model)
     base_version = registry.resolve(version.base)
     base = load_base(base_version.folder, device, dtype)
-    return LoadedVersion(version, base_version, base, load_student(base, version.folder))
+    head = load_embedding_head(version.folder)
+    return LoadedVersion(version, base_version, base, load_student(base, version.folder), head)
 
 
 def load_family_teacher(family: FamilySpec, specs: Specs, device: torch.device) -> Teacher:
@@ -151,6 +156,20 @@ def ask(chat_model: ChatModel, question: str) -> Answer:
     ids = prompt_ids(chat_model.tokenizer, question)
     text = generate_text(chat_model.model, chat_model.tokenizer, [ids], max_new_tokens=chat_model.max_new_tokens)[0]
     return Answer(chat_model.reference, question, text, chat_model.notice, time.perf_counter() - begin)
+
+
+# --------------------------------------------------------------------------------------------------------------- embed
+
+
+def embed(loaded: LoadedVersion, texts: Sequence[str]) -> np.ndarray:
+    """``embed(load_version(version, registry, device), ["What is gout?"])``: (N, D) float32 unit vectors.
+
+    By the student's embedding head; the mean final hidden states of a version without one. No chat template is applied.
+    Raises: UsageError if a text is empty.
+    """
+    if not all(text.strip() for text in texts):
+        raise UsageError("a text is empty: leave it out")
+    return embed_texts(loaded.model, text_ids(loaded.base.tokenizer, texts), loaded.head)
 
 
 # ------------------------------------------------------------------------------------------------------------- explain

@@ -79,6 +79,7 @@ FAMILY_SECTIONS: dict[str, type[BaseModel]] = {
     "data": schema.DataConfig,
     "heal": schema.HealConfig,
     "distill": schema.DistillConfig,
+    "embed": schema.EmbedConfig,
     "evaluate": schema.EvaluateConfig,
     "gates": schema.Gate,
     "serve": schema.ServeConfig,
@@ -105,8 +106,8 @@ Everything that decides a student is in three kinds of YAML file:
 and `factory validate --fix` gives old keys their new names. The commands read `./domains`, another folder with `--domains`, or
 the shipped files if there is no `./domains`.
 
-A setting comes from the family, then from the domain's `data` and `distill`, then from the profile (`--profile`): the last one
-that has it wins.
+A setting comes from the family, then from the domain's `data`, `distill` and `embed`, then from the profile (`--profile`): the
+last one that has it wins.
 
 ## An example
 
@@ -448,6 +449,34 @@ def students_cell(student: dict[str, Any], name: str) -> str:
     return f"{format_metric(metric)}, n {metric.n:,}" + (f", {gate}" if gate else "")
 
 
+def retrieval_page() -> str:
+    """A table for each source, once they are measured."""
+    if not (ROOT / "docs" / "results" / "retrieval.json").is_file():
+        return with_generated("docs/results/retrieval.md", {"retrieval": "Not measured yet.\n"})
+    report = results("retrieval.json")
+    tables = [f"## {name}\n\n{retrieval_table(report['models'], found)}" for name, found in report["sources"].items()]
+    return with_generated("docs/results/retrieval.md", {"retrieval": "\n".join(tables)})
+
+
+def retrieval_table(models: Mapping[str, Any], found: dict[str, Any]) -> str:
+    """A row for each model, and for the student with each of its heads; last the student and the encoder, as two files."""
+    head = ["", "MB", "ms a text", f"recall@10 of {found['questions']} questions", "recall@1", "alignment"]
+    heads = {name for name in found["rows"] if name not in models}
+    rows = []
+    for name, row in found["rows"].items():
+        model = models["student" if name in heads else name]
+        rows.append(retrieval_row(name, model["bytes"] + row["head_bytes"], model["milliseconds"], row))
+    bytes_ = models["student"]["bytes"] + models["encoder, q8_0"]["bytes"]
+    both = "student, and encoder in q8_0"
+    rows.append(retrieval_row(both, bytes_, models["encoder, q8_0"]["milliseconds"], found["rows"]["encoder, q8_0"]))
+    return table(head, rows)
+
+
+def retrieval_row(name: str, size: int, milliseconds: float, row: dict[str, Any]) -> list[str]:
+    metrics = (format_metric(MetricValue(**row[key])) for key in ("recall@10", "recall@1", "alignment"))
+    return [name, f"{size / 1e6:.1f}", f"{milliseconds:.0f}", *metrics]
+
+
 def trainers_page() -> str:
     parts = [TRAINERS_HEAD]
     for title, (file, command) in TRAINERS.items():
@@ -513,6 +542,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/my-own-teacher.md": my_own_teacher_page,
     "README.md": readme,
     "docs/results/objective.md": objective_page,
+    "docs/results/retrieval.md": retrieval_page,
     "docs/results/students.md": students_page,
     "docs/results/trainers.md": trainers_page,
     "docs/results/training.md": training_page,

@@ -11,7 +11,7 @@ from support.workplace import Workplace
 
 from factory.config.load import load_specs
 from factory.errors import SpecError, TrainingError, UsageError
-from factory.inference import ask, explain, load_chat_model, load_teacher_chat_model, load_version
+from factory.inference import ask, embed, explain, load_chat_model, load_teacher_chat_model, load_version
 from factory.pipeline.build import build_student
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
@@ -106,6 +106,12 @@ def test_an_answer_names_its_version_and_is_reproducible(built: Workplace) -> No
     first, second = (ask(chat_model, "what is the age of oak ?") for _ in range(2))
     assert first.reference == "plants-mini@1"
     assert first.answer == second.answer
+
+
+def test_an_empty_text_among_others_is_not_embedded(built: Workplace) -> None:
+    loaded = load_version(*resolve(built, "plants-mini"), CPU)
+    with pytest.raises(UsageError, match="a text is empty"):
+        embed(loaded, [TEXT, " "])
 
 
 def test_an_empty_question_is_refused(built: Workplace) -> None:

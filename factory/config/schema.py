@@ -19,6 +19,7 @@ from factory.config.settings import (
     SECTIONS,
     DataConfig,
     DistillConfig,
+    EmbedConfig,
     EvaluateConfig,
     Gate,
     HealConfig,
@@ -54,6 +55,7 @@ __all__ = [
     "DistillConfig",
     "DocumentSource",
     "DomainSpec",
+    "EmbedConfig",
     "EvaluateConfig",
     "FamilySpec",
     "FileSource",
@@ -89,6 +91,7 @@ class Profile(Strict):
     data: dict[str, Any] = Field(default={}, description="Overrides of `data`.")
     heal: dict[str, Any] = Field(default={}, description="Overrides of `heal`.")
     distill: dict[str, Any] = Field(default={}, description="Overrides of `distill`.")
+    embed: dict[str, Any] = Field(default={}, description="Overrides of `embed`.")
     evaluate: dict[str, Any] = Field(default={}, description="Overrides of `evaluate`.")
 
 
@@ -123,6 +126,7 @@ class FamilySpec(Strict):
     data: DataConfig = Field(default=DataConfig(), description="How prompts become a data set.")
     heal: HealConfig = Field(description="How the shared base is trained after pruning.")
     distill: DistillConfig = Field(description="How an adapter is trained.")
+    embed: EmbedConfig = Field(default=EmbedConfig(), description="The head with which a student embeds texts.")
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="How much held-out text is evaluated.")
     injections: str | None = Field(
         default=None, description="JSONL of tasks on texts that hide an instruction: does a student obey it?"
@@ -240,6 +244,7 @@ class DomainSpec(Strict):
         "repeats it.",
     )
     distill: dict[str, Any] = Field(default={}, description="Overrides of the family's `distill`.")
+    embed: dict[str, Any] = Field(default={}, description="Overrides of the family's `embed`.")
     data: dict[str, Any] = Field(default={}, description="Overrides of the family's `data`.")
 
     @property

@@ -168,6 +168,23 @@ class EvaluateConfig(Strict):
     bootstrap: int = Field(default=1000, ge=100, description="Bootstrap resamples behind every interval.")
 
 
+class EmbedConfig(Strict):
+    """The head with which a student embeds texts, so that one file answers and retrieves."""
+
+    texts: int = Field(
+        default=0,
+        ge=0,
+        description="Unlabelled texts that it is fitted on, at most: prompts and answers of the training split, then of the "
+        "general pool; 0 makes none, otherwise at least 100.",
+    )
+
+    @model_validator(mode="after")
+    def has_enough_texts(self) -> EmbedConfig:
+        if 0 < self.texts < 100:
+            raise ValueError(f"texts must be 0, for no head, or at least 100 ({self.texts} are too few to fit one on)")
+        return self
+
+
 class Gate(Strict):
     """A bound on a metric: `kl: {at_most: 0.8}`."""
 
@@ -217,13 +234,15 @@ class Settings(Strict):
     data: DataConfig
     heal: HealConfig
     distill: DistillConfig
+    embed: EmbedConfig
     evaluate: EvaluateConfig
 
 
-# What a profile may override; a domain may override `data` and `distill`.
+# What a profile may override; a domain may override `data`, `distill` and `embed`.
 SECTIONS: dict[str, type[Strict]] = {
     "data": DataConfig,
     "heal": HealConfig,
     "distill": DistillConfig,
+    "embed": EmbedConfig,
     "evaluate": EvaluateConfig,
 }

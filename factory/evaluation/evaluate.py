@@ -17,8 +17,6 @@ from factory.config.schema import DomainSpec, EvaluateConfig, TeacherContext
 from factory.data.router import DomainRouter
 from factory.data.splitting import cluster_of
 from factory.evaluation.answers import Answer, EnergyOf, ask_models, generate_answers
-from factory.evaluation.benchmark import Question as RealText
-from factory.evaluation.benchmark import bits_per_byte
 from factory.evaluation.bias import measure_bias
 from factory.evaluation.data_fit import check_bits_per_byte, check_routing, check_templates, merge_reports
 from factory.evaluation.fidelity import Candidate, HeldOut, base_only, measure, measure_fidelity, with_adapter
@@ -27,20 +25,22 @@ from factory.evaluation.items import Item
 from factory.evaluation.lm_eval import TaskResult, run_tasks, task_metrics
 from factory.evaluation.memorization import Canary, measure_canaries, measure_extraction, unmeasured_memorization
 from factory.evaluation.parts import Part, kept_part
+from factory.evaluation.real_text import real_text_metrics
 from factory.evaluation.refusals import RefusalPrompt, RefusalReport, kept_report, refusal_report
+from factory.evaluation.retrieval import retrieval_part
 from factory.evaluation.safety import injection_metrics, jailbreak_metrics
 from factory.evaluation.samples import SAMPLES, answer_samples
-from factory.evaluation.stats import BootstrapConfig, by_cluster, paired_difference, paired_ratio_difference, ratio
+from factory.evaluation.stats import BootstrapConfig, by_cluster, paired_ratio_difference
 from factory.evaluation.suite import EvalSuite, sample_suite
 from factory.models.chat import NO_CONTEXT, NO_CONTEXTS
+from factory.models.embedding_head import EmbeddingHead
 from factory.models.teacher import Teacher
-from factory.models.tokenize import tokenize_examples
+from factory.models.tokenize import row_text, tokenize_examples
 from factory.registry.manifest import MetricValue, PerExample
 
 MAX_DECLINED = 32  # prompts of the data set that are asked, where a domain has no file of refusals
 MAX_ROUTED = 500  # prompts of a domain that are routed
 MAX_SCORED = 64  # texts behind the teacher's bits per byte
-MIN_REAL_TEXTS, MAX_REAL_TEXTS = 8, 100  # held-out references; held-out texts behind the student's bits per byte
 CANARY_CONTROLS = 63  # secrets that were not planted, beside each that was
 
 Row = Mapping[str, Any]
@@ -65,6 +65,7 @@ class EvalTarget:
     whole: Teacher | None = None  # with all of its tokens; None where nothing was trimmed
     tasks: Sequence[TaskResult] = ()  # what teacher and base scored on the domain's tasks in the pre-check
     champion: Champion | None = None
+    head: EmbeddingHead | None = None  # of the student
 
     @property
     def candidates(self) -> dict[str, Candidate]:
@@ -96,7 +97,7 @@ class EvalData:
     others: Sequence[DomainRows]  # the family's other domains, as far as their data sets exist
     general: Sequence[Row]  # general prompts with the teacher's answers
     general_texts: Sequence[str]  # the general pool's texts, for the bits-per-byte ratio
-    embed: Callable[[Sequence[Row]], np.ndarray]  # rows → (E, D) of the family's encoder
+    embed: Callable[[Sequence[str]], np.ndarray]  # texts → (N, D) unit vectors of the family's encoder
     router: DomainRouter | None  # None for a private domain
     canaries: Sequence[Canary] = ()
 
@@ -116,6 +117,7 @@ class EvalSettings:
 PARTS = (
     "fidelity",
     "real text",
+    "retrieval",
     "answers",
     "samples",
     "refusals",
@@ -141,6 +143,7 @@ def evaluate_student(
     Each part is kept in ``settings.folder`` once it is measured. ``progress`` counts parts, of which there are ``PARTS``.
     """
     bootstrap, spec, suite = settings.bootstrap, data.domain.spec, sample_suite(suite, settings.config)
+    tokenizer = target.teacher.tokenizer
     to_decline, report = (suite.refusals, refusal_report) if suite.refusals else (declined_prompts(data), kept_report)
     shown = [row["prompt"] for row in data.domain.test[:SAMPLES]]
     asked = [item.prompt for item in (*suite.golden_set, *to_decline, *suite.injections, *suite.jailbreaks)]
@@ -155,7 +158,10 @@ def evaluate_student(
 
     measures: dict[str, Callable[[], Part]] = {
         "fidelity": lambda: fidelity_part(target, data, settings),
-        "real text": lambda: Part(metrics=real_text_metrics(target, data, bootstrap)),
+        "real text": lambda: real_text_part(target, data, bootstrap),
+        "retrieval": lambda: retrieval_part(
+            target.candidates["student"], tokenizer, target.head, data.embed, _test_rows(data, settings.config), bootstrap
+        ),
         "answers": lambda: answers_part(target, seen, settings),
         "samples": lambda: Part(samples=answer_samples(target.adapter, target.teacher, shown, seen, answers_to(shown))),
         "refusals": lambda: refusals_part(report(to_decline, answers(to_decline), bootstrap)),
@@ -163,9 +169,7 @@ def evaluate_student(
             metrics=injection_metrics(suite.injections, answers(suite.injections), bootstrap)
             | jailbreak_metrics(suite.jailbreaks, answers(suite.jailbreaks), bootstrap)
         ),
-        "bias": lambda: Part(
-            metrics=measure_bias(target.teacher, target.trained, suite.bias_pairs, target.teacher.tokenizer, bootstrap)
-        ),
+        "bias": lambda: Part(metrics=measure_bias(target.teacher, target.trained, suite.bias_pairs, tokenizer, bootstrap)),
         "tasks": lambda: Part(metrics=measure_tasks(target, spec, settings)),
         "golden set": lambda: golden_set_part(suite.golden_set, answers(suite.golden_set), bootstrap),
         "memorization": lambda: memorization_part(target, data, bootstrap),
@@ -211,7 +215,7 @@ def held_out_text(target: EvalTarget, data: EvalData, config: EvaluateConfig) ->
     return HeldOut(
         domain=tokenize_examples(test, tokenizer, data.domain.spec.contexts),
         clusters=[cluster_of(row) for row in test],
-        embeddings=data.embed(test),
+        embeddings=data.embed([row_text(row) for row in test]),
         general=tokenize_examples(data.general, tokenizer, NO_CONTEXTS),
         general_clusters=[cluster_of(row) for row in data.general],
         others=[one for spec, row in others for one in tokenize_examples([row], tokenizer, spec.contexts)],
@@ -228,34 +232,10 @@ def _other_rows(data: EvalData, config: EvaluateConfig) -> list[tuple[DomainSpec
     return [(other.spec, row) for other in data.others for row in other.test[:share]]
 
 
-def real_text_metrics(target: EvalTarget, data: EvalData, bootstrap: BootstrapConfig) -> Metrics:
-    """``real_text_metrics(target, data, bootstrap)["bits_per_byte_change"]``: of student and untrimmed teacher, by byte.
-
-    KL on the teacher's own answers cannot see a vocabulary that is too small for what people write. Real text is the domain's
-    held-out references, or its held-out prompts where fewer than ``MIN_REAL_TEXTS`` have one. Nobody sees a context.
-    """
-    rows = real_texts([*data.domain.test, *data.domain.validation])
-    if not rows:
-        return {}
-    whole, labels = target.whole or target.teacher, [row.document for row in rows]
-    with target.candidates["student"]() as model:
-        bits, sizes = bits_per_byte(model, target.teacher.tokenizer, rows, device=target.teacher.device)
-    teacher_bits, _ = bits_per_byte(whole.model, whole.tokenizer, rows, device=whole.device)
-    own, theirs, bytes_ = (by_cluster(column, labels) for column in (bits, teacher_bits, sizes))
-    return {
-        "bits_per_byte": ratio(own, bytes_, bootstrap),
-        "bits_per_byte_teacher": ratio(theirs, bytes_, bootstrap),
-        "bits_per_byte_change": paired_difference(own, theirs, bytes_, bootstrap),
-    }
-
-
-def real_texts(held_out: Sequence[Row]) -> list[RealText]:
-    """``real_texts(data.domain.test)``: held-out text that no model wrote; its ``document`` is its cluster."""
-    rows = held_out[:MAX_REAL_TEXTS]
-    references = [RealText(row["prompt"], row["completion"], cluster_of(row)) for row in rows if row["own_completion"]]
-    if len(references) >= MIN_REAL_TEXTS:
-        return references
-    return [RealText("", row["prompt"], cluster_of(row)) for row in rows if row["prompt"].strip()]
+def real_text_part(target: EvalTarget, data: EvalData, bootstrap: BootstrapConfig) -> Part:
+    """``real_text_part(target, data, bootstrap).metrics["bits_per_byte_change"]``: of student and untrimmed teacher."""
+    held_out, whole = [*data.domain.test, *data.domain.validation], target.whole or target.teacher
+    return Part(metrics=real_text_metrics(target.candidates["student"], target.teacher, whole, held_out, bootstrap))
 
 
 def contexts_seen(domain: DomainRows, prompts: Sequence[str]) -> dict[str, TeacherContext]:

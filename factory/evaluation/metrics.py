@@ -42,6 +42,9 @@ METRICS: dict[str, Metric] = {
     "entropy_gap": Metric("entropy minus the teacher's, nats/token"),
     "relation_alignment": Metric("relation alignment (Spearman)", "high"),
     "base_relation_alignment": Metric("relation alignment of the base"),
+    # its embeddings, where it has a head
+    "retrieval": Metric("recall@10 of a held-out prompt's own answer", "high", "%", items=True),
+    "retrieval_encoder": Metric("recall@10 of a held-out prompt's own answer, encoder", None, "%", items=True),
     # usefulness
     "golden_set_passed": Metric("golden set passed", "high", "%", items=True),
     "golden_set_change": Metric("golden set passed, minus the teacher's share", "high", items=True),

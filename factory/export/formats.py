@@ -52,12 +52,12 @@ def write_merged(loaded: LoadedVersion, folder: Path) -> None:
 
 
 def write_sentence_transformer(loaded: LoadedVersion, folder: Path) -> None:
-    """``write_sentence_transformer(loaded, folder)``: embeds a text as the mean of its tokens' final hidden states.
+    """``write_sentence_transformer(loaded, folder)``: embeds a text as the student does, by its head where it has one.
 
-    No chat template is applied. ``loaded`` cannot be used afterwards.
+    Without a head it is the mean of the final hidden states. No chat template is applied. ``loaded`` cannot be used afterwards.
     """
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
     merged = folder / "merged"
     write_merged(loaded, merged)
@@ -66,7 +66,12 @@ def write_sentence_transformer(loaded: LoadedVersion, folder: Path) -> None:
         str(merged), model_kwargs={"dtype": torch.bfloat16}, modality_config=text, module_output_name="token_embeddings"
     )
     pooling = Pooling(transformer.get_embedding_dimension(), "mean")
-    SentenceTransformer(modules=[transformer, pooling], device="cpu").save(str(folder), create_model_card=False)
+    modules: list[Any] = [transformer, pooling]
+    if (head := loaded.head) is not None:
+        dimensions, width = head.weight.shape
+        weight, bias = torch.tensor(head.weight), torch.tensor(head.bias)
+        modules += [Dense(width, dimensions, activation_function=None, init_weight=weight, init_bias=bias), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder), create_model_card=False)
     shutil.rmtree(merged)
 
 

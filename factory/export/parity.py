@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from factory.errors import ExportError
 from factory.models.chat import completion_ids, prompt_ids
+from factory.models.embedding_head import EmbeddingHead
 from factory.models.forward import hidden_states, logits, make_batch, mean_pool
 from factory.models.generation import sample
 from factory.registry.versions import Version
@@ -166,12 +167,12 @@ def _normalize(log_probs: LogProbs) -> NDArray[np.float64]:
 
 
 @torch.inference_mode()
-def embed(model: Any, texts: Sequence[ParityText]) -> Embeddings:
-    """``embed(model, texts)``: mean of the final hidden states over prompt and answer, as the relation loss pools them."""
+def embed(model: Any, texts: Sequence[ParityText], head: EmbeddingHead | None = None) -> Embeddings:
+    """``embed(loaded.model, texts, loaded.head)``: of prompt and answer; the mean final hidden states without a head."""
     device = next(model.parameters()).device
     batches = [make_batch([text.prompt], [text.completion]).to(device) for text in texts]
-    found: Embeddings = torch.cat([mean_pool(hidden_states(model, batch).final, batch.real) for batch in batches]).cpu().numpy()
-    return found
+    states = torch.cat([mean_pool(hidden_states(model, batch).final, batch.real) for batch in batches]).cpu().numpy()
+    return head.embed(states) if head else np.asarray(states)
 
 
 def compare_embeddings(texts: Sequence[ParityText], published: Embeddings, exported: Embeddings) -> ParityMetrics:

@@ -7,7 +7,7 @@ rounded.kl  # what the rounding costs, nats/token
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,14 +50,31 @@ def round_weights(model: Any, grid: Grid) -> None:
     Matrices are rounded in blocks along their rows, embedding and head to q8_0; norms and biases stay, and so does a matrix
     without whole blocks.
     """
-    embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    for weight, kind in _kinds(model, grid):
+        weight.copy_(on_grid(weight, kind))
+
+
+def rounded_bytes(model: Any, grid: Grid) -> int:
+    """``rounded_bytes(model, "q4_1")``: of its weights in a file, as ``round_weights`` rounds them; what stays is float32."""
+    sizes = [(weight.numel(), *GGML_QUANT_SIZES[kind]) for weight, kind in _kinds(model, grid)]
+    return sum(count // block * size for count, block, size in sizes)
+
+
+def _kinds(model: Any, grid: Grid) -> Iterator[tuple[torch.nn.Parameter, GGMLQuantizationType]]:
+    """Each weight with the kind that it is rounded to, F32 where it stays. An encoder has no output embedding."""
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    embeddings = {id(module.weight) for module in modules if module is not None}
     for weight in model.parameters():
-        weight.copy_(on_grid(weight, EMBEDDING if id(weight) in embeddings else GGMLQuantizationType[grid.upper()]))
+        kind = EMBEDDING if id(weight) in embeddings else GGMLQuantizationType[grid.upper()]
+        yield weight, kind if _has_blocks(weight, kind) else GGMLQuantizationType.F32
+
+
+def _has_blocks(weight: Tensor, kind: GGMLQuantizationType) -> bool:
+    return weight.ndim == 2 and weight.shape[1] % GGML_QUANT_SIZES[kind][0] == 0
 
 
 def on_grid(weight: Tensor, kind: GGMLQuantizationType) -> Tensor:
     """``on_grid(rows, EMBEDDING)``: rounded in blocks along the rows, so that no row decides another; else as it is."""
-    block, _ = GGML_QUANT_SIZES[kind]
-    if weight.ndim != 2 or weight.shape[1] % block:
+    if kind == GGMLQuantizationType.F32 or not _has_blocks(weight, kind):
         return weight
     return torch.from_numpy(dequantize(quantize(weight.float().cpu().numpy(), kind), kind))

@@ -29,6 +29,11 @@ class TokenizedExample:
     reference: bool = False
 
 
+def row_text(row: Mapping[str, Any]) -> str:
+    """``row_text(row)``: prompt and completion as one text, as an encoder sees them."""
+    return f"{row['prompt']}\n{row['completion']}"
+
+
 def tokenize_examples(
     rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, contexts: TeacherContexts
 ) -> list[TokenizedExample]:

@@ -3,9 +3,9 @@
     context = make_context(specs, specs.family("default"), registry=Registry("registry"), profile="demo")
     version = build_student(context, "healthcare", "small")
 
-resolve → dataset → base → adapter → evaluate → judge → publish. Each stage is one function that takes and returns frozen
-dataclasses. What a stage makes is kept on disk under the cache key of everything that decides it, so a stopped build goes on
-where it was and nothing is made twice.
+resolve → dataset → base → adapter → embed → evaluate → judge → publish. Each stage is one function that takes and returns
+frozen dataclasses. What a stage makes is kept on disk under the cache key of everything that decides it, so a stopped build
+goes on where it was and nothing is made twice.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from factory.pipeline.adapter import check_targets, train_adapter
 from factory.pipeline.base import make_base
 from factory.pipeline.context import BuildContext, resolve_models
 from factory.pipeline.dataset import make_dataset
+from factory.pipeline.embedding import fit_head
 from factory.pipeline.evaluate import evaluate_adapter, find_champion, gather_eval_data
 from factory.pipeline.publish import publish_student, student_name
 from factory.registry.versions import Version
@@ -67,8 +68,9 @@ def build_student(context: BuildContext, domain: str, size: str, options: BuildO
     base = make_base(context, models, size, spec, pinned=options.base, rebuild=options.rebuild_base)
     eval_data = gather_eval_data(context, models, data, canaries)
     adapter = train_adapter(context, models, data, base, canaries=canaries, baselines=options.baselines)
+    embedding = fit_head(context, models, data, base, adapter)
     champion = find_champion(context, models, student_name(domain, size))
-    evaluation = evaluate_adapter(context, models, data, eval_data, suite, base, adapter, champion)
+    evaluation = evaluate_adapter(context, models, data, eval_data, suite, base, adapter, embedding, champion)
     verdict = judge(evaluation.report.metrics, context.family.gates_of(spec), champion.reference if champion else None)
     return publish_student(
         context,
@@ -77,6 +79,7 @@ def build_student(context: BuildContext, domain: str, size: str, options: BuildO
         data,
         base,
         adapter,
+        embedding,
         evaluation,
         verdict,
         router=eval_data.router,

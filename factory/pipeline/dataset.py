@@ -47,7 +47,7 @@ DATASET_FORMAT = 3  # raised when the rows, or what is written of them, are chos
 EVALUATED = {"bias_pairs", "tasks", "golden_set", "refusals", "gates"}
 # Fields of a domain's YAML that decide nothing about its rows (its `data` overrides are part of the settings).
 # `teacher_adaptation` has a part of its own in the key, so that data sets without one keep theirs.
-NOT_DATA = {"description", "notice", "append_notice", "distill", "data", "teacher_adaptation", *EVALUATED}
+NOT_DATA = {"description", "notice", "append_notice", "distill", "embed", "data", "teacher_adaptation", *EVALUATED}
 
 
 @dataclass(frozen=True)

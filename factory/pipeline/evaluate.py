@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from factory.cache import cache_key, folder_bytes
 from factory.data.dataset import small_dataset_warning
@@ -22,13 +21,21 @@ from factory.evaluation.memorization import Canary
 from factory.evaluation.suite import EvalSuite
 from factory.inference import load_version
 from factory.models.base import trim_teacher
+from factory.models.embedding_head import EmbeddingHead
 from factory.models.vocabulary import vocabulary_growth
 from factory.pipeline.adapter import TrainedAdapter
 from factory.pipeline.base import StudentBase
 from factory.pipeline.context import BuildContext, FamilyModels
-from factory.pipeline.dataset import DomainDataset, find_dataset, general_examples, load_router, make_general_rows
+from factory.pipeline.dataset import (
+    DomainDataset,
+    find_dataset,
+    general_examples,
+    general_key,
+    load_router,
+    make_general_rows,
+)
+from factory.pipeline.embedding import FittedHead
 from factory.pipeline.grown import MAX_GROWTH
-from factory.pipeline.training_set import embed_rows
 from factory.registry.manifest import EvalReport, ModelSize, Sizes
 from factory.registry.references import CHAMPION
 
@@ -63,7 +70,7 @@ def gather_eval_data(
         others=[_rows(other) for other in others],
         general=make_general_rows(context, models),
         general_texts=[example.text for example in general_examples(context, models)],
-        embed=partial(embed_rows, models),
+        embed=models.embed,
         router=None if data.spec.private else load_router(context, models),
         canaries=canaries,
     )
@@ -97,11 +104,13 @@ def evaluate_adapter(
     suite: EvalSuite,
     base: StudentBase,
     adapter: TrainedAdapter,
+    embedding: FittedHead | None = None,
     champion: Champion | None = None,
 ) -> Evaluation:
     """``evaluate_adapter(context, models, data, eval_data, suite, base, adapter).report.metrics["kl"].value``"""
     whole = models.teacher if base.base.shape.tokens is not None else None
-    target = EvalTarget(adapter.model, base.teacher, whole, adapter.check.tasks, champion)
+    head = embedding.head if embedding else None
+    target = EvalTarget(adapter.model, base.teacher, whole, adapter.check.tasks, champion, head)
     of_domain = context.settings(data.spec)
     settings = EvalSettings(
         of_domain.evaluate,
@@ -118,7 +127,7 @@ def evaluate_adapter(
     report = EvalReport(
         metrics=measured.metrics | adapter.check.metrics,
         baselines=measured.baselines,
-        sizes=model_sizes(models, base, adapter),
+        sizes=model_sizes(models, base, adapter, head),
         speed=measured.speed,
         samples=measured.samples,
         per_example=measured.per_example,
@@ -140,6 +149,8 @@ def evaluation_key(
     return cache_key(
         EVALUATION_FORMAT,
         settings.evaluate.model_dump(),
+        settings.embed.model_dump(),
+        general_key(context),  # texts that the embedding head is fitted on
         settings.data.max_completion_tokens,
         data.manifest.fingerprint,
         data.spec.private,
@@ -153,15 +164,15 @@ def evaluation_key(
     )
 
 
-def model_sizes(models: FamilyModels, base: StudentBase, adapter: TrainedAdapter) -> Sizes:
-    """``model_sizes(models, base, adapter)``: parameters and bytes on disk."""
+def model_sizes(models: FamilyModels, base: StudentBase, adapter: TrainedAdapter, head: EmbeddingHead | None = None) -> Sizes:
+    """``model_sizes(models, base, adapter, head)``: parameters of what answers, and bytes on disk."""
     adapter_bytes = (adapter.files / "adapter_model.safetensors").stat().st_size
     of_base = base.manifest.parameters
     return Sizes(
         teacher=ModelSize(parameters=models.teacher.parameters, bytes=folder_bytes(models.teacher_files.folder)),
         student=ModelSize(
             parameters=of_base + adapter.parameters,
-            bytes=adapter_bytes + folder_bytes(base.version.folder),
+            bytes=adapter_bytes + (head.bytes if head else 0) + folder_bytes(base.version.folder),
             base_parameters=of_base,
             adapter_bytes=adapter_bytes,
         ),

@@ -31,10 +31,10 @@ from factory.distill.training_data import TrainingSet
 from factory.distill.trl_gkd import make_trl_trainer
 from factory.evaluation.answers import generate_answers
 from factory.evaluation.benchmark import bits_per_byte
-from factory.evaluation.evaluate import real_texts
 from factory.evaluation.fidelity import fixed_model, measure
 from factory.evaluation.golden_set import Question, marks
 from factory.evaluation.method_comparison import Scores
+from factory.evaluation.real_text import real_texts
 from factory.evaluation.stats import BootstrapConfig, ExampleSums, relation_alignment
 from factory.models.base import attach_adapter, load_base, load_student
 from factory.models.chat import NO_CONTEXT

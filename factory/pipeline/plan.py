@@ -168,17 +168,20 @@ def _student(
         scoring_seconds(rate, models.teacher.parameters, scored)
         + generation_seconds(rate, models.teacher.parameters, general)
         + adapter_seconds(rate, base.parameters, trained)
+        + scoring_seconds(rate, base.parameters, settings.embed.texts * average // 2)  # a prompt or an answer, not both
     )
     return Step(f"student {student_name(name, size)}", "to do", _student_detail(context, name, options), seconds)
 
 
 def _student_detail(context: BuildContext, name: str, options: BuildOptions) -> str:
     spec = context.specs.domain(name)
-    distill, canaries = context.settings(spec).distill, options.canaries_in(spec)
+    settings, canaries = context.settings(spec), options.canaries_in(spec)
+    distill, texts = settings.distill, settings.embed.texts
     secrets = f" with {canaries} planted secrets" if canaries else ""
     sft = "; the SFT baseline for as many" if options.baselines else ""
     most = "at most " if distill.checks else ""
-    return f"distil for {most}{distill.steps} steps of {distill.batch}{secrets}{sft}"
+    head = f"; an embedding head on {texts} texts" if texts else ""
+    return f"distil for {most}{distill.steps} steps of {distill.batch}{secrets}{sft}{head}"
 
 
 def _evaluation(context: BuildContext, models: FamilyModels, name: str, size: str, rate: float, base: BasePlan) -> Step:

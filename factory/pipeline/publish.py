@@ -10,6 +10,7 @@ from factory.pipeline.adapter import TrainedAdapter
 from factory.pipeline.base import StudentBase
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import DomainDataset
+from factory.pipeline.embedding import FittedHead
 from factory.pipeline.evaluate import Evaluation
 from factory.pipeline.provenance import energy_info, family_fields
 from factory.registry.manifest import StudentManifest, Training, Verdict
@@ -29,13 +30,14 @@ def publish_student(
     data: DomainDataset,
     base: StudentBase,
     adapter: TrainedAdapter,
+    embedding: FittedHead | None,
     evaluation: Evaluation,
     verdict: Verdict,
     *,
     router: DomainRouter | None,
     canaries: int = 0,
 ) -> Version:
-    """``publish_student(context, models, "small", data, base, adapter, evaluation, verdict, router=router).reference``
+    """``publish_student(context, models, "small", data, base, adapter, embedding, evaluation, verdict, router=router)``
 
     Its cost is what ``context.meter`` has counted. The adapter's checkpoints are removed once the version is published.
     """
@@ -58,6 +60,7 @@ def publish_student(
         ),
         soft_targets=adapter.training_set.targets.describe() if adapter.training_set.targets else None,
         teacher_adaptation=data.adaptation,
+        embedding=embedding.info if embedding else None,
         evaluation=evaluation.report,
         verdict=verdict,
         warnings=evaluation.warnings,
@@ -73,6 +76,8 @@ def publish_student(
     )
     with context.registry.stage(manifest.name) as staged:
         shutil.copytree(adapter.files, staged, dirs_exist_ok=True)
+        if embedding is not None:
+            embedding.head.save(staged)
         (staged / "README.md").write_text(model_card(manifest), encoding="utf-8")
         version = context.registry.publish(manifest, staged)
     remove_folder(adapter.folder)

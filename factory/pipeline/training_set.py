@@ -15,7 +15,7 @@ from factory.distill.training_data import TrainingSet
 from factory.evaluation.memorization import Canary, canary_rows
 from factory.models.chat import NO_CONTEXTS
 from factory.models.teacher import Teacher
-from factory.models.tokenize import tokenize_examples
+from factory.models.tokenize import row_text, tokenize_examples
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import DomainDataset
 
@@ -98,11 +98,7 @@ def training_set_key(training_set: TrainingSet) -> str:
 
 def embed_rows(models: FamilyModels, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """``embed_rows(models, data.rows["test"])``: (N, D), prompt and completion together, as the relation term sees them."""
-    return models.embed([_embedded_text(row) for row in rows])
-
-
-def _embedded_text(row: Mapping[str, Any]) -> str:
-    return f"{row['prompt']}\n{row['completion']}"
+    return models.embed([row_text(row) for row in rows])
 
 
 def _targets_key(data: DomainDataset, teacher: Teacher, config: DistillConfig) -> str:

@@ -101,6 +101,14 @@ class TeacherAdaptationInfo(Entry):
     fewer: MetricValue  # before minus after, paired
 
 
+class EmbeddingInfo(Entry):
+    """The head with which a student embeds texts, ``embedding_head.safetensors``."""
+
+    texts: int  # unlabelled, that it was fitted on
+    dimensions: int
+    encoder: str  # reference of the encoder whose similarities are one half of its own
+
+
 # ------------------------------------------------------------------------------------------------------------ evaluation
 
 
@@ -328,6 +336,7 @@ class StudentManifest(Manifest):
     verdict: Verdict
     soft_targets: SoftTargetsInfo | None = None
     teacher_adaptation: TeacherAdaptationInfo | None = None  # None: the teacher answered as it is
+    embedding: EmbeddingInfo | None = None  # None: it has no head
     canaries: int = 0  # secrets planted in the training split
     router: str | None = None  # its version; None for a private domain
 

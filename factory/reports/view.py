@@ -20,6 +20,7 @@ from factory.reports.format import format_metric, format_number
 if TYPE_CHECKING:
     from factory.registry.manifest import (
         BaseManifest,
+        EmbeddingInfo,
         EnergyInfo,
         HealingReport,
         MetricValue,
@@ -240,6 +241,7 @@ def _lineage(manifest: AnyManifest) -> list[Row]:
         Row("grown from", base.grown_from or "" if base else "", code=True),
         Row("tokens added", "; ".join(map(_growth, base.grown)) if base else ""),
         Row("weights rounded to", _rounding(base) if base else ""),
+        Row("embedding head", describe_head(student.embedding) if student and student.embedding else ""),
         Row("router", student.router or "" if student else "", code=True),
         Row("family", manifest.family),
         Row("profile", manifest.profile),
@@ -274,6 +276,11 @@ def describe_adaptation(info: TeacherAdaptationInfo) -> str:
         f"{info.settings['steps']} steps on {info.references:,} references of the domain; bits/byte of held-out ones "
         f"{before} → {after}, {fewer} fewer"
     )
+
+
+def describe_head(info: EmbeddingInfo) -> str:
+    """``describe_head(manifest.embedding)`` → "960 dimensions, fitted on 2,000 unlabelled texts beside pypi:…"."""
+    return f"{info.dimensions} dimensions, fitted on {info.texts:,} unlabelled texts beside {info.encoder}"
 
 
 def _rounding(base: BaseManifest) -> str:

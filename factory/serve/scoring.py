@@ -3,7 +3,7 @@
     scorer = Scorer(registry, load_models, device)
     scored = await scorer.score(target, [5, 17, 9], max_tokens=1, top=1)
     scored.token_logprobs                        # (None, -2.1, -0.3, -1.7)
-    await scorer.embed(target, [[5, 17], [9]])   # (2, H), unit vectors
+    await scorer.embed(target, [[5, 17], [9]])   # (2, D), unit vectors
 
 Each base is in memory once, with the adapters of its students. A model has one active adapter at a time, so requests are
 worked on one after the other, in a thread of their own.
@@ -26,7 +26,8 @@ from transformers import PreTrainedTokenizerBase
 
 from factory.models.base import load_base
 from factory.models.chat import stop_tokens
-from factory.models.forward import hidden_states, make_batch, mean_pool, output_head
+from factory.models.embedding_head import embed_texts, load_embedding_head
+from factory.models.forward import hidden_states, make_batch, output_head
 from factory.models.generation import sample
 from factory.models.tokenize import token_text, token_texts
 from factory.pipeline.context import FamilyModels
@@ -34,7 +35,6 @@ from factory.registry.registry import Registry
 from factory.serve.resolver import Target
 
 T = TypeVar("T")
-BATCH = 16  # texts embedded together
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class Scorer:
         return await self._run(lambda: self._score(target, ids, max_tokens, temperature, seed, top))
 
     async def embed(self, target: Target, texts: Sequence[Sequence[int]]) -> np.ndarray:
-        """``await scorer.embed(target, ids)``: (N, H) float32 unit vectors, the mean of the final hidden states.
+        """``await scorer.embed(target, ids)``: (N, D) float32 unit vectors, by the student's embedding head.
 
-        These are the states that the relation loss aligns in training.
+        Without one they are the mean final hidden states, which the relation loss aligns in training.
         """
         return await self._run(lambda: self._embed(target, texts))
 
@@ -115,12 +115,9 @@ class Scorer:
             bool(generated) and generated[-1] in stops,
         )
 
-    @torch.inference_mode()
     def _embed(self, target: Target, texts: Sequence[Sequence[int]]) -> np.ndarray:
         model, _ = self._model(target)
-        batches = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
-        vectors = torch.nn.functional.normalize(torch.cat([_pooled(model, batch) for batch in batches]), dim=1)  # (N, H)
-        return np.asarray(vectors.cpu().numpy(), dtype=np.float32)
+        return embed_texts(model, texts, load_embedding_head(target.version.folder) if target.version else None)
 
     def _model(self, target: Target) -> tuple[Any, PreTrainedTokenizerBase]:
         """The target's model with its adapter active.
@@ -150,13 +147,6 @@ def _log_probs(model: Any, ids: Sequence[int], vocabulary: int) -> Tensor:
     states = hidden_states(model, batch).final[batch.real]  # (T, H)
     head, _ = output_head(model, torch.float32)
     return head(states)[:, :vocabulary].log_softmax(dim=-1)
-
-
-def _pooled(model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
-    """(N, H) means of the final hidden states over each text's tokens."""
-    batch = make_batch(texts, [[]] * len(texts)).to(next(model.parameters()).device)
-    with torch.autocast(batch.input_ids.device.type, dtype=torch.bfloat16):  # as relation alignment is measured
-        return mean_pool(hidden_states(model, batch).final, batch.real)
 
 
 def _top_logprobs(

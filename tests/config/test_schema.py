@@ -12,7 +12,7 @@ import yaml
 
 from factory.config import default_domains
 from factory.config.load import load_specs
-from factory.config.schema import DistillConfig, DomainSpec, FamilySpec, Gate, HealConfig, SizeSpec, Specs
+from factory.config.schema import DistillConfig, DomainSpec, EmbedConfig, FamilySpec, Gate, HealConfig, SizeSpec, Specs
 from factory.config.settings import PRIVATE_GATES
 from factory.errors import SpecError
 
@@ -201,6 +201,12 @@ def test_only_an_adapter_s_training_is_checked() -> None:
 def test_checks_without_a_loss_to_measure_are_refused() -> None:
     with pytest.raises(ValueError, match="checks > 0 needs response > 0: feature and relation are not measured on validation"):
         DistillConfig(steps=1, batch=4, learning_rate=1e-3, checks=6, response=0, feature=1)
+
+
+def test_a_head_on_a_handful_of_texts_is_refused() -> None:
+    assert [EmbedConfig(texts=texts).texts for texts in (0, 100)] == [0, 100]
+    with pytest.raises(ValueError, match=r"texts must be 0, for no head, or at least 100 \(99 are too few"):
+        EmbedConfig(texts=99)
 
 
 def test_an_objective_without_weights_is_refused() -> None:

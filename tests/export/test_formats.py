@@ -17,12 +17,13 @@ from factory.export.formats import conversation_text, write_merged, write_peft, 
 from factory.export.parity import ParityText, embed, model_log_probs
 from factory.inference import LoadedVersion, load_version
 from factory.models.chat import completion_ids, prompt_ids
+from factory.models.embedding_head import EmbeddingHead
 
 ARCHITECTURES = ["llama", "gemma", "narrow"]
 
 
-def load_student(root: Path, architecture: str = "llama") -> LoadedVersion:
-    registry, version = exporting.publish_student(root, architecture)
+def load_student(root: Path, architecture: str = "llama", head: EmbeddingHead | None = None) -> LoadedVersion:
+    registry, version = exporting.publish_student(root, architecture, head=head)
     return load_version(version, registry, tiny.CPU, torch.float32)
 
 
@@ -78,6 +79,21 @@ def test_sentence_transformers_embeds_as_the_relation_loss_does(tmp_path: Path, 
     assert found @ expected / np.linalg.norm(found) / np.linalg.norm(expected) > 0.999
     assert np.linalg.norm(found) == pytest.approx(np.linalg.norm(expected), rel=0.02)  # not normalized
     assert not (out / "merged").exists()
+
+
+def test_sentence_transformers_embeds_by_the_student_s_head(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    head = EmbeddingHead(rng.normal(size=(5, 32)).astype(np.float32), rng.normal(size=5).astype(np.float32))
+    student, out = load_student(tmp_path, head=head), tmp_path / "out"
+    text = parity_text(student)
+    expected = embed(student.model, [text], student.head)[0]
+    write_sentence_transformer(student, out)
+    encoder = SentenceTransformer(str(out), device="cpu")
+    assert [type(module).__name__ for module in encoder] == ["Transformer", "Pooling", "Dense", "Normalize"]
+    found = encoder.encode([conversation_text(student.base.tokenizer, text.ids)])[0]
+    assert found.shape == (5,) and np.linalg.norm(found) == pytest.approx(1, abs=0.01)
+    np.testing.assert_allclose(found, expected, atol=0.03)
+    assert np.abs(expected - embed(student.model, [text])[0][:5]).max() > 0.1  # the head matters
 
 
 def test_begin_of_text_is_not_written_twice() -> None:

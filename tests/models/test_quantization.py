@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGUFReader
 from support import tiny
+from transformers import BertConfig, BertModel
 
 from factory.config.quantization import GRIDS, Grid
 from factory.export.gguf import load_gguf_weights, write_base_gguf
 from factory.models.base import Base, Shape
 from factory.models.forward import make_batch
-from factory.models.quantization import round_base, round_weights
+from factory.models.quantization import round_base, round_weights, rounded_bytes
 
 BATCH = make_batch([[5, 6, 7]], [[9, 10, 11, 12, 13, 14, 15, 16]])
 SHAPE = Shape((0, 1), None)
@@ -45,6 +47,22 @@ def test_a_published_base_is_written_as_it_was_trained_but_for_the_rounding_of_b
     for name, weight in published.state_dict().items():
         largest = float(weight.abs().max())
         torch.testing.assert_close(served[name], weight, rtol=0, atol=2**-7 * largest)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_bytes_are_those_of_the_file_s_tensors(grid: Grid, tmp_path: Path) -> None:
+    model, path = tiny.llama(), tmp_path / "file.gguf"
+    write_base_gguf(model, tiny.tokenizer(), path, grid, name="tiny@1", license="mit")
+    assert rounded_bytes(model, grid) == sum(int(tensor.n_bytes) for tensor in GGUFReader(path).tensors)
+
+
+def test_an_encoder_without_a_head_is_rounded_too() -> None:
+    encoder = BertModel(
+        BertConfig(vocab_size=40, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    )
+    before = encoder.embeddings.word_embeddings.weight.clone()
+    round_weights(encoder, "q8_0")
+    assert 0 < (encoder.embeddings.word_embeddings.weight - before).abs().max() < 0.01
 
 
 def test_the_cost_is_the_kl_of_the_rounded_model_and_fewer_bits_cost_more() -> None:

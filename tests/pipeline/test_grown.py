@@ -14,8 +14,8 @@ from factory.inference import load_version
 from factory.models.base import load_shape
 from factory.models.teacher import Teacher
 from factory.pipeline import base as base_stage
-from factory.pipeline import grown as growth
 from factory.pipeline import cutting, healing, trimmed
+from factory.pipeline import grown as growth
 from factory.pipeline.base import make_base
 from factory.pipeline.base_choice import choose_base
 from factory.pipeline.build import BuildOptions, build_student

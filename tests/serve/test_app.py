@@ -21,10 +21,12 @@ import pytest
 import torch
 from openai import AsyncOpenAI, OpenAI
 from prometheus_client.parser import text_string_to_metric_families
-from support.serving import publish_another, running
+from support.serving import publish_again, publish_another, running
 
+from factory.inference import embed, load_version
 from factory.models.base import load_base, load_student
 from factory.models.chat import prompt_ids, stop_tokens
+from factory.models.embedding_head import EmbeddingHead
 from factory.models.forward import hidden_states, make_batch, mean_pool
 from factory.models.llama_server import LlamaServer
 from factory.registry.registry import Registry
@@ -306,6 +308,16 @@ def test_embeddings_are_the_students_pooled_states(client: OpenAI, built: Any) -
         assert [one.index for one in found.data] == [0, 1]
         assert np.allclose([one.embedding for one in found.data], expected, atol=1e-2)
         assert found.usage.prompt_tokens == int(batch.real.sum())
+
+
+def test_a_student_with_a_head_embeds_by_it(client: OpenAI, built: Any) -> None:
+    registry, texts = Registry(built.root / "registry"), ["what is light", "cough"]
+    head = EmbeddingHead(np.eye(3, 32, dtype=np.float32), np.ones(3, dtype=np.float32))
+    version = publish_again(registry, "embeds-mini", head=head)
+    expected = embed(load_version(version, registry, CPU), texts)
+    found = client.embeddings.create(model="embeds-mini", input=texts, encoding_format="float")
+    assert expected.shape == (2, 3)
+    assert np.allclose([one.embedding for one in found.data], expected, atol=1e-2)
 
 
 # --------------------------------------------------------------------------------------------------------------- names

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from factory.config.quantization import Grid
 from factory.config.schema import DistillConfig
 from factory.models.base import Base, Shape, attach_adapter, load_base, save_base
+from factory.models.embedding_head import EmbeddingHead
 from factory.models.forward import make_batch
 from factory.models.quantization import round_base
 from factory.registry.registry import Registry
@@ -33,7 +34,9 @@ ORIGIN: dict[str, Any] = {
 CARD = "---\nlibrary_name: peft\nlicense: apache-2.0\n---\n\n# plants-mini\n\n## How to load it\n\nwith peft\n"
 
 
-def publish_student(root: Path, architecture: str = "llama", grid: Grid | None = None) -> tuple[Registry, Version]:
+def publish_student(
+    root: Path, architecture: str = "llama", grid: Grid | None = None, head: EmbeddingHead | None = None
+) -> tuple[Registry, Version]:
     """``registry, version = publish_student(tmp_path, "gemma")``: ``plants-mini@1`` on ``mini-base@1``."""
     registry = Registry(root / "registry")
     base_version = publish_base(registry, architecture, grid)
@@ -52,6 +55,8 @@ def publish_student(root: Path, architecture: str = "llama", grid: Grid | None =
     )
     with registry.stage("plants-mini") as folder:
         model.save_pretrained(str(folder))
+        if head is not None:
+            head.save(folder)
         (folder / "README.md").write_text(CARD, encoding="utf-8")
         return registry, registry.publish(manifest, folder)
 

@@ -13,6 +13,7 @@ import uvicorn
 from safetensors.torch import load_file, save_file
 
 from factory.config.load import load_specs
+from factory.models.embedding_head import EmbeddingHead
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
 from factory.serve.server import Options, config, listen, make_app
@@ -35,7 +36,13 @@ def running(workplace: Any, **options: Any) -> Iterator[str]:
 
 
 def publish_again(
-    registry: Registry, name: str = "plants-mini", *, seed: int | None = None, card: str | None = None, **changes: Any
+    registry: Registry,
+    name: str = "plants-mini",
+    *,
+    seed: int | None = None,
+    card: str | None = None,
+    head: EmbeddingHead | None = None,
+    **changes: Any,
 ) -> Version:
     """``publish_again(registry, verdict=...)``: a copy of ``plants-mini@1``; a seed adds noise to its adapter."""
     first = registry.resolve("plants-mini@1")
@@ -44,6 +51,8 @@ def publish_again(
         shutil.copytree(first.folder, folder, dirs_exist_ok=True, ignore=ours, copy_function=shutil.copyfile)
         if seed is not None:
             add_noise(folder / "adapter_model.safetensors", seed)
+        if head is not None:
+            head.save(folder)
         if card is not None:
             (folder / "README.md").write_text(card)
         return registry.publish(first.manifest.model_copy(update={"name": name} | changes), folder)
