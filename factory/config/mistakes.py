@@ -13,11 +13,12 @@ from pydantic import BaseModel, ValidationError
 from factory.config.experiment import MethodSpec
 from factory.config.fix import renamed_keys
 from factory.config.names import NAME
-from factory.config.schema import MODEL, SECTIONS, SHA256, SOURCE_KINDS, DomainSpec, Profile, SizeSpec, Strict
+from factory.config.schema import MODEL, REQUIREMENT, SECTIONS, SHA256, SOURCE_KINDS, DomainSpec, Profile, SizeSpec, Strict
 
 PATTERNS = {
     NAME: "must be lower-case letters, digits and single hyphens, starting with a letter",
     MODEL: "must be hub:org/name@revision, pypi:package==version/file or path:folder",
+    REQUIREMENT: "must be package==version, without a URL or an option",
     SHA256: "must be 64 hexadecimal digits",
 }
 
