@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from factory.config.schema import DistillConfig, SizeSpec
 from factory.errors import TrainingError
 from factory.models.attention import load_causal_model
 from factory.models.chat import stop_tokens
+from factory.models.folders import load_tokenizer
 from factory.models.forward import Batch, check_head, hidden_states, logits
 from factory.models.pruning import layers_to_keep, prune_layers
 from factory.models.teacher import Teacher
@@ -110,7 +111,7 @@ def load_external_base(folder: Path, teacher: Teacher) -> Base:
     Raises: TrainingError if its vocabulary is not the teacher's.
     """
     model: Any = load_causal_model(folder, teacher.device, torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     check_vocabularies(tokenizer, teacher.tokenizer)
     model.resize_token_embeddings(len(tokenizer))  # some models pad their embedding rows
     tokenizer.chat_template = teacher.tokenizer.chat_template
@@ -146,7 +147,7 @@ def load_base(folder: Path, device: torch.device, dtype: torch.dtype = torch.bfl
     layers, tokens = shape["layers"], shape["tokens"]
     return Base(
         model,
-        AutoTokenizer.from_pretrained(folder),
+        load_tokenizer(folder),
         Shape(tuple(layers) if layers is not None else None, tuple(tokens) if tokens is not None else None),
     )
 

@@ -15,9 +15,7 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,6 +27,7 @@ from factory.data.dataset import Completion
 from factory.data.sources import Example
 from factory.models.attention import load_causal_model
 from factory.models.chat import NO_CONTEXT, end_of_prompt, prompt_ids, shared_prefix, split_prefix, stop_tokens
+from factory.models.folders import load_config, load_tokenizer
 from factory.models.generation import sample
 from factory.models.references import ResolvedModel
 
@@ -54,9 +53,9 @@ class Teacher:
         """The full-vocabulary teacher, in bfloat16."""
         return cls(
             lambda: load_causal_model(resolved.folder, device, torch.bfloat16),
-            AutoTokenizer.from_pretrained(resolved.folder),
+            load_tokenizer(resolved.folder),
             resolved.sha256,
-            AutoConfig.from_pretrained(resolved.folder),
+            load_config(resolved.folder),
             device,
         )
 
@@ -83,7 +82,7 @@ class Teacher:
     def parameters(self) -> int:
         """``teacher.parameters``: their number, without loading them; a tied head counts once."""
         with torch.device("meta"):
-            shape: Any = AutoModelForCausalLM.from_config(self.config)
+            shape: Any = AutoModelForCausalLM.from_config(self.config, trust_remote_code=False)
         return sum(parameter.numel() for parameter in shape.parameters())
 
     def complete(

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from factory.cache import folder_bytes
 from factory.config.schema import FamilySpec, TeacherContext, TeacherSpec
 from factory.evaluation.benchmark import STUDENT
 from factory.models.attention import load_causal_model
 from factory.models.chat import NO_CONTEXT
+from factory.models.folders import load_tokenizer
 from factory.models.references import ResolvedModel, resolve
 from factory.pipeline.context import BuildContext
 from factory.pipeline.fine_tuning import FineTuning
@@ -38,8 +39,7 @@ class Rival:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder)
-        return tokenizer
+        return load_tokenizer(self.folder)
 
     @property
     def bytes(self) -> int:

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoConfig
 
 from factory.cache import cache_key, home
 from factory.config.quantization import DEFAULT, Quantization
 from factory.errors import RegistryError, ServeError
 from factory.export.gguf import own_quantization, write_adapter_gguf, write_base_gguf
 from factory.inference import load_version
+from factory.models.folders import load_config
 from factory.models.llama_server import LlamaServer, lora_choice
 from factory.pipeline.context import FamilyModels
 from factory.registry.references import CHAMPION
@@ -92,7 +92,7 @@ class GgufFiles:
 
     def adapter(self, version: Version) -> Path:
         """``files.adapter(registry.resolve("healthcare-small"))``."""
-        config = AutoConfig.from_pretrained(self.registry.resolve(version.base or "").folder)
+        config = load_config(self.registry.resolve(version.base or "").folder)
         path = _folder(version.manifest.manifest_sha256) / "adapter.gguf"
         return _write_once(path, lambda new: write_adapter_gguf(version.folder, config, new))
 
