@@ -121,6 +121,13 @@ def test_no_code_of_a_model_is_ever_trusted_and_no_pickle_is_loaded() -> None:
     assert not trusting and not unpickling
 
 
+def test_adapters_are_loaded_in_one_place() -> None:
+    """And once more by an export, which looks at what an application would load."""
+    loading = re.compile(r"PeftModel\.from_pretrained\((?!Auto)|\.load_adapter\(")  # Auto: code that cards show
+    places = [path.relative_to(ROOT / "factory").as_posix() for path in MODULES if loading.search(path.read_text())]
+    assert places == ["export/export.py", "models/adapter.py"]
+
+
 def test_no_file_is_longer_than_400_lines() -> None:
     lengths = {path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
     assert not {str(path): length for path, length in lengths.items() if length > 400}

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from factory.config.schema import DistillConfig, SizeSpec
 from factory.errors import TrainingError
+from factory.models.adapter import load_adapter
 from factory.models.attention import load_causal_model
 from factory.models.chat import stop_tokens
 from factory.models.folders import load_tokenizer
@@ -164,9 +165,11 @@ def attach_adapter(base: Base, config: DistillConfig) -> PeftModel:
 
 
 def load_student(base: Base, adapter: Path) -> PeftModel:
-    """``load_student(base, version.folder)``: the base with the adapter, in evaluation mode."""
-    model: PeftModel = PeftModel.from_pretrained(base.model, adapter)
-    return model.eval()
+    """``load_student(base, version.folder)``: the base with the adapter, in evaluation mode.
+
+    Raises: ModelResolutionError for an adapter that does not fit.
+    """
+    return load_adapter(base.model, adapter)
 
 
 @torch.no_grad()
