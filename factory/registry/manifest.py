@@ -10,9 +10,10 @@ Manifests are frozen and complete: a field that is missing, unknown or malformed
 from __future__ import annotations
 
 import math
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from factory.config.quantization import Grid
@@ -21,6 +22,7 @@ from factory.registry.plain_json import plain_json
 
 SCHEMA_VERSION = 3  # raised when a field changes its name or meaning
 
+Count = Annotated[int, Field(ge=0, lt=2**53)]  # what JSON, SQLite and a browser hold exactly
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # null in a file: not finite
 
 
@@ -41,8 +43,8 @@ class MetricValue:
     value: Number
     low: Number
     high: Number
-    n: int
-    clusters: int | None = None
+    n: Count
+    clusters: Count | None = None
 
     def __str__(self) -> str:
         """``0.412 [0.380, 0.440]``."""
@@ -62,47 +64,47 @@ class ModelInfo(Entry):
 class TeacherInfo(ModelInfo):
     sha256: str  # of the wheel, or of the weights
     revision: str
-    parameters: int  # a tied head counts once
+    parameters: Count  # a tied head counts once
 
 
 class SourceInfo(Entry):
     id: str
     license: str
-    n: int  # examples
+    n: Count  # examples
 
 
 class PersonalDataInfo(Entry):
     """How many personal identifiers the sources held; never which."""
 
     policy: Literal["refuse", "drop", "allow"]
-    found: dict[str, dict[str, int]]  # source id → kind → count
+    found: dict[str, dict[str, Count]]  # source id → kind → count
 
 
 class DatasetInfo(Entry):
     """The data that a version was trained and measured on; of a base, all domains together."""
 
     fingerprint: str
-    counts: dict[str, int]  # examples by split
-    dropped: dict[str, int]  # examples by reason
-    refusals: int
+    counts: dict[str, Count]  # examples by split
+    dropped: dict[str, Count]  # examples by reason
+    refusals: Count
     sources: tuple[SourceInfo, ...]
-    templates: int = 0
+    templates: Count = 0
     personal_data: PersonalDataInfo | None = None  # None: not looked for
 
 
 class Training(Entry):
     curve: tuple[dict[str, Number], ...]  # one dict per point: step, loss and each of its terms; at checks also validation
     config: dict[str, Any]  # the DistillConfig or HealConfig, as the build used it
-    examples: int
+    examples: Count
     gradient_shares: dict[str, float] = Field(default_factory=dict)  # of each weighted term; empty where there is only one
-    kept_step: int | None = None  # whose weights are kept: of the best check; None is the last step, without checks
+    kept_step: Count | None = None  # whose weights are kept: of the best check; None is the last step, without checks
 
 
 class SoftTargetsInfo(Entry):
     """The size of the stored soft targets, and the teacher's time that reading them saved."""
 
-    positions: int
-    bytes: int
+    positions: Count
+    bytes: Count
     response_bytes_per_position: float
     teacher_seconds: float
     saved_seconds: float
@@ -119,7 +121,7 @@ class TeacherAdaptationInfo(Entry):
 
     key: str  # of all that decides it: the data set's own
     adapter_sha256: str  # of its weights, which stay on the machine that built it
-    references: int  # trained on
+    references: Count  # trained on
     settings: dict[str, Any]  # of the domain's `teacher_adaptation`
     held_out: Literal["validation", "train"]  # the split of the references below; of train, a tenth that was not trained on
     before: MetricValue  # bits per byte of the teacher as it was; n counts bytes
@@ -141,10 +143,10 @@ class Sample(Entry):
 
 
 class ModelSize(Entry):
-    parameters: int
-    bytes: int
-    base_parameters: int | None = None  # of a student: without its adapter
-    adapter_bytes: int | None = None
+    parameters: Count
+    bytes: Count
+    base_parameters: Count | None = None  # of a student: without its adapter
+    adapter_bytes: Count | None = None
 
 
 class Sizes(Entry):
@@ -208,8 +210,8 @@ class GateResult(Entry):
     found: float | None
     status: Literal["passed", "failed", "undecidable"]
     margin: float | None = None  # of gates on shares
-    n: int | None = None
-    decisive_n: int | None = None
+    n: Count | None = None
+    decisive_n: Count | None = None
 
 
 class Verdict(Entry):
@@ -227,7 +229,7 @@ class Verdict(Entry):
 class HealingReport(Entry):
     """A base beside its teacher before and after training, on held-out text: kl, top5_overlap, entropy_gap."""
 
-    steps: int
+    steps: Count
     before: dict[str, MetricValue]
     after: dict[str, MetricValue]
 
@@ -247,19 +249,25 @@ class PathChoice(Entry):
 
 
 class VocabularyInfo(Entry):
-    kept: int  # tokens
-    teacher: int  # tokens
+    kept: Count  # tokens
+    teacher: Count  # tokens
     kept_mass: Number  # of the teacher's distribution
     kl_to_full_teacher: Number  # nats/token
-    positions: int
+    positions: Count
 
 
 # ------------------------------------------------------------------------------------------------------------- manifests
 
 
+def _check_time(text: str) -> str:
+    if text and datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone")
+    return text
+
+
 class FileInfo(Entry):
     sha256: str
-    bytes: int
+    bytes: Count
 
 
 class Manifest(Entry):
@@ -283,8 +291,8 @@ class Manifest(Entry):
     seconds: dict[str, float]  # by stage
     energy: EnergyInfo
     # ------
-    version: int = 0
-    created: str = ""  # UTC, ISO 8601
+    version: Count = 0
+    created: Annotated[str, AfterValidator(_check_time)] = ""  # UTC, ISO 8601
     files: dict[str, FileInfo] = Field(default_factory=dict)
     manifest_sha256: str = ""
 
@@ -300,8 +308,8 @@ class BaseManifest(Manifest):
     """A family's shared base: cut from the teacher or another model, healed on every public domain."""
 
     kind: Literal["base"] = "base"
-    parameters: int
-    layers: tuple[int, ...] | None  # of the teacher; None for a model of its own
+    parameters: Count
+    layers: tuple[Count, ...] | None  # of the teacher; None for a model of its own
     vocabulary: VocabularyInfo
     quantization: Grid | None = None  # the grid that its weights were rounded to
     quantization_kl: Number | None = None  # KL(as it was ‖ rounded), nats/token
@@ -338,7 +346,7 @@ class StudentManifest(Manifest):
     verdict: Verdict
     soft_targets: SoftTargetsInfo | None = None
     teacher_adaptation: TeacherAdaptationInfo | None = None  # None: the teacher answered as it is
-    canaries: int = 0  # secrets planted in the training split
+    canaries: Count = 0  # secrets planted in the training split
     router: str | None = None  # its version; None for a private domain
 
     @property
