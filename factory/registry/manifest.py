@@ -368,18 +368,19 @@ def parse_manifest(content: Any) -> BaseManifest | StudentManifest:
 
     Raises: RegistryError in one line for another schema version, an unknown kind, or a field that is missing or malformed.
     """
-    if not isinstance(content, dict) or content.get("kind") not in KINDS:
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if not isinstance(kind, str) or kind not in KINDS:
         raise RegistryError("its manifest.json does not describe a student or a base")
     found = content.get("schema_version", 1)
     if found != SCHEMA_VERSION:
         newer = isinstance(found, int) and found > SCHEMA_VERSION
         advice = "install a newer student-factory" if newer else "build it again with `factory build`"
-        raise RegistryError(f"its manifest has schema version {found}, this student-factory reads {SCHEMA_VERSION}: {advice}")
+        raise RegistryError(f"its manifest has schema version {found!r:.20}, this student-factory reads {SCHEMA_VERSION}: {advice}")
     try:
-        return KINDS[content["kind"]].model_validate(content)
+        return KINDS[kind].model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "manifest"
+        where = ".".join(map(str, first["loc"]))[:100] or "manifest"
         raise RegistryError(f"its manifest.json is malformed: {where}: {in_one_line(ValueError(first['msg']))}") from None
 
 

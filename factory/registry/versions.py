@@ -110,7 +110,7 @@ def load_version(root: Path, kind: str, name: str, number: int) -> Version:
     manifest = parse_manifest(content)
     stated = (manifest.kind, manifest.name, manifest.version)
     if stated != (kind, name, number):
-        raise RegistryError(f"its {MANIFEST} belongs to {stated[0]} {stated[1]}@{stated[2]}: the folder was copied or renamed")
+        raise RegistryError(f"its {MANIFEST} belongs to {stated[0]} {stated[1]:.100}@{stated[2]}: the folder was copied or renamed")
     for path, file in manifest.files.items():
         if path not in found or not S_ISREG(found[path].st_mode):
             raise RegistryError(f"{path} is missing")
