@@ -58,16 +58,16 @@ def read_index(root: Path) -> Index:
 def _scan(root: Path) -> dict[Key, str]:
     """A stamp of each numbered folder, which differs once a file in it is new, changed or gone."""
     return {
-        (kind, name, int(number)): _stamp(root / folder / name / number)
+        (kind, name, int(number)): _stamp(f"{root}/{folder}/{name}/{number}")
         for kind, folder in FOLDERS.items()
         for name in visible_names(root / folder)
         if is_name(name)  # others cannot be published, and SQLite cannot hold some of them
-        for number in visible_names(root / folder / name)
+        for number in visible_names(f"{root}/{folder}/{name}")
         if is_number(number)
     }
 
 
-def _stamp(folder: Path) -> str:
+def _stamp(folder: str) -> str:
     """Of what ``load_version`` looks at: names, kinds, lengths and times of files."""
     try:
         states = sorted((path, state.st_mode, state.st_size, state.st_mtime_ns) for path, state in tree(folder).items())

@@ -120,14 +120,14 @@ def load_version(root: Path, kind: str, name: str, number: int) -> Version:
     return Version(kind, name, number, folder, manifest, tuple(records))
 
 
-def tree(folder: Path) -> dict[str, os.stat_result]:
+def tree(folder: Path | str) -> dict[str, os.stat_result]:
     """``tree(version.folder)["README.md"].st_size``: all that is in a folder, and itself as ``""``; a link is a link.
 
     Raises: OSError for a folder that is missing or cannot be read.
     """
     found, folders = {"": os.lstat(folder)}, [""]
     for inside in folders if S_ISDIR(found[""].st_mode) else []:
-        with os.scandir(folder / inside) as entries:
+        with os.scandir(f"{folder}/{inside}") as entries:
             for entry in entries:
                 path = f"{inside}/{entry.name}" if inside else entry.name
                 found[path] = entry.stat(follow_symlinks=False)
