@@ -2,7 +2,7 @@
 
 FactoryError             exit code 1 of the command that ends with it, unless another is given here
 ├── SpecError            a YAML file in domains/ has mistakes
-├── ModelResolutionError a model reference cannot be resolved, or its checksum does not match
+├── ModelResolutionError a model reference cannot be resolved, its checksum does not match, or an adapter does not fit
 ├── DataError            a source, a data set, the router or a file of votes cannot be used
 ├── TrainingError        teacher and student do not fit, or training cannot start or continue
 ├── StorageError         the disk is full or read-only, or a folder does not exist
@@ -27,7 +27,7 @@ class SpecError(FactoryError):
 
 
 class ModelResolutionError(FactoryError):
-    """Raised when a ``hub:``, ``pypi:`` or ``path:`` reference cannot become a checked local folder."""
+    """Raised when a reference cannot become a checked local folder, or a folder of a model or an adapter cannot be loaded."""
 
 
 class DataError(FactoryError):

@@ -100,8 +100,32 @@ def test_one_place_reads_factory_home() -> None:
     assert readers == ["cache.py"]
 
 
-def test_no_code_of_a_model_is_ever_trusted() -> None:
-    assert not [path for path in MODULES if "trust_remote_code=True" in path.read_text(encoding="utf-8")]
+def loads(path: Path) -> list[str]:
+    """Each call in a module that may read a model from a folder, as source text."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    found = []
+    for call in calls:
+        callee = ast.unparse(call.func)
+        encoder = callee in ("SentenceTransformer", "Transformer") and call.args
+        if callee.endswith((".from_pretrained", ".from_config")) or encoder:
+            found.append(ast.unparse(call))
+    return found
+
+
+def test_no_code_of_a_model_is_ever_trusted_and_no_pickle_is_loaded() -> None:
+    calls = [call for path in MODULES for call in loads(path) if not call.startswith("PeftModel")]  # it has no such settings
+    assert {call.partition("(")[0] for call in calls} >= {"AutoConfig.from_pretrained", "SentenceTransformer"}
+    trusting = [call for call in calls if not re.search(r"trust_remote_code['\"]?[=:] ?False", call)]
+    weights = [call for call in calls if not call.startswith(("AutoTokenizer", "AutoConfig")) and "from_config" not in call]
+    unpickling = [call for call in weights if not re.search(r"use_safetensors['\"]?[=:] ?True", call)]
+    assert not trusting and not unpickling
+
+
+def test_adapters_are_loaded_in_one_place() -> None:
+    """And once more by an export, which looks at what an application would load."""
+    loading = re.compile(r"PeftModel\.from_pretrained\((?!Auto)|\.load_adapter\(")  # Auto: code that cards show
+    places = [path.relative_to(ROOT / "factory").as_posix() for path in MODULES if loading.search(path.read_text())]
+    assert places == ["export/export.py", "models/adapter.py"]
 
 
 def test_no_file_is_longer_than_400_lines() -> None:

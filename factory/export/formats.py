@@ -63,7 +63,10 @@ def write_sentence_transformer(loaded: LoadedVersion, folder: Path) -> None:
     write_merged(loaded, merged)
     text: Any = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}  # no "message": no chat template
     transformer = Transformer(
-        str(merged), model_kwargs={"dtype": torch.bfloat16}, modality_config=text, module_output_name="token_embeddings"
+        str(merged),
+        model_kwargs={"dtype": torch.bfloat16, "use_safetensors": True, "trust_remote_code": False},
+        modality_config=text,
+        module_output_name="token_embeddings",
     )
     pooling = Pooling(transformer.get_embedding_dimension(), "mean")
     modules: list[Any] = [transformer, pooling]

@@ -6,7 +6,6 @@ write_adapter_gguf(version.folder, model.config, Path("healthcare.gguf"))
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from factory.cache import atomic_file
 from factory.config.quantization import DEFAULT, GRIDS, Grid, Quantization
 from factory.errors import ExportError
 from factory.export.gguf_tokenizer import write_tokenizer
+from factory.models.adapter import WEIGHTS, check_adapter
 from factory.models.dimensions import empty_model
 from factory.registry.versions import Version
 
@@ -79,14 +79,6 @@ QUANTIZATIONS: dict[str, _Quantization] = {
     "f16": _Quantization(Types.F16, Types.F16, Types.F16, Types.F16, LlamaFileType.MOSTLY_F16),
     **{grid: _one_grid(grid) for grid in GRIDS},
     "q4": _Quantization(Types.Q4_0, Types.Q8_0, Types.Q5_0, Types.Q8_0, LlamaFileType.MOSTLY_Q4_0),
-}
-PLAIN_LORA = {  # the settings that GGUF can express
-    "use_dora": False,
-    "use_rslora": False,
-    "bias": "none",
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "modules_to_save": None,
 }
 
 
@@ -199,23 +191,16 @@ def own_quantization(base: Version) -> Quantization:
 def write_adapter_gguf(adapter_folder: Path, model_config: PreTrainedConfig, path: Path) -> None:
     """``write_adapter_gguf(version.folder, model.config, Path("healthcare.gguf"))``: for llama.cpp's ``--lora``.
 
-    Raises: ExportError for an unsupported architecture, or an adapter other than plain LoRA on linear layers.
+    Raises: ExportError for an unsupported architecture, ModelResolutionError for an adapter that does not fit the model.
     """
     config: Any = model_config.get_text_config()
-    architecture = _architecture(config)
-    adapter = json.loads((adapter_folder / "adapter_config.json").read_text(encoding="utf-8"))
-    unsupported = [
-        f"{key} {adapter[key]!r}" for key, plain in PLAIN_LORA.items() if adapter.get(key, plain) not in (plain, None)
-    ]
-    if adapter["peft_type"] != "LORA" or unsupported:
-        settings = ", ".join(unsupported) or adapter["peft_type"]
-        raise ExportError(f"{adapter_folder}: an adapter with {settings} cannot be written as GGUF; use --part merged")
+    architecture, adapter = _architecture(config), check_adapter(adapter_folder, model_config)
     names = get_tensor_name_map(architecture.name, config.num_hidden_layers)
     with _gguf_file(path, architecture) as writer:
         writer.add_type(GGUFType.ADAPTER)
         writer.add_string("adapter.type", "lora")
-        writer.add_float32("adapter.lora.alpha", float(adapter["lora_alpha"]))
-        for key, weight in load_file(adapter_folder / "adapter_model.safetensors").items():
+        writer.add_float32("adapter.lora.alpha", float(adapter.lora_alpha))
+        for key, weight in load_file(adapter_folder / WEIGHTS).items():
             module, _, part = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
             target = names.get_name(module)
             if target is None or part not in ("lora_A", "lora_B"):

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
 from factory.errors import TrainingError
+from factory.models.folders import load_weights
 
 GROUPED = "factory_grouped"
 
@@ -27,8 +28,11 @@ class WithPrefix(NamedTuple):
 
 
 def load_causal_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """``load_causal_model(folder, device, torch.bfloat16)``: in evaluation mode, with the attention that suits the device."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    """``load_causal_model(folder, device, torch.bfloat16)``: in evaluation mode, with the attention that suits the device.
+
+    Raises: ModelResolutionError where transformers refuses the folder, or weights are missing.
+    """
+    model: Any = load_weights(folder, dtype)
     if device.type == "cpu":
         model.set_attn_implementation(GROUPED)
     loaded: PreTrainedModel = model.to(device).eval()

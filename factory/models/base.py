@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from factory.config.schema import DistillConfig, SizeSpec
 from factory.errors import TrainingError
+from factory.models.adapter import load_adapter
 from factory.models.attention import load_causal_model
 from factory.models.chat import stop_tokens
+from factory.models.folders import load_tokenizer
 from factory.models.forward import Batch, check_head, hidden_states, logits
 from factory.models.teacher import Teacher
 from factory.models.vocabulary import kept_tokens, trim_embeddings, trim_tokenizer
@@ -90,7 +92,7 @@ def load_external_base(folder: Path, teacher: Teacher) -> Base:
     Raises: TrainingError if its vocabulary is not the teacher's.
     """
     model: Any = load_causal_model(folder, teacher.device, torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     check_vocabularies(tokenizer, teacher.tokenizer)
     model.resize_token_embeddings(len(tokenizer))  # some models pad their embedding rows
     tokenizer.chat_template = teacher.tokenizer.chat_template
@@ -121,7 +123,7 @@ def save_base(base: Base, folder: Path) -> None:
 
 def load_base(folder: Path, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Base:
     """``load_base(version.folder, device)``: a published base, in evaluation mode."""
-    return Base(load_causal_model(folder, device, dtype), AutoTokenizer.from_pretrained(folder), load_shape(folder))
+    return Base(load_causal_model(folder, device, dtype), load_tokenizer(folder), load_shape(folder))
 
 
 def load_shape(folder: Path) -> Shape:
@@ -143,9 +145,11 @@ def attach_adapter(base: Base, config: DistillConfig) -> PeftModel:
 
 
 def load_student(base: Base, adapter: Path) -> PeftModel:
-    """``load_student(base, version.folder)``: the base with the adapter, in evaluation mode."""
-    model: PeftModel = PeftModel.from_pretrained(base.model, adapter)
-    return model.eval()
+    """``load_student(base, version.folder)``: the base with the adapter, in evaluation mode.
+
+    Raises: ModelResolutionError for an adapter that does not fit.
+    """
+    return load_adapter(base.model, adapter)
 
 
 @torch.no_grad()

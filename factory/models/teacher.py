@@ -14,8 +14,6 @@ from pathlib import Path
 
 import torch
 from transformers import (
-    AutoConfig,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -28,6 +26,7 @@ from factory.data.sources import Example
 from factory.models.attention import load_causal_model
 from factory.models.chat import NO_CONTEXT, end_of_prompt, prompt_ids, shared_prefix, split_prefix, stop_tokens
 from factory.models.dimensions import parameters_of
+from factory.models.folders import load_config, load_tokenizer
 from factory.models.generation import sample
 from factory.models.references import ResolvedModel
 
@@ -53,9 +52,9 @@ class Teacher:
         """The full-vocabulary teacher, in bfloat16."""
         return cls(
             lambda: load_causal_model(resolved.folder, device, torch.bfloat16),
-            AutoTokenizer.from_pretrained(resolved.folder),
+            load_tokenizer(resolved.folder),
             resolved.sha256,
-            AutoConfig.from_pretrained(resolved.folder),
+            load_config(resolved.folder),
             device,
         )
 

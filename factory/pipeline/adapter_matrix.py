@@ -10,6 +10,7 @@ from factory.errors import RegistryError
 from factory.evaluation.fidelity import base_only, measure, with_adapter
 from factory.evaluation.stats import paired_difference, summarize
 from factory.inference import load_version
+from factory.models.adapter import load_adapter
 from factory.models.base import trim_teacher
 from factory.models.tokenize import tokenize_examples
 from factory.pipeline.context import BuildContext, resolve_models
@@ -42,7 +43,7 @@ def adapter_matrix(context: BuildContext, versions: Sequence[Version]) -> Adapte
     names = {versions[0].reference: "default"}
     for version in versions[1:]:
         names[version.reference] = version.name
-        loaded.model.load_adapter(str(version.folder), version.name)
+        load_adapter(loaded.model, version.folder, version.name)
     candidates = {reference: with_adapter(loaded.model.eval(), name) for reference, name in names.items()}
     candidates["base"] = base_only(loaded.model)
     teacher, settings = trim_teacher(models.teacher, loaded.base.shape.tokens), context.settings().evaluate

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from factory.cache import atomic_folder, cache_key, home, replace_file
 from factory.config.schema import DistillConfig
@@ -36,6 +36,7 @@ from factory.evaluation.stats import by_cluster, ratio
 from factory.models.attention import load_causal_model
 from factory.models.base import Base, Shape, attach_adapter
 from factory.models.chat import NO_CONTEXTS
+from factory.models.folders import load_tokenizer
 from factory.models.references import ResolvedModel
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample, tokenize_examples
@@ -91,7 +92,7 @@ def fine_tune(
     Raises: DataError where all references are one cluster.
     """
     train, held_out = hold_out(references, context.seed)
-    tokenizer = AutoTokenizer.from_pretrained(files.folder)
+    tokenizer = load_tokenizer(files.folder)
     config = config.model_copy(update=PLAIN | {"report_to": "none"})
     key = cache_key(
         FORMAT,

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from factory.cache import folder_bytes
 from factory.config.schema import FamilySpec, TeacherContext, TeacherSpec
 from factory.evaluation.benchmark import STUDENT
+from factory.models.adapter import load_adapter
 from factory.models.attention import load_causal_model
 from factory.models.chat import NO_CONTEXT
+from factory.models.folders import load_tokenizer
 from factory.models.references import ResolvedModel, resolve
 from factory.pipeline.context import BuildContext
 from factory.pipeline.fine_tuning import FineTuning
@@ -34,12 +35,11 @@ class Rival:
     def load(self, device: torch.device) -> Any:
         """``rival.load(device)``: a transformers model, or peft's with the adapter; in bfloat16."""
         model: Any = load_causal_model(self.folder, device, torch.bfloat16)
-        return model if self.adapter is None else PeftModel.from_pretrained(model, self.adapter).eval()
+        return model if self.adapter is None else load_adapter(model, self.adapter)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder)
-        return tokenizer
+        return load_tokenizer(self.folder)
 
     @property
     def bytes(self) -> int:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from factory.cache import atomic_folder, home, remove_folder, replace_file, sha256
@@ -29,6 +28,7 @@ from factory.distill.trainer import distill
 from factory.errors import DataError, TrainingError
 from factory.evaluation.benchmark import Question, bits_per_byte, question_clusters
 from factory.evaluation.stats import FloatArray, by_cluster, paired_difference, ratio
+from factory.models.adapter import load_adapter
 from factory.models.attention import load_causal_model
 from factory.models.teacher import Teacher
 from factory.models.tokenize import tokenize_examples
@@ -100,7 +100,7 @@ def load_adapted(models: FamilyModels, key: str) -> Teacher:
 
     def load_model() -> PreTrainedModel:
         whole = load_causal_model(models.teacher_files.folder, models.device, torch.bfloat16)
-        merged: Any = PeftModel.from_pretrained(whole, adaptation_folder(key)).merge_and_unload()
+        merged: Any = load_adapter(whole, adaptation_folder(key)).merge_and_unload()
         adapted: PreTrainedModel = merged.eval()
         return adapted
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+Count = Annotated[int, Field(ge=0, lt=2**53)]  # what JSON, SQLite and a browser hold exactly
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]  # null in a file: not finite
 
 
@@ -28,8 +29,8 @@ class MetricValue:
     value: Number
     low: Number
     high: Number
-    n: int
-    clusters: int | None = None
+    n: Count
+    clusters: Count | None = None
 
     def __str__(self) -> str:
         """``0.412 [0.380, 0.440]``."""

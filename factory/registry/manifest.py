@@ -9,15 +9,16 @@ Manifests are frozen and complete: a field that is missing, unknown or malformed
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from factory.config.quantization import Grid
 from factory.errors import RegistryError, in_one_line
 from factory.registry.entry import Entry as Entry
 from factory.registry.entry import MetricValue as MetricValue
-from factory.registry.entry import Number
+from factory.registry.entry import Count, Number
 from factory.registry.plain_json import plain_json
 from factory.registry.size_choice import SizeChoice
 
@@ -36,47 +37,47 @@ class ModelInfo(Entry):
 class TeacherInfo(ModelInfo):
     sha256: str  # of the wheel, or of the weights
     revision: str
-    parameters: int  # a tied head counts once
+    parameters: Count  # a tied head counts once
 
 
 class SourceInfo(Entry):
     id: str
     license: str
-    n: int  # examples
+    n: Count  # examples
 
 
 class PersonalDataInfo(Entry):
     """How many personal identifiers the sources held; never which."""
 
     policy: Literal["refuse", "drop", "allow"]
-    found: dict[str, dict[str, int]]  # source id → kind → count
+    found: dict[str, dict[str, Count]]  # source id → kind → count
 
 
 class DatasetInfo(Entry):
     """The data that a version was trained and measured on; of a base, all domains together."""
 
     fingerprint: str
-    counts: dict[str, int]  # examples by split
-    dropped: dict[str, int]  # examples by reason
-    refusals: int
+    counts: dict[str, Count]  # examples by split
+    dropped: dict[str, Count]  # examples by reason
+    refusals: Count
     sources: tuple[SourceInfo, ...]
-    templates: int = 0
+    templates: Count = 0
     personal_data: PersonalDataInfo | None = None  # None: not looked for
 
 
 class Training(Entry):
     curve: tuple[dict[str, Number], ...]  # one dict per point: step, loss and each of its terms; at checks also validation
     config: dict[str, Any]  # the DistillConfig or HealConfig, as the build used it
-    examples: int
+    examples: Count
     gradient_shares: dict[str, float] = Field(default_factory=dict)  # of each weighted term; empty where there is only one
-    kept_step: int | None = None  # whose weights are kept: of the best check; None is the last step, without checks
+    kept_step: Count | None = None  # whose weights are kept: of the best check; None is the last step, without checks
 
 
 class SoftTargetsInfo(Entry):
     """The size of the stored soft targets, and the teacher's time that reading them saved."""
 
-    positions: int
-    bytes: int
+    positions: Count
+    bytes: Count
     response_bytes_per_position: float
     teacher_seconds: float
     saved_seconds: float
@@ -93,7 +94,7 @@ class TeacherAdaptationInfo(Entry):
 
     key: str  # of all that decides it: the data set's own
     adapter_sha256: str  # of its weights, which stay on the machine that built it
-    references: int  # trained on
+    references: Count  # trained on
     settings: dict[str, Any]  # of the domain's `teacher_adaptation`
     held_out: Literal["validation", "train"]  # the split of the references below; of train, a tenth that was not trained on
     before: MetricValue  # bits per byte of the teacher as it was; n counts bytes
@@ -104,8 +105,8 @@ class TeacherAdaptationInfo(Entry):
 class EmbeddingInfo(Entry):
     """The head with which a student embeds texts, ``embedding_head.safetensors``."""
 
-    texts: int  # unlabelled, that it was fitted on
-    dimensions: int
+    texts: Count  # unlabelled, that it was fitted on
+    dimensions: Count
     encoder: str  # reference of the encoder whose similarities are one half of its own
 
 
@@ -123,10 +124,10 @@ class Sample(Entry):
 
 
 class ModelSize(Entry):
-    parameters: int
-    bytes: int
-    base_parameters: int | None = None  # of a student: without its adapter
-    adapter_bytes: int | None = None
+    parameters: Count
+    bytes: Count
+    base_parameters: Count | None = None  # of a student: without its adapter
+    adapter_bytes: Count | None = None
 
 
 class Sizes(Entry):
@@ -190,8 +191,8 @@ class GateResult(Entry):
     found: float | None
     status: Literal["passed", "failed", "undecidable"]
     margin: float | None = None  # of gates on shares
-    n: int | None = None
-    decisive_n: int | None = None
+    n: Count | None = None
+    decisive_n: Count | None = None
 
 
 class Verdict(Entry):
@@ -209,7 +210,7 @@ class Verdict(Entry):
 class HealingReport(Entry):
     """A base beside its teacher before and after training, on held-out text: kl, top5_overlap, entropy_gap."""
 
-    steps: int
+    steps: Count
     before: dict[str, MetricValue]
     after: dict[str, MetricValue]
 
@@ -229,11 +230,11 @@ class PathChoice(Entry):
 
 
 class VocabularyInfo(Entry):
-    kept: int  # tokens
-    teacher: int  # tokens
+    kept: Count  # tokens
+    teacher: Count  # tokens
     kept_mass: Number  # of the teacher's distribution
     kl_to_full_teacher: Number  # nats/token
-    positions: int
+    positions: Count
     chosen_by: dict[str, str] = Field(default_factory=dict)  # domain → key of its text, which had its say in the choice
 
 
@@ -241,7 +242,7 @@ class VocabularyGrowth(Entry):
     """Tokens that a base was given for a domain whose text it could not write well."""
 
     domain: str
-    rows: int
+    rows: Count
     growth_before: Number  # how many more tokens the domain's text takes than with the teacher's tokenizer, as a share
     growth_after: Number
     missing_before: Number  # share of that text's tokens, in the teacher's tokenizer, that the base lacks
@@ -251,9 +252,15 @@ class VocabularyGrowth(Entry):
 # ------------------------------------------------------------------------------------------------------------- manifests
 
 
+def _check_time(text: str) -> str:
+    if text and datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone")
+    return text
+
+
 class FileInfo(Entry):
     sha256: str
-    bytes: int
+    bytes: Count
 
 
 class Manifest(Entry):
@@ -277,8 +284,8 @@ class Manifest(Entry):
     seconds: dict[str, float]  # by stage
     energy: EnergyInfo
     # ------
-    version: int = 0
-    created: str = ""  # UTC, ISO 8601
+    version: Count = 0
+    created: Annotated[str, AfterValidator(_check_time)] = ""  # UTC, ISO 8601
     files: dict[str, FileInfo] = Field(default_factory=dict)
     manifest_sha256: str = ""
 
@@ -294,9 +301,9 @@ class BaseManifest(Manifest):
     """A family's shared base: cut from the teacher or another model, healed on every public domain."""
 
     kind: Literal["base"] = "base"
-    parameters: int
-    layers: tuple[int, ...] | None  # of the teacher; None for a model of its own
-    intermediate_size: int | None = None  # neurons kept of every MLP; None where that is all of them
+    parameters: Count
+    layers: tuple[Count, ...] | None  # of the teacher; None for a model of its own
+    intermediate_size: Count | None = None  # neurons kept of every MLP; None where that is all of them
     size_choice: SizeChoice | None = None  # None where the size has no budget
     vocabulary: VocabularyInfo
     quantization: Grid | None = None  # the grid that its weights were rounded to
@@ -337,7 +344,7 @@ class StudentManifest(Manifest):
     soft_targets: SoftTargetsInfo | None = None
     teacher_adaptation: TeacherAdaptationInfo | None = None  # None: the teacher answered as it is
     embedding: EmbeddingInfo | None = None  # None: it has no head
-    canaries: int = 0  # secrets planted in the training split
+    canaries: Count = 0  # secrets planted in the training split
     router: str | None = None  # its version; None for a private domain
 
     @property
@@ -359,18 +366,19 @@ def parse_manifest(content: Any) -> BaseManifest | StudentManifest:
 
     Raises: RegistryError in one line for another schema version, an unknown kind, or a field that is missing or malformed.
     """
-    if not isinstance(content, dict) or content.get("kind") not in KINDS:
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if not isinstance(kind, str) or kind not in KINDS:
         raise RegistryError("its manifest.json does not describe a student or a base")
     found = content.get("schema_version", 1)
     if found != SCHEMA_VERSION:
         newer = isinstance(found, int) and found > SCHEMA_VERSION
         advice = "install a newer student-factory" if newer else "build it again with `factory build`"
-        raise RegistryError(f"its manifest has schema version {found}, this student-factory reads {SCHEMA_VERSION}: {advice}")
+        raise RegistryError(f"its manifest has schema version {found!r:.20}, this student-factory reads {SCHEMA_VERSION}: {advice}")
     try:
-        return KINDS[content["kind"]].model_validate(content)
+        return KINDS[kind].model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "manifest"
+        where = ".".join(map(str, first["loc"]))[:100] or "manifest"
         raise RegistryError(f"its manifest.json is malformed: {where}: {in_one_line(ValueError(first['msg']))}") from None
 
 

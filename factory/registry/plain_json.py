@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from factory.errors import RegistryError
 
 
@@ -35,6 +37,15 @@ def plain_json(value: Any, where: str) -> Any:
 def to_json(content: Mapping[str, Any]) -> bytes:
     """``to_json(to_dict(manifest))``: as files hold it."""
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def parse_json(data: bytes) -> Any:
+    """``parse_json(path.read_bytes())``: what ``to_json`` has written.
+
+    Raises: ValueError for what it never writes, and Python's own parser reads or dies of: half a surrogate pair, NaN, numbers of
+        thousands of digits, hundreds of nested lists.
+    """
+    return from_json(data, allow_inf_nan=False)
 
 
 def checksum(content: Mapping[str, Any]) -> str:

@@ -20,21 +20,23 @@ from typing import TYPE_CHECKING, Any
 
 from factory.cache import FULL_DISK, full_disk, replace_file, sha256, storage_errors, sync
 from factory.config.names import check_name
-from factory.errors import RegistryError
+from factory.errors import FactoryError, RegistryError
 from factory.registry.records import RECORDS, utc_now
-from factory.registry.references import kind_of, numbers, resolve
+from factory.registry.references import is_number, kind_of, numbers, resolve
 from factory.registry.versions import FOLDERS, MANIFEST
 
 if TYPE_CHECKING:
     from factory.registry.manifest import BaseManifest, StudentManifest
 
 STAGING = ".staging"
+FORESEEN = (FactoryError, OSError, KeyboardInterrupt, SystemExit)  # after anything else a staged folder stays: doctor names it
 
 
 @contextlib.contextmanager
 def staging_folder(root: Path, name: str) -> Iterator[Path]:
     """``with staging_folder(root, "healthcare-small") as folder:`` an empty folder, removed afterwards unless published.
 
+    After an error that nobody foresaw it is kept, for it may hold the work of hours.
     Raises: RegistryError for an unsafe name, StorageError where the disk refuses.
     """
     check_name(name)
@@ -44,12 +46,12 @@ def staging_folder(root: Path, name: str) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=staging))
     try:
         yield folder
-    except OSError as error:
-        if error.errno in FULL_DISK:
+    except FORESEEN as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
             raise full_disk(f"cannot write {name}", folder) from error
         raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)  # one that was not published
 
 
 def publish(root: Path, manifest: BaseManifest | StudentManifest, staged: Path) -> int:
@@ -62,7 +64,7 @@ def publish(root: Path, manifest: BaseManifest | StudentManifest, staged: Path) 
         with storage_errors(f"cannot publish {name}"):
             content["files"] = seal(staged)
             return _rename_to_next_number(root, manifest.kind, name, staged, content)
-    except BaseException:
+    except FORESEEN:
         if staged.parent.resolve() == (root / STAGING).resolve():
             shutil.rmtree(staged, ignore_errors=True)
         else:  # the caller's own folder stays, without the registry's manifest
@@ -119,8 +121,7 @@ def _rename_to_next_number(root: Path, kind: str, name: str, staged: Path, conte
     folder = root / FOLDERS[kind] / name
     last = folder / ".last"  # a number is not reused, even after its folder was deleted
     while True:
-        used = int(last.read_text()) if last.is_file() else 0
-        content["version"] = max([used, *numbers(root, kind, name)]) + 1
+        content["version"] = max([_last_number(last), *numbers(root, kind, name)]) + 1
         content["manifest_sha256"] = checksum(content)
         _write_read_only(staged / MANIFEST, to_json(content))
         sync(staged)
@@ -135,6 +136,15 @@ def _rename_to_next_number(root: Path, kind: str, name: str, staged: Path, conte
         with contextlib.suppress(OSError):  # the version is published; losing this note is harmless
             replace_file(last, f"{content['version']}\n".encode())
         return int(content["version"])
+
+
+def _last_number(path: Path) -> int:
+    """0 where there is no such note, or no number in it: then the folders alone say which numbers are taken."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return 0
+    return int(text) if is_number(text) else 0
 
 
 def _write_read_only(path: Path, content: bytes) -> None:

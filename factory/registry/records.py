@@ -34,6 +34,8 @@ def utc_now() -> str:
 
 def read_records(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """``records, problems = read_records(version.folder)``: every record in order, and one line for each unreadable one."""
+    from factory.registry.plain_json import parse_json  # imported here, as below: `factory list` reads no records
+
     try:
         lines = (folder / RECORDS).read_bytes().split(b"\n")[:-1]  # after the last newline: nothing, or half a line
     except FileNotFoundError:
@@ -43,7 +45,7 @@ def read_records(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     records, problems = [], []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             record = None
         if isinstance(record, dict) and isinstance(record.get("kind"), str):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from factory.config.names import check_name
 from factory.errors import RegistryError
-from factory.registry.versions import FOLDERS, Version, load_version, missing_files
+from factory.registry.versions import FOLDERS, Version, load_version
 
 CHAMPION = "champion"
 ALIASES = "aliases.json"
@@ -52,12 +52,9 @@ def load_number(root: Path, kind: str, name: str, number: int, reference: str) -
         aliases = ", ".join(f"{a} → {n}" for a, n in sorted(read_aliases(root).get(name, {}).items())) or "none"
         raise RegistryError(f"{reference}: {name} has no version {number}; versions: {_shorten(existing)}; aliases: {aliases}")
     try:
-        version = load_version(root, kind, name, number)
-        if problems := missing_files(version):
-            raise RegistryError(problems[0])
+        return load_version(root, kind, name, number)
     except RegistryError as error:
         raise RegistryError(f"{reference} cannot be used: {error}; versions: {_shorten(existing)}") from None
-    return version
 
 
 def _newest_valid(root: Path, kind: str, name: str) -> Version:
@@ -110,10 +107,13 @@ def read_aliases(root: Path) -> dict[str, dict[str, int]]:
     path = root / ALIASES
     try:
         content = json.loads(path.read_bytes())
-        return {name: {alias: int(number) for alias, number in of.items()} for name, of in content.items()}
+        return {
+            check_name(name): {check_name(alias, "alias"): int(number) for alias, number in of.items()}
+            for name, of in content.items()
+        }
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, OverflowError, RegistryError) as error:
         raise RegistryError(f"{path} cannot be read ({error}); repair or delete it, then promote again") from None
 
 

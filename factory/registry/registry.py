@@ -24,16 +24,25 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, Literal
 
 from factory.cache import replace_file, sha256, storage_errors
-from factory.config.names import check_name
-from factory.errors import GateError, RegistryError
-from factory.registry.index import index_rows
+from factory.config.names import check_name, is_name
+from factory.errors import GateError, RegistryError, in_one_line
+from factory.registry.index import Key, read_index
 from factory.registry.publishing import STAGING, publish, staging_folder
 from factory.registry.records import RECORDS, append_record, new_record, read_records
-from factory.registry.references import ALIASES, CHAMPION, kind_of, names, numbers, read_aliases, resolve
-from factory.registry.versions import COLUMNS, FOLDERS, MANIFEST, Summary, Version, load_version, missing_files
+from factory.registry.references import (
+    ALIASES,
+    CHAMPION,
+    kind_of,
+    numbers,
+    read_aliases,
+    resolve,
+    visible_names,
+)
+from factory.registry.versions import COLUMNS, FOLDERS, MANIFEST, Summary, Version, links, load_version, shown, tree
 
 if TYPE_CHECKING:
     from factory.registry.manifest import BaseManifest, StudentManifest
@@ -73,7 +82,7 @@ class Registry:
         """
         number = publish(self.root, manifest, Path(staged))
         with contextlib.suppress(sqlite3.Error):  # makes the next list quick; it would catch up by itself
-            index_rows(self.root)
+            read_index(self.root)
         return load_version(self.root, manifest.kind, manifest.name, number)
 
     def promote(self, ref: str, alias: str = CHAMPION, *, override: str | None = None) -> Version:
@@ -140,10 +149,10 @@ class Registry:
         return resolve(self.root, ref)
 
     def versions(self, kind: Kind | None = None, name: str | None = None) -> list[Summary]:
-        """``registry.versions("student")`` from the index, by kind, name and number; only readable versions."""
+        """``registry.versions("student")`` from the index, by kind, name and number; what is in ``invalid`` is not."""
         every = read_aliases(self.root)
         found = []
-        for row in index_rows(self.root):
+        for row in read_index(self.root).rows:
             if (kind and row[0] != kind) or (name and row[1] != name):
                 continue
             aliases = tuple(sorted(alias for alias, number in every.get(row[1], {}).items() if number == row[2]))
@@ -151,6 +160,17 @@ class Registry:
             values["sources"] = tuple(values["sources"].split("\n")) if values["sources"] else ()
             found.append(Summary(**values, aliases=aliases))
         return found
+
+    def invalid(self, kind: Kind | None = None) -> dict[Key, str]:
+        """``registry.invalid()["student", "healthcare-small", 3]``: why this folder is no version: neither listed nor resolved."""
+        reasons = {}
+        for key in read_index(self.root).invalid:
+            if kind in (None, key[0]):
+                try:
+                    load_version(self.root, *key)
+                except RegistryError as error:
+                    reasons[key] = str(error)
+        return reasons
 
     def trained_on(self, source_id: str) -> list[Summary]:
         """``registry.trained_on("medquad")``: every version that saw this source, itself or through its base."""
@@ -176,44 +196,49 @@ class Registry:
 
     def verify(self, version: Version) -> list[str]:
         """``registry.verify(version)`` reads every byte: one line for each file that is missing, changed or added."""
-        from factory.registry.plain_json import checksum
+        from factory.registry.plain_json import checksum, parse_json
 
-        problems = []
-        if version.manifest.manifest_sha256 != checksum(json.loads((version.folder / MANIFEST).read_bytes())):
+        try:
+            found = tree(version.folder)
+            content = parse_json((version.folder / MANIFEST).read_bytes())
+        except (OSError, ValueError) as error:
+            return [f"{MANIFEST} cannot be read ({in_one_line(error)})"]
+        problems, recorded = links(found), version.manifest.files
+        if version.manifest.manifest_sha256 != checksum(content):
             problems.append(f"{MANIFEST} was changed after publishing")
-        recorded = version.manifest.files
+        files = {path for path, state in found.items() if S_ISREG(state.st_mode)}
         for path, info in recorded.items():
-            file = version.folder / path
-            if not file.is_file():
+            if path not in found:
                 problems.append(f"{path} is missing")
-            elif file.stat().st_size != info.bytes or sha256(file) != info.sha256:
+            elif path in files and (found[path].st_size, sha256(version.folder / path)) != (info.bytes, info.sha256):
                 problems.append(f"{path} was changed: its sha256 differs from the manifest's")
-        there = {path.relative_to(version.folder).as_posix() for path in version.folder.rglob("*") if path.is_file()}
-        problems += [f"{path} is not in the manifest" for path in sorted(there - set(recorded) - {MANIFEST, RECORDS})]
+        problems += [f"{shown(path)} is not in the manifest" for path in sorted(files - set(recorded) - {MANIFEST, RECORDS})]
         return problems + read_records(version.folder)[1] + self._base_problems(version)
 
     def problems(self) -> list[str]:
         """``registry.problems()`` for ``factory doctor``: what is not listed or cannot be resolved, and why. Hashes nothing."""
-        found = []
-        for kind in FOLDERS:
-            for name in names(self.root, kind):
-                for number in numbers(self.root, kind, name):
-                    where = f"{FOLDERS[kind]}/{name}/{number}"
-                    found += [f"{where}: {problem}" for problem in self._version_problems(kind, name, number)]
+        found = [f"{FOLDERS[kind]}/{name}/{number}: {reason}" for (kind, name, number), reason in self.invalid().items()]
+        for summary in self.versions():
+            version = load_version(self.root, summary.kind, summary.name, summary.number)
+            more = read_records(version.folder)[1] + self._base_problems(version)
+            found += [f"{FOLDERS[version.kind]}/{version.name}/{version.number}: {problem}" for problem in more]
+        found += self._bad_names()
         for name, aliases in read_aliases(self.root).items():
-            kind_found = kind_of(self.root, name)
-            there = numbers(self.root, kind_found, name) if kind_found else []
+            kind = kind_of(self.root, name)
+            there = numbers(self.root, kind, name) if kind else []
             found += [f"{name}@{a} points at {n}, which is gone" for a, n in aliases.items() if n not in there]
         staging = self.root / STAGING
         left = sorted(staging.iterdir()) if staging.is_dir() else []
-        return found + [f"{STAGING}/{path.name}: left by a build that was killed, or is still running" for path in left]
+        return found + [f"{STAGING}/{shown(path.name)}: left by a build that was killed or failed, or is still running" for path in left]
 
-    def _version_problems(self, kind: str, name: str, number: int) -> list[str]:
-        try:
-            version = load_version(self.root, kind, name, number)
-        except RegistryError as error:
-            return [str(error)]
-        return missing_files(version) + read_records(version.folder)[1] + self._base_problems(version)
+    def _bad_names(self) -> list[str]:
+        """Folders with versions in them whose names are none."""
+        bad = [(kind, name) for kind in FOLDERS for name in sorted(visible_names(self.root / FOLDERS[kind])) if not is_name(name)]
+        return [
+            f"{FOLDERS[kind]}/{shown(name)}: no name of a {kind}: use lower-case letters and digits, joined by single hyphens"
+            for kind, name in bad
+            if numbers(self.root, kind, name)
+        ]
 
     def _base_problems(self, version: Version) -> list[str]:
         """A student's base is gone, or another one is in its place."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from factory.registry.entry import Entry, MetricValue, Number
+from factory.registry.entry import Count, Entry, MetricValue, Number
 
 
 class SizeCandidate(Entry):
     """A base that was tried for a size's budget."""
 
-    layers: int
-    intermediate_size: int  # neurons of every MLP
-    vocabulary: int  # tokens
-    parameters: int
-    bytes: int | None = None  # of its GGUF file, where the budget is one of bytes
+    layers: Count
+    intermediate_size: Count  # neurons of every MLP
+    vocabulary: Count  # tokens
+    parameters: Count
+    bytes: Count | None = None  # of its GGUF file, where the budget is one of bytes
     kl: Number  # to the teacher, nats/token
 
 
@@ -20,6 +20,6 @@ class SizeChoice(Entry):
     """What a size's budget was spent on, and what else was tried."""
 
     candidates: tuple[SizeCandidate, ...]
-    chosen: int  # its place among them
+    chosen: Count  # its place among them
     reason: str
     ahead: MetricValue | None = None  # KL of the next best less that of the chosen one (paired); None where not measured so

@@ -6,13 +6,15 @@ version.manifest.evaluation.metrics["kl"].value
 
 from __future__ import annotations
 
-import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING, Any
 
+from factory.config.names import check_name
 from factory.errors import RegistryError
 from factory.registry.records import read_records
 
@@ -83,26 +85,70 @@ COLUMNS = tuple(field.name for field in fields(Summary) if field.name != "aliase
 
 
 def load_version(root: Path, kind: str, name: str, number: int) -> Version:
-    """``load_version(root, "student", "healthcare-small", 3)``: its manifest and its records; its files are not checked.
+    """``load_version(root, "student", "healthcare-small", 3)``: its manifest and its records. Reads none of its other files.
 
+    What it returns is a version: listed, resolved, promoted, shown. What it refuses is none of these, and ``Registry.problems``
+    says why.
     Raises: RegistryError for a manifest that is missing, unreadable, malformed, of another schema version, or of another
-        name or number than its folder.
+        name or number than its folder; for a file that is missing or has another length; for a link in place of a file.
     """
     from factory.registry.manifest import parse_manifest  # imported here: `factory list` reads only the index
+    from factory.registry.plain_json import parse_json
 
-    folder = root / FOLDERS[kind] / name / str(number)
+    folder = root / FOLDERS[kind] / check_name(name) / str(number)
     try:
-        content = json.loads((folder / MANIFEST).read_bytes())
-    except FileNotFoundError as error:
-        raise RegistryError(f"incomplete: it has no {MANIFEST}") from error
-    except (OSError, ValueError) as error:
+        found = tree(folder)
+        if linked := links(found):
+            raise RegistryError(linked[0])
+        if MANIFEST not in found:
+            raise RegistryError(f"incomplete: it has no {MANIFEST}")
+        content = parse_json((folder / MANIFEST).read_bytes())
+    except OSError as error:
+        raise RegistryError(f"its folder cannot be read ({error.strerror})") from error
+    except ValueError as error:
         raise RegistryError(f"its {MANIFEST} cannot be read ({error})") from error
     manifest = parse_manifest(content)
-    found = (manifest.kind, manifest.name, manifest.version)
-    if found != (kind, name, number):
-        raise RegistryError(f"its {MANIFEST} belongs to {found[0]} {found[1]}@{found[2]}: the folder was copied or renamed")
+    stated = (manifest.kind, manifest.name, manifest.version)
+    if stated != (kind, name, number):
+        raise RegistryError(f"its {MANIFEST} belongs to {stated[0]} {stated[1]:.100}@{stated[2]}: the folder was copied or renamed")
+    for path, file in manifest.files.items():
+        if path not in found or not S_ISREG(found[path].st_mode):
+            raise RegistryError(f"{path} is missing")
+        if found[path].st_size != file.bytes:
+            raise RegistryError(f"{path} was changed: its length differs")
     records, _ = read_records(folder)
     return Version(kind, name, number, folder, manifest, tuple(records))
+
+
+def tree(folder: Path | str) -> dict[str, os.stat_result]:
+    """``tree(version.folder)["README.md"].st_size``: all that is in a folder, and itself as ``""``; a link is a link.
+
+    Raises: OSError for a folder that is missing or cannot be read.
+    """
+    found, folders = {"": os.lstat(folder)}, [""]
+    for inside in folders if S_ISDIR(found[""].st_mode) else []:
+        with os.scandir(f"{folder}/{inside}") as entries:
+            for entry in entries:
+                path = f"{inside}/{entry.name}" if inside else entry.name
+                found[path] = entry.stat(follow_symlinks=False)
+                if S_ISDIR(found[path].st_mode):
+                    folders.append(path)
+    return found
+
+
+def links(found: Mapping[str, os.stat_result]) -> list[str]:
+    """``links(tree(version.folder))``: one line for each entry that is neither a file of its own nor a folder."""
+    kinds = {path: state.st_mode for path, state in found.items()}
+    return [
+        f"{shown(path) or 'its folder'} is a link or a device; a version has files of its own only, copy the file instead"
+        for path, mode in kinds.items()
+        if not (S_ISREG(mode) or S_ISDIR(mode))
+    ]
+
+
+def shown(path: str) -> str:
+    """``shown(path)``: a name that a terminal can print, also where it is no UTF-8."""
+    return path.encode(errors="backslashreplace").decode()
 
 
 def summary_row(version: Version) -> tuple[Any, ...]:
@@ -128,15 +174,3 @@ def summary_row(version: Version) -> tuple[Any, ...]:
         "sources": "\n".join(source.id for source in manifest.dataset.sources),
     } | {name: value for name, value in found.items() if math.isfinite(value)}
     return tuple(values.get(name) for name in COLUMNS)
-
-
-def missing_files(version: Version) -> list[str]:
-    """``missing_files(version)``: one line for each file that is missing or has another length. Reads none of them."""
-    problems = []
-    for path, file in version.manifest.files.items():
-        try:
-            if os.stat(version.folder / path).st_size != file.bytes:
-                problems.append(f"{path} was changed: its length differs")
-        except OSError:
-            problems.append(f"{path} is missing")
-    return problems

@@ -37,13 +37,14 @@ def catalogue(registry: Registry, may: Callable[[str], bool] = lambda _: True) -
     for summary in registry.versions("student"):
         if may(summary.name):
             names.setdefault(summary.name, []).append(summary)
-    students, problems = [], []
+    students = []
+    problems = [f"{name}@{n}: {reason}" for (_, name, n), reason in registry.invalid("student").items() if may(name)]
     for name, summaries in names.items():
         versions = []
         for summary in reversed(summaries):
             try:
                 versions.append((registry.resolve(summary.reference), summary.aliases))
-            except RegistryError as error:
+            except RegistryError as error:  # changed meanwhile
                 problems.append(str(error))
         if versions:
             students.append(_student(registry, name, versions))

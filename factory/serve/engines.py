@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoConfig
 
-from factory.cache import cache_key, home
+from factory.cache import cache_key, home, replace_file, sha256
 from factory.config.quantization import DEFAULT, Quantization
 from factory.errors import RegistryError, ServeError
 from factory.export.gguf import own_quantization, write_adapter_gguf, write_base_gguf
 from factory.inference import load_version
+from factory.models.folders import load_config
 from factory.models.llama_server import LlamaServer, lora_choice
 from factory.pipeline.context import FamilyModels
 from factory.registry.references import CHAMPION
@@ -81,7 +81,10 @@ class Upstream:
 
 
 class GgufFiles:
-    """GGUF files of published versions: each written at its first use and kept under ``home() / "serve"``."""
+    """GGUF files of published versions: each written at its first use and kept under ``home() / "serve"``.
+
+    Every use reads the file and compares it with the checksum of what was written; a file that differs is written again.
+    """
 
     def __init__(self, registry: Registry, load_models: Callable[[], FamilyModels], quantization: Quantization | None) -> None:
         self.registry, self.load_models, self.quantization = registry, load_models, quantization
@@ -92,14 +95,20 @@ class GgufFiles:
 
     def adapter(self, version: Version) -> Path:
         """``files.adapter(registry.resolve("healthcare-small"))``."""
-        config = AutoConfig.from_pretrained(self.registry.resolve(version.base or "").folder)
+        config = load_config(self.registry.resolve(version.base or "").folder)
         path = _folder(version.manifest.manifest_sha256) / "adapter.gguf"
-        return _write_once(path, lambda new: write_adapter_gguf(version.folder, config, new))
+
+        def write(new: Path) -> None:
+            self._require_intact(version)
+            write_adapter_gguf(version.folder, config, new)
+
+        return _write_once(path, write)
 
     def _base(self, version: Version) -> Path:
         kind = self.quantization or own_quantization(version)
 
         def write(path: Path) -> None:
+            self._require_intact(version)
             base = load_version(version, self.registry, torch.device("cpu"), torch.float32).base
             license = version.manifest.teacher.license
             write_base_gguf(base.model, base.tokenizer, path, kind, name=version.reference, license=license)
@@ -117,17 +126,28 @@ class GgufFiles:
         key = cache_key(models.teacher_files.sha256, spec.chat_template)
         return _write_once(_folder(key) / f"{kind}.gguf", write)
 
+    def _require_intact(self, version: Version) -> None:
+        """Raises: RegistryError for a version that is damaged: a file made of it would outlast its repair."""
+        if problems := self.registry.verify(version):
+            raise RegistryError(f"{version.reference} is damaged: {problems[0]}")
+
 
 def _folder(key: str) -> Path:
     return home() / "serve" / f"{key}-{FORMAT}"
 
 
 def _write_once(path: Path, write: Callable[[Path], object]) -> Path:
-    """The file, written if it is missing; the writers rename it into place once it is complete."""
-    if not path.exists():
+    """The file, written unless it is there as it was written; the writers rename it into place once it is complete."""
+    note = path.with_name(f"{path.name}.sha256")
+    if not (path.is_file() and note.is_file() and note.read_bytes() == _content(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)
+        replace_file(note, _content(path))
     return path
+
+
+def _content(path: Path) -> bytes:
+    return f"{path.stat().st_size} {sha256(path)}\n".encode()
 
 
 # ------------------------------------------------------------------------------------------------------------- engines

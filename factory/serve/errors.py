@@ -21,6 +21,7 @@ from factory.errors import FactoryError
 from factory.serve.limits import APIError
 
 LOG = logging.getLogger("factory.serve")
+UNAVAILABLE = "no engine can answer this request; the server's log says why"
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
@@ -61,11 +62,12 @@ def error_response(error: APIError) -> JSONResponse:
 
 
 def as_api_error(error: Exception) -> APIError:
-    """``as_api_error(ServeError("..."))``: any exception as clients see it; unexpected ones are logged."""
+    """``as_api_error(ServeError("..."))``: any exception as clients see it; the log says why, with folders and addresses."""
     if isinstance(error, APIError):
         return error
     if isinstance(error, FactoryError):
-        return APIError(503, str(error), code="unavailable")
+        LOG.error("unavailable: %s", error)
+        return APIError(503, UNAVAILABLE, code="unavailable")
     log_failure(error)
     return internal_error()
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import AutoTokenizer
 
+from factory.models.folders import load_tokenizer
 from factory.pipeline.context import FamilyModels
 from factory.registry.registry import Registry
 from factory.serve.limits import APIError
@@ -63,7 +63,7 @@ class Prompts:
     def tokenizer(self, target: Target) -> Any:
         """``prompts.tokenizer(target)``: of the student's base, or of the teacher."""
         if target.base not in self._tokenizers:
-            self._tokenizers[target.base] = AutoTokenizer.from_pretrained(self._folder(target))
+            self._tokenizers[target.base] = load_tokenizer(self._folder(target))
         return self._tokenizers[target.base]
 
     def _folder(self, target: Target) -> Path:

@@ -24,6 +24,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from factory.models.adapter import load_adapter
 from factory.models.base import load_base
 from factory.models.chat import stop_tokens
 from factory.models.embedding_head import embed_texts, load_embedding_head
@@ -132,11 +133,9 @@ class Scorer:
             self._loaded[target.base] = base.model, base.tokenizer
         model, tokenizer = self._loaded[target.base]
         adapter, folder = target.reference, target.version.folder
-        if not isinstance(model, PeftModel):
-            model = PeftModel.from_pretrained(model, folder, adapter_name=adapter)
+        if not (isinstance(model, PeftModel) and adapter in model.peft_config):
+            model = load_adapter(model, folder, adapter)
             self._loaded[target.base] = model, tokenizer
-        elif adapter not in model.peft_config:
-            model.load_adapter(folder, adapter_name=adapter)
         model.set_adapter(adapter)
         return model.eval(), tokenizer
 

@@ -24,7 +24,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
-from factory.errors import FactoryError, RegistryError, ServeError
+from factory.errors import RegistryError, ServeError
 from factory.registry.registry import Registry
 from factory.serve.auth import Caller
 from factory.serve.catalogue import card, catalogue
@@ -99,12 +99,10 @@ def _file(path: Path) -> FileResponse:
 
 @contextmanager
 def _api_errors() -> Iterator[None]:
-    """Gives each FactoryError the status that it means."""
+    """What a client can mend has a status of its own; any other FactoryError is a 503."""
     try:
         yield
     except RegistryError as error:
         raise APIError(404, str(error), code="model_not_found", param="model") from None
     except ServeError as error:
         raise APIError(400, str(error), code="invalid_value", param="prompt") from None
-    except FactoryError as error:
-        raise APIError(503, str(error), code="unavailable") from None

@@ -493,6 +493,10 @@ def test_an_old_key_names_the_new_one_and_the_command_that_renames_it(tmp_path: 
         ({"gates": {"kl": {"at_most": 1, "of": "mean"}}}, "gates.kl.of: must be 'value', 'low' or 'high' (found 'mean')"),
         ({"encoder": {"model": "gpt2", "license": "mit"}}, "encoder.model: must be hub:org/name@revision, pypi:"),
         ({"encoder": {"model": "path:x", "license": "mit", "sha256": "1"}}, "encoder.sha256: must be 64 hexadecimal digits"),
+        (
+            {"encoder": {"model": "path:x", "license": "mit", "parts": {"x>=1": "1" * 64}}},
+            "encoder.parts.x>=1: must be package==version, without a URL or an option",
+        ),
     ],
 )
 def test_mistakes_are_said_in_plain_english(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:

@@ -341,7 +341,7 @@ def test_a_missing_folder_is_reported_with_its_siblings(tmp_path: Path) -> None:
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     folder = transformers_folder(tmp_path / "m", **{"pytorch_model.bin": "pickle"})
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelResolutionError, match=r"only pytorch_model.bin, which can run code when loaded"):
+    with pytest.raises(ModelResolutionError, match=r"its weights only in pytorch_model.bin, which can run code when loaded"):
         resolve(ModelSpec(model="path:m", license="mit"), root=tmp_path)
 
 
@@ -356,8 +356,9 @@ def test_a_folder_without_weights_or_config_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
-    index = json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}})
-    transformers_folder(tmp_path / "m", **{"model.safetensors.index.json": index})
+    index = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}})
+    folder = transformers_folder(tmp_path / "m", **{"model.safetensors.index.json": index})
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     with pytest.raises(ModelResolutionError, match=r"path:m lacks model-2.safetensors"):
         resolve(ModelSpec(model="path:m", license="mit"), root=tmp_path)
 

@@ -68,6 +68,30 @@ def test_a_deleted_number_is_not_given_again(registry: Registry) -> None:
     assert publish(registry).number == 3
 
 
+@pytest.mark.parametrize("note", [b"", b"three", b"\xff", b"-5", b"99999999999", "٣".encode()])
+def test_a_number_file_that_is_damaged_is_recovered_from_the_folders(registry: Registry, note: bytes) -> None:
+    publish(registry)
+    last = registry.root / "students" / "healthcare-small" / ".last"
+    last.write_bytes(note)
+    assert publish(registry).number == 2
+    assert last.read_text() == "2\n"
+
+
+def test_work_is_kept_where_publishing_fails_for_a_reason_that_nobody_foresaw(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+        patched.setattr("factory.registry.publishing.seal", broken)
+        publish(registry)
+    [kept] = (registry.root / ".staging").iterdir()
+    assert (kept / "adapter_model.safetensors").read_bytes() == b"weights"
+    [problem] = registry.problems()
+    assert problem == f".staging/{kept.name}: left by a build that was killed or failed, or is still running"
+
+
 def test_a_build_that_stops_while_staging_leaves_nothing(registry: Registry) -> None:
     with pytest.raises(KeyboardInterrupt), registry.stage("healthcare-small") as folder:
         (folder / "half").write_text("half")

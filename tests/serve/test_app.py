@@ -441,16 +441,21 @@ def test_no_request_is_lost_while_versions_change(built: Any) -> None:
         assert set(answered) == {"plants-mini@1", third.reference}
 
 
-def test_a_damaged_adapter_fails_only_its_own_requests(built: Any) -> None:
+def test_a_damaged_adapter_fails_only_its_own_requests_and_only_the_log_says_why(
+    built: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     spoiled = publish_another(built, seed=4, name="spoiled-mini", domain="spoiled")
     weights = spoiled.folder / "adapter_model.safetensors"
     weights.chmod(0o644)
     weights.write_bytes(b"\0" * weights.stat().st_size)
     try:
         with running(built) as url, client_of(url) as one:
-            with pytest.raises(openai.InternalServerError, match="spoiled-mini@1") as error:
+            with pytest.raises(
+                openai.InternalServerError, match="no engine can answer this request; the server's log"
+            ) as error:
                 one.chat.completions.create(model="spoiled-mini", messages=says("a"), max_tokens=2)
-            assert error.value.status_code == 503
+            assert error.value.status_code == 503 and str(built.root) not in str(error.value)
+            assert "spoiled-mini@1 is damaged: adapter_model.safetensors was changed" in caplog.text
             assert one.chat.completions.create(model=STUDENT, messages=says("a"), max_tokens=2).choices
     finally:
         shutil.rmtree(spoiled.folder.parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,26 @@ from support.workplace import Workplace
 
 from factory.config.load import load_specs
 from factory.config.quantization import Quantization
+from factory.errors import RegistryError
 from factory.pipeline.context import FamilyModels
 from factory.registry.registry import Registry
+from factory.registry.versions import Version
 from factory.serve.engines import GgufFiles
 from factory.serve.server import Options, make_app
 
 
 def no_models() -> FamilyModels:
     raise AssertionError("the teacher's files were asked for")
+
+
+Published = tuple[Registry, Version]
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Published:
+    """A tiny student on its base, and a cache of its own."""
+    monkeypatch.setenv("FACTORY_HOME", str(tmp_path / "home"))
+    return exporting.publish_student(tmp_path)
 
 
 def license_of(path: Path) -> str:
@@ -37,6 +50,40 @@ def test_a_file_is_written_once(built: Workplace) -> None:
     version = files.registry.resolve("plants-mini@1")
     written = files.adapter(version).stat().st_mtime_ns
     assert files.adapter(version).stat().st_mtime_ns == written
+
+
+Damage = Callable[[Path], object]
+DAMAGE: dict[str, Damage] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "another byte": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\xff"),
+    "gone": lambda path: path.unlink(),
+    "no checksum": lambda path: path.with_name(f"{path.name}.sha256").unlink(),
+    "another checksum": lambda path: path.with_name(f"{path.name}.sha256").write_bytes(b"\xff"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_cached_file_that_is_not_as_it_was_written_is_written_again(published: Published, damage: str) -> None:
+    registry, version = published
+    files = GgufFiles(registry, no_models, "q8_0")
+    for make in (lambda: files.adapter(version), lambda: files.base("mini-base@1")):
+        path = make()
+        whole = path.read_bytes()
+        DAMAGE[damage](path)
+        assert make() == path and path.read_bytes() == whole
+
+
+def test_no_file_is_made_of_a_damaged_version_and_its_repair_is_served(published: Published) -> None:
+    registry, version = published
+    files, weights = GgufFiles(registry, no_models, "q8_0"), version.folder / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.chmod(0o644)
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(RegistryError, match=r"plants-mini@1 is damaged: adapter_model\.safetensors was changed"):
+        files.adapter(version)
+    weights.write_bytes(whole)
+    assert GGUFReader(files.adapter(version)).tensors
 
 
 def test_making_the_app_loads_no_model(workplace: Workplace) -> None:

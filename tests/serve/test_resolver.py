@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +53,19 @@ def test_a_bare_name_is_the_champion_and_a_promotion_counts_at_once(registry: Re
     assert found.resolve("healthcare-small").reference == "healthcare-small@1"
     registry.promote("healthcare-small@2", override="a test")
     assert found.resolve("healthcare-small").reference == "healthcare-small@2"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"created": "yesterday"}, {"created": None}, {"notice": "\ud800"}, {"canaries": 10**30}, {"evaluation": [1]}],
+    ids=lambda change: " ".join(change),
+)
+def test_a_damaged_version_leaves_the_list_of_models_to_the_others(registry: Registry, change: dict[str, Any]) -> None:
+    path = registry.resolve("healthcare-small@2").folder / "manifest.json"
+    path.chmod(0o644)
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | change))
+    names = [model["id"] for model in resolver(registry).list_models(Caller(frozenset({"healthcare-small"})))]
+    assert names == ["healthcare-small", "healthcare-small@champion", "healthcare-small@1", AUTO]
 
 
 def test_the_notice_comes_from_the_versions_manifest(registry: Registry) -> None:
