@@ -1,7 +1,7 @@
 """How deep and how wide a base is, what that makes of a teacher's config, and which depths and widths fit a budget.
 
     dimensions_of(size, teacher.config)                                     # Dimensions(layers=20, intermediate_size=1536)
-    dimensions_within(teacher.config, 80_000_000, parameters_of)            # at most five, the deepest first
+    dimensions_within(teacher.config, 80_000_000)                           # at most five, the deepest first
     parameters_of(resized(teacher.config, Dimensions(20, 1024), 14_000))    # 61_234_560
 
 No weights are loaded.
@@ -62,7 +62,7 @@ def check_size(size: SizeSpec, config: PreTrainedConfig) -> None:
         check_gated(empty_model(config), size.intermediate_size)
     if size.parameters is not None:
         check_gated(empty_model(config), MULTIPLE)
-        dimensions_within(resized(config, whole_dimensions(config), size.vocabulary), size.parameters, parameters_of)
+        dimensions_within(resized(config, whole_dimensions(config), size.vocabulary), size.parameters)
 
 
 def resized(config: PreTrainedConfig, dimensions: Dimensions, vocabulary: int | None = None) -> PreTrainedConfig:
@@ -100,34 +100,32 @@ def fitting_width(whole: Dimensions, layers: int, budget: int, cost: Callable[[D
     return widths[fitting - 1] if fitting else 0
 
 
-def dimensions_within(config: PreTrainedConfig, budget: int, cost: Callable[[PreTrainedConfig], int]) -> list[Dimensions]:
-    """``dimensions_within(trimmed_teacher.config, 80_000_000, parameters_of)``: depths with the width that fits each.
+def dimensions_within(config: PreTrainedConfig, budget: int) -> list[Dimensions]:
+    """``dimensions_within(trimmed_teacher.config, 80_000_000)``: depths with the width at which each has so many parameters.
 
-    At most five, evenly from all layers down to as many as fit at full width; widths are the largest multiples of 32.
+    At most five, evenly from all layers down to as many as fit at full width; widths are the largest multiples of 32 that fit.
     Raises: TrainingError where the whole model fits, or nothing does.
     """
-    whole = whole_dimensions(config)
+    whole, tokens = whole_dimensions(config), config.get_text_config().vocab_size
 
-    def cost_of(dimensions: Dimensions) -> int:
-        return cost(resized(config, dimensions))
+    def count(dimensions: Dimensions) -> int:
+        return parameters_of(resized(config, dimensions))
 
-    if cost_of(whole) <= budget:
+    if count(whole) <= budget:
         raise TrainingError(
-            f"a budget of {budget:,} holds the whole teacher with its {config.get_text_config().vocab_size:,} tokens "
-            f"({cost_of(whole):,}): give less, or leave it out and nothing has to be pruned"
+            f"{budget:,} parameters hold the whole teacher with {tokens:,} tokens ({count(whole):,}): give fewer, or leave "
+            "`parameters` out and nothing has to be pruned"
         )
-    at_full_width = fitting_layers(whole, budget, cost_of)
+    at_full_width = fitting_layers(whole, budget, count)
     shallowest = max(1, at_full_width)
     depths = {whole.layers + round((shallowest - whole.layers) * step / (DEPTHS - 1)) for step in range(DEPTHS)}
-    found = [
-        Dimensions(depth, whole.intermediate_size if depth == at_full_width else fitting_width(whole, depth, budget, cost_of))
-        for depth in sorted(depths, reverse=True)
-    ]
-    fitting = [one for one in found if one.intermediate_size]
-    if not fitting:
-        least = cost_of(Dimensions(1, MULTIPLE))
+    widths = {depth: fitting_width(whole, depth, budget, count) for depth in sorted(depths, reverse=True)}
+    if at_full_width:
+        widths[at_full_width] = whole.intermediate_size
+    found = [Dimensions(depth, width) for depth, width in widths.items() if width]
+    if not found:
         raise TrainingError(
-            f"a budget of {budget:,} does not hold a layer of the teacher with {config.get_text_config().vocab_size:,} tokens "
-            f"({least:,}): give more, or a smaller `vocabulary`"
+            f"{budget:,} parameters do not hold a layer of the teacher with {tokens:,} tokens "
+            f"({count(Dimensions(1, MULTIPLE)):,}): give more, or a smaller `vocabulary`"
         )
-    return fitting
+    return found

@@ -13,7 +13,7 @@ from factory.config.schema import SizeSpec
 from factory.models.base import Base, choose_tokens, load_external_base, trim_teacher, trimming_cost
 from factory.models.chat import messages
 from factory.models.cutting import PrunedTeacher, Tried, prune_teacher, pruning_steps
-from factory.models.dimensions import Dimensions, dimensions_of, dimensions_within, parameters_of
+from factory.models.dimensions import Dimensions, dimensions_of, dimensions_within
 from factory.models.forward import Batch
 from factory.models.references import resolve
 from factory.models.scoring import student_batches
@@ -69,7 +69,7 @@ def cut_base(
 
 def _wanted(size: SizeSpec, teacher: Teacher) -> list[Dimensions]:
     if size.parameters is not None:
-        return dimensions_within(teacher.config, size.parameters, parameters_of)
+        return dimensions_within(teacher.config, size.parameters)
     return [dimensions_of(size, teacher.config)]
 
 

@@ -340,10 +340,10 @@ def test_a_budget_of_parameters_is_spent_on_the_depth_and_width_that_lose_least(
     [
         ({"layers": 5}, "a student of 5 layers cannot be cut from a teacher of 4 layers"),
         ({"intermediate_size": 64}, "an MLP of 64 neurons cannot be cut from a teacher's of 64; keep fewer"),
-        ({"parameters": "1M"}, r"a budget of 1,000,000 holds the whole teacher with its 360 tokens \(48,672\)"),
+        ({"parameters": "1M"}, r"1,000,000 parameters hold the whole teacher with 360 tokens \(48,672\)"),
         (
             {"parameters": 9_000},
-            r"a budget of 9,000 does not hold a layer of the teacher with 360 tokens \(.*\): give more",
+            r"9,000 parameters do not hold a layer of the teacher with 360 tokens \(.*\): give more",
         ),
     ],
 )
