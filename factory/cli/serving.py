@@ -21,6 +21,10 @@ def serve(
         str, typer.Option("--host", help="Address to listen on; any but this machine's own needs --api-keys.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 picks a free port.")] = 8000,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option("--allowed-host", metavar="NAME", help="Another name that clients call this server by; repeatable."),
+    ] = None,
     api_keys: Annotated[
         Path | None,
         typer.Option("--api-keys", metavar="FILE", help="YAML or JSON: each key, and the students it may use ('*' for all)."),
@@ -53,13 +57,17 @@ def serve(
     specs, chosen, _ = choose(domains, family=family)
     here, server = Registry(registry), _load_server()
     limits = server.Limits(max_body, max_prompt, max_output, timeout, parallel, queue)
-    options = server.Options(host, port, api_keys, upstream, upstream_key, quantization, threads, device, limits)
+    hosts = tuple(allowed_host or ())
+    options = server.Options(host, port, hosts, api_keys, upstream, upstream_key, quantization, threads, device, limits)
     with server.listen(options) as listening:
         app = server.make_app(here, specs, chosen, options)
-        students = sorted({version.name for version in here.versions("student")})
-        url = f"http://{host}:{listening.getsockname()[1]}"
-        typer.echo(f"serving {', '.join([*students, TEACHER, 'auto'])} at {url}/v1; web page: {url}")
+        typer.echo(_announcement(here, f"http://{host}:{listening.getsockname()[1]}"))
         server.run(app, listening, limits)
+
+
+def _announcement(registry: Registry, url: str) -> str:
+    students = sorted({version.name for version in registry.versions("student")})
+    return f"serving {', '.join([*students, TEACHER, 'auto'])} at {url}/v1; web page: {url}"
 
 
 def _load_server() -> ModuleType:

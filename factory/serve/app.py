@@ -10,7 +10,7 @@ app = gateway(resolver, engines, prompts, scorer, agreements, limits=Limits(), k
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Set
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -259,8 +259,12 @@ def gateway(
     *,
     limits: Limits,
     keys: Keys,
+    hosts: Set[str] = frozenset(),
 ) -> FastAPI:
-    """``gateway(resolver, engines, prompts, scorer, agreements, limits=..., keys=...)``: closes its engines when it stops."""
+    """``gateway(resolver, engines, prompts, scorer, agreements, limits=..., keys=...)``: closes its engines when it stops.
+
+    hosts: names of this server besides those of loopback and the address that a client connects to, in lower case.
+    """
     shared = Gateway(resolver, engines, prompts, scorer, limits, keys)
 
     @asynccontextmanager
@@ -275,7 +279,7 @@ def gateway(
         responses=RESPONSES,
         exception_handlers=HANDLERS,
     )
-    app.add_middleware(Guard, body_bytes=limits.body_bytes)
+    app.add_middleware(Guard, body_bytes=limits.body_bytes, hosts=hosts)
     app.include_router(openai_routes(shared))
     app.include_router(server_routes(shared))
     app.include_router(site(resolver.registry, agreements, guard=shared.caller))

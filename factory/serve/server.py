@@ -6,7 +6,6 @@ with listen(options) as listening:
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import socket
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from factory.serve.agreement import Agreements
 from factory.serve.app import gateway
 from factory.serve.auth import Keys
 from factory.serve.engines import Engines, GgufFiles, Pool, Upstream
+from factory.serve.hosts import host_name, is_loopback
 from factory.serve.limits import Limits
 from factory.serve.prompts import Prompts
 from factory.serve.resolver import ModelResolver
@@ -40,6 +40,7 @@ class Options:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    allowed_hosts: tuple[str, ...] = ()
     api_keys: Path | None = None
     upstream: str | None = None
     upstream_key: Path | None = None  # a file with the key and nothing else
@@ -52,7 +53,7 @@ class Options:
 def make_app(registry: Registry, specs: Specs, family: FamilySpec, options: Options) -> FastAPI:
     """``make_app(registry, specs, family, Options())``: loads keys and code; models and router follow at their first use.
 
-    Raises: ServeError if the file of API keys, or of the upstream's key, cannot be read.
+    Raises: ServeError if the file of API keys, or of the upstream's key, cannot be read, or a host is not a name.
     """
     context = make_context(specs, family, registry=registry, device=options.device)
 
@@ -66,6 +67,7 @@ def make_app(registry: Registry, specs: Specs, family: FamilySpec, options: Opti
         Agreements(registry, specs, context.device),
         limits=options.limits,
         keys=Keys.load(options.api_keys),
+        hosts=host_names(options),
     )
 
 
@@ -114,12 +116,15 @@ def listen(options: Options) -> socket.socket:
     return listening
 
 
-def is_loopback(host: str) -> bool:
-    """``is_loopback("127.0.0.1")``: whether only this machine can connect to the host."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def host_names(options: Options) -> frozenset[str]:
+    """``host_names(Options(allowed_hosts=("factory.example",)))``: what a request's ``Host`` may be, in lower case.
+
+    Raises: ServeError for an ``--allowed-host`` that is not a bare name.
+    """
+    for host in options.allowed_hosts:
+        if not host or host_name(host) != host.lower():
+            raise ServeError(f"--allowed-host {host}: expected a name without scheme and port, as in factory.example")
+    return frozenset(host.lower() for host in (options.host, *options.allowed_hosts))
 
 
 def _engines(files: GgufFiles, options: Options) -> Engines:
