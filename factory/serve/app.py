@@ -1,8 +1,8 @@
 """The app: OpenAI's routes over the registry. What happens to a request, in order:
 
-API key → place in the queue → model name to version (resolver.py) → token count (prompts.py) → a slot of an engine
-    (engines.py) → the engine's answer or events (engine_client.py) → OpenAI's shape (responses.py), with headers that say
-    who answered and why
+host, origin, API key (middleware.py) → place in the queue → model name to version (resolver.py) → token count (prompts.py)
+    → a slot of an engine (engines.py) → the engine's answer or events (engine_client.py) → OpenAI's shape (responses.py),
+    with headers that say who answered and why
 
 app = gateway(resolver, engines, prompts, scorer, agreements, limits=Limits(), keys=Keys({}))
 """
@@ -53,17 +53,10 @@ class EngineCall:
 class Gateway:
     """What the routes share: who answers, on which engine, within which limits."""
 
-    def __init__(
-        self, resolver: ModelResolver, engines: Engines, prompts: Prompts, scorer: Scorer, limits: Limits, keys: Keys
-    ) -> None:
+    def __init__(self, resolver: ModelResolver, engines: Engines, prompts: Prompts, scorer: Scorer, limits: Limits) -> None:
         self.resolver, self.engines, self.prompts, self.scorer = resolver, engines, prompts, scorer
-        self.limits, self.keys = limits, keys
-        self.client, self.queue = EngineClient(), Queue(limits.queue)
+        self.limits, self.client, self.queue = limits, EngineClient(), Queue(limits.queue)
         self.metrics = Metrics(lambda: self.queue.length, engines.count)
-
-    def caller(self, request: Request) -> Caller:
-        """The FastAPI dependency of every route that needs a key. Raises: APIError 401."""
-        return self.keys.caller(request.headers.get("authorization"))
 
     async def close(self) -> None:
         await self.engines.close()
@@ -228,6 +221,12 @@ class Gateway:
             self.metrics.tokens.labels(target.reference, kind).inc(answer.usage[f"{kind}_tokens"])
 
 
+async def admitted_caller(request: Request) -> Caller:
+    """The FastAPI dependency of every route that needs a key: whom the guard admitted, before the body was read."""
+    caller: Caller = request.state.caller
+    return caller
+
+
 def appended_notice(target: Target) -> str:
     """What ``append_notice: true`` in a domain's YAML adds to every answer."""
     return target.notice if target.appends_notice else ""
@@ -265,7 +264,7 @@ def gateway(
 
     hosts: names of this server besides those of loopback and the address that a client connects to, in lower case.
     """
-    shared = Gateway(resolver, engines, prompts, scorer, limits, keys)
+    shared = Gateway(resolver, engines, prompts, scorer, limits)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -276,19 +275,21 @@ def gateway(
         title="Student factory",
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their scripts from another site
+        redoc_url=None,
         responses=RESPONSES,
         exception_handlers=HANDLERS,
     )
-    app.add_middleware(Guard, body_bytes=limits.body_bytes, hosts=hosts)
+    app.add_middleware(Guard, body_bytes=limits.body_bytes, hosts=hosts, keys=keys)
     app.include_router(openai_routes(shared))
     app.include_router(server_routes(shared))
-    app.include_router(site(resolver.registry, agreements, guard=shared.caller))
+    app.include_router(site(resolver.registry, agreements, guard=admitted_caller))
     return app
 
 
 def openai_routes(shared: Gateway) -> APIRouter:
     """``/v1``, as the ``openai`` package calls it."""
-    router, allowed = APIRouter(prefix="/v1", tags=["OpenAI"]), Depends(shared.caller)
+    router, allowed = APIRouter(prefix="/v1", tags=["OpenAI"]), Depends(admitted_caller)
 
     @router.get("/models", summary="Models that the key gives access to")
     def models(caller: Caller = allowed) -> dict[str, Any]:
@@ -317,7 +318,7 @@ def openai_routes(shared: Gateway) -> APIRouter:
 
 def server_routes(shared: Gateway) -> APIRouter:
     """``/health``, open to all, and ``/metrics``, for those with a key."""
-    router, allowed = APIRouter(tags=["Server"]), Depends(shared.caller)
+    router, allowed = APIRouter(tags=["Server"]), Depends(admitted_caller)
 
     @router.get("/health", summary="Whether the server runs")
     async def health() -> dict[str, str]:

@@ -65,11 +65,12 @@ class Keys:
         if not self.callers:
             return Caller()
         scheme, _, given = (authorization or "").partition(" ")
+        given = given.strip(" \t")
         if scheme.lower() != "bearer" or not given:
             raise APIError(401, "no API key: send the header `Authorization: Bearer KEY`", code="missing_api_key")
         found = None
         for key, caller in self.callers.items():  # compare with every key, so that the time taken reveals nothing
-            if hmac.compare_digest(key.encode(), given.strip().encode()):
+            if hmac.compare_digest(key.encode(), given.encode("latin-1")):  # as the headers were decoded: the bytes that came
                 found = caller
         if found is None:
             raise APIError(401, "unknown API key", code="invalid_api_key")

@@ -26,6 +26,7 @@ from factory.registry.registry import Registry
 from factory.serve.agreement import Agreements
 from factory.serve.app import gateway
 from factory.serve.auth import Keys
+from factory.serve.connections import BoundedConnection
 from factory.serve.engines import Engines, GgufFiles, Pool, Upstream
 from factory.serve.hosts import host_name, is_loopback
 from factory.serve.limits import Limits
@@ -93,7 +94,9 @@ def config(app: FastAPI, limits: Limits) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=int(limits.seconds) + 1,
-        timeout_keep_alive=30,
+        http=BoundedConnection,
+        timeout_keep_alive=limits.transfer_seconds,
+        limit_concurrency=limits.connections + 1,  # uvicorn refuses at this number, not above it
     )
 
 
