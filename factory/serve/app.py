@@ -29,7 +29,7 @@ from factory.serve.engine_client import EngineClient
 from factory.serve.engines import Engines, Lease
 from factory.serve.errors import HANDLERS, RESPONSES, status_of
 from factory.serve.limits import APIError, Limits, Queue
-from factory.serve.metrics import Metrics
+from factory.serve.metrics import NO_DOMAIN, Metrics
 from factory.serve.middleware import Guard
 from factory.serve.prompts import Prompts
 from factory.serve.resolver import AUTO, ModelResolver, Target
@@ -134,14 +134,12 @@ class Gateway:
     async def _resolve(
         self, context: RequestContext, caller: Caller, request: ChatRequest | CompletionRequest | EmbeddingRequest
     ) -> Target:
-        """Raises: APIError 403 for a model that the key gives no access to, whether it was named or routed to."""
+        """Raises: what ``ModelResolver.route`` and ``resolve`` do."""
         if request.model == AUTO:
-            target = await self.resolver.route(request.question)
-            self.metrics.routed.labels(target.domain or "none", target.name).inc()
+            target = await self.resolver.route(request.question, caller)
+            self.metrics.routed.labels(target.domain or NO_DOMAIN, target.name).inc()
         else:
-            caller.require(request.model)  # first: a key learns nothing about other models
-            target = self.resolver.resolve(request.model)
-        caller.require(target.name)
+            target = self.resolver.resolve(request.model, caller)
         context.model = target.reference
         return target
 
@@ -297,9 +295,7 @@ def openai_routes(shared: Gateway) -> APIRouter:
 
     @router.get("/models/{model:path}", summary="The version behind a model name")
     def model(model: str, caller: Caller = allowed) -> dict[str, Any]:
-        if model != AUTO:
-            caller.require(model)
-        return shared.resolver.describe(model)
+        return shared.resolver.describe(model, caller)
 
     @router.post("/chat/completions", summary="Answer a chat", response_model=None, responses={200: {"model": ChatCompletion}})
     async def chat(request: ChatRequest, http: Request, caller: Caller = allowed) -> Response:
@@ -326,6 +322,6 @@ def server_routes(shared: Gateway) -> APIRouter:
 
     @router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
     async def metrics(caller: Caller = allowed) -> Response:
-        return Response(shared.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(shared.metrics.text(caller), media_type=CONTENT_TYPE_LATEST)
 
     return router
