@@ -48,6 +48,9 @@ def serve(
     max_prompt: Annotated[int, typer.Option("--max-prompt", min=1, help="Prompt tokens per request.")] = 1024,
     max_output: Annotated[int, typer.Option("--max-output", min=1, help="Completion tokens per request.")] = 1024,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds per request.")] = 120.0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse request fields that have no effect; else a header names them.")
+    ] = False,
     family: Family = None,
     domains: Domains = DOMAINS,
     registry: RegistryFolder = REGISTRY,
@@ -56,7 +59,7 @@ def serve(
     """Serve students over HTTP with OpenAI's API, and a web page to try them on. Ctrl-C stops it."""
     specs, chosen, _ = choose(domains, family=family)
     here, server = Registry(registry), _load_server()
-    limits = server.Limits(max_body, max_prompt, max_output, timeout, parallel, queue)
+    limits = server.Limits(max_body, max_prompt, max_output, timeout, parallel, queue, strict)
     hosts = tuple(allowed_host or ())
     options = server.Options(host, port, hosts, api_keys, upstream, upstream_key, quantization, threads, device, limits)
     with server.listen(options) as listening:

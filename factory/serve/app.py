@@ -39,6 +39,9 @@ from factory.serve.scoring import Scorer
 from factory.serve.site import site
 from factory.serve.streams import EventStream, RequestContext, cancel_on_disconnect
 
+AnyRequest = ChatRequest | CompletionRequest | EmbeddingRequest
+MAX_IGNORED = 500  # characters of field names in a header
+
 
 @dataclass(frozen=True)
 class EngineCall:
@@ -46,8 +49,8 @@ class EngineCall:
 
     target: Target
     answer: Answer
+    request: ChatRequest | CompletionRequest
     bodies: list[JsonObject]
-    with_usage: bool  # at the end of a stream
 
 
 class Gateway:
@@ -75,7 +78,7 @@ class Gateway:
                 await asyncio.to_thread(self.prompts.chat_tokens, target, request.turns())
                 self._check_bias(target, request.logit_bias)
                 answer = Answer(target, ChatFormat("" if request.wants_json else appended_notice(target)))
-                call = EngineCall(target, answer, request.bodies(max_tokens), request.wants_usage)
+                call = EngineCall(target, answer, request, request.bodies(max_tokens))
                 return await self._answer(stack, context, call, stream=bool(request.stream))
 
     async def complete(self, http: Request, caller: Caller, request: CompletionRequest) -> Response:
@@ -89,7 +92,7 @@ class Gateway:
                 if request.echo:
                     return await self._score(target, request, prompts, max_tokens)
                 answer = Answer(target, CompletionFormat(appended_notice(target), request.logprobs))
-                call = EngineCall(target, answer, request.bodies(max_tokens), request.wants_usage)
+                call = EngineCall(target, answer, request, request.bodies(max_tokens))
                 return await self._answer(stack, context, call, stream=bool(request.stream))
 
     async def embed(self, http: Request, caller: Caller, request: EmbeddingRequest) -> Response:
@@ -106,7 +109,7 @@ class Gateway:
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         content = {"object": "list", "model": target.reference, "data": data, "usage": usage}
-        return JSONResponse(content, headers=answer_headers(target))
+        return JSONResponse(content, headers=answer_headers(target, request))
 
     # ---------------------------------------------------------------------------------------------------- their steps
 
@@ -131,10 +134,12 @@ class Gateway:
             self.metrics.requests.labels(route, context.model, str(context.status)).inc()
             self.metrics.seconds.labels(route).observe(seconds)
 
-    async def _resolve(
-        self, context: RequestContext, caller: Caller, request: ChatRequest | CompletionRequest | EmbeddingRequest
-    ) -> Target:
-        """Raises: what ``ModelResolver.route`` and ``resolve`` do."""
+    async def _resolve(self, context: RequestContext, caller: Caller, request: AnyRequest) -> Target:
+        """Raises: what ``ModelResolver.route`` and ``resolve`` do; APIError 400 under ``--strict`` for an ignored field."""
+        if self.limits.strict and request.ignored:
+            field = request.ignored[0]
+            message = f"{field} has no effect here, and this server is strict; leave it out"
+            raise APIError(400, message, code="unsupported_parameter", param=field)
         if request.model == AUTO:
             target = await self.resolver.route(request.question, caller)
             self.metrics.routed.labels(target.domain or NO_DOMAIN, target.name).inc()
@@ -174,20 +179,20 @@ class Gateway:
         answer = Answer(target, form)
         content = scored_response(answer, form, scored)
         self._count_tokens(target, answer)
-        return JSONResponse(content, headers=answer_headers(target))
+        return JSONResponse(content, headers=answer_headers(target, request))
 
     async def _answer(self, stack: AsyncExitStack, context: RequestContext, call: EngineCall, *, stream: bool) -> Response:
         """Runs the call on an engine. A stream takes over ``stack``, and the engine works on after this has returned."""
-        target, path = call.target, call.answer.form.path
+        target, path, headers = call.target, call.answer.form.path, answer_headers(call.target, call.request)
         lease = await stack.enter_async_context(self.engines.lease(target))
         bodies = [body | {"model": target.reference} for body in call.bodies]
         if not stream:
             content = call.answer.response([await self.client.answer(lease, path, body) for body in bodies])
             self._count_tokens(target, call.answer)
-            return JSONResponse(content, headers=answer_headers(target))
+            return JSONResponse(content, headers=headers)
         first = await stack.enter_async_context(self.client.events(lease, path, bodies[0]))
         chunks = self._chunks(context, call, self._events(first, lease, path, bodies[1:]))
-        return EventStream(chunks, stack.pop_all(), context, answer_headers(target))
+        return EventStream(chunks, stack.pop_all(), context, headers)
 
     async def _events(
         self, first: AsyncIterator[JsonObject], lease: Lease, path: str, rest: list[JsonObject]
@@ -211,7 +216,7 @@ class Gateway:
             for chunk in call.answer.chunks(index, content):
                 yield chunk
         self._count_tokens(call.target, call.answer)
-        for chunk in call.answer.last_chunks(len(call.bodies), call.with_usage):
+        for chunk in call.answer.last_chunks(len(call.bodies), call.request.wants_usage):
             yield chunk
 
     def _count_tokens(self, target: Target, answer: Answer) -> None:
@@ -230,8 +235,8 @@ def appended_notice(target: Target) -> str:
     return target.notice if target.appends_notice else ""
 
 
-def answer_headers(target: Target) -> dict[str, str]:
-    """Who answered and why, and the domain's notice; values that are not ASCII are percent-encoded."""
+def answer_headers(target: Target, request: AnyRequest) -> dict[str, str]:
+    """Who answered and why, the domain's notice, and what was ignored; values that are not ASCII are percent-encoded."""
     values = {
         "x-factory-version": target.reference,
         "x-factory-domain": target.domain,
@@ -239,9 +244,11 @@ def answer_headers(target: Target) -> dict[str, str]:
         "x-factory-threshold": target.threshold,
         "x-factory-why": target.reason,
         "x-factory-notice": target.notice or None,
+        "x-factory-ignored": ", ".join(request.ignored)[:MAX_IGNORED] or None,
         "server-timing": f"route;dur={target.routing_ms}" if target.routing_ms is not None else None,
     }
-    return {name: quote(str(value), safe=" ,.;:!?'()/@-=") for name, value in values.items() if value is not None}
+    given = {name: str(value) for name, value in values.items() if value is not None}
+    return {name: quote(value, safe=" ,.;:!?'()/@-=", errors="replace") for name, value in given.items()}
 
 
 # --------------------------------------------------------------------------------------------------------------- routes

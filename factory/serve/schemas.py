@@ -2,7 +2,7 @@
 
     ChatRequest.model_validate(body).bodies(max_tokens=64)   # one body per prompt for the engine
 
-Nested parts are validated with the ``openai`` package's own types. Fields unknown to OpenAI's API are ignored.
+Nested parts are validated with the ``openai`` package's own types. Every field is honoured, refused, or named in ``ignored``.
 """
 
 from __future__ import annotations
@@ -58,9 +58,14 @@ HARMLESS = {"tool_choice": ("none", "auto"), "function_call": ("none", "auto")} 
 class Request(BaseModel):
     """``model`` is a student's name, ``NAME@3``, ``NAME@champion``, ``teacher`` or ``auto``."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     model: str = Field(min_length=1, max_length=200)
+
+    @property
+    def ignored(self) -> list[str]:
+        """``request.ignored`` → ["top_k"]: fields that ask for something and change nothing here, sorted."""
+        return ignored_fields(self)
 
 
 class Generation(Request):
@@ -103,6 +108,8 @@ class Generation(Request):
 class Message(BaseModel):
     """One message; its content is a string or a list of text parts."""
 
+    model_config = ConfigDict(extra="allow")
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[ChatCompletionContentPartTextParam], Field(max_length=1000)]
 
@@ -131,6 +138,11 @@ class ChatRequest(Generation):
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs `logprobs: true`")
         return self
+
+    @property
+    def ignored(self) -> list[str]:
+        """As of every request, with ``messages.name`` for a message's own."""
+        return sorted({*ignored_fields(self), *(f"messages.{name}" for one in self.messages for name in ignored_fields(one))})
 
     @property
     def question(self) -> str:
@@ -234,6 +246,12 @@ def reject_unsupported(content: Any, fields: Sequence[str]) -> Any:
         if body.get(field) not in (None, 1):
             raise APIError(400, f"{field} must be 1; send several requests instead", code="unsupported_value", param=field)
     return content
+
+
+def ignored_fields(part: BaseModel) -> list[str]:
+    """``ignored_fields(request)``: what it has beyond its model's fields, without what asks for nothing."""
+    given = part.model_extra or {}
+    return sorted(name for name, value in given.items() if value not in (None, False, "", [], {}, *HARMLESS.get(name, ())))
 
 
 def routable(value: str | list[int], param: str) -> str:
