@@ -11,12 +11,14 @@ import base64
 import json
 from array import array
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from openai.types.chat import ChatCompletionContentPartTextParam, ChatCompletionStreamOptionsParam
 from openai.types.chat.completion_create_params import ResponseFormat
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from factory.serve.json_schema import engine_schema
 from factory.serve.limits import APIError
 
 JsonObject = dict[str, Any]
@@ -139,6 +141,11 @@ class ChatRequest(Generation):
             raise ValueError("top_logprobs needs `logprobs: true`")
         return self
 
+    @model_validator(mode="after")
+    def check_response_format(self) -> ChatRequest:
+        _ = self.engine_format
+        return self
+
     @property
     def ignored(self) -> list[str]:
         """As of every request, with ``messages.name`` for a message's own."""
@@ -154,6 +161,17 @@ class ChatRequest(Generation):
     def wants_json(self) -> bool:
         return self.response_format is not None and self.response_format["type"] != "text"
 
+    @cached_property
+    def engine_format(self) -> JsonObject | None:
+        """What the engine is to hold, if anything. Raises: APIError 400 for a schema that it cannot hold."""
+        wanted = self.response_format
+        if wanted is None or wanted["type"] == "text":
+            return None
+        if wanted["type"] == "json_object":
+            return {"type": "json_object"}
+        schema = engine_schema(wanted["json_schema"].get("schema", {}))
+        return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+
     def turns(self) -> list[dict[str, str]]:
         """Messages as chat templates take them: plain text, with a developer as the system."""
         return [{"role": "system" if m.role == "developer" else m.role, "content": m.text} for m in self.messages]
@@ -163,8 +181,8 @@ class ChatRequest(Generation):
         body = {"messages": self.turns(), **self.settings(max_tokens)}
         if self.logprobs:
             body |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
-        if self.wants_json:
-            body["response_format"] = self.response_format
+        if self.engine_format:
+            body["response_format"] = self.engine_format
         return [body]
 
 
