@@ -21,6 +21,10 @@ def serve(
         str, typer.Option("--host", help="Address to listen on; any but this machine's own needs --api-keys.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 picks a free port.")] = 8000,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option("--allowed-host", metavar="NAME", help="Another name that clients call this server by; repeatable."),
+    ] = None,
     api_keys: Annotated[
         Path | None,
         typer.Option("--api-keys", metavar="FILE", help="YAML or JSON: each key, and the students it may use ('*' for all)."),
@@ -44,6 +48,9 @@ def serve(
     max_prompt: Annotated[int, typer.Option("--max-prompt", min=1, help="Prompt tokens per request.")] = 1024,
     max_output: Annotated[int, typer.Option("--max-output", min=1, help="Completion tokens per request.")] = 1024,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds per request.")] = 120.0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse request fields that have no effect; else a header names them.")
+    ] = False,
     family: Family = None,
     domains: Domains = DOMAINS,
     registry: RegistryFolder = REGISTRY,
@@ -52,14 +59,18 @@ def serve(
     """Serve students over HTTP with OpenAI's API, and a web page to try them on. Ctrl-C stops it."""
     specs, chosen, _ = choose(domains, family=family)
     here, server = Registry(registry), _load_server()
-    limits = server.Limits(max_body, max_prompt, max_output, timeout, parallel, queue)
-    options = server.Options(host, port, api_keys, upstream, upstream_key, quantization, threads, device, limits)
+    limits = server.Limits(max_body, max_prompt, max_output, timeout, parallel, queue, strict)
+    hosts = tuple(allowed_host or ())
+    options = server.Options(host, port, hosts, api_keys, upstream, upstream_key, quantization, threads, device, limits)
     with server.listen(options) as listening:
         app = server.make_app(here, specs, chosen, options)
-        students = sorted({version.name for version in here.versions("student")})
-        url = f"http://{host}:{listening.getsockname()[1]}"
-        typer.echo(f"serving {', '.join([*students, TEACHER, 'auto'])} at {url}/v1; web page: {url}")
+        typer.echo(_announcement(here, f"http://{host}:{listening.getsockname()[1]}"))
         server.run(app, listening, limits)
+
+
+def _announcement(registry: Registry, url: str) -> str:
+    students = sorted({version.name for version in registry.versions("student")})
+    return f"serving {', '.join([*students, TEACHER, 'auto'])} at {url}/v1; web page: {url}"
 
 
 def _load_server() -> ModuleType:

@@ -1,8 +1,8 @@
 """The app: OpenAI's routes over the registry. What happens to a request, in order:
 
-API key → place in the queue → model name to version (resolver.py) → token count (prompts.py) → a slot of an engine
-    (engines.py) → the engine's answer or events (engine_client.py) → OpenAI's shape (responses.py), with headers that say
-    who answered and why
+host, origin, API key (middleware.py) → place in the queue → model name to version (resolver.py) → token count (prompts.py)
+    → a slot of an engine (engines.py) → the engine's answer or events (engine_client.py) → OpenAI's shape (responses.py),
+    with headers that say who answered and why
 
 app = gateway(resolver, engines, prompts, scorer, agreements, limits=Limits(), keys=Keys({}))
 """
@@ -10,7 +10,7 @@ app = gateway(resolver, engines, prompts, scorer, agreements, limits=Limits(), k
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Set
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ from factory.serve.engine_client import EngineClient
 from factory.serve.engines import Engines, Lease
 from factory.serve.errors import HANDLERS, RESPONSES, status_of
 from factory.serve.limits import APIError, Limits, Queue
-from factory.serve.metrics import Metrics
+from factory.serve.metrics import NO_DOMAIN, Metrics
 from factory.serve.middleware import Guard
 from factory.serve.prompts import Prompts
 from factory.serve.resolver import AUTO, ModelResolver, Target
@@ -39,6 +39,9 @@ from factory.serve.scoring import Scorer
 from factory.serve.site import site
 from factory.serve.streams import EventStream, RequestContext, cancel_on_disconnect
 
+AnyRequest = ChatRequest | CompletionRequest | EmbeddingRequest
+MAX_IGNORED = 500  # characters of field names in a header
+
 
 @dataclass(frozen=True)
 class EngineCall:
@@ -46,24 +49,17 @@ class EngineCall:
 
     target: Target
     answer: Answer
+    request: ChatRequest | CompletionRequest
     bodies: list[JsonObject]
-    with_usage: bool  # at the end of a stream
 
 
 class Gateway:
     """What the routes share: who answers, on which engine, within which limits."""
 
-    def __init__(
-        self, resolver: ModelResolver, engines: Engines, prompts: Prompts, scorer: Scorer, limits: Limits, keys: Keys
-    ) -> None:
+    def __init__(self, resolver: ModelResolver, engines: Engines, prompts: Prompts, scorer: Scorer, limits: Limits) -> None:
         self.resolver, self.engines, self.prompts, self.scorer = resolver, engines, prompts, scorer
-        self.limits, self.keys = limits, keys
-        self.client, self.queue = EngineClient(), Queue(limits.queue)
+        self.limits, self.client, self.queue = limits, EngineClient(), Queue(limits.queue)
         self.metrics = Metrics(lambda: self.queue.length, engines.count)
-
-    def caller(self, request: Request) -> Caller:
-        """The FastAPI dependency of every route that needs a key. Raises: APIError 401."""
-        return self.keys.caller(request.headers.get("authorization"))
 
     async def close(self) -> None:
         await self.engines.close()
@@ -82,7 +78,7 @@ class Gateway:
                 await asyncio.to_thread(self.prompts.chat_tokens, target, request.turns())
                 self._check_bias(target, request.logit_bias)
                 answer = Answer(target, ChatFormat("" if request.wants_json else appended_notice(target)))
-                call = EngineCall(target, answer, request.bodies(max_tokens), request.wants_usage)
+                call = EngineCall(target, answer, request, request.bodies(max_tokens))
                 return await self._answer(stack, context, call, stream=bool(request.stream))
 
     async def complete(self, http: Request, caller: Caller, request: CompletionRequest) -> Response:
@@ -96,7 +92,7 @@ class Gateway:
                 if request.echo:
                     return await self._score(target, request, prompts, max_tokens)
                 answer = Answer(target, CompletionFormat(appended_notice(target), request.logprobs))
-                call = EngineCall(target, answer, request.bodies(max_tokens), request.wants_usage)
+                call = EngineCall(target, answer, request, request.bodies(max_tokens))
                 return await self._answer(stack, context, call, stream=bool(request.stream))
 
     async def embed(self, http: Request, caller: Caller, request: EmbeddingRequest) -> Response:
@@ -113,7 +109,7 @@ class Gateway:
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         content = {"object": "list", "model": target.reference, "data": data, "usage": usage}
-        return JSONResponse(content, headers=answer_headers(target))
+        return JSONResponse(content, headers=answer_headers(target, request))
 
     # ---------------------------------------------------------------------------------------------------- their steps
 
@@ -138,17 +134,17 @@ class Gateway:
             self.metrics.requests.labels(route, context.model, str(context.status)).inc()
             self.metrics.seconds.labels(route).observe(seconds)
 
-    async def _resolve(
-        self, context: RequestContext, caller: Caller, request: ChatRequest | CompletionRequest | EmbeddingRequest
-    ) -> Target:
-        """Raises: APIError 403 for a model that the key gives no access to, whether it was named or routed to."""
+    async def _resolve(self, context: RequestContext, caller: Caller, request: AnyRequest) -> Target:
+        """Raises: what ``ModelResolver.route`` and ``resolve`` do; APIError 400 under ``--strict`` for an ignored field."""
+        if self.limits.strict and request.ignored:
+            field = request.ignored[0]
+            message = f"{field} has no effect here, and this server is strict; leave it out"
+            raise APIError(400, message, code="unsupported_parameter", param=field)
         if request.model == AUTO:
-            target = await self.resolver.route(request.question)
-            self.metrics.routed.labels(target.domain or "none", target.name).inc()
+            target = await self.resolver.route(request.question, caller)
+            self.metrics.routed.labels(target.domain or NO_DOMAIN, target.name).inc()
         else:
-            caller.require(request.model)  # first: a key learns nothing about other models
-            target = self.resolver.resolve(request.model)
-        caller.require(target.name)
+            target = self.resolver.resolve(request.model, caller)
         context.model = target.reference
         return target
 
@@ -183,20 +179,20 @@ class Gateway:
         answer = Answer(target, form)
         content = scored_response(answer, form, scored)
         self._count_tokens(target, answer)
-        return JSONResponse(content, headers=answer_headers(target))
+        return JSONResponse(content, headers=answer_headers(target, request))
 
     async def _answer(self, stack: AsyncExitStack, context: RequestContext, call: EngineCall, *, stream: bool) -> Response:
         """Runs the call on an engine. A stream takes over ``stack``, and the engine works on after this has returned."""
-        target, path = call.target, call.answer.form.path
+        target, path, headers = call.target, call.answer.form.path, answer_headers(call.target, call.request)
         lease = await stack.enter_async_context(self.engines.lease(target))
         bodies = [body | {"model": target.reference} for body in call.bodies]
         if not stream:
             content = call.answer.response([await self.client.answer(lease, path, body) for body in bodies])
             self._count_tokens(target, call.answer)
-            return JSONResponse(content, headers=answer_headers(target))
+            return JSONResponse(content, headers=headers)
         first = await stack.enter_async_context(self.client.events(lease, path, bodies[0]))
         chunks = self._chunks(context, call, self._events(first, lease, path, bodies[1:]))
-        return EventStream(chunks, stack.pop_all(), context, answer_headers(target))
+        return EventStream(chunks, stack.pop_all(), context, headers)
 
     async def _events(
         self, first: AsyncIterator[JsonObject], lease: Lease, path: str, rest: list[JsonObject]
@@ -220,7 +216,7 @@ class Gateway:
             for chunk in call.answer.chunks(index, content):
                 yield chunk
         self._count_tokens(call.target, call.answer)
-        for chunk in call.answer.last_chunks(len(call.bodies), call.with_usage):
+        for chunk in call.answer.last_chunks(len(call.bodies), call.request.wants_usage):
             yield chunk
 
     def _count_tokens(self, target: Target, answer: Answer) -> None:
@@ -228,13 +224,19 @@ class Gateway:
             self.metrics.tokens.labels(target.reference, kind).inc(answer.usage[f"{kind}_tokens"])
 
 
+async def admitted_caller(request: Request) -> Caller:
+    """The FastAPI dependency of every route that needs a key: whom the guard admitted, before the body was read."""
+    caller: Caller = request.state.caller
+    return caller
+
+
 def appended_notice(target: Target) -> str:
     """What ``append_notice: true`` in a domain's YAML adds to every answer."""
     return target.notice if target.appends_notice else ""
 
 
-def answer_headers(target: Target) -> dict[str, str]:
-    """Who answered and why, and the domain's notice; values that are not ASCII are percent-encoded."""
+def answer_headers(target: Target, request: AnyRequest) -> dict[str, str]:
+    """Who answered and why, the domain's notice, and what was ignored; values that are not ASCII are percent-encoded."""
     values = {
         "x-factory-version": target.reference,
         "x-factory-domain": target.domain,
@@ -242,9 +244,11 @@ def answer_headers(target: Target) -> dict[str, str]:
         "x-factory-threshold": target.threshold,
         "x-factory-why": target.reason,
         "x-factory-notice": target.notice or None,
+        "x-factory-ignored": ", ".join(request.ignored)[:MAX_IGNORED] or None,
         "server-timing": f"route;dur={target.routing_ms}" if target.routing_ms is not None else None,
     }
-    return {name: quote(str(value), safe=" ,.;:!?'()/@-=") for name, value in values.items() if value is not None}
+    given = {name: str(value) for name, value in values.items() if value is not None}
+    return {name: quote(value, safe=" ,.;:!?'()/@-=", errors="replace") for name, value in given.items()}
 
 
 # --------------------------------------------------------------------------------------------------------------- routes
@@ -259,9 +263,13 @@ def gateway(
     *,
     limits: Limits,
     keys: Keys,
+    hosts: Set[str] = frozenset(),
 ) -> FastAPI:
-    """``gateway(resolver, engines, prompts, scorer, agreements, limits=..., keys=...)``: closes its engines when it stops."""
-    shared = Gateway(resolver, engines, prompts, scorer, limits, keys)
+    """``gateway(resolver, engines, prompts, scorer, agreements, limits=..., keys=...)``: closes its engines when it stops.
+
+    hosts: names of this server besides those of loopback and the address that a client connects to, in lower case.
+    """
+    shared = Gateway(resolver, engines, prompts, scorer, limits)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -272,19 +280,21 @@ def gateway(
         title="Student factory",
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their scripts from another site
+        redoc_url=None,
         responses=RESPONSES,
         exception_handlers=HANDLERS,
     )
-    app.add_middleware(Guard, body_bytes=limits.body_bytes)
+    app.add_middleware(Guard, body_bytes=limits.body_bytes, hosts=hosts, keys=keys)
     app.include_router(openai_routes(shared))
     app.include_router(server_routes(shared))
-    app.include_router(site(resolver.registry, agreements, guard=shared.caller))
+    app.include_router(site(resolver.registry, agreements, guard=admitted_caller))
     return app
 
 
 def openai_routes(shared: Gateway) -> APIRouter:
     """``/v1``, as the ``openai`` package calls it."""
-    router, allowed = APIRouter(prefix="/v1", tags=["OpenAI"]), Depends(shared.caller)
+    router, allowed = APIRouter(prefix="/v1", tags=["OpenAI"]), Depends(admitted_caller)
 
     @router.get("/models", summary="Models that the key gives access to")
     def models(caller: Caller = allowed) -> dict[str, Any]:
@@ -292,9 +302,7 @@ def openai_routes(shared: Gateway) -> APIRouter:
 
     @router.get("/models/{model:path}", summary="The version behind a model name")
     def model(model: str, caller: Caller = allowed) -> dict[str, Any]:
-        if model != AUTO:
-            caller.require(model)
-        return shared.resolver.describe(model)
+        return shared.resolver.describe(model, caller)
 
     @router.post("/chat/completions", summary="Answer a chat", response_model=None, responses={200: {"model": ChatCompletion}})
     async def chat(request: ChatRequest, http: Request, caller: Caller = allowed) -> Response:
@@ -313,7 +321,7 @@ def openai_routes(shared: Gateway) -> APIRouter:
 
 def server_routes(shared: Gateway) -> APIRouter:
     """``/health``, open to all, and ``/metrics``, for those with a key."""
-    router, allowed = APIRouter(tags=["Server"]), Depends(shared.caller)
+    router, allowed = APIRouter(tags=["Server"]), Depends(admitted_caller)
 
     @router.get("/health", summary="Whether the server runs")
     async def health() -> dict[str, str]:
@@ -321,6 +329,6 @@ def server_routes(shared: Gateway) -> APIRouter:
 
     @router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
     async def metrics(caller: Caller = allowed) -> Response:
-        return Response(shared.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(shared.metrics.text(caller), media_type=CONTENT_TYPE_LATEST)
 
     return router

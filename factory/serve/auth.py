@@ -31,9 +31,13 @@ class Caller:
 
     def require(self, model: str) -> None:
         """``caller.require("healthcare-small@3")``: raises APIError 403 unless the key allows this student or ``teacher``."""
-        name = model.partition("@")[0]
+        name = student_name(model)
         if not self.may(name):
             raise APIError(403, f"this API key does not allow {name}", code="model_not_allowed", param="model")
+
+    def may_domain(self, domain: str) -> bool:
+        """``caller.may_domain("healthcare")``: whether the key allows one of the domain's students, whatever their size."""
+        return EVERY_MODEL in self.models or any(name.rpartition("-")[0] == domain for name in self.models)
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,21 @@ class Keys:
         if not self.callers:
             return Caller()
         scheme, _, given = (authorization or "").partition(" ")
+        given = given.strip(" \t")
         if scheme.lower() != "bearer" or not given:
             raise APIError(401, "no API key: send the header `Authorization: Bearer KEY`", code="missing_api_key")
         found = None
         for key, caller in self.callers.items():  # compare with every key, so that the time taken reveals nothing
-            if hmac.compare_digest(key.encode(), given.strip().encode()):
+            if hmac.compare_digest(key.encode(), given.encode("latin-1")):  # as the headers were decoded: the bytes that came
                 found = caller
         if found is None:
             raise APIError(401, "unknown API key", code="invalid_api_key")
         return found
+
+
+def student_name(model: str) -> str:
+    """``student_name("healthcare-small@3")`` → "healthcare-small": what API keys allow."""
+    return model.partition("@")[0]
 
 
 def _caller(key: object, models: object, where: str) -> Caller:

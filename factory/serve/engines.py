@@ -1,7 +1,7 @@
 """llama.cpp engines: one per base, started at its first request, replaced when a request needs an adapter that it lacks.
 
     pool = Pool(GgufFiles(registry, load_models, "q8_0"), limits)
-    async with pool.lease(resolver.resolve("healthcare-small")) as lease:
+    async with pool.lease(resolver.resolve("healthcare-small", caller)) as lease:
         ...  # POST to lease.url with lease.extra in the body
     await pool.close()
 

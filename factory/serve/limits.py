@@ -41,6 +41,9 @@ class Limits:
     seconds: float = 120.0
     parallel: int = 4  # requests that one engine answers at the same time
     queue: int = 128  # requests admitted, those being answered included; the next one gets a 429
+    strict: bool = False  # refuse fields that would be ignored
+    connections: int = 512  # open at once; the one that has waited longest for a request makes room for a new one
+    transfer_seconds: int = 30  # for a request to arrive, and for a client to read what is sent
 
     @property
     def context(self) -> int:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.registry import Collector
+
+from factory.serve.auth import Caller, student_name
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)  # upper bounds of the histograms' buckets
+NO_DOMAIN = "none"
 
 
 class Metrics:
-    """``Metrics(lambda: queue.length, engines.count).text()``: one app's metrics, as ``GET /metrics`` returns them."""
+    """``Metrics(lambda: queue.length, engines.count).text(caller)``: one app's metrics, as ``GET /metrics`` returns them."""
 
     def __init__(self, queue_length: Callable[[], float], engine_count: Callable[[], float]) -> None:
         self._registry = registry = CollectorRegistry()
@@ -28,5 +33,26 @@ class Metrics:
         engines = Gauge("factory_engines", "Engines in memory, draining ones included.", registry=registry)
         engines.set_function(engine_count)
 
-    def text(self) -> bytes:
-        return generate_latest(self._registry)
+    def text(self, caller: Caller) -> bytes:
+        """``metrics.text(caller)``: without models and domains that the caller's key does not allow."""
+        visible = CollectorRegistry()
+        visible.register(_Visible(self._registry, caller))
+        return generate_latest(visible)
+
+
+@dataclass(frozen=True)
+class _Visible(Collector):
+    """What one caller may see of a registry."""
+
+    registry: CollectorRegistry
+    caller: Caller
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self.registry.collect():
+            family.samples = [sample for sample in family.samples if self._may_see(sample.labels)]
+            yield family
+
+    def _may_see(self, labels: Mapping[str, str]) -> bool:
+        model, domain = labels.get("model", ""), labels.get("domain", NO_DOMAIN)
+        may_model = not model or self.caller.may(student_name(model))
+        return may_model and (domain == NO_DOMAIN or self.caller.may_domain(domain))

@@ -1,8 +1,10 @@
 """Who answers a request: the student version, the teacher or the router's choice that its ``model`` means at this moment.
 
 resolver = ModelResolver(registry, family, load_router)
-resolver.resolve("healthcare-small").reference                   # "healthcare-small@3", the champion today
-await resolver.route("Can my landlord keep my deposit?")         # legal-small, with domain, score, threshold and reason
+resolver.resolve("healthcare-small", caller).reference           # "healthcare-small@3", the champion today
+await resolver.route("Can my landlord keep my deposit?", caller) # legal-small, with domain, score, threshold and reason
+
+No answer, error or header names a student that the caller's API key does not allow.
 """
 
 from __future__ import annotations
@@ -10,16 +12,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import groupby
+from operator import attrgetter
 
 from factory.config.schema import FamilySpec
 from factory.data.router import DomainRouter, Route
 from factory.errors import RegistryError
 from factory.registry.manifest import StudentManifest
+from factory.registry.references import kind_of
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
-from factory.serve.auth import Caller
+from factory.serve.auth import Caller, student_name
 from factory.serve.limits import APIError
 
 TEACHER, AUTO, REFUSE = "teacher", "auto", "refuse"
@@ -75,76 +81,77 @@ class ModelResolver:
     def close(self) -> None:
         self._router_thread.shutdown(wait=False, cancel_futures=True)
 
-    def resolve(self, model: str) -> Target:
-        """``resolver.resolve("healthcare-small@champion")``. Raises: APIError 404 for an unknown model."""
-        if model == TEACHER:
-            return Target(None, TEACHER)
-        try:
-            version = self.registry.resolve(model)
-        except RegistryError as error:
-            raise APIError(404, f"model {model!r}: {error}", code="model_not_found", param="model") from None
-        return _student_target(version)
+    def resolve(self, model: str, caller: Caller) -> Target:
+        """``resolver.resolve("healthcare-small@champion", caller)``. Raises: what ``find_version`` does."""
+        if model != TEACHER:
+            return _student_target(find_version(self.registry, model, caller))
+        caller.require(TEACHER)
+        return Target(None, TEACHER)
 
-    async def route(self, text: str) -> Target:
-        """``await resolver.route(prompt)``: the student of the text's domain in the family's default size.
+    async def route(self, text: str, caller: Caller) -> Target:
+        """``await resolver.route(prompt, caller)``: the student of the text's domain in the family's default size.
 
-        Where the router abstains, or the domain has no student, ``serve.fallback`` of the family file decides.
+        Where the router abstains, or the domain has no student that the caller may use, ``serve.fallback`` of the family file
+        decides.
 
-        Raises: APIError 400 if the fallback is ``refuse``, 404 if it is an unknown model.
+        Raises: APIError 400 if the fallback is ``refuse``, 403 if the caller may not use it, 404 if it is an unknown model.
         """
         loop = asyncio.get_running_loop()
         start = loop.time()
         route = await loop.run_in_executor(self._router_thread, lambda: self.load_router().route([text])[0])
-        target = self._routed_target(route)
+        target = self._routed_target(route, caller)
         routing_ms = round(1000 * (loop.time() - start), 1)
         return replace(target, score=round(route.score, 4), threshold=round(route.threshold, 4), routing_ms=routing_ms)
 
-    def _routed_target(self, route: Route) -> Target:
+    def _routed_target(self, route: Route, caller: Caller) -> Target:
         if route.domain is None:
-            return self._fallback(f"the router abstained: best score {route.score:.3f}, threshold {route.threshold:.3f}", None)
+            reason = f"the router abstained: best score {route.score:.3f}, threshold {route.threshold:.3f}"
+            return self._fallback(reason, None, caller)
         name = f"{route.domain}-{self.family.default_size}"
+        if not caller.may(name):
+            return self._fallback("the router chose a student that this API key does not allow", None, caller)
         try:
-            target = _student_target(self.registry.resolve(name))
-        except (RegistryError, APIError):
-            return self._fallback(f"the router chose {route.domain}, but {name} is not in the registry", route.domain)
+            target = self.resolve(name, caller)
+        except APIError:
+            reason = f"the router chose {route.domain}, but {name} is not in the registry"
+            return self._fallback(reason, route.domain, caller)
         return replace(target, reason=f"the router chose {route.domain} with score {route.score:.3f}")
 
-    def _fallback(self, reason: str, domain: str | None) -> Target:
-        fallback = self.family.serve.fallback
+    def _fallback(self, reason: str, domain: str | None, caller: Caller) -> Target:
+        fallback, family = self.family.serve.fallback, self.family.name
         if fallback == REFUSE:
-            message = f"{reason}, and family {self.family.name} has no fallback; name a model (GET /v1/models lists them)"
+            message = f"{reason}, and family {family} has no fallback; name a model (GET /v1/models lists them)"
             raise APIError(400, message, code="router_abstained", param="model")
-        return replace(self.resolve(fallback), domain=domain, reason=f"{reason}; fallback of family {self.family.name}")
+        if not caller.may(student_name(fallback)):
+            message = f"{reason}, nor does this API key allow the fallback of family {family}; name a model (GET /v1/models)"
+            raise APIError(403, message, code="model_not_allowed", param="model")
+        return replace(self.resolve(fallback, caller), domain=domain, reason=f"{reason}; fallback of family {family}")
 
     # ------------------------------------------------------------------------------------------------- GET /v1/models
 
     def list_models(self, caller: Caller) -> list[dict[str, object]]:
         """``resolver.list_models(caller)``: every name that this caller may request, as ``describe`` describes it."""
         models = []
-        for name in sorted({summary.name for summary in self.registry.versions("student")}):
-            if not caller.may(name):
-                continue
-            versions = [summary.reference for summary in self.registry.versions("student", name)]
-            aliases = [f"{name}@{alias}" for alias in sorted(self.registry.aliases(name))]
-            for reference in (name, *aliases, *versions):
-                try:
-                    models.append(self.describe(reference))
-                except APIError:  # no valid version, or an alias of a version that is gone
-                    continue
+        students = groupby(self.registry.versions("student"), key=attrgetter("name"))  # one scan; sorted by name and number
+        for name, summaries in ((name, list(group)) for name, group in students if caller.may(name)):
+            aliases = sorted(f"{name}@{alias}" for summary in summaries for alias in summary.aliases)
+            for reference in (name, *aliases, *(summary.reference for summary in summaries)):
+                with suppress(APIError):  # no valid version, or a damaged one
+                    models.append(self.describe(reference, caller))
         teacher = [TEACHER] if caller.may(TEACHER) else []
-        return [*models, *map(self.describe, [*teacher, AUTO])]
+        return [*models, *(self.describe(name, caller) for name in (*teacher, AUTO))]
 
-    def describe(self, name: str) -> dict[str, object]:
-        """``resolver.describe("healthcare-small")``: OpenAI's model object.
+    def describe(self, name: str, caller: Caller) -> dict[str, object]:
+        """``resolver.describe("healthcare-small", caller)``: OpenAI's model object.
 
         ``root`` is the checksum of the version's manifest (of the teacher, its reference); ``parent`` is the base.
 
-        Raises: APIError 404 for an unknown model.
+        Raises: what ``resolve`` does.
         """
         model: dict[str, object] = {"id": name, "object": "model", "created": 0, "owned_by": "student-factory"}
         if name == AUTO:
             return model
-        target = self.resolve(name)
+        target = self.resolve(name, caller)
         if target.version is None:
             return model | {"root": self.family.teacher.model, "parent": None}
         version = target.version
@@ -156,6 +163,23 @@ class ModelResolver:
             "verdict": version.verdict,
             "notice": target.notice,
         }
+
+
+def find_version(registry: Registry, model: str, caller: Caller) -> Version:
+    """``find_version(registry, "healthcare-small@champion", caller)``.
+
+    Raises: APIError 403 for a model that the key gives no access to, 404 for an unknown one; either names only models that the
+        key allows.
+    """
+    caller.require(model)
+    try:
+        return registry.resolve(model)
+    except RegistryError as error:
+        message = str(error)
+        if kind_of(registry.root, student_name(model)) is None:  # the registry's own message lists every student
+            known = sorted({summary.name for summary in registry.versions("student") if caller.may(summary.name)})
+            message = f"no such model; this API key allows {', '.join(known) or 'none of those that exist'}"
+        raise APIError(404, f"model {model!r}: {message}", code="model_not_found", param="model") from None
 
 
 def _student_target(version: Version) -> Target:

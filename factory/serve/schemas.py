@@ -2,7 +2,7 @@
 
     ChatRequest.model_validate(body).bodies(max_tokens=64)   # one body per prompt for the engine
 
-Nested parts are validated with the ``openai`` package's own types. Fields unknown to OpenAI's API are ignored.
+Nested parts are validated with the ``openai`` package's own types. Every field is honoured, refused, or named in ``ignored``.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import base64
 import json
 from array import array
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from openai.types.chat import ChatCompletionContentPartTextParam, ChatCompletionStreamOptionsParam
 from openai.types.chat.completion_create_params import ResponseFormat
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from factory.serve.json_schema import engine_schema
 from factory.serve.limits import APIError
 
 JsonObject = dict[str, Any]
@@ -58,9 +60,14 @@ HARMLESS = {"tool_choice": ("none", "auto"), "function_call": ("none", "auto")} 
 class Request(BaseModel):
     """``model`` is a student's name, ``NAME@3``, ``NAME@champion``, ``teacher`` or ``auto``."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     model: str = Field(min_length=1, max_length=200)
+
+    @property
+    def ignored(self) -> list[str]:
+        """``request.ignored`` → ["top_k"]: fields that ask for something and change nothing here, sorted."""
+        return ignored_fields(self)
 
 
 class Generation(Request):
@@ -103,6 +110,8 @@ class Generation(Request):
 class Message(BaseModel):
     """One message; its content is a string or a list of text parts."""
 
+    model_config = ConfigDict(extra="allow")
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[ChatCompletionContentPartTextParam], Field(max_length=1000)]
 
@@ -132,6 +141,16 @@ class ChatRequest(Generation):
             raise ValueError("top_logprobs needs `logprobs: true`")
         return self
 
+    @model_validator(mode="after")
+    def check_response_format(self) -> ChatRequest:
+        _ = self.engine_format
+        return self
+
+    @property
+    def ignored(self) -> list[str]:
+        """As of every request, with ``messages.name`` for a message's own."""
+        return sorted({*ignored_fields(self), *(f"messages.{name}" for one in self.messages for name in ignored_fields(one))})
+
     @property
     def question(self) -> str:
         """What the router reads: the user's last message, else the last message."""
@@ -142,6 +161,17 @@ class ChatRequest(Generation):
     def wants_json(self) -> bool:
         return self.response_format is not None and self.response_format["type"] != "text"
 
+    @cached_property
+    def engine_format(self) -> JsonObject | None:
+        """What the engine is to hold, if anything. Raises: APIError 400 for a schema that it cannot hold."""
+        wanted = self.response_format
+        if wanted is None or wanted["type"] == "text":
+            return None
+        if wanted["type"] == "json_object":
+            return {"type": "json_object"}
+        schema = engine_schema(wanted["json_schema"].get("schema", {}))
+        return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+
     def turns(self) -> list[dict[str, str]]:
         """Messages as chat templates take them: plain text, with a developer as the system."""
         return [{"role": "system" if m.role == "developer" else m.role, "content": m.text} for m in self.messages]
@@ -151,8 +181,8 @@ class ChatRequest(Generation):
         body = {"messages": self.turns(), **self.settings(max_tokens)}
         if self.logprobs:
             body |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
-        if self.wants_json:
-            body["response_format"] = self.response_format
+        if self.engine_format:
+            body["response_format"] = self.engine_format
         return [body]
 
 
@@ -234,6 +264,12 @@ def reject_unsupported(content: Any, fields: Sequence[str]) -> Any:
         if body.get(field) not in (None, 1):
             raise APIError(400, f"{field} must be 1; send several requests instead", code="unsupported_value", param=field)
     return content
+
+
+def ignored_fields(part: BaseModel) -> list[str]:
+    """``ignored_fields(request)``: what it has beyond its model's fields, without what asks for nothing."""
+    given = part.model_extra or {}
+    return sorted(name for name, value in given.items() if value not in (None, False, "", [], {}, *HARMLESS.get(name, ())))
 
 
 def routable(value: str | list[int], param: str) -> str:

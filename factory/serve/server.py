@@ -6,7 +6,6 @@ with listen(options) as listening:
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import socket
 from dataclasses import dataclass, field
@@ -27,7 +26,9 @@ from factory.registry.registry import Registry
 from factory.serve.agreement import Agreements
 from factory.serve.app import gateway
 from factory.serve.auth import Keys
+from factory.serve.connections import BoundedConnection
 from factory.serve.engines import Engines, GgufFiles, Pool, Upstream
+from factory.serve.hosts import host_name, is_loopback
 from factory.serve.limits import Limits
 from factory.serve.prompts import Prompts
 from factory.serve.resolver import ModelResolver
@@ -40,6 +41,7 @@ class Options:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    allowed_hosts: tuple[str, ...] = ()
     api_keys: Path | None = None
     upstream: str | None = None
     upstream_key: Path | None = None  # a file with the key and nothing else
@@ -52,7 +54,7 @@ class Options:
 def make_app(registry: Registry, specs: Specs, family: FamilySpec, options: Options) -> FastAPI:
     """``make_app(registry, specs, family, Options())``: loads keys and code; models and router follow at their first use.
 
-    Raises: ServeError if the file of API keys, or of the upstream's key, cannot be read.
+    Raises: ServeError if the file of API keys, or of the upstream's key, cannot be read, or a host is not a name.
     """
     context = make_context(specs, family, registry=registry, device=options.device)
 
@@ -66,6 +68,7 @@ def make_app(registry: Registry, specs: Specs, family: FamilySpec, options: Opti
         Agreements(registry, specs, context.device),
         limits=options.limits,
         keys=Keys.load(options.api_keys),
+        hosts=host_names(options),
     )
 
 
@@ -91,7 +94,9 @@ def config(app: FastAPI, limits: Limits) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=int(limits.seconds) + 1,
-        timeout_keep_alive=30,
+        http=BoundedConnection,
+        timeout_keep_alive=limits.transfer_seconds,
+        limit_concurrency=limits.connections + 1,  # uvicorn refuses at this number, not above it
     )
 
 
@@ -114,12 +119,15 @@ def listen(options: Options) -> socket.socket:
     return listening
 
 
-def is_loopback(host: str) -> bool:
-    """``is_loopback("127.0.0.1")``: whether only this machine can connect to the host."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def host_names(options: Options) -> frozenset[str]:
+    """``host_names(Options(allowed_hosts=("factory.example",)))``: what a request's ``Host`` may be, in lower case.
+
+    Raises: ServeError for an ``--allowed-host`` that is not a bare name.
+    """
+    for host in options.allowed_hosts:
+        if not host or host_name(host) != host.lower():
+            raise ServeError(f"--allowed-host {host}: expected a name without scheme and port, as in factory.example")
+    return frozenset(host.lower() for host in (options.host, *options.allowed_hosts))
 
 
 def _engines(files: GgufFiles, options: Options) -> Engines:

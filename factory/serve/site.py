@@ -29,12 +29,12 @@ from factory.registry.registry import Registry
 from factory.serve.auth import Caller
 from factory.serve.catalogue import card, catalogue
 from factory.serve.limits import APIError
+from factory.serve.resolver import TEACHER, find_version
 
 if TYPE_CHECKING:
     from factory.serve.agreement import Agreements
 
 STATIC = Path(__file__).parent / "web"
-TEACHER = "teacher"
 # Nothing from other origins and nothing inline: what a card or a model writes can neither run nor load anything.
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -78,13 +78,13 @@ def site(registry: Registry, agreements: Agreements, guard: Callable[..., Any] =
 
     @router.get("/factory/card/{reference}", summary="One version and its card")
     def card_(reference: str, caller: Caller = allowed) -> dict[str, Any]:
-        caller.require(reference)
+        find_version(registry, reference, caller)
         with _api_errors():
             return card(registry, reference)
 
     @router.post("/factory/agreement", summary="Where student and teacher agree")
     async def agreement(request: AgreementRequest, caller: Caller = allowed) -> dict[str, Any]:
-        caller.require(request.model)
+        find_version(registry, request.model, caller)
         caller.require(TEACHER)
         with _api_errors():
             return asdict(await agreements.compare(request.model, request.prompt, request.text, request.by))

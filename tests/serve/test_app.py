@@ -585,9 +585,16 @@ def test_a_stopping_server_finishes_open_requests(built: Any) -> None:
     assert chunks[-1].choices[0].finish_reason == "length"
 
 
-def test_a_prompt_is_never_logged(built: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
+def test_neither_prompts_nor_schemas_are_ever_logged(
+    built: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
     secret = "xylophone-7351"
     with caplog.at_level(logging.DEBUG), running(built) as url:
+        shape = {"type": "object", "title": secret, "properties": {secret: {"type": "string", "pattern": f"^{secret}$"}}}
+        for schema in (shape, shape | {"properties": {secret: {"pattern": secret}}}, shape | {"allOf": [{secret: 1}]}):
+            form = {"type": "json_schema", "json_schema": {"name": secret, "schema": schema}}
+            asked = {"model": STUDENT, "messages": says("a"), "response_format": form, "max_tokens": 2}
+            httpx.post(f"{url}/v1/chat/completions", json=asked)
         for body in ({"messages": says(secret)}, {"messages": secret}, {"messages": says(secret), "temperature": 9}):
             httpx.post(f"{url}/v1/chat/completions", json={"model": STUDENT, "max_tokens": 2} | body)
         httpx.post(f"{url}/v1/completions", json={"model": STUDENT, "prompt": secret, "echo": True, "max_tokens": 0})
@@ -660,11 +667,11 @@ def test_every_error_has_openais_format(url: str, method: str, path: str, body: 
     assert answer.json()["error"]["message"]
 
 
-def test_a_request_that_the_engine_refuses_is_400(client: OpenAI) -> None:
+def test_a_schema_that_an_engine_cannot_hold_is_400(client: OpenAI) -> None:
     schema: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "nothing"}}}
-    with pytest.raises(openai.BadRequestError) as error:
+    with pytest.raises(openai.BadRequestError, match='schema: type is "nothing"') as error:
         client.chat.completions.create(model=STUDENT, messages=says("a"), response_format=schema)
-    assert error.value.code == "engine_refused"
+    assert (error.value.code, error.value.param) == ("invalid_json_schema", "response_format")
 
 
 def test_metrics_count_by_route_model_and_status(url: str, client: OpenAI) -> None:

@@ -44,6 +44,14 @@ def test_any_other_header_is_401(tmp_path: Path, header: str | None) -> None:
     assert "k1" not in str(error.value)
 
 
+@pytest.mark.parametrize("key", ["ключ", "clé-à", "schlüssel"])  # the UTF-8 of "à" ends in a byte that is a space in Latin-1
+def test_a_key_that_is_not_ascii_is_compared_byte_by_byte(tmp_path: Path, key: str) -> None:
+    header = f"Bearer {key} ".encode().decode("latin-1")  # what a server makes of the bytes that a client sends
+    assert keys(tmp_path, f"{key}: [a]").caller(header).may("a")
+    with pytest.raises(APIError):
+        keys(tmp_path, f"{key}: [a]").caller(header.replace("Bearer ", "Bearer x"))
+
+
 def test_without_a_file_of_keys_everyone_may_use_everything() -> None:
     assert Keys.load(None).caller(None).may("teacher")
 

@@ -33,6 +33,25 @@ def test_every_field_of_openais_api_is_supported_rejected_or_ignored_on_purpose(
 
 
 @pytest.mark.parametrize(
+    ("fields", "ignored"),
+    [
+        ({}, []),
+        ({"top_k": 5, "reasoning_effort": "low", "user": "me"}, ["reasoning_effort", "top_k", "user"]),
+        ({"top_k": None, "store": False, "metadata": {}, "tools": [], "tool_choice": "auto", "top_p": 0.5}, []),
+        ({"messages": [{"role": "user", "content": "hi", "name": "ann"}]}, ["messages.name"]),
+        ({"messages": [{"role": "assistant", "content": "hi", "refusal": None, "tool_calls": []}]}, []),
+    ],
+)
+def test_fields_that_change_nothing_are_named(fields: dict[str, Any], ignored: list[str]) -> None:
+    assert chat(**fields).ignored == ignored
+
+
+def test_the_other_requests_name_ignored_fields_too() -> None:
+    assert CompletionRequest.model_validate({"model": "a", "prompt": "x", "top_k": 3}).ignored == ["top_k"]
+    assert EmbeddingRequest.model_validate({"model": "a", "input": "x", "user": "me"}).ignored == ["user"]
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [("n", 2), ("tools", [{"type": "function"}]), ("tool_choice", "required"), ("audio", {"voice": "a"}), ("functions", [{}])],
 )

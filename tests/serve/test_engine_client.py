@@ -1,0 +1,73 @@
+"""What clients see of an engine's refusals and failures."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+
+from factory.serve.engine_client import EngineClient
+from factory.serve.engines import Lease
+from factory.serve.limits import APIError
+
+
+class Engine(BaseHTTPRequestHandler):
+    """Answers with the status that the path names, and with the body that it was sent."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(int(self.path.rpartition("/")[2]))
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Engine) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def ask(url: str, status: int, body: dict[str, Any]) -> dict[str, Any]:
+    async def run() -> dict[str, Any]:
+        client = EngineClient()
+        try:
+            return await client.answer(Lease(url), f"/{status}", body)
+        finally:
+            await client.close()
+
+    return asyncio.run(run())
+
+
+def test_an_answer_is_the_engines_json(url: str) -> None:
+    assert ask(url, 200, {"a": 1}) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "expected"),
+    [
+        (400, {"message": "no such grammar"}, (400, "engine_refused", "no such grammar")),
+        (400, {"type": "exceed_context_size_error", "message": "long"}, (400, "context_length_exceeded", "long")),
+        (503, {"message": "secret"}, (429, "queue_full", "the engine is busy; try again in 1 s")),
+        (500, {"message": "secret"}, (502, "engine_failed", "the engine failed with status 500")),
+    ],
+)
+def test_a_refusal_says_why_and_a_failure_only_that(
+    url: str, status: int, error: dict[str, Any], expected: tuple[int, str, str]
+) -> None:
+    with pytest.raises(APIError) as found:
+        ask(url, status, {"error": error})
+    assert (found.value.status, found.value.code, found.value.message) == expected
+    assert json.dumps(found.value.body())
