@@ -15,9 +15,9 @@ Name = Annotated[str, Field(pattern=NAME, max_length=40)]
 
 
 class Strict(BaseModel):
-    """Frozen, and refuses unknown keys."""
+    """Frozen, and refuses unknown keys, infinities and NaN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Turn(Strict):
