@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +34,10 @@ class SpecFolder:
             {file.spec.name: file.spec for file in of_kind(self.files, kind)} for kind in (FamilySpec, DomainSpec, PoolSpec)
         )
         return Specs(root=self.root, families=families, domains=domains, pools=pools)
+
+    def with_mistakes(self, mistakes: Iterable[Mistake]) -> SpecFolder:
+        """``folder.with_mistakes([Mistake(folder.root, None, "", "has no domains")])``: these, too."""
+        return replace(self, mistakes=(*self.mistakes, *mistakes))
 
     def without_unneeded(self, domains: Collection[str]) -> tuple[SpecFolder, list[Path]]:
         """``folder.without_unneeded(["legal"])``: without the other domains' files that have mistakes, and these files."""
