@@ -66,6 +66,11 @@ class GateError(RegistryError):
     exit_code: ClassVar[int] = 3  # its own, so that scripts can tell it from bad arguments
 
 
+def printable(text: str) -> str:
+    """``printable(key)``: what a file says, in one line for a terminal. Control characters are escaped, as in ``\\x1b``."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def in_one_line(error: BaseException) -> str:
     """``in_one_line(error)``: another library's message, for the end of our own line."""
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -25,6 +25,8 @@ from pydantic_core import PydanticUndefined
 from factory.cli import app
 from factory.config import schema
 from factory.config.experiment import ExperimentSpec, MethodSpec
+from factory.config.names import RESERVED
+from factory.config.yaml_text import MAX_BYTES, MAX_NODES
 from factory.evaluation.metrics import METRICS, metric_named
 from factory.registry.manifest import MetricValue
 from factory.reports.experiment import markdown_table
@@ -106,6 +108,14 @@ Everything that decides a student is in three kinds of YAML file:
 and `factory validate --fix` gives old keys their new names. The commands read `./domains`, another folder with `--domains`, or
 the shipped files if there is no `./domains`.
 
+Files are UTF-8 and end in `.yaml`; hidden ones are skipped. A key that is given twice, a number that is infinite and a file of
+more than {max_bytes:,} bytes or {max_nodes:,} keys and values are mistakes; dates are text. `validate` reports every mistake of
+every file. `factory data NAME` and commands on published students go on where only other domains have mistakes, and say which
+are left out; whatever uses a base or the server's router needs every file.
+
+No domain is called {reserved}: a command, a setting or
+a client of the server may mean something else by these.
+
 A setting comes from the family, then from the domain's `data`, `distill` and `embed`, then from the profile (`--profile`): the
 last one that has it wins.
 
@@ -120,7 +130,8 @@ This domain ([scripts/veterinary.yaml](../scripts/veterinary.yaml)) builds as it
 
 def domains_page() -> str:
     example = (ROOT / "scripts" / "veterinary.yaml").read_text(encoding="utf-8")
-    parts = [DOMAINS_HEAD.format(example=example)]
+    reserved = ", ".join(f"`{name}`" for name in RESERVED[:-1]) + f" or `{RESERVED[-1]}`"
+    parts = [DOMAINS_HEAD.format(example=example, reserved=reserved, max_bytes=MAX_BYTES, max_nodes=MAX_NODES)]
     parts += [section("##", "Domains", schema.DomainSpec)]
     parts += [section("###", f"`{title}`", model) for title, model in DOMAIN_SECTIONS.items()]
     parts += ["## Sources\n\nEvery source has these keys, `kind`, and those of its kind:\n\n" + keys(schema.SourceBase)]

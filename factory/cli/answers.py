@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from factory.cli.context import choose, choose_download, load_chat_model, load_context
+from factory.cli.context import choose, choose_download, domains_of, load_chat_model, load_context
 from factory.cli.options import (
     DOMAINS,
     REGISTRY,
@@ -91,7 +91,7 @@ def explain(
     """Show the next tokens that teacher and student expect after a text, side by side."""
     here = Registry(registry)
     version = here.resolve(ref)
-    specs, family, _ = choose(domains, family=version.manifest.family)
+    specs, family, _ = choose(domains, family=version.manifest.family, needs=())
     context = load_context(specs, family, here, device=device, json=json)
     from factory import inference
 
@@ -144,7 +144,7 @@ def benchmark(
     """Compare a student with its base, its teacher and a fine-tuned download on real questions: bits per byte, tasks, speed."""
     here = Registry(registry)
     version = here.resolve(ref)
-    specs, family, _ = choose(domains, family=version.manifest.family)
+    specs, family, _ = choose(domains, family=version.manifest.family, needs=domains_of([version]))
     chosen, others = choose_download(specs, family, download), [specs.family(name) for name in against or ()]
     context = load_context(specs, family, here, device=device, json=json)
     from factory.pipeline.benchmark import BenchmarkConfig, run_benchmark

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,23 +14,46 @@ from factory.errors import UsageError
 from factory.registry.registry import Registry
 
 if TYPE_CHECKING:
+    from factory.config.load import SpecFolder
     from factory.config.schema import FamilySpec, Specs, TeacherSpec
     from factory.inference import ChatModel
     from factory.pipeline.context import BuildContext
+    from factory.registry.versions import Version
+
+
+def read_domains(domains: Path) -> SpecFolder:
+    """``read_domains(Path("domains")).mistakes``: all that can be found out about the YAML files without loading a model."""
+    from factory.config.load import read_folder
+    from factory.evaluation.gate_names import check_gates
+
+    return check_gates(read_folder(domains))
 
 
 def choose(
-    domains: Path, *, family: str | None = None, size: str | None = None, profile: str = "default"
+    domains: Path,
+    *,
+    family: str | None = None,
+    size: str | None = None,
+    profile: str = "default",
+    needs: Collection[str] | None = None,
 ) -> tuple[Specs, FamilySpec, str]:
     """``specs, family, size = choose(Path("domains"), size="tiny")``: the YAML files, and the family and size that are meant.
+
+    ``needs`` are the domains that the command needs: others with mistakes in their files are left out, with a warning. None
+    needs all, as whatever makes a base does; so does a data set where the family has a pool for the router to sort.
 
     Raises: SpecError for files with mistakes, and for an unknown family, size or profile.
     """
     from factory.config.choose import choose_family
-    from factory.config.load import load_specs
 
-    specs = load_specs(domains)
-    return specs, *choose_family(specs, size, family, profile)
+    folder = read_domains(domains)
+    needed, left_out = (folder, []) if needs is None else folder.without_unneeded(needs)
+    specs = needed.specs()
+    chosen, size = choose_family(specs, size, family, profile)
+    if left_out:
+        specs = folder.specs() if chosen.pool else specs
+        say(f"warning: {', '.join(map(str, left_out))}: left out for mistakes, which `factory validate` lists")
+    return specs, chosen, size
 
 
 def choose_domains(specs: Specs, name: str | None, every: bool) -> list[str]:
@@ -40,6 +64,12 @@ def choose_domains(specs: Specs, name: str | None, every: bool) -> list[str]:
     if (name is None) != every:
         raise typer.BadParameter(f"give one domain, or --all; domains: {', '.join(specs.domains)}", param_hint="NAME")
     return list(specs.domains) if name is None else [specs.domain(name).name]
+
+
+def domains_of(versions: Iterable[Version]) -> list[str]:
+    """``domains_of([student])``: the domains of students; a base has none of its own."""
+    manifests = (version.manifest for version in versions)
+    return [manifest.domain for manifest in manifests if manifest.kind == "student"]
 
 
 def choose_download(specs: Specs, family: FamilySpec, given: str | None) -> TeacherSpec:
@@ -107,7 +137,7 @@ def load_chat_model(ref: str, registry: Registry, domains: Path, *, family: str 
         from factory.models.device import pick_device
 
         return inference.load_chat_model(version, registry, pick_device(device))
-    specs, chosen, _ = choose(domains, family=family)
+    specs, chosen, _ = choose(domains, family=family, needs=())
     load_libraries(shown=not json)
     from factory import inference
     from factory.models.device import pick_device

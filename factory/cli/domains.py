@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from factory.cli.context import choose, load_context
-from factory.cli.options import DOMAINS, REGISTRY, Device, Domains, Family, Json, Profile, Seed
+from factory.cli.context import choose, load_context, read_domains
+from factory.cli.options import DOMAINS, REGISTRY, Device, Domains, Family, Json, Profile, RegistryFolder, Seed
 from factory.cli.tables import preview_table
 from factory.cli.terminal import print_json, print_table, say
-from factory.errors import SpecError
 from factory.registry.registry import Registry
 
 if TYPE_CHECKING:
+    from factory.config.load import SpecFolder
     from factory.config.schema import Specs
     from factory.data.router import Route
 
@@ -40,11 +40,13 @@ def validate(
 ) -> None:
     """Check every YAML file, and report each mistake with its line."""
     from factory.config.fix import fix_folder
-    from factory.config.load import load_specs
 
     for change in fix_folder(domains) if fix else ():
         say(change)
-    counts = _count(load_specs(domains))
+    folder = _with_what_is_missing(read_domains(domains))
+    if json and folder.mistakes:
+        print_json({"valid": False, "mistakes": [mistake.json() for mistake in folder.mistakes]})
+    counts = _count(folder.specs())
     if json:
         return print_json({"valid": True, **counts})
     typer.echo(f"{domains}: valid; " + ", ".join(f"{what} {count}" for what, count in counts.items()))
@@ -56,13 +58,14 @@ def data(
     profile: Profile = "default",
     seed: Seed = None,
     domains: Domains = DOMAINS,
+    registry: RegistryFolder = REGISTRY,
     json: Json = False,
     device: Device = "auto",
 ) -> None:
     """Make a domain's data set and preview it: counts, what was dropped and why, samples, whether it is too small."""
-    specs, chosen, _ = choose(domains, family=family, profile=profile)
+    specs, chosen, _ = choose(domains, family=family, profile=profile, needs=[name])
     spec = specs.domain(name)
-    context = load_context(specs, chosen, Registry(REGISTRY), profile=profile, seed=seed, device=device, json=json)
+    context = load_context(specs, chosen, Registry(registry), profile=profile, seed=seed, device=device, json=json)
     from factory.pipeline.context import resolve_models
     from factory.pipeline.dataset import make_dataset
     from factory.pipeline.preview import preview
@@ -76,12 +79,13 @@ def route(
     text: Annotated[str, typer.Argument(help="Any text, in quotes.")],
     family: Family = None,
     domains: Domains = DOMAINS,
+    registry: RegistryFolder = REGISTRY,
     json: Json = False,
     device: Device = "auto",
 ) -> None:
     """Say which domain a text belongs to, or none."""
     specs, chosen, _ = choose(domains, family=family)
-    context = load_context(specs, chosen, Registry(REGISTRY), device=device, json=json)
+    context = load_context(specs, chosen, Registry(registry), device=device, json=json)
     from factory.pipeline.context import resolve_models
     from factory.pipeline.dataset import load_router
 
@@ -95,10 +99,17 @@ def _describe(found: Route) -> str:
     return f"{found.domain or 'none'}   score {found.score:.3f}, threshold {found.threshold:.3f}   ({scores})"
 
 
+def _with_what_is_missing(folder: SpecFolder) -> SpecFolder:
+    """With a mistake where no file has one and there is no domain, or no family."""
+    from factory.config.mistakes import Mistake
+
+    if folder.mistakes:
+        return folder
+    missing = [what for what, count in _count(folder.specs()).items() if count == 0 and what != "pools"]
+    message = f"has no {' and no '.join(missing)}, so nothing can be built; `factory new NAME` adds a domain"
+    return folder.with_mistakes([Mistake(folder.root, None, "", message)] if missing else [])
+
+
 def _count(specs: Specs) -> dict[str, int]:
-    """Raises: SpecError where there is nothing to build."""
     counts = {"domains": len(specs.domains), "families": len(specs.families), "pools": len(specs.pools)}
-    for what in ("domains", "families"):
-        if not counts[what]:
-            raise SpecError(f"{specs.root} has no {what}, so nothing can be built; `factory new NAME` adds a domain")
     return {"files": sum(counts.values()), **counts}

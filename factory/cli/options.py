@@ -42,7 +42,7 @@ AllMetrics = Annotated[bool, typer.Option("--all-metrics", help="Show every metr
 Family = Annotated[str | None, typer.Option("--family", metavar="NAME", help="Name of a family file; `default` if left out.")]
 Size = Annotated[str | None, typer.Option("--size", metavar="NAME", help="A size of a family; its default if left out.")]
 Profile = Annotated[str, typer.Option("--profile", metavar="NAME", help="Settings of the family file, such as `demo`.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Overrides the family's seed.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1, help="Overrides the family's seed.")]
 
 # Of `plan` and `build`, which take the same.
 DomainOrAll = Annotated[str | None, typer.Argument(help="A domain; or --all.")]

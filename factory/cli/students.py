@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from factory.cli.context import choose, choose_domains, load_context
+from factory.cli.context import choose, choose_domains, domains_of, load_context
 from factory.cli.options import (
     DOMAINS,
     REGISTRY,
@@ -185,7 +185,7 @@ def _adapter_matrix(versions: list[Version], registry: Registry, domains: Path, 
     if not versions:
         raise RegistryError("a matrix needs two or more students of one base; `factory list` shows them")
     manifest = versions[0].manifest
-    specs, family, _ = choose(domains, family=manifest.family, profile=manifest.profile)
+    specs, family, _ = choose(domains, family=manifest.family, profile=manifest.profile, needs=domains_of(versions))
     context = load_context(specs, family, registry, profile=manifest.profile, seed=manifest.seed, device=device, json=json)
     from factory.pipeline.adapter_matrix import adapter_matrix
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from factory.cache import replace_file, storage_errors
+from factory.config.yaml_text import yaml_files
 
 RENAMED_DOMAIN_KEYS = {"pairs": "bias_pairs", "acceptance": "golden_set"}
 RENAMED_FAMILY_KEYS = {"cascade": "path"}
@@ -31,7 +32,7 @@ def fix_folder(root: Path) -> list[str]:
     Raises: StorageError for a file that cannot be read or written.
     """
     changes: list[str] = []
-    for path in sorted(root.glob("*.yaml")):
+    for path in yaml_files(root):
         with storage_errors(f"cannot fix {path}"):
             old = path.read_bytes().decode("utf-8", "surrogateescape")
             new = fix_text(old, renamed_keys(path), lambda file: (root / file).is_file())

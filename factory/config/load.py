@@ -2,43 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from factory.config.checks import check_files, of_kind
 from factory.config.experiment import ExperimentSpec
-from factory.config.mistakes import line_of, mistakes_of
-from factory.config.schema import (
-    DEFAULT_PROFILE,
-    SECTIONS,
-    DistillConfig,
-    DocumentSource,
-    DomainSpec,
-    FamilySpec,
-    PoolSpec,
-    Specs,
-    Strict,
-)
+from factory.config.mistakes import Mistake, SpecFile, mistakes_of
+from factory.config.schema import DEFAULT_PROFILE, SECTIONS, DistillConfig, DomainSpec, FamilySpec, PoolSpec, Specs, Strict
+from factory.config.yaml_text import YamlTextError, read_mapping, yaml_files
 from factory.errors import SpecError
 
-EVALUATION_FILES = ("bias_pairs", "tasks", "golden_set", "refusals", "injections", "jailbreaks")  # a path or several
+SUFFIXES = (".yaml", ".yml")  # the second to name a file that would otherwise be ignored
 
 
 @dataclass(frozen=True)
-class SpecFile:
-    """A YAML file that fits its schema, with the node that knows its lines."""
+class SpecFolder:
+    """A folder that has been read: the files that fit their schema, and what is wrong with these and with the others."""
 
-    path: Path
-    node: yaml.Node
-    spec: Any  # of the type that the file's name stands for
+    root: Path
+    files: tuple[SpecFile, ...]
+    mistakes: tuple[Mistake, ...]
 
-    def mistake(self, location: Sequence[str | int], message: str) -> str:
-        """``file.mistake(["sizes", "mini"], "…")``: ``domains/x.family.yaml:12: sizes.mini: …``"""
-        return f"{self.path}:{line_of(self.node, location)}: {'.'.join(map(str, location))}: {message}"
+    def specs(self) -> Specs:
+        """``folder.specs()``. Raises: SpecError with the mistakes of all files, one a line."""
+        if self.mistakes:
+            raise SpecError("\n".join(map(str, self.mistakes)))
+        families, domains, pools = (
+            {file.spec.name: file.spec for file in of_kind(self.files, kind)} for kind in (FamilySpec, DomainSpec, PoolSpec)
+        )
+        return Specs(root=self.root, families=families, domains=domains, pools=pools)
+
+    def with_mistakes(self, mistakes: Iterable[Mistake]) -> SpecFolder:
+        """``folder.with_mistakes([Mistake(folder.root, None, "", "has no domains")])``: these, too."""
+        return replace(self, mistakes=(*self.mistakes, *mistakes))
+
+    def without_unneeded(self, domains: Collection[str]) -> tuple[SpecFolder, list[Path]]:
+        """``folder.without_unneeded(["legal"])``: without the other domains' files that have mistakes, and these files."""
+        wrong = sorted({mistake.file for mistake in self.mistakes})
+        left_out = [path for path in wrong if _kind_and_stem(path)[0] is DomainSpec and _kind_and_stem(path)[1] not in domains]
+        files = tuple(file for file in self.files if file.path not in left_out)
+        mistakes = tuple(mistake for mistake in self.mistakes if mistake.file not in left_out)
+        return replace(self, files=files, mistakes=mistakes), left_out
 
 
 def load_specs(root: Path) -> Specs:
@@ -46,24 +53,22 @@ def load_specs(root: Path) -> Specs:
 
     Raises: SpecError with the mistakes of all files, one a line: file:line, field, what is wrong, what is allowed.
     """
-    paths = sorted(root.glob("*.yaml"))
+    return read_folder(root).specs()
+
+
+def read_folder(root: Path) -> SpecFolder:
+    """``read_folder(Path("domains")).mistakes``: every file, whatever is wrong with others. Hidden files are skipped."""
+    paths = yaml_files(root, SUFFIXES)
     if not paths:
-        raise SpecError(f"no *.yaml in {root.resolve()}; name another folder with --domains, or run from one that has domains/")
+        advice = "name another folder with --domains, or run from one that has domains/"
+        return SpecFolder(root, (), (Mistake(root.resolve(), None, "", f"no *.yaml here; {advice}"),))
     files, mistakes = [], []
     for path in paths:
         file, wrong = _read(path)
         mistakes += wrong
         files += [file] if file else []
-    if not mistakes:  # of a folder that was read completely
-        mistakes += _missing_pools(files)
-    mistakes += [*_shared_sizes(files), *_shared_ids(files), *_unseen_contexts(files)]
-    mistakes += [*_missing_files(root, files), *_misfits(files)]
-    if mistakes:
-        raise SpecError("\n".join(mistakes))
-    families, domains, pools = (
-        {file.spec.name: file.spec for file in _of(files, kind)} for kind in (FamilySpec, DomainSpec, PoolSpec)
-    )
-    return Specs(root=root, families=families, domains=domains, pools=pools)
+    pools = [name for kind, name in map(_kind_and_stem, paths) if kind is PoolSpec]
+    return SpecFolder(root, tuple(files), (*mistakes, *check_files(root, files, pools)))
 
 
 def load_methods(path: Path, settings: DistillConfig) -> ExperimentSpec:
@@ -75,12 +80,12 @@ def load_methods(path: Path, settings: DistillConfig) -> ExperimentSpec:
     if file is not None:
         mistakes = list(_wrong_methods(file, settings))
     if file is None or mistakes:
-        raise SpecError("\n".join(mistakes))
+        raise SpecError("\n".join(map(str, mistakes)))
     spec: ExperimentSpec = file.spec
     return spec
 
 
-def _wrong_methods(file: SpecFile, settings: DistillConfig) -> Iterator[str]:
+def _wrong_methods(file: SpecFile, settings: DistillConfig) -> Iterator[Mistake]:
     """Methods whose overrides do not fit."""
     for number, method in enumerate(file.spec.methods):
         try:
@@ -89,8 +94,12 @@ def _wrong_methods(file: SpecFile, settings: DistillConfig) -> Iterator[str]:
             yield from mistakes_of(error, file.path, file.node, ExperimentSpec, ("methods", number, "distill"))
 
 
-def _read(path: Path) -> tuple[SpecFile | None, list[str]]:
+def _read(path: Path) -> tuple[SpecFile | None, list[Mistake]]:
     """One file of the kind that its name says, or its mistakes."""
+    if path.suffix != ".yaml":
+        return None, [Mistake(path, None, "", f"files here end in .yaml; rename it to {path.stem}.yaml")]
+    if not path.is_file():
+        return None, [Mistake(path, None, "", "is not a file; rename or remove it")]
     kind, stem = _kind_and_stem(path)
     file, mistakes = _read_as(kind, path)
     if file is None:
@@ -101,32 +110,16 @@ def _read(path: Path) -> tuple[SpecFile | None, list[str]]:
     return (None if wrong else file), wrong
 
 
-def _read_as(kind: type[Strict], path: Path) -> tuple[SpecFile | None, list[str]]:
+def _read_as(kind: type[Strict], path: Path) -> tuple[SpecFile | None, list[Mistake]]:
     """One file, or its mistakes."""
     try:
-        node, content = _parse(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        return None, [f"{path}: cannot be read: {error}"]
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        return None, [f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}"]
-    if node is None or not isinstance(content, dict):
-        return None, [f"{path}:1: must be keys and values (found {'nothing' if content is None else type(content).__name__})"]
+        document = read_mapping(path)
+    except YamlTextError as error:
+        return None, [Mistake.of_text(error, path)]
     try:
-        return SpecFile(path, node, kind.model_validate(content)), []
+        return SpecFile(path, document.node, kind.model_validate(document.content)), []
     except ValidationError as error:
-        return None, mistakes_of(error, path, node, kind)
-
-
-def _parse(text: str) -> tuple[yaml.Node | None, Any]:
-    """The YAML's node, which knows the lines, and its content."""
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        return node, None if node is None else loader.construct_document(node)
-    finally:
-        loader.dispose()
+        return None, mistakes_of(error, path, document.node, kind)
 
 
 def _kind_and_stem(path: Path) -> tuple[type[Strict], str]:
@@ -135,13 +128,9 @@ def _kind_and_stem(path: Path) -> tuple[type[Strict], str]:
     return (kind, Path(path.stem).stem) if kind else (DomainSpec, path.stem)
 
 
-def _of(files: Iterable[SpecFile], kind: type[Strict]) -> list[SpecFile]:
-    return [file for file in files if isinstance(file.spec, kind)]
-
-
-def _wrong_overrides(file: SpecFile) -> list[str]:
+def _wrong_overrides(file: SpecFile) -> list[Mistake]:
     """A family's profiles and sizes whose overrides do not fit."""
-    mistakes: list[str] = []
+    mistakes: list[Mistake] = []
     for size in (name for name, one in file.spec.sizes.items() if one.heal):
         for profile in (DEFAULT_PROFILE, *file.spec.profiles):
             try:
@@ -156,79 +145,3 @@ def _wrong_overrides(file: SpecFile) -> list[str]:
             except ValidationError as error:
                 mistakes += mistakes_of(error, file.path, file.node, FamilySpec, ("profiles", profile, section))
     return mistakes
-
-
-def _misfits(files: Sequence[SpecFile]) -> Iterator[str]:
-    """Domains whose overrides do not fit a family, or one of its profiles."""
-    for family in (file.spec for file in _of(files, FamilySpec)):
-        for domain in _of(files, DomainSpec):
-            first: dict[str, str] = {}  # mistake -> the first profile that shows it
-            for profile in (DEFAULT_PROFILE, *family.profiles):
-                for mistake in _misfits_of(family, profile, domain):
-                    first.setdefault(mistake, "" if profile == DEFAULT_PROFILE else f", profile {profile}")
-            yield from (f"{mistake} (with family {family.name}{where})" for mistake, where in first.items())
-
-
-def _misfits_of(family: FamilySpec, profile: str, domain: SpecFile) -> Iterator[str]:
-    for section in SECTIONS:
-        try:
-            family.section(section, profile, domain.spec)
-        except ValidationError as error:
-            yield from mistakes_of(error, domain.path, domain.node, DomainSpec, (section,))
-
-
-def _missing_files(root: Path, files: Iterable[SpecFile]) -> Iterator[str]:
-    """Evaluation files that are named and do not exist. A task without ``.yaml`` is one of the harness's own."""
-    for file in files:
-        for key in EVALUATION_FILES:
-            named = getattr(file.spec, key, None) or ()
-            for path in (named,) if isinstance(named, str) else named:
-                if (key != "tasks" or path.endswith(".yaml")) and not (root / path).is_file():
-                    yield file.mistake([key], f"no file {root / path}; paths are relative to {root}")
-
-
-def _missing_pools(files: Sequence[SpecFile]) -> Iterator[str]:
-    pools = [file.spec.name for file in _of(files, PoolSpec)]
-    for file in _of(files, FamilySpec):
-        if file.spec.general not in pools:
-            yield file.mistake(["general"], f"no {file.spec.general}.pool.yaml; pools here: {', '.join(pools) or 'none'}")
-
-
-def _shared_sizes(files: Sequence[SpecFile]) -> Iterator[str]:
-    """A size names its family, so no two families have the same."""
-    owners: dict[str, str] = {}
-    for file in _of(files, FamilySpec):
-        for size in file.spec.sizes:
-            if size in owners:
-                yield file.mistake(["sizes", size], f"family {owners[size]} has this size, too; rename one")
-            owners.setdefault(size, file.spec.name)
-
-
-def _shared_ids(files: Sequence[SpecFile]) -> Iterator[str]:
-    """An id names a row's source, and with it the context that the teacher is shown."""
-    pools = {source.id: file.spec.name for file in _of(files, FamilySpec) for source in file.spec.pool}
-    for file in _of(files, DomainSpec):
-        ids = [source.id for source in file.spec.sources]
-        for id in sorted({id for id in ids if ids.count(id) > 1}):
-            yield file.mistake(["sources"], f"two sources have the id {id!r}; rename one")
-        for number, id in enumerate(ids):
-            if id in pools:
-                yield file.mistake(
-                    ["sources", number, "id"], f"a source in the pool of family {pools[id]} has this id; rename one"
-                )
-
-
-def _unseen_contexts(files: Iterable[SpecFile]) -> Iterator[str]:
-    """Contexts of sources that no teacher would be shown."""
-    for file in files:
-        key = "pool" if isinstance(file.spec, FamilySpec) else "sources"
-        for number, source in enumerate(getattr(file.spec, key)):
-            if source.teacher_context is None:
-                continue
-            where: list[str | int] = [key, number, "teacher_context"]
-            if isinstance(file.spec, PoolSpec):
-                yield file.mistake(where, "the teacher answers a pool's prompts without a context; remove it")
-            elif isinstance(file.spec, FamilySpec):
-                yield file.mistake(where, "the teacher is shown the context of the domain that a text is sent to; remove it")
-            elif isinstance(source, DocumentSource):
-                yield file.mistake(where, "documents have no prompts that a context could precede; remove it")

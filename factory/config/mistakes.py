@@ -1,9 +1,11 @@
-"""Turns pydantic's errors into one line each: file:line: field: what is wrong, what was found, what is allowed."""
+"""Mistakes in YAML files, one line each: file:line: field: what is wrong, what was found, what is allowed."""
 
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +17,8 @@ from factory.config.fix import renamed_keys
 from factory.config.models import MODEL, REQUIREMENT, SHA256
 from factory.config.names import NAME
 from factory.config.schema import SECTIONS, SOURCE_KINDS, DomainSpec, Profile, SizeSpec, Strict
+from factory.config.yaml_text import YamlTextError
+from factory.errors import printable
 
 PATTERNS = {
     NAME: "must be lower-case letters, digits and single hyphens, starting with a letter",
@@ -22,6 +26,51 @@ PATTERNS = {
     REQUIREMENT: "must be package==version, without a URL or an option",
     SHA256: "must be 64 hexadecimal digits",
 }
+MAX_LINE = 500  # characters of a mistake
+
+SHORT = reprlib.Repr()  # of a wrong value, which may be as large as the file
+SHORT.maxlevel, SHORT.maxdict, SHORT.maxlist, SHORT.maxstring = 2, 3, 3, 60
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """``str(mistake)`` → "domains/legal.yaml:12: distill.lambda: unknown key; did you mean lmbda?" """
+
+    file: Path
+    line: int | None  # None where it is about the whole file
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}" + (f":{self.line}" if self.line else "")
+        line = printable(": ".join(filter(None, [where, self.key, self.message])))
+        return line if len(line) <= MAX_LINE else line[:MAX_LINE] + " ..."
+
+    def json(self) -> dict[str, Any]:
+        """``mistake.json()``: plain values."""
+        return {"file": str(self.file), "line": self.line, "key": self.key, "message": self.message}
+
+    @classmethod
+    def of_text(cls, error: YamlTextError, path: Path) -> Mistake:
+        """``Mistake.of_text(error, path)``: of a file that is not such YAML as is read here."""
+        return cls(error.path or path, error.line, error.key, error.message)
+
+
+@dataclass(frozen=True)
+class SpecFile:
+    """A YAML file that fits its schema, with the node that knows its lines."""
+
+    path: Path
+    node: yaml.Node | None
+    spec: Any  # of the type that the file's name stands for
+
+    def mistake(self, location: Sequence[str | int], message: str) -> Mistake:
+        """``file.mistake(["sizes", "mini"], "…")``: "domains/x.family.yaml:12: sizes.mini: …" """
+        return Mistake(self.path, line_of(self.node, location), _dotted(location), message)
+
+
+def _dotted(location: Sequence[str | int]) -> str:
+    return ".".join(map(str, location))
 
 
 def _entries(count: int) -> str:
@@ -43,6 +92,8 @@ MESSAGES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "multiple_of": lambda context: f"must be a multiple of {context['multiple_of']:g}",
     "int_type": lambda _: "must be a whole number",
     "int_parsing": lambda _: "must be a whole number",
+    "int_parsing_size": lambda _: "must be a whole number of fewer digits",
+    "finite_number": lambda _: "must be a finite number",
     "int_from_float": lambda _: "must be a whole number",
     "float_type": lambda _: "must be a number",
     "float_parsing": lambda _: "must be a number",
@@ -58,31 +109,29 @@ MESSAGES: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 def mistakes_of(
     error: ValidationError, path: Path, root: yaml.Node | None, kind: type[Strict], inside: Sequence[str | int] = ()
-) -> list[str]:
-    """``mistakes_of(error, path, node, DomainSpec)``: a line per mistake. ``inside``: where in the file the model stands.
+) -> list[Mistake]:
+    """``mistakes_of(error, path, node, DomainSpec)``: each once. ``inside``: where in the file the model stands.
 
     pydantic leaves wrong items out of a list, so "too short" is dropped where an item of the list is wrong.
     """
     details: list[dict[str, Any]] = [{**detail, "loc": (*inside, *detail["loc"])} for detail in error.errors()]
-    lines = [
-        _line(path, root, kind, detail)
+    found = [
+        _mistake(path, root, kind, detail)
         for detail in details
         if detail["type"] != "too_short"
         or not any(other["loc"][: len(detail["loc"])] == detail["loc"] for other in details if other is not detail)
     ]
-    return list(dict.fromkeys(lines))  # a union has an error for each of its types
+    return list(dict.fromkeys(found))  # a union has an error for each of its types
 
 
-def _line(path: Path, root: yaml.Node | None, kind: type[Strict], detail: Mapping[str, Any]) -> str:
-    """``domains/x.yaml:12: distill.lambda: unknown key; did you mean lmbda?``"""
+def _mistake(path: Path, root: yaml.Node | None, kind: type[Strict], detail: Mapping[str, Any]) -> Mistake:
     location, model, expects = _locate(kind, detail["loc"])
     message = expects or _message(detail)
     if detail["type"] == "extra_forbidden":
         message = _unknown_key(str(location[-1]), model, path if len(location) == 1 else None)
     elif detail["type"] != "missing":
-        value = repr(detail["input"])
-        message += f" (found {value if len(value) < 60 else value[:57] + '...'})"
-    return f"{path}:{line_of(root, location)}: {'.'.join(map(str, location)) or kind.__name__}: {message}"
+        message += f" (found {SHORT.repr(detail['input'])})"
+    return Mistake(path, line_of(root, location), _dotted(location) or kind.__name__, message)
 
 
 def _message(detail: Mapping[str, Any]) -> str:

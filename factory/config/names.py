@@ -6,6 +6,8 @@ import re
 
 from factory.errors import RegistryError
 
+# What else a command, a setting or the server's clients may mean: no domain is called so.
+RESERVED = ("auto", "default", "none", "refuse", "teacher")
 NAME = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"  # no dots, no slashes
 
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from factory.config import SHIPPED
-from factory.config.names import check_name
+from factory.config.names import RESERVED, check_name
 from factory.errors import SpecError
 
 MAX_NAME = 30  # source ids are made from it, and a name may have 40 characters
@@ -70,9 +70,11 @@ def new_domain(name: str, folder: Path) -> Path:
 
     A folder that does not exist is first filled with the shipped families and domains.
 
-    Raises: RegistryError for a name that cannot be a folder; SpecError if the file exists or the name is too long.
+    Raises: RegistryError for a name that cannot be a folder; SpecError if the file exists, or the name is too long or reserved.
     """
     check_name(name, "domain name")
+    if name in RESERVED:
+        raise SpecError(f"the domain name {name!r} is reserved; choose another one (reserved: {', '.join(RESERVED)})")
     if len(name) > MAX_NAME:
         raise SpecError(f"the domain name {name!r} has {len(name)} characters; at most {MAX_NAME} are allowed")
     path = folder / f"{name}.yaml"

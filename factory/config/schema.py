@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from factory.config.models import ModelSpec, SizeSpec, TeacherSpec
+from factory.config.names import RESERVED
 from factory.config.settings import (
     DEFAULT_PROFILE,
     PRIVATE_GATES,
@@ -143,7 +144,7 @@ class FamilySpec(Strict):
     )
     serve: ServeConfig = Field(default=ServeConfig(), description="What `factory serve` does with the model `auto`.")
     profiles: dict[Name, Profile] = Field(default={}, description="Named overrides, for `--profile`.")
-    seed: int = Field(default=0, description="Seed of everything random.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of everything random.")
 
     @model_validator(mode="after")
     def default_size_exists(self) -> FamilySpec:
@@ -246,6 +247,13 @@ class DomainSpec(Strict):
     distill: dict[str, Any] = Field(default={}, description="Overrides of the family's `distill`.")
     embed: dict[str, Any] = Field(default={}, description="Overrides of the family's `embed`.")
     data: dict[str, Any] = Field(default={}, description="Overrides of the family's `data`.")
+
+    @field_validator("name")
+    @classmethod
+    def name_means_nothing_else(cls, name: str) -> str:
+        if name in RESERVED:
+            raise ValueError(f"is reserved, as are {', '.join(one for one in RESERVED if one != name)}; choose another name")
+        return name
 
     @property
     def contexts(self) -> TeacherContexts:

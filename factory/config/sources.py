@@ -7,17 +7,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from factory.config.names import NAME
 
 Name = Annotated[str, Field(pattern=NAME, max_length=40)]
+SLOT = re.compile(r"{(\w+)}")
 
 
 class Strict(BaseModel):
-    """Frozen, and refuses unknown keys."""
+    """Frozen, and refuses unknown keys, infinities and NaN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be blank")
+    return text
+
+
+def _has_braces_around_slots_alone(template: str) -> str:
+    if re.search(r"[{}]", SLOT.sub("", template)):
+        raise ValueError(
+            "a slot is a word in single braces without spaces, such as {illness}; put any other brace into a value of a slot"
+        )
+    return template
+
+
+SlotValue = Annotated[str, AfterValidator(_not_blank)]
+Template = Annotated[str, AfterValidator(_not_blank), AfterValidator(_has_braces_around_slots_alone)]
 
 
 class Turn(Strict):
@@ -76,15 +95,22 @@ class TemplateSource(SourceBase):
     """Prompt templates, each filled with every value of its slots: `What are early signs of {condition}?`"""
 
     kind: Literal["templates"]
-    templates: tuple[str, ...] = Field(min_length=1, description="Prompts with slots in braces.")
-    slots: dict[str, tuple[str, ...]] = Field(default={}, description="The values of each slot.")
+    templates: tuple[Template, ...] = Field(min_length=1, description="Prompts with slots in braces.")
+    slots: dict[str, tuple[SlotValue, ...]] = Field(default={}, description="The values of each slot.")
 
     @model_validator(mode="after")
     def every_slot_is_filled(self) -> TemplateSource:
         for template in self.templates:
-            for slot in re.findall(r"{(\w*)}", template):
+            for slot in SLOT.findall(template):
                 if not self.slots.get(slot):
                     raise ValueError(f"template {template!r} needs slot {slot!r}; slots here: {sorted(self.slots)}")
+        return self
+
+    @model_validator(mode="after")
+    def every_slot_is_used(self) -> TemplateSource:
+        used = {slot for template in self.templates for slot in SLOT.findall(template)}
+        if unused := [slot for slot in self.slots if slot not in used]:
+            raise ValueError(f"no template has the slot {', '.join(unused)}; use or remove it")
         return self
 
 

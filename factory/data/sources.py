@@ -15,11 +15,11 @@ from typing import Any
 import datasets
 
 from factory.config.schema import DocumentSource, FileSource, HubSource, Source, TeacherPromptSource, TemplateSource
+from factory.config.sources import SLOT
 from factory.data.formats import READERS, beside
 from factory.errors import DataError, in_one_line
 
 MAX_COMBINATIONS = 20_000  # prompts per template source: three slots of 100 values would give a million
-SLOT = re.compile(r"{(\w*)}")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 PARAGRAPH_END = re.compile(r"\n\s*\n")
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from factory.config.schema import DataConfig
+from factory.config.sources import SLOT
 from factory.data.cleaning import SHARED_WORDS, words
-from factory.data.sources import SLOT, Example, seeded_order, slot_names
+from factory.data.sources import Example, seeded_order, slot_names
 
 Split = Literal["train", "validation", "test"]
 

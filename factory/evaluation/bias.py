@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import yaml
 from pydantic import Field, ValidationError, field_validator
 
+from factory.config.mistakes import line_of
 from factory.config.schema import Strict
+from factory.config.yaml_text import YamlTextError, read_mapping
 from factory.data.sampling import turns
 from factory.errors import SpecError, in_one_line
 from factory.evaluation.stats import BootstrapConfig, FloatArray, by_cluster, ratio
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from factory.models.tokenize import TokenizedExample
 
 BATCH = 64  # sentences at once; they are short
+MAX_VARIANTS = 1000  # of a template: alternatives multiply
 GROUP = "{group}"
 SLOT = re.compile(r"{([^{}]*)}")
 LAYOUTS = (("stereotype", "other"), ("prompt", "response"))  # fields of a JSON line; published data sets use the second
@@ -72,6 +75,8 @@ class Block(Strict):
                 raise ValueError(f"template {template!r} needs {GROUP} once, and balanced braces")
             if not re.search(GROUP + r"\s+\S", template):
                 raise ValueError(f"template {template!r} needs words after {GROUP}, since only those are scored")
+            if math.prod(slot.count("|") + 1 for slot in slots) > MAX_VARIANTS:
+                raise ValueError(f"template {template!r} has more than {MAX_VARIANTS} variants; split it or leave some out")
             for slot in slots:
                 if slot != "group" and ("|" not in slot or not all(one.strip() for one in slot.split("|"))):
                     raise ValueError(f"{{{slot}}} in template {template!r} must list alternatives: {{this|that}}")
@@ -115,13 +120,15 @@ def _read(path: Path) -> list[Pair]:
 
 def _read_yaml(path: Path) -> list[Pair]:
     try:
-        spec = PairsSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path}: not valid YAML: {in_one_line(error)}") from error
+        document = read_mapping(path)
+    except YamlTextError as error:
+        raise SpecError(str(error)) from None
+    try:
+        spec = PairsSpec.model_validate(document.content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "file"
-        raise SpecError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+        where, line = ".".join(map(str, first["loc"])) or "file", line_of(document.node, first["loc"])
+        raise SpecError(f"{path}:{line}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
     return [
         pair
         for axis, blocks in spec.axes.items()

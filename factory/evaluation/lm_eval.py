@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from factory.config.task_file import is_task_file, read_task
 from factory.errors import DataError, in_one_line
 from factory.evaluation.fidelity import BATCH, Candidate
 from factory.evaluation.items import share_metrics
@@ -108,11 +109,11 @@ def load_tasks(tasks: Sequence[str], root: Path) -> dict[str, Any]:
     """
     from lm_eval.tasks import TaskManager
 
-    named = [task for task in tasks if not _is_file(task)]
+    named = [task for task in tasks if not is_task_file(task)]
     manager = TaskManager(include_defaults=bool(named))  # reads thousands of YAML files, for many seconds
     loaded: dict[str, Any] = {}
     for task in tasks:
-        if _is_file(task) and not (root / task).is_file():
+        if is_task_file(task) and not (root / task).is_file():
             there = ", ".join(sorted(str(path.relative_to(root)) for path in root.rglob("*.task.yaml"))) or "none"
             raise DataError(f"no task file {root / task}; {root} has: {there}")
         if task in named and task not in manager.task_index:
@@ -120,9 +121,9 @@ def load_tasks(tasks: Sequence[str], root: Path) -> dict[str, Any]:
             hint = f"close: {', '.join(close)}" if close else "`lm-eval ls tasks` prints those that exist"
             raise DataError(f"unknown task {task!r}; {hint}; or name the .yaml file of a task, its path from {root}")
         try:
-            found = manager.load([_with_its_data(root / task) if _is_file(task) else task])["tasks"]
+            found = manager.load([_with_its_data(root / task) if is_task_file(task) else task])["tasks"]
         except Exception as error:  # from any library between the YAML and its data
-            needs = "" if _is_file(task) else " (its data comes from the Hugging Face hub: run it once with a network)"
+            needs = "" if is_task_file(task) else " (its data comes from the Hugging Face hub: run it once with a network)"
             raise DataError(f"task {task!r} cannot be loaded{needs}: {in_one_line(error)}") from None
         for name, one in found.items():
             if name in loaded:
@@ -135,15 +136,9 @@ def load_tasks(tasks: Sequence[str], root: Path) -> dict[str, Any]:
     return loaded
 
 
-def _is_file(task: str) -> bool:
-    return task.endswith((".yaml", ".yml"))
-
-
 def _with_its_data(path: Path) -> dict[str, Any]:
     """A task's YAML, with absolute paths of ``data_files`` beside it: the harness resolves them from the current folder."""
-    from lm_eval.tasks._yaml_loader import load_yaml  # with `include` and `!function`
-
-    config: dict[str, Any] = load_yaml(path)
+    config = read_task(path)
     given = config.get("dataset_kwargs") or {}
     if "data_files" in given:
         config["dataset_kwargs"] = given | {"data_files": _beside(path.parent.resolve(), given["data_files"])}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from factory.config.schema import DomainSpec, EvaluateConfig, FamilySpec
 from factory.evaluation.bias import Pair, load_pairs, sample_pairs
+from factory.evaluation.gate_names import require_metrics
 from factory.evaluation.golden_set import Question, asked_questions, load_golden_set
 from factory.evaluation.items import sample_items
 from factory.evaluation.lm_eval import load_tasks
@@ -31,7 +32,11 @@ class EvalSuite:
 
 
 def load_eval_suite(spec: DomainSpec, family: FamilySpec, root: Path) -> EvalSuite:
-    """``load_eval_suite(domain, family, specs.root)``. Raises: SpecError or DataError for a file that cannot be used."""
+    """``load_eval_suite(domain, family, specs.root)``
+
+    Raises: SpecError or DataError for a file that cannot be used, or a gate on what is no metric.
+    """
+    require_metrics([*family.gates, *spec.gates])
     load_tasks(spec.tasks, root)
     return EvalSuite(
         bias_pairs=load_pairs(spec.bias_pairs, root),

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from factory.config.yaml_text import YamlTextError, read_yaml
 from factory.errors import ServeError
 from factory.serve.limits import APIError
 
@@ -50,15 +49,14 @@ class Keys:
     def load(cls, path: Path | None) -> Keys:
         """``Keys.load(Path("keys.yaml"))``: a YAML or JSON mapping of each key to a list of models, or ``"*"`` for all.
 
-        Raises: ServeError if the file cannot be read or is not such a mapping. No message quotes a key.
+        Raises: ServeError if the file cannot be read, is not such a mapping or has a key twice. No message quotes a key.
         """
         if path is None:
             return cls({})
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not valid YAML"  # yaml's own text may quote a key
-            raise ServeError(f"--api-keys {path} cannot be read: {reason}") from None
+            content = read_yaml(path).content
+        except YamlTextError as error:
+            raise ServeError(f"--api-keys {path}{f':{error.line}' if error.line else ''}: {error.reason}") from None
         if not isinstance(content, dict) or not content:
             raise ServeError(f"--api-keys {path}: expected keys, as in `a-long-random-key: [healthcare-small]`, or '*' for all")
         entries = enumerate(content.items(), start=1)

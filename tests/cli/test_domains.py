@@ -59,6 +59,40 @@ def test_an_unknown_key_is_named_with_file_line_and_the_likely_one(workplace: Wo
     assert "did you mean distill?" in line
 
 
+def test_mistakes_are_printed_as_json_too(workplace: Workplace) -> None:
+    workplace.write("plants.yaml", domain("plants", "oak elm ash") | {"distil": {}, "gates": {"klx": {"at_most": 1}}})
+    (workplace.domains / "vet.yml").touch()
+    result = workplace.run("validate", "--json")
+    assert result.exit_code == 1 and len(result.stderr.splitlines()) == 2
+    report = json.loads(result.stdout)
+    assert report["valid"] is False
+    assert report["mistakes"] == [
+        {
+            "file": str(workplace.domains / "plants.yaml"),
+            "line": 25,
+            "key": "distil",
+            "message": "unknown key; did you mean distill?",
+        },
+        {
+            "file": str(workplace.domains / "vet.yml"),
+            "line": None,
+            "key": "",
+            "message": "files here end in .yaml; rename it to vet.yaml",
+        },
+    ]
+    (workplace.domains / "vet.yml").unlink()
+    workplace.write("plants.yaml", domain("plants", "oak elm ash") | {"gates": {"klx": {"at_most": 1}}})
+    [mistake] = json.loads(workplace.run("validate", "--json").stdout)["mistakes"]
+    assert (mistake["key"], mistake["message"]) == ("gates.klx", "no such metric; did you mean kl?")
+
+
+def test_a_folder_without_anything_to_build_is_said_as_json_too(workplace: Workplace) -> None:
+    for name in ("plants.yaml", "stars.yaml"):
+        (workplace.domains / name).unlink()
+    [mistake] = json.loads(workplace.run("validate", "--json").stdout)["mistakes"]
+    assert mistake["file"] == str(workplace.domains) and "has no domains, so nothing can be built" in mistake["message"]
+
+
 def test_every_mistake_of_every_file_has_its_own_line(workplace: Workplace) -> None:
     workplace.write("plants.yaml", domain("plants", "oak elm ash") | {"distil": {}})
     workplace.write("stars.yaml", domain("planets", "mars"))
@@ -100,6 +134,18 @@ def test_data_names_a_missing_source_file(with_models: Workplace, refused: Refus
     source = {"id": "f", "kind": "file", "license": "mit", "path": "./nowhere.jsonl"}
     with_models.write("plants.yaml", domain("plants", "oak") | {"sources": [source]})
     assert "nowhere.jsonl" in refused(with_models.run("data", "plants"))
+
+
+def test_the_data_of_a_domain_need_no_other_file_but_those_of_families_and_pools(built: Workplace, refused: Refused) -> None:
+    stars = built.domains / "stars.yaml"
+    before = stars.read_text()
+    stars.write_text("name: [")
+    result = built.run("data", "plants", "--json")
+    assert json.loads(result.stdout)["domain"] == "plants"
+    assert result.stderr.splitlines() == [f"warning: {stars}: left out for mistakes, which `factory validate` lists"]
+    assert "stars.yaml:1: not valid YAML" in refused(built.run("data", "stars"))
+    assert "stars.yaml:1: not valid YAML" in refused(built.run("plan", "plants"))  # a base is made of every public domain
+    stars.write_text(before)
 
 
 def test_route_names_a_domain_with_score_and_threshold(built: Workplace) -> None:

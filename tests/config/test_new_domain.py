@@ -54,7 +54,7 @@ def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "legal.yaml").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["../x", "Vet", "a b", "", "a_b", "default.family", "x" * (MAX_NAME + 1)])
+@pytest.mark.parametrize("name", ["../x", "Vet", "a b", "", "a_b", "default.family", "teacher", "none", "x" * (MAX_NAME + 1)])
 def test_a_bad_name_is_refused_and_writes_nothing(name: str, tmp_path: Path) -> None:
     with pytest.raises(FactoryError) as caught:
         new_domain(name, tmp_path)

@@ -8,53 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from support.specs import FAMILY, POOL, SOURCE, domain, family, load, mistakes, said
 
 from factory.config import default_domains
 from factory.config.load import load_specs
-from factory.config.schema import DistillConfig, DomainSpec, EmbedConfig, FamilySpec, Gate, HealConfig, SizeSpec, Specs
+from factory.config.names import RESERVED
+from factory.config.schema import DistillConfig, DomainSpec, EmbedConfig, FamilySpec, Gate, HealConfig, SizeSpec
 from factory.config.settings import PRIVATE_GATES
 from factory.errors import SpecError
 
 DOMAINS = Path(__file__).parents[2] / "domains"
-SOURCE: dict[str, Any] = {"id": "prompts", "kind": "templates", "license": "CC0-1.0", "templates": ["what is light"]}
-FAMILY: dict[str, Any] = {
-    "name": "small",
-    "teacher": {"model": "path:./teacher", "license": "apache-2.0"},
-    "encoder": {"model": "path:./encoder", "license": "apache-2.0"},
-    "sizes": {"mini": {"layers": 2}},
-    "default_size": "mini",
-    "general": "general",
-    "data": {"max_examples": 500},
-    "heal": {"steps": 10, "learning_rate": 1e-3},
-    "distill": {"steps": 20, "learning_rate": 2e-3, "beta": 0.5},
-    "profiles": {"demo": {"distill": {"steps": 3}, "data": {"max_examples": 50}}},
-}
-DOMAIN: dict[str, Any] = {"name": "law", "description": "questions on law", "sources": [SOURCE]}
-POOL: dict[str, Any] = {"name": "general", "sources": [SOURCE]}
-
-
-def family(**over: Any) -> dict[str, Any]:
-    return FAMILY | over
-
-
-def domain(**over: Any) -> dict[str, Any]:
-    return DOMAIN | over
-
-
-def load(folder: Path, **files: Any) -> Specs:
-    """``load(tmp_path, law=domain())``: a family, a domain and a pool, with these files instead or beside them."""
-    whole = {"small.family": FAMILY, "law": DOMAIN, "general.pool": POOL} | {k.replace("_", "."): v for k, v in files.items()}
-    for name, content in whole.items():
-        text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
-        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
-    return load_specs(folder)
-
-
-def mistakes(folder: Path, **files: Any) -> list[str]:
-    with pytest.raises(SpecError) as raised:
-        load(folder, **files)
-    return str(raised.value).replace(f"{folder}/", "").splitlines()
 
 
 def test_families_domains_and_pools_are_told_apart_by_file_name(tmp_path: Path) -> None:
@@ -62,15 +25,6 @@ def test_families_domains_and_pools_are_told_apart_by_file_name(tmp_path: Path) 
     assert (list(specs.families), list(specs.domains), list(specs.pools)) == (["small"], ["law"], ["general"])
     assert specs.root == tmp_path
     assert isinstance(specs.family("small"), FamilySpec) and isinstance(specs.domain("law"), DomainSpec)
-
-
-def said(folder: Path, mistake: str) -> str:
-    """The mistake without its line number, after a look that the line is the one that it is about."""
-    file, number, field, message = mistake.split(":", 3)
-    line = (folder / file).read_text().splitlines()[int(number) - 1]
-    named = [part for part in field.strip().split(".") if not part.isdigit()]
-    assert any(f"{part}:" in line for part in named) or line.startswith("- id:"), (mistake, line)
-    return f"{file}:{field}:{message}"
 
 
 # ----------------------------------------------------------------------------------------------------- single mistakes
@@ -120,11 +74,18 @@ def test_an_unknown_key_in_a_source_s_context_suggests_the_closest(tmp_path: Pat
         ({"limit": 0}, "law.yaml: sources.0.limit: must be at least 1 (found 0)"),
         ({"kind": "magic"}, "law.yaml: sources.0: unknown kind; use one of templates, file, documents"),
         ({"templates": ["is {thing} red"]}, "law.yaml: sources.0: template 'is {thing} red' needs slot 'thing'"),
+        ({"slots": {"thing": ["ivy"]}}, "law.yaml: sources.0: no template has the slot thing; use or remove it"),
     ],
 )  # fmt: skip
 def test_a_value_that_does_not_fit_says_where_and_why(tmp_path: Path, source: dict[str, Any], expected: str) -> None:
     [mistake] = mistakes(tmp_path, law=domain(sources=[SOURCE | source]))
     assert said(tmp_path, mistake).startswith(expected)
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_a_domain_s_name_means_nothing_else(tmp_path: Path, name: str) -> None:
+    [mistake] = mistakes(tmp_path, **{name: domain(name=name)})
+    assert mistake.startswith(f"{name}.yaml:1: name: is reserved, as are ") and f"(found {name!r})" in mistake
 
 
 def test_a_missing_key_is_named_even_where_a_kind_has_its_name(tmp_path: Path) -> None:
@@ -155,7 +116,7 @@ def test_a_file_without_keys_is_refused(tmp_path: Path, content: str, expected: 
 def test_a_binary_file_is_refused(tmp_path: Path) -> None:
     load(tmp_path)
     (tmp_path / "law.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SpecError, match=r"law\.yaml: cannot be read"):
+    with pytest.raises(SpecError, match=r"law\.yaml:1: cannot be read: byte 0xff is not UTF-8; save it as UTF-8"):
         load_specs(tmp_path)
 
 
@@ -321,86 +282,6 @@ def test_healing_of_a_size_that_is_not_healed_is_refused(tmp_path: Path) -> None
     assert said(tmp_path, mistake).startswith("small.family.yaml: sizes.mini: heal has no effect on a size with all")
 
 
-def test_a_domain_override_that_does_not_fit_is_reported_with_its_family(tmp_path: Path) -> None:
-    found = mistakes(tmp_path, law=domain(distill={"lambda": 0.1}, data={"test": 0.9}))
-    assert sorted(said(tmp_path, mistake) for mistake in found) == [  # not once more for every profile
-        "law.yaml: data.test: must be less than 0.5 (found 0.9) (with family small)",
-        "law.yaml: distill.lambda: unknown key; did you mean lmbda? (with family small)",
-    ]
-
-
-def test_a_domain_override_that_fits_all_but_one_profile_names_the_profile(tmp_path: Path) -> None:
-    few = family(profiles={"demo": {"distill": {"batch": 8}}})
-    [mistake] = mistakes(tmp_path, small_family=few, law=domain(distill={"relation": 1.0}))
-    assert said(tmp_path, mistake).startswith("law.yaml: distill: relation > 0 needs batch >= 32")
-    assert mistake.endswith("(with family small, profile demo)")
-
-
-def test_a_size_of_two_families_is_refused(tmp_path: Path) -> None:
-    [mistake] = mistakes(tmp_path, other_family=family(name="other"))
-    assert said(tmp_path, mistake) == "small.family.yaml: sizes.mini: family other has this size, too; rename one"
-
-
-def test_a_missing_general_pool_lists_the_pools(tmp_path: Path) -> None:
-    [mistake] = mistakes(tmp_path, small_family=family(general="generel"))
-    assert said(tmp_path, mistake) == "small.family.yaml: general: no generel.pool.yaml; pools here: general"
-
-
-def test_a_source_id_used_twice_is_refused(tmp_path: Path) -> None:
-    [mistake] = mistakes(tmp_path, law=domain(sources=[SOURCE, SOURCE]))
-    assert said(tmp_path, mistake) == "law.yaml: sources: two sources have the id 'prompts'; rename one"
-
-
-def test_a_source_id_of_a_domain_and_of_a_router_s_pool_is_refused(tmp_path: Path) -> None:
-    [mistake] = mistakes(tmp_path, small_family=family(pool=[SOURCE]))
-    assert said(tmp_path, mistake) == "law.yaml: sources.0.id: a source in the pool of family small has this id; rename one"
-
-
-# ---------------------------------------------------------------------------------------------------- contexts of sources
-
-BRIEF: dict[str, Any] = {"teacher_context": {"system": "be brief"}}
-LETTERS = {"id": "letters", "kind": "documents", "license": "CC0-1.0", "path": "letters"}
-
-
-def test_a_source_s_context_stands_in_for_the_domain_s_and_an_empty_one_shows_nothing(tmp_path: Path) -> None:
-    sources = [SOURCE | BRIEF, SOURCE | {"id": "bare", "teacher_context": {}}, SOURCE | {"id": "other"}]
-    law = load(tmp_path, law=domain(sources=sources, teacher_context={"system": "be long"})).domain("law")
-    shown = {source: law.contexts.of(source).system for source in ("prompts", "bare", "other", None)}
-    assert shown == {"prompts": "be brief", "bare": "", "other": "be long", None: "be long"}
-    assert [context.system for context in law.contexts.all] == ["be long", "be brief", ""]
-
-
-def test_a_domain_without_contexts_of_sources_is_dumped_as_before_there_were_any(tmp_path: Path) -> None:
-    law = load(tmp_path).domain("law")
-    assert "teacher_context" not in law.model_dump()["sources"][0]
-    assert law.contexts.dump() == law.teacher_context.model_dump()
-    shown = domain(sources=[SOURCE | BRIEF])
-    assert DomainSpec.model_validate(DomainSpec.model_validate(shown).model_dump()).contexts.of("prompts").system == "be brief"
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"general_pool": POOL | {"sources": [SOURCE | BRIEF]}},
-         "general.pool.yaml: sources.0.teacher_context: the teacher answers a pool's prompts without a context; remove it"),
-        ({"small_family": family(pool=[SOURCE | BRIEF | {"id": "unsorted"}])},
-         "small.family.yaml: pool.0.teacher_context: the teacher is shown the context of the domain that a text is sent to; "
-         "remove it"),
-        ({"law": domain(sources=[SOURCE, LETTERS | BRIEF])},
-         "law.yaml: sources.1.teacher_context: documents have no prompts that a context could precede; remove it"),
-    ],
-    ids=["general pool", "router's pool", "documents"],
-)  # fmt: skip
-def test_a_context_that_no_teacher_would_be_shown_is_refused(tmp_path: Path, files: dict[str, Any], expected: str) -> None:
-    [mistake] = mistakes(tmp_path, **files)
-    assert said(tmp_path, mistake) == expected
-
-
-def test_an_empty_folder_says_how_to_name_another(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"no \*\.yaml in .*; name another folder with --domains"):
-        load_specs(tmp_path)
-
-
 # ---------------------------------------------------------------------------------------------------------- settings
 
 
@@ -462,53 +343,6 @@ def test_specs_are_frozen(tmp_path: Path) -> None:
     specs = load(tmp_path)
     with pytest.raises(ValueError, match="frozen"):
         specs.domain("law").name = "x"
-
-
-# ------------------------------------------------------------------------------------------------------------ renamed
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"law": domain(acceptance="law.jsonl")}, "law.yaml: acceptance: `acceptance` is now `golden_set`"),
-        ({"law": domain(pairs=["law.yaml"])}, "law.yaml: pairs: `pairs` is now `bias_pairs`"),
-        ({"small_family": family(cascade="auto")}, "small.family.yaml: cascade: `cascade` is now `path`"),
-    ],
-)
-def test_an_old_key_names_the_new_one_and_the_command_that_renames_it(tmp_path: Path, files: Any, expected: str) -> None:
-    [mistake] = mistakes(tmp_path, **files)
-    assert said(tmp_path, mistake) == f"{expected}; `factory validate --fix` renames it"
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"seed": "x"}, "seed: must be a whole number (found 'x')"),
-        ({"seed": 1.5}, "seed: must be a whole number (found 1.5)"),
-        ({"heal": {"steps": 1, "learning_rate": "fast"}}, "heal.learning_rate: must be a number (found 'fast')"),
-        ({"heal": 3}, "heal: must be keys and values (found 3)"),
-        ({"pool": "texts"}, "pool: must be a list (found 'texts')"),
-        ({"description": 3}, "description: must be text; put it in quotes (found 3)"),
-        ({"sizes": {"Mini": {"layers": 2}, "mini": {"layers": 2}}}, "sizes.Mini: must be lower-case letters"),
-        ({"gates": {"kl": {"at_most": 1, "of": "mean"}}}, "gates.kl.of: must be 'value', 'low' or 'high' (found 'mean')"),
-        ({"encoder": {"model": "gpt2", "license": "mit"}}, "encoder.model: must be hub:org/name@revision, pypi:"),
-        ({"encoder": {"model": "path:x", "license": "mit", "sha256": "1"}}, "encoder.sha256: must be 64 hexadecimal digits"),
-        (
-            {"encoder": {"model": "path:x", "license": "mit", "parts": {"x>=1": "1" * 64}}},
-            "encoder.parts.x>=1: must be package==version, without a URL or an option",
-        ),
-    ],
-)
-def test_mistakes_are_said_in_plain_english(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
-    [mistake] = mistakes(tmp_path, small_family=family(**changes))
-    assert said(tmp_path, mistake).startswith(f"small.family.yaml: {expected}")
-
-
-def test_a_key_of_several_types_has_one_message(tmp_path: Path) -> None:
-    [path] = mistakes(tmp_path, small_family=family(path="always"))
-    assert said(tmp_path, path) == "small.family.yaml: path: must be auto, none or a list of sizes (found 'always')"
-    [fallback] = mistakes(tmp_path, small_family=family(serve={"fallback": "No One"}))
-    assert "serve.fallback: must be teacher, refuse or the name of a student" in fallback
 
 
 # ------------------------------------------------------------------------------------------------------------ shipped

@@ -474,9 +474,9 @@ def test_an_error_says_where_data_needs_a_network(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("task: [", "while parsing"),
-        ("- a list\n", "Expected YAML dict"),
-        ("dataset_path: json\n", "Unknown config shape"),
+        ("task: [", "mine.yaml:1: not valid YAML"),
+        ("- a list\n", "mine.yaml:1: must be keys and values (found list)"),
+        ("dataset_path: json\n", "has no `task`"),
         ("task: mine\ndataset_path: json\ndataset_kwargs: {data_files: {test: none.jsonl}}\ntest_split: test\n", "none.jsonl"),
         ("task: mine\ninclude: none.yaml\n", "none.yaml"),
     ],

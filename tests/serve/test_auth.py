@@ -63,7 +63,11 @@ def test_without_a_file_of_keys_everyone_may_use_everything() -> None:
         ("[a]", "expected keys"),
         ("secret: {a: b}", "entry 1"),
         ("secret: [1]", "entry 1"),
-        ("a: [", "not valid YAML"),
+        ("a: [", "keys.yaml:1: not valid YAML"),
+        ("secret: [one]\nother: '*'\nsecret: '*'\n", r"keys.yaml:3: this key is in line 1, too; remove one of them"),
+        ("? [secret]\n: '*'\n", "keys.yaml:1: a key must be text"),
+        ("k: !!python/name:secret x\n", "keys.yaml:1: this tag does not fit"),
+        ("k: *secret\n", "keys.yaml:1: not valid YAML$"),
     ],
 )
 def test_a_malformed_file_of_keys_is_one_line_without_any_key(tmp_path: Path, content: str, message: str) -> None:
@@ -73,5 +77,5 @@ def test_a_malformed_file_of_keys_is_one_line_without_any_key(tmp_path: Path, co
 
 
 def test_a_missing_file_of_keys_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ServeError, match=r"none\.yaml cannot be read: No such file"):
+    with pytest.raises(ServeError, match=r"none\.yaml: cannot be read: No such file"):
         Keys.load(tmp_path / "none.yaml")

@@ -91,7 +91,7 @@ class Workplace:
 
 
 NO_DOMAINS = {"list", "show", "promote", "export"}
-NO_REGISTRY = {"new", "validate", "data", "route"}
+NO_REGISTRY = {"new", "validate"}
 
 
 def make_models(folder: Path) -> None:
