@@ -77,9 +77,16 @@ def _line(path: Path, root: yaml.Node | None, kind: type[Strict], detail: Mappin
     if detail["type"] == "extra_forbidden":
         message = _unknown_key(str(location[-1]), model, path if len(location) == 1 else None)
     elif detail["type"] != "missing":
-        value = repr(detail["input"])
+        value = _in_yaml(detail["input"])
         message += f" (found {value if len(value) < 60 else value[:57] + '...'})"
     return f"{path}:{line_of(root, location)}: {'.'.join(map(str, location)) or kind.__name__}: {message}"
+
+
+def _in_yaml(value: Any) -> str:
+    """As YAML knows it, which takes some words for another kind of value."""
+    if isinstance(value, bool):
+        return "true: also an unquoted yes or on" if value else "false: also an unquoted no or off"
+    return "null: also an empty value" if value is None else repr(value)
 
 
 def _message(detail: Mapping[str, Any]) -> str:
