@@ -16,7 +16,8 @@ from datasets import Dataset, DatasetDict, Features, Value
 from factory.cache import atomic_folder, storage_errors
 from factory.config.schema import DataConfig
 from factory.data.cleaning import clean_completion, common_forms, contaminated, is_refusal, near_duplicates, shared_answers
-from factory.data.sources import CountTokens, Example, sample_evenly, seeded_order
+from factory.data.documents import CountTokens
+from factory.data.sources import Example, sample_evenly, seeded_order
 from factory.data.splitting import normalised, split_examples
 from factory.errors import DataError, in_one_line
 
