@@ -36,7 +36,7 @@ from factory.data.router import DomainRouter
 from factory.data.sources import Example, content_hash, load_examples, sample_evenly
 from factory.data.splitting import split_examples
 from factory.errors import DataError
-from factory.models.chat import NO_CONTEXT, NO_CONTEXTS, prompt_ids
+from factory.models.chat import NO_CONTEXT, NO_CONTEXTS, completion_ids, prompt_ids
 from factory.models.teacher import Progress, Teacher
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.teacher_adaptation import adapt_teacher, adaptation_parts
@@ -278,7 +278,8 @@ def load_prompts(context: BuildContext, models: FamilyModels, spec: DomainSpec) 
         prompts = make_prompts(
             kept,
             encoder=models.encoder,
-            count_tokens=lambda text: len(prompt_ids(models.tokenizer, text)),
+            count_prompt=lambda text: len(prompt_ids(models.tokenizer, text)),
+            count_answer=lambda text: len(completion_ids(models.tokenizer, text, ends=False)) + 1,
             config=context.settings(spec).data,
             seed=context.seed,
         )
