@@ -45,6 +45,11 @@ class Layout:
     prompt: tuple[str, ...]  # joined by a blank line; none for running text
     answer: str | None = None
 
+    @property
+    def columns(self) -> set[str]:
+        """All of them."""
+        return {*self.prompt, *([self.answer] if self.answer else [])}
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -96,7 +101,7 @@ def read_exchanges(
     if summary.rows and not summary.used:
         raise DataError(f"no column of {where} is a prompt; name it (`prompt: ...`); columns there: {columns}")
     if summary.rows:
-        say(f"{summary}")
+        say(str(summary))
 
 
 @dataclass
@@ -114,7 +119,7 @@ class Summary:
         self.rows += 1
         self.columns |= dict.fromkeys(record.fields)
         if exchange.layout:
-            self.used |= {*exchange.layout.prompt, *([exchange.layout.answer] if exchange.layout.answer else [])}
+            self.used |= exchange.layout.columns
         if exchange.layout and (exchange.prompt or exchange.completion):
             self.kept[exchange.layout.name] += 1
         for remark in exchange.remarks:
@@ -131,8 +136,8 @@ class Summary:
             f"{count} {remark} ({', '.join(self.places[remark])}{', ...' if count > SHOWN else ''})"
             for remark, count in self.remarks.items()
         ]
-        unused = describe_columns(name for name in self.columns if name not in self.used)
-        return "; ".join([kept, *remarks, *([f"other columns: {unused}"] if len(self.used) < len(self.columns) else [])])
+        others = [name for name in self.columns if name not in self.used]
+        return "; ".join([kept, *remarks, *([f"other columns: {describe_columns(others)}"] if others else [])])
 
 
 def no_question(record: Record, path: Path) -> DataError:

@@ -30,7 +30,7 @@ EXTRAS = "pip install 'student-factory[files]'"
 LINE_END = re.compile(r"\r\n|[\r\v\f]")
 # Control characters but newline and tab, marks that turn the direction of writing, and halves of surrogate pairs.
 CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-GAP = re.compile(r"[\s,]*")  # between two objects of a JSON file
+NOT_GAP = re.compile(r"[^\s,]")  # what follows the spaces and commas between two objects of a JSON file
 
 KNOWN_OBJECTS = {  # keys -> where such objects are from
     frozenset({"text", "answer_start"}): "answers of SQuAD",
@@ -121,45 +121,72 @@ def read_json(path: Path, say: Say) -> Iterator[Record]:
 
 
 def json_records(file: TextIO) -> Iterator[Record]:
-    """``list(json_records(io.StringIO('[{"a": 1},\\n{"a": 2}]')))[1].place == "line 2"``; reads on where an object needs it."""
-    decode = json.JSONDecoder(object_pairs_hook=distinct_keys).raw_decode
-    text, at, line = "", 0, 1
-    opened, closed = 0, False  # the line of the list's bracket, and whether it was closed
-    empty = True
-    while True:
-        at, line = forward(text, at, GAP.match(text, at).end(), line)  # type: ignore[union-attr]  # it matches nothing, too
-        if at == len(text):
-            text, at = file.read(BLOCK), 0
-            if not text:
-                break
-        elif empty and text[at] == "[":
-            opened, at, empty = line, at + 1, False
-        elif opened and text[at] == "]" and not closed:
-            closed, at = True, at + 1
-        elif closed:
-            raise ValueError(f"line {line}: there is more after the end of the list")
-        else:
+    """``list(json_records(io.StringIO('[{"a": 1},\\n{"a": 2}]')))[1].place == "line 2"``"""
+    values = JSONValues(file)
+    is_list, start = values.peek() == "[", values.line
+    if is_list:
+        values.skip()
+    while values.peek() not in ("", "]"):
+        place = f"line {values.line}"
+        yield as_record(values.read(), place)
+    if is_list and not values.peek():
+        raise ValueError(f"the list that begins on line {start} is not closed; is the file cut off?")
+    if is_list:
+        values.skip()
+    if values.peek():
+        raise ValueError(f"line {values.line}: {values.peek()!r} is after the end")
+
+
+@dataclass
+class JSONValues:
+    """One value of a file after the other, with commas between them or without. Holds a block, or as much as a value needs."""
+
+    file: TextIO
+    text: str = ""
+    at: int = 0
+    line: int = 1  # of the position
+
+    def peek(self) -> str:
+        """The next character that is neither a space nor a comma; "" at the end."""
+        while True:
+            next_one = NOT_GAP.search(self.text, self.at)
+            self._go_to(next_one.start() if next_one else len(self.text))
+            if next_one:
+                return next_one[0]
+            self.text, self.at = self.file.read(BLOCK), 0
+            if not self.text:
+                return ""
+
+    def skip(self) -> None:
+        """Over the character that ``peek`` saw."""
+        self.at += 1
+
+    def read(self) -> Any:
+        """The value that begins here. Raises: ValueError with the line that is wrong."""
+        decode = json.JSONDecoder(object_pairs_hook=distinct_keys).raw_decode
+        while True:
             try:
-                value, end = decode(text, at)
+                value, end = decode(self.text, self.at)
             except json.JSONDecodeError as error:
-                more = file.read(max(BLOCK, len(text))) if len(text) < MAX_RECORD else ""
-                if more:
-                    text, at = text[at:] + more, 0
+                if self._read_on():
                     continue
-                wrong = line + text.count("\n", at, error.pos)
+                wrong = self.line + self.text.count("\n", self.at, error.pos)
                 raise ValueError(f"line {wrong} is not valid JSON ({error.msg} at column {error.colno})") from error
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"line {line}: {in_one_line(error)}") from error
-            yield as_record(value, f"line {line}")
-            empty = False
-            at, line = forward(text, at, end, line)
-    if opened and not closed:
-        raise ValueError(f"the list that begins on line {opened} is not closed; is the file cut off?")
+                raise ValueError(f"line {self.line}: {in_one_line(error)}") from error
+            self._go_to(end)
+            return value
 
+    def _read_on(self) -> bool:
+        """Twice as much, because what was read may be the beginning of a value; False where there is no more."""
+        more = self.file.read(max(BLOCK, len(self.text))) if len(self.text) < MAX_RECORD else ""
+        if more:
+            self.text, self.at = self.text[self.at :] + more, 0
+        return bool(more)
 
-def forward(text: str, at: int, end: int, line: int) -> tuple[int, int]:
-    """The position ``end``, and the line that it is on."""
-    return end, line + text.count("\n", at, end)
+    def _go_to(self, end: int) -> None:
+        self.line += self.text.count("\n", self.at, end)
+        self.at = end
 
 
 def distinct_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
