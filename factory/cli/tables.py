@@ -86,10 +86,12 @@ def preview_table(content: Mapping[str, Any]) -> Table:
 
 
 def _preview_rows(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    own = content["own_answers"]
     rows = [
         ("data set", content["domain"]),
         ("folder", content["folder"]),
         ("kept", ", ".join(f"{split} {count}" for split, count in content["counts"].items())),
+        ("answers", f"{own} of sources, {sum(content['counts'].values()) - own} of the teacher"),
         ("dropped", describe_dropped(content["dropped"])),
         ("personal identifiers", content["personal_data"]),
         ("refusals kept", str(content["refusals"])),
