@@ -35,11 +35,13 @@ def review(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write both candidates' answers to this CSV, in blind order.")
     ] = None,
-    votes: Annotated[Path | None, typer.Option("--in", metavar="FILE", help="Read the expert's votes from this CSV.")] = None,
+    votes: Annotated[Path | None, typer.Option("--in", metavar="FILE", help="Read the expert's votes from this file.")] = None,
     questions: Annotated[
         Path | None,
         typer.Option(
-            "--questions", metavar="FILE", help="A .jsonl or .csv with a field `question`; by default held-out samples."
+            "--questions",
+            metavar="FILE",
+            help="A file with a column `question`; by default held-out samples.",
         ),
     ] = None,
     count: Annotated[int | None, typer.Option("--count", min=1, help="At most this many questions.")] = None,
@@ -103,7 +105,7 @@ def explain(
 
 def benchmark(
     ref: Ref,
-    questions: Annotated[Path, typer.Argument(help="A .jsonl of real questions with reference answers.")],
+    questions: Annotated[Path, typer.Argument(help="A file of real questions with reference answers.")],
     references: Annotated[
         Path | None,
         typer.Option(

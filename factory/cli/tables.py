@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from factory.cli.terminal import format_duration
+from factory.data.drops import describe_dropped
 from factory.reports.format import format_metric, format_number
 
 if TYPE_CHECKING:
@@ -85,12 +86,13 @@ def preview_table(content: Mapping[str, Any]) -> Table:
 
 
 def _preview_rows(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    dropped = sorted(content["dropped"].items(), key=lambda reason: -reason[1])
+    own = content["own_answers"]
     rows = [
         ("data set", content["domain"]),
         ("folder", content["folder"]),
         ("kept", ", ".join(f"{split} {count}" for split, count in content["counts"].items())),
-        ("dropped", ", ".join(f"{reason} {count}" for reason, count in dropped) or "nothing"),
+        ("answers", f"{own} of sources, {sum(content['counts'].values()) - own} of the teacher"),
+        ("dropped", describe_dropped(content["dropped"])),
         ("personal identifiers", content["personal_data"]),
         ("refusals kept", str(content["refusals"])),
         *(("source", f"{source['id']}: {source['n']} examples, {source['license']}") for source in content["sources"]),

@@ -130,8 +130,15 @@ def _mistake(path: Path, root: yaml.Node | None, kind: type[Strict], detail: Map
     if detail["type"] == "extra_forbidden":
         message = _unknown_key(str(location[-1]), model, path if len(location) == 1 else None)
     elif detail["type"] != "missing":
-        message += f" (found {SHORT.repr(detail['input'])})"
+        message += f" (found {_in_yaml(detail['input'])})"
     return Mistake(path, line_of(root, location), _dotted(location) or kind.__name__, message)
+
+
+def _in_yaml(value: Any) -> str:
+    """As YAML knows it, which takes some words for another kind of value."""
+    if isinstance(value, bool):
+        return "true: also an unquoted yes or on" if value else "false: also an unquoted no or off"
+    return "null: also an empty value" if value is None else SHORT.repr(value)
 
 
 def _message(detail: Mapping[str, Any]) -> str:

@@ -115,17 +115,19 @@ class TemplateSource(SourceBase):
 
 
 class FileSource(SourceBase):
-    """A JSONL, CSV or Parquet file of prompts, with or without answers."""
+    """A file of prompts with or without answers, of chats or of texts: JSON, JSONL, CSV, TSV, Parquet, Excel, also gzipped."""
 
     kind: Literal["file"]
     path: str = Field(description="The file. A relative path starts at the folder of the YAML files.")
-    prompt: str = Field(default="prompt", description="Column of the prompt.")
-    completion: str | None = Field(default=None, description="Column of the answer, if there is one.")
+    prompt: str | None = Field(default=None, description="Column of the prompt; recognised if left out.")
+    completion: str | None = Field(
+        default=None, description="Column of the answer; recognised if left out, unless `prompt` is given."
+    )
     id_field: str | None = Field(default=None, description="Column of a row's id; row numbers if left out.")
 
 
 class DocumentSource(SourceBase):
-    """A folder of .txt and .md files, cut into chunks. A student learns every token of a chunk."""
+    """A folder of .txt, .md, .html, .pdf and .docx files, cut into chunks. A student learns every token of a chunk."""
 
     kind: Literal["documents"]
     path: str = Field(description="The folder. A relative path starts at the folder of the YAML files.")
@@ -140,8 +142,10 @@ class HubSource(SourceBase):
     revision: str = Field(description="Commit or tag, so that the data cannot change.")
     name: str | None = Field(default=None, description="Configuration of the data set.")
     split: str = Field(default="train", description="Split to read.")
-    prompt: str = Field(default="prompt", description="Column of the prompt.")
-    completion: str | None = Field(default=None, description="Column of the answer, if there is one.")
+    prompt: str | None = Field(default=None, description="Column of the prompt; recognised if left out.")
+    completion: str | None = Field(
+        default=None, description="Column of the answer; recognised if left out, unless `prompt` is given."
+    )
     id_field: str | None = Field(default=None, description="Column of a row's id; row numbers if left out.")
 
 

@@ -16,7 +16,9 @@ from datasets import Dataset, DatasetDict, Features, Value
 from factory.cache import atomic_folder, storage_errors
 from factory.config.schema import DataConfig
 from factory.data.cleaning import clean_completion, common_forms, contaminated, is_refusal, near_duplicates, shared_answers
-from factory.data.sources import CountTokens, Example, sample_evenly, seeded_order
+from factory.data.documents import CountTokens
+from factory.data.drops import describe_dropped
+from factory.data.sources import Example, sample_evenly, seeded_order
 from factory.data.splitting import normalised, split_examples
 from factory.errors import DataError, in_one_line
 
@@ -30,14 +32,6 @@ MIN_TRAIN, MIN_TEST = 20, 2  # examples that a data set needs
 SMALL_TRAIN = 200  # a data set with fewer train examples is too small
 MAX_LOSS_RATIO, MIN_LOSS_GAP = 1.25, 0.05  # so is one whose held-out loss is further above the training loss, nats/token
 MANIFEST = "manifest.json"
-
-DROPPED_BY = {  # the setting that decides how many examples a reason drops
-    "long_prompt": "data.max_prompt_tokens",
-    "over_limit": "data.max_examples",
-    "near_duplicate": "data.near_duplicate",
-    "cut_off": "data.max_completion_tokens",
-    "personal_data": "personal_data",
-}
 
 FEATURES = Features(
     {name: Value("string") for name in ("id", "prompt", "completion", "source", "license", "template")}
@@ -101,18 +95,20 @@ def make_prompts(
     examples: Sequence[Example],
     *,
     encoder: Any,
-    count_tokens: CountTokens,
+    count_prompt: CountTokens,
+    count_answer: CountTokens,
     config: DataConfig,
     seed: int,
 ) -> PromptSet:
-    """``make_prompts(examples, encoder=encoder, count_tokens=count, config=settings.data, seed=0).train``
+    """``make_prompts(examples, encoder=encoder, count_prompt=..., count_answer=..., config=settings.data, seed=0).train``
 
-    Drops, in this order and counted by reason: empty and too long prompts (none is truncated), exact duplicates,
-    combinations that mix splits, what two splits share, near duplicates, and what exceeds ``max_examples``. Only
-    ``OVERSAMPLE`` times what is kept is compared and embedded. Without an encoder, near duplicates are kept.
+    ``count_prompt`` counts a prompt's tokens in the chat template, ``count_answer`` an answer's with its end of turn.
+    Drops, in this order and counted by reason: empty and too long prompts, too long answers of sources (none is truncated),
+    exact duplicates, combinations that mix splits, what two splits share, near duplicates, and what exceeds ``max_examples``.
+    Only ``OVERSAMPLE`` times what is kept is compared and embedded. Without an encoder, near duplicates are kept.
     """
     dropped: Counter[str] = Counter()
-    usable = drop_duplicates(drop_lengths(examples, count_tokens, config, dropped), dropped)
+    usable = drop_duplicates(drop_lengths(examples, count_prompt, count_answer, config, dropped), dropped)
     split = split_examples(sorted(usable, key=lambda example: seeded_order(seed, example.id)), config, seed)
     dropped["held_out_combination"] += split.held_out
 
@@ -153,26 +149,34 @@ def keep_apart(
 
 
 def drop_lengths(
-    examples: Iterable[Example], count_tokens: CountTokens, config: DataConfig, dropped: Counter[str]
+    examples: Iterable[Example],
+    count_prompt: CountTokens,
+    count_answer: CountTokens,
+    config: DataConfig,
+    dropped: Counter[str],
 ) -> list[Example]:
-    """The examples whose prompts are neither empty nor longer than ``max_prompt_tokens``."""
+    """Those that have a text, and neither a prompt nor an answer above its limit; a document's chunks have their own."""
     kept = []
     for example in examples:
         if not example.text.strip():
             dropped["empty_prompt"] += 1
-        elif count_tokens(example.prompt) > config.max_prompt_tokens:
+        elif count_prompt(example.prompt) > config.max_prompt_tokens:
             dropped["long_prompt"] += 1
+        elif example.prompt and example.completion and count_answer(example.completion) > config.max_completion_tokens:
+            dropped["long_answer"] += 1
         else:
             kept.append(example)
     return kept
 
 
 def drop_duplicates(examples: Iterable[Example], dropped: Counter[str]) -> list[Example]:
-    """The first of examples whose texts differ only in case and spaces."""
+    """The first of examples whose texts differ only in case and spaces; two answers to one prompt are counted apart."""
     first: dict[str, Example] = {}
     for example in examples:
-        if first.setdefault(normalised(example.text), example) is not example:
-            dropped["duplicate"] += 1
+        kept = first.setdefault(normalised(example.text), example)
+        if kept is not example:
+            answers = {normalised(one.completion) for one in (kept, example) if one.completion}
+            dropped["conflicting_answer" if len(answers) > 1 else "duplicate"] += 1
     return list(first.values())
 
 
@@ -254,13 +258,6 @@ def make_rows(
         row = {**asdict(example), "completion": written.text.strip(), "topic": list(example.topic)}
         rows.append(row | {"refusal": is_refusal(written.text), "own_completion": own})
     return rows
-
-
-def describe_dropped(dropped: Mapping[str, int]) -> str:
-    """``describe_dropped({"cut_off": 12}) == "cut_off 12 (data.max_completion_tokens)"``: most first, with the setting."""
-    most_first = sorted(dropped.items(), key=lambda item: -item[1])
-    named = [f"{reason} {count}" + (f" ({DROPPED_BY[reason]})" if reason in DROPPED_BY else "") for reason, count in most_first]
-    return ", ".join(named) or "nothing"
 
 
 def refuse_too_few(domain: str, rows: Mapping[str, Sequence[Any]], dropped: Mapping[str, int]) -> None:

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
 import random
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import datasets
 
 from factory.config.schema import DocumentSource, FileSource, HubSource, Source, TeacherPromptSource, TemplateSource
 from factory.config.sources import SLOT
-from factory.data.formats import READERS, beside
+from factory.data.documents import CountTokens, cut_chunks, document_files, read_documents
+from factory.data.layouts import read_exchanges
+from factory.data.records import Record, Say, read_records, silent, text_of
 from factory.errors import DataError, in_one_line
 
 MAX_COMBINATIONS = 20_000  # prompts per template source: three slots of 100 values would give a million
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-PARAGRAPH_END = re.compile(r"\n\s*\n")
+TEXT_CHUNK_TOKENS = 160  # of running text in a file, as `chunk_tokens` of documents
+READING = 1  # raised when files are read otherwise, so that data sets that were read before are made again
 
-CountTokens = Callable[[str], int]
 WritePrompts = Callable[[TeacherPromptSource, int], list[str]]  # (source, seed) -> prompts
 
 
@@ -52,11 +50,14 @@ def content_hash(sources: Sequence[Source], root: Path) -> str:
     """
     digest = hashlib.sha256()
     for source in sources:
+        if isinstance(source, FileSource | DocumentSource | HubSource):
+            digest.update(f"reading {READING}\n".encode())
         if isinstance(source, FileSource | DocumentSource):
             path = root / source.path
-            for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+            for file in [path] if path.is_file() else document_files(path):
                 digest.update(str(file.relative_to(root) if file.is_relative_to(root) else file.name).encode())
-                digest.update(file.read_bytes())
+                with file.open("rb") as content:
+                    digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
 
 
@@ -67,14 +68,16 @@ def load_examples(
     seed: int,
     count_tokens: CountTokens,
     write_prompts: WritePrompts | None = None,
+    say: Say = silent,
 ) -> list[Example]:
     """``load_examples(domain.sources, root=specs.root, seed=0, count_tokens=lambda t: len(tokenizer(t).input_ids))``
 
     Relative paths start at ``root``, the folder of the YAML files. ``completions: teacher`` discards a source's own
-    completions; ``limit`` keeps a seeded sample. The same seed gives the same examples in the same order.
+    completions; ``limit`` keeps a seeded sample. The same seed gives the same examples in the same order. ``say`` hears of
+    each source that is read what it was taken for, how many rows were kept, and why others were not.
 
     Raises:
-        DataError: a source is missing, unreadable or empty, no row has a named field, or an id is used twice.
+        DataError: a source is missing, unreadable or empty, a cell is no text, a named column is nowhere, an id is used twice.
     """
     examples: list[Example] = []
     seen: set[str] = set()
@@ -82,7 +85,10 @@ def load_examples(
         if source.id in seen:
             raise DataError(f"source id {source.id!r} is used twice; give each source a unique id")
         seen.add(source.id)
-        loaded = load_source(source, root, seed, count_tokens, write_prompts)
+        try:
+            loaded = load_source(source, root, seed, count_tokens, write_prompts, say)
+        except DataError as error:
+            raise DataError(f"source {source.id!r}: {error}") from error
         if not loaded:
             raise DataError(f"source {source.id!r} ({source.kind}) is empty; add content or remove the source")
         if source.limit is not None:
@@ -94,18 +100,23 @@ def load_examples(
 
 
 def load_source(
-    source: Source, root: Path, seed: int, count_tokens: CountTokens, write_prompts: WritePrompts | None
+    source: Source, root: Path, seed: int, count_tokens: CountTokens, write_prompts: WritePrompts | None, say: Say
 ) -> list[Example]:
     """One source's examples, before ``limit`` and ``completions``."""
+
+    def tell(line: str) -> None:
+        say(f"{source.id}: {line}")
+
     match source:
         case TemplateSource():
             return fill_templates(source, seed)
         case FileSource():
-            return read_rows(source, read_file(source, root / source.path), str(root / source.path))
+            path = root / source.path
+            return read_rows(source, read_records(path, tell), str(path), count_tokens, tell)
         case DocumentSource():
-            return read_documents(source, root / source.path, count_tokens)
+            return chunk_documents(source, root / source.path, count_tokens, tell)
         case HubSource():
-            return read_rows(source, load_hub(source), f"{source.dataset}@{source.revision}")
+            return read_rows(source, load_hub(source), f"{source.dataset}@{source.revision}", count_tokens, tell)
         case TeacherPromptSource():
             return ask_teacher(source, seed, write_prompts)
 
@@ -158,104 +169,66 @@ def seeded_sample(size: int, count: int, seed: str) -> list[int]:
 # ------------------------------------------------------------------------------------------------------------- rows
 
 
-def read_file(source: FileSource, path: Path) -> list[dict[str, Any]]:
-    """The rows of a jsonl, csv or parquet file."""
-    if path.suffix not in READERS:
-        raise DataError(f"source {source.id!r}: {path} must end in one of {', '.join(READERS)}")
-    if not path.is_file():
-        raise DataError(f"source {source.id!r}: no file {path}; {beside(path)}")
-    try:
-        return list(READERS[path.suffix](path))
-    except (ValueError, OSError, csv.Error) as error:  # pyarrow's errors and UnicodeDecodeError are ValueErrors
-        raise DataError(f"source {source.id!r}: cannot read {path}: {in_one_line(error)}") from error
-
-
-def load_hub(source: HubSource) -> list[dict[str, Any]]:
+def load_hub(source: HubSource) -> Iterator[Record]:
     """The rows of a data set on the Hub at its pinned revision. No code from the data set is run."""
     try:
         loaded = datasets.load_dataset(source.dataset, source.name, split=source.split, revision=source.revision)
     except Exception as error:  # datasets raises dozens of kinds: offline, unknown name, unknown split ...
         where = f"{source.dataset}@{source.revision}, split {source.split!r}"
         raise DataError(
-            f"source {source.id!r}: cannot load {where}: {in_one_line(error)}; check the names and the network, "
-            "or use a `file` source"
+            f"cannot load {where}: {in_one_line(error)}; check the names and the network, or use a `file` source"
         ) from error
-    return [dict(row) for row in loaded]
+    return (Record(f"row {number}", dict(row)) for number, row in enumerate(loaded))
 
 
-def read_rows(source: FileSource | HubSource, rows: Sequence[dict[str, Any]], where: str) -> list[Example]:
-    """One example per row; the source names the fields of prompt, completion and id."""
-    fields = list(dict.fromkeys(field for row in rows for field in row))
-    for field in (source.prompt, source.completion, source.id_field):
-        if rows and field is not None and field not in fields:
-            raise DataError(f"source {source.id!r}: no field {field!r} in {where}; fields there: {', '.join(fields)}")
-    examples: dict[str, Example] = {}
-    for number, row in enumerate(rows):
-        id = f"{source.id}/{as_text(row, source.id_field) or number}"
-        if id in examples:
+def read_rows(
+    source: FileSource | HubSource, records: Iterable[Record], where: str, count_tokens: CountTokens, say: Say
+) -> list[Example]:
+    """One example per row, an empty one for a row that cannot be used; running text is cut into chunks."""
+    examples: list[Example] = []
+    ids: set[str] = set()
+    has_id = source.id_field is None
+    rows = read_exchanges(records, where, prompt=source.prompt, answer=source.completion, say=say)
+    for number, (record, found) in enumerate(rows):
+        own = text_of(record, source.id_field)
+        has_id = has_id or source.id_field in record.fields
+        id = f"{source.id}/{own or number}"
+        if id in ids:
             raise DataError(
-                f"source {source.id!r}: {source.id_field} {id.partition('/')[2]!r} is in {where} twice; "
-                "leave id_field out to number the rows instead"
+                f"{source.id_field} {own or str(number)!r} is in {where} twice; leave id_field out to number the rows instead"
             )
-        prompt, completion = as_text(row, source.prompt), as_text(row, source.completion)
-        # Without a prompt the completion goes too, so that the row is dropped and not mistaken for a document.
-        examples[id] = Example(id, prompt, completion if prompt else "", source.id, source.license, "", ())
-    return list(examples.values())
-
-
-def as_text(row: dict[str, Any], field: str | None) -> str:
-    value = row.get(field) if field is not None else None
-    text = "" if value is None else str(value).strip()
-    return text.encode("utf-8", "replace").decode()  # JSON can hold a lone surrogate, which cannot be encoded
+        ids.add(id)
+        if found.completion and not found.prompt and source.completions == "teacher":
+            raise DataError(f"{where} is running text without prompts for the teacher to answer; remove `completions: teacher`")
+        if found.completion and not found.prompt:
+            examples += chunks_of(source, own or str(number), found.completion, TEXT_CHUNK_TOKENS, count_tokens)
+        else:
+            examples.append(Example(id, found.prompt, found.completion, source.id, source.license, "", ()))
+    if examples and not has_id:
+        raise DataError(f"no column {source.id_field!r} in {where}; leave id_field out to number the rows instead")
+    return examples
 
 
 # -------------------------------------------------------------------------------------------------------- documents
 
 
-def read_documents(source: DocumentSource, folder: Path, count_tokens: CountTokens) -> list[Example]:
-    """Chunks of all .txt and .md files below the folder; a chunk is a completion without a prompt."""
+def chunk_documents(source: DocumentSource, folder: Path, count_tokens: CountTokens, say: Say) -> list[Example]:
+    """Chunks of all documents below the folder; a chunk is a completion without a prompt."""
     if source.completions == "teacher":
-        raise DataError(
-            f"source {source.id!r}: documents have no prompts for the teacher to answer; remove `completions: teacher`"
-        )
-    if not folder.is_dir():
-        raise DataError(f"source {source.id!r}: no folder {folder}; {beside(folder)}")
-    examples = []
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".txt", ".md") and path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except (UnicodeDecodeError, OSError) as error:
-            raise DataError(f"source {source.id!r}: cannot read {path}: {in_one_line(error)}; save it as UTF-8") from error
-        for number, chunk in enumerate(cut_chunks(text, source.chunk_tokens, count_tokens)):
-            examples.append(Example(f"{source.id}/{name}#{number}", "", chunk, source.id, source.license, "", (name,)))
-    if not examples:
-        raise DataError(f"source {source.id!r}: no text in .txt or .md files in {folder}; {beside(folder / '*')}")
-    return examples
+        raise DataError("documents have no prompts for the teacher to answer; remove `completions: teacher`")
+    return [
+        chunk
+        for path, text in read_documents(folder, say)
+        for chunk in chunks_of(source, path.relative_to(folder).as_posix(), text, source.chunk_tokens, count_tokens)
+    ]
 
 
-def cut_chunks(text: str, chunk_tokens: int, count_tokens: CountTokens) -> list[str]:
-    """Chunks of whole sentences, up to ``chunk_tokens`` each; only a sentence longer than that is cut, between words."""
-    chunks: list[str] = []
-    chunk = ""
-    for piece, joiner in sentences(text, chunk_tokens, count_tokens):
-        longer = f"{chunk}{joiner}{piece}" if chunk else piece
-        if chunk and count_tokens(longer) > chunk_tokens:
-            chunks.append(chunk)
-            longer = piece
-        chunk = longer
-    return [*chunks, chunk] if chunk else chunks
-
-
-def sentences(text: str, chunk_tokens: int, count_tokens: CountTokens) -> Iterator[tuple[str, str]]:
-    """Pairs of a sentence (or a word of one that is too long) and the separator before it."""
-    for paragraph in PARAGRAPH_END.split(text):
-        joiner = "\n\n"
-        for sentence in SENTENCE_END.split(paragraph.strip()):
-            pieces = [sentence] if count_tokens(sentence) <= chunk_tokens else sentence.split()
-            for piece in filter(None, pieces):
-                yield piece, joiner
-                joiner = " "
+def chunks_of(source: Source, name: str, text: str, chunk_tokens: int, count_tokens: CountTokens) -> list[Example]:
+    """The chunks of one text, which stay together in one split."""
+    return [
+        Example(f"{source.id}/{name}#{number}", "", chunk, source.id, source.license, "", (name,))
+        for number, chunk in enumerate(cut_chunks(text, chunk_tokens, count_tokens))
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------- teacher
@@ -264,7 +237,7 @@ def sentences(text: str, chunk_tokens: int, count_tokens: CountTokens) -> Iterat
 def ask_teacher(source: TeacherPromptSource, seed: int, write_prompts: WritePrompts | None) -> list[Example]:
     """Prompts that the teacher writes (Magpie, arXiv 2406.08464)."""
     if write_prompts is None:
-        raise DataError(f"source {source.id!r}: the teacher is to write its prompts, but no teacher was given")
+        raise DataError("the teacher is to write its prompts, but no teacher was given")
     prompts = write_prompts(source, seed)
     return [
         Example(f"{source.id}/{number}", prompt, "", source.id, source.license, "", ()) for number, prompt in enumerate(prompts)

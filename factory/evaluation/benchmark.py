@@ -24,17 +24,16 @@ import torch
 
 from factory.config.schema import TeacherContext
 from factory.data.cleaning import BOILERPLATE, OVERLAP, ngrams, words
-from factory.data.formats import beside, read_jsonl
+from factory.data.layouts import no_question, read_exchanges
+from factory.data.records import Say, beside, read_records, silent, text_of
 from factory.data.sources import seeded_sample
-from factory.errors import DataError, in_one_line
+from factory.errors import DataError
 from factory.evaluation.stats import BootstrapConfig, FloatArray, paired_difference, ratio
 from factory.models.chat import NO_CONTEXT, completion_ids, prompt_ids
 from factory.models.scoring import completion_log_probs
 from factory.registry.manifest import MetricValue
 
 LONGEST = 800  # characters of a prompt or an answer, about 200 tokens; in characters, so that all models see the same rows
-PROMPT_FIELDS = ("prompt", "question")
-REFERENCE_FIELDS = ("response", "completion", "reference")
 STUDENT, WHOLE = "student", "bf16"  # the name and the format of the model that every row is compared with
 
 
@@ -74,11 +73,11 @@ class Questions:
 # ----------------------------------------------------------------------------------------------------------- questions
 
 
-def load_questions(path: Path) -> Questions:
+def load_questions(path: Path, say: Say = silent) -> Questions:
     """``load_questions(Path("questions.jsonl")).rows``: in the file's order.
 
-    A row has ``prompt`` or ``question``, and ``response``, ``completion`` or ``reference``; it may have ``document``. Rows
-    without an answer, or with more than ``LONGEST`` characters in either, are left out and counted.
+    The file is of any kind that a ``file`` source may have, and its rows may have a ``document``. Rows without an answer, or
+    with more than ``LONGEST`` characters in either, are left out and counted.
 
     Raises: DataError for a missing file, a malformed row, or a file without usable rows.
     """
@@ -86,40 +85,21 @@ def load_questions(path: Path) -> Questions:
         raise DataError(f"there is no file of questions {path}; {beside(path)}")
     rows: list[Question] = []
     without_reference = too_long = 0
-    try:
-        for number, row in enumerate(read_jsonl(path), start=1):
-            prompt = _text(row, PROMPT_FIELDS, number)
-            if not prompt:
-                raise ValueError(f"row {number} has no {' or '.join(PROMPT_FIELDS)}; its fields: {', '.join(row) or 'none'}")
-            reference = _text(row, REFERENCE_FIELDS, number)
-            if not reference:
-                without_reference += 1
-            elif max(len(prompt), len(reference)) > LONGEST:
-                too_long += 1
-            else:
-                rows.append(Question(prompt, reference, _text(row, ("document",), number)))
-    except (ValueError, OSError) as error:  # UnicodeDecodeError is a ValueError
-        raise DataError(f"cannot read questions from {path}: {in_one_line(error)}") from error
+    for record, found in read_exchanges(read_records(path, say), str(path), say=say):
+        if not found.prompt:
+            raise no_question(record, path)
+        if not found.completion:
+            without_reference += 1
+        elif max(len(found.prompt), len(found.completion)) > LONGEST:
+            too_long += 1
+        else:
+            rows.append(Question(found.prompt, found.completion, text_of(record, "document")))
     if not rows:
         raise DataError(
-            f"{path} has no usable question: {without_reference} have no {' or '.join(REFERENCE_FIELDS)}, {too_long} are "
-            f'longer than {LONGEST} characters; give it rows like {{"prompt": "...", "reference": "..."}}'
+            f"{path} has no usable question: {without_reference} have no answer, {too_long} are longer than {LONGEST} "
+            'characters; give it rows like {"prompt": "...", "reference": "..."}'
         )
     return Questions(tuple(rows), without_reference, too_long)
-
-
-def _text(row: Mapping[str, Any], names: Sequence[str], number: int) -> str:
-    """The first of these fields that is not blank, or ""."""
-    for name in names:
-        value = row.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, str):
-            raise ValueError(f"row {number}: {name} is a {type(value).__name__}, not a text")
-        value.encode()  # raises UnicodeEncodeError, a ValueError, for a lone surrogate
-        if value.strip():
-            return value.strip()
-    return ""
 
 
 def seen_in(rows: Sequence[Question], training: Sequence[Question]) -> set[int]:

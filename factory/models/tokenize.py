@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 from factory.config.schema import TeacherContexts
 from factory.models.chat import completion_ids, prompt_ids
 
-MAX_COMPLETION_TOKENS = 512  # longer completions are truncated on the right
 MAX_CHARACTER_TOKENS = 4  # a UTF-8 character has at most four bytes, so at most four byte tokens
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what an incomplete character decodes to
 
@@ -40,13 +39,13 @@ def tokenize_examples(
     """``tokenize_examples(dataset["train"], tokenizer, spec.contexts)``: one TokenizedExample per row.
 
     The teacher's prompt has the context of the row's ``source``, or the domain's where a row has no source. A row without a
-    prompt is a chunk of a document: it gets no end-of-turn token.
+    prompt is a chunk of a document: it gets no end-of-turn token. Nothing is cut: what is too long is not in the data set.
     """
     return [
         TokenizedExample(
             prompt_ids(tokenizer, row["prompt"]),
             prompt_ids(tokenizer, row["prompt"], contexts.of(row.get("source"))),
-            completion_ids(tokenizer, row["completion"], ends=bool(row["prompt"]))[:MAX_COMPLETION_TOKENS],
+            completion_ids(tokenizer, row["completion"], ends=bool(row["prompt"])),
             bool(row.get("own_completion")),
         )
         for row in rows

@@ -102,7 +102,7 @@ def run_benchmark(context: BuildContext, version: Version, questions: Path, conf
     manifest = _student(version)
     matching_family(version, context.specs)
     learnt, references = _training_questions(manifest, config.references)
-    asked = load_questions(questions).without([*learnt, *references]).sample(config.limit, context.seed)
+    asked = load_questions(questions, context.say).without([*learnt, *references]).sample(config.limit, context.seed)
     if not asked.rows:
         raise DataError(f"no question of {questions} is left: {asked.seen} are in training rows; ask others")
     download = config.download or context.family.teacher

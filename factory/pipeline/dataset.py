@@ -31,11 +31,12 @@ from factory.data.dataset import (
     route_pool,
 )
 from factory.data.pii import filter_pii
+from factory.data.records import Say, silent
 from factory.data.router import DomainRouter
 from factory.data.sources import Example, content_hash, load_examples, sample_evenly
 from factory.data.splitting import split_examples
 from factory.errors import DataError
-from factory.models.chat import NO_CONTEXT, NO_CONTEXTS, prompt_ids
+from factory.models.chat import NO_CONTEXT, NO_CONTEXTS, completion_ids, prompt_ids
 from factory.models.teacher import Progress, Teacher
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.teacher_adaptation import adapt_teacher, adaptation_parts
@@ -170,8 +171,10 @@ def general_pool(context: BuildContext) -> PoolSpec:
     return context.specs.pools[context.family.general]
 
 
-def load_domain_examples(context: BuildContext, models: FamilyModels, sources: Iterable[Any]) -> list[Example]:
-    """``load_domain_examples(context, models, spec.sources)``: of these sources.
+def load_domain_examples(
+    context: BuildContext, models: FamilyModels, sources: Iterable[Any], say: Say = silent
+) -> list[Example]:
+    """``load_domain_examples(context, models, spec.sources)``: of these sources; ``say`` hears how each file was read.
 
     The teacher is loaded only where a source has it write prompts.
     """
@@ -182,7 +185,9 @@ def load_domain_examples(context: BuildContext, models: FamilyModels, sources: I
     def write(source: TeacherPromptSource, seed: int) -> list[str]:
         return models.teacher.write_prompts(source, seed)
 
-    return load_examples(list(sources), root=context.specs.root, seed=context.seed, count_tokens=count, write_prompts=write)
+    return load_examples(
+        list(sources), root=context.specs.root, seed=context.seed, count_tokens=count, write_prompts=write, say=say
+    )
 
 
 def general_examples(context: BuildContext, models: FamilyModels) -> list[Example]:
@@ -265,7 +270,7 @@ def load_prompts(context: BuildContext, models: FamilyModels, spec: DomainSpec) 
     """
     dropped = Counter[str]()
     with context.meter.stage("data"), context.progress(f"{spec.name}: prompts", 1) as advance:
-        every = load_domain_examples(context, models, spec.sources)
+        every = load_domain_examples(context, models, spec.sources, context.say)
         if context.family.pool and not spec.private:
             pool = load_domain_examples(context, models, context.family.pool)
             every += route_pool(pool, load_router(context, models)).get(spec.name, [])
@@ -273,7 +278,8 @@ def load_prompts(context: BuildContext, models: FamilyModels, spec: DomainSpec) 
         prompts = make_prompts(
             kept,
             encoder=models.encoder,
-            count_tokens=lambda text: len(prompt_ids(models.tokenizer, text)),
+            count_prompt=lambda text: len(prompt_ids(models.tokenizer, text)),
+            count_answer=lambda text: len(completion_ids(models.tokenizer, text, ends=False)) + 1,
             config=context.settings(spec).data,
             seed=context.seed,
         )

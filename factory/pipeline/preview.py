@@ -28,6 +28,7 @@ def preview(context: BuildContext, models: FamilyModels, data: DomainDataset) ->
         "fingerprint": manifest.fingerprint,
         "counts": manifest.counts,
         "dropped": manifest.dropped,
+        "own_answers": sum(sum(split["own_completion"]) for split in data.rows.values()),
         "refusals": manifest.refusals,
         "sources": manifest.sources,
         "templates": manifest.templates,

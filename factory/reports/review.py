@@ -10,7 +10,6 @@ expert does not see it. No torch.
 from __future__ import annotations
 
 import csv
-import io
 import random
 import secrets
 from collections.abc import Mapping, Sequence
@@ -19,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factory.cache import storage_errors
-from factory.data.formats import read_csv, read_jsonl
-from factory.errors import DataError, RegistryError, in_one_line
+from factory.data.layouts import no_question, read_exchanges
+from factory.data.records import describe_columns, read_records, text_of
+from factory.errors import DataError, RegistryError
 from factory.registry.registry import Registry
 from factory.registry.versions import Version, load_version
 
@@ -61,27 +61,17 @@ class Tally:
 
 
 def load_questions(path: Path, count: int | None = None) -> list[str]:
-    """``load_questions(Path("mine.jsonl"), 20)``: the first ``count`` of a .jsonl or .csv file, field "question" or "prompt".
+    """``load_questions(Path("mine.jsonl"), 20)``: the first ``count`` of a file of any kind that a ``file`` source may have.
 
     Raises: DataError for a missing, unreadable or empty file, another extension, or a row without a question.
     """
-    readers = {".jsonl": read_jsonl, ".csv": read_csv}
-    if path.suffix not in readers:
-        raise DataError(f"{path}: the file of questions must end in {' or '.join(readers)}")
-    try:
-        rows = list(readers[path.suffix](path))
-    except FileNotFoundError:
-        raise DataError(
-            f"there is no file {path}; --questions takes a .jsonl or .csv with a field question or prompt"
-        ) from None
-    except (ValueError, OSError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {in_one_line(error)}") from None
-    found = [str(row.get("question") or row.get("prompt") or "").strip() for row in rows]
+    found: list[str] = []
+    for record, exchange in read_exchanges(read_records(path), str(path)):
+        if not exchange.prompt:
+            raise no_question(record, path)
+        found.append(exchange.prompt)
     if not found:
         raise DataError(f"{path} has no questions")
-    if "" in found:
-        fields = ", ".join(map(str, rows[found.index("")]))
-        raise DataError(f"{path}: row {found.index('') + 1} has no field question or prompt; it has: {fields}")
     return found[:count]
 
 
@@ -178,47 +168,29 @@ def hand_out(
 
 
 def read_votes(path: Path) -> list[Vote]:
-    """``read_votes(Path("blind.csv"))``: one per row; votes in either case, columns separated by comma or semicolon.
+    """``read_votes(Path("blind.csv"))``: one per row, votes in either case; also as a spreadsheet saves it, with semicolons.
 
     Raises: DataError, with the row's number, for a vote other than a, b or tie, or an id that is missing or repeated.
     """
+    if not path.is_file():
+        raise DataError(f"there is no file {path}; `factory review NAME --out {path}` writes it")
     votes: dict[str, Vote] = {}
-    for number, row in enumerate(_rows(path), start=2):  # as a spreadsheet counts: the header is row 1
-        cells = {column: (row.get(column) or "").strip() for column in COLUMNS}
-        if not any(cells.values()):
-            continue
-        vote = Vote(cells["id"], cells["vote"].lower(), cells["comment"])
+    for record in read_records(path):
+        for column in ("id", "vote"):
+            if column not in record.fields:
+                raise DataError(f"{path} has no column {column}; it has: {describe_columns(record.fields)}")
+        vote = Vote(text_of(record, "id"), text_of(record, "vote").lower(), text_of(record, "comment"))
+        place = f"{path}: {record.place}"
         if not vote.review:
-            raise DataError(
-                f"{path}: row {number} has the id {vote.id!r}, which belongs to no review; leave that column as it was"
-            )
+            raise DataError(f"{place} has the id {vote.id!r}, which belongs to no review; leave that column as it was")
         if vote.id in votes:
-            raise DataError(f"{path}: row {number} repeats the id {vote.id}")
+            raise DataError(f"{place} repeats the id {vote.id}")
         if vote.vote not in VOTES:
-            raise DataError(f"{path}: row {number} ({vote.id}) has the vote {cells['vote']!r}; write a, b or tie")
+            raise DataError(f"{place} ({vote.id}) has the vote {vote.vote!r}; write a, b or tie")
         votes[vote.id] = vote
     if not votes:
         raise DataError(f"{path} has no votes")
     return list(votes.values())
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        separator = ";" if text.startswith(("id;", '"id";')) else ","  # a spreadsheet's, where a comma is the decimal sign
-        reader = csv.DictReader(io.StringIO(text), delimiter=separator)
-        rows = list(reader)
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path}; `factory review NAME --out {path}` writes it") from None
-    except UnicodeDecodeError:
-        raise DataError(f"cannot read {path}: it is not UTF-8; save it as CSV UTF-8") from None
-    except (OSError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {in_one_line(error)}") from None
-    absent = [column for column in ("id", "vote") if column not in (reader.fieldnames or ())]
-    if absent:
-        there = ", ".join(map(str, reader.fieldnames or ())) or "none"
-        raise DataError(f"{path} has no column {absent[0]}; it has: {there}")
-    return rows
 
 
 def tally(votes: Sequence[Vote], columns: Sequence[str]) -> Tally:

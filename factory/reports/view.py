@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import isfinite, nan
 from typing import TYPE_CHECKING, Any
 
+from factory.data.drops import describe_dropped
 from factory.evaluation.metrics import METRICS, Metric, is_detail, metric_named
 from factory.reports.format import format_metric, format_number
 
@@ -304,7 +305,7 @@ def _data(manifest: AnyManifest) -> list[Row]:
     targets = manifest.soft_targets if manifest.kind == "student" else None
     return [
         Row("examples", _counts(data.counts)),
-        Row("dropped", _counts(data.dropped)),
+        Row("dropped", describe_dropped(data.dropped)),
         Row("refusals kept", format_number(data.refusals)),
         Row("personal identifiers", describe_personal_data(data.personal_data)),
         Row("soft targets", _soft_targets(targets) if targets else ""),

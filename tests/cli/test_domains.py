@@ -116,6 +116,7 @@ def test_data_previews_counts_reasons_sources_and_rows(built: Workplace) -> None
     content = json.loads(built.run("data", "plants", "--json").stdout)
     assert content["counts"]["train"] == 24
     assert content["dropped"]["held_out_combination"] > 0
+    assert content["own_answers"] == 0
     [source] = content["sources"]
     assert (source["id"], source["license"]) == ("plants-questions", "apache-2.0")
     assert len(content["samples"]) == 5
@@ -126,6 +127,7 @@ def test_data_previews_counts_reasons_sources_and_rows(built: Workplace) -> None
 
 def test_data_prints_the_preview_as_a_table(built: Workplace) -> None:
     text = built.run("data", "plants").stdout
+    assert "0 of sources, " in text and "combinations of held-out templates or values" in " ".join(text.split())
     words = ("kept", "dropped", "plants-questions", "refusals kept", "router disagrees", "soft targets", "too small")
     assert all(word in text for word in words)
 

@@ -38,6 +38,8 @@ def test_an_old_key_names_the_new_one_and_the_command_that_renames_it(tmp_path: 
         ({"heal": 3}, "heal: must be keys and values (found 3)"),
         ({"pool": "texts"}, "pool: must be a list (found 'texts')"),
         ({"description": 3}, "description: must be text; put it in quotes (found 3)"),
+        ({"description": True}, "description: must be text; put it in quotes (found true: also an unquoted yes or on)"),
+        ({"description": None}, "description: must be text; put it in quotes (found null: also an empty value)"),
         ({"sizes": {"Mini": {"layers": 2}, "mini": {"layers": 2}}}, "sizes.Mini: must be lower-case letters"),
         ({"gates": {"kl": {"at_most": 1, "of": "mean"}}}, "gates.kl.of: must be 'value', 'low' or 'high' (found 'mean')"),
         ({"encoder": {"model": "gpt2", "license": "mit"}}, "encoder.model: must be hub:org/name@revision, pypi:"),

@@ -26,7 +26,6 @@ from factory.data.dataset import (
     Completion,
     DatasetManifest,
     PromptSet,
-    describe_dropped,
     find_disagreements,
     finish_dataset,
     load_dataset_folder,
@@ -102,7 +101,8 @@ def from_file(*prompts: str, source: str = "rows", completion: str = "") -> list
 
 
 def prompts_of(examples: Sequence[Example], seed: int = 0, encoder: Any = None, **config: Any) -> PromptSet:
-    return make_prompts(examples, encoder=encoder, count_tokens=count_words, config=DataConfig(**config), seed=seed)
+    counts = {"count_prompt": count_words, "count_answer": count_words}
+    return make_prompts(examples, encoder=encoder, config=DataConfig(**config), seed=seed, **counts)
 
 
 def ten_templates() -> list[Example]:
@@ -230,6 +230,23 @@ def test_empty_long_and_repeated_prompts_are_dropped_and_counted() -> None:
     assert kept <= {e.prompt for e in examples}  # whole prompts only
 
 
+def test_answers_of_a_source_that_are_too_long_are_dropped_and_counted() -> None:
+    rows = [replace(row, completion=f"{'word ' * (8 + i % 2)}") for i, row in enumerate(from_file(*map(str, range(40))))]
+    chunk = Example("d/a#0", "", "word " * 90, "d", "MIT", "", ("a.md",))  # its source says how long it is
+    prompts = prompts_of([*rows, chunk], max_completion_tokens=8)
+    every = (*prompts.train, *prompts.validation, *prompts.test)
+    assert prompts.dropped == {"long_answer": 20}
+    assert {count_words(e.completion) for e in every} == {8, 90}
+
+
+def test_two_answers_to_one_prompt_are_counted_apart_from_repetitions() -> None:
+    rows = from_file(*(f"Question {i}?" for i in range(30)), completion="Yes.")
+    again = [replace(row, id=f"{row.id}-again", source="more") for row in rows[:6]]
+    answers = ["yes. ", "", "No.", "No.", "Perhaps.", "Yes."]
+    prompts = prompts_of([*rows, *(replace(row, completion=one) for row, one in zip(again, answers, strict=True))])
+    assert prompts.dropped == {"duplicate": 3, "conflicting_answer": 3}
+
+
 def test_caps_are_met_evenly_over_templates() -> None:
     values = tuple(f"value{i}" for i in range(200))
     prompts = prompts_of(templated([f"Template {t} of {{x}}?" for t in "abcdefgh"], {"x": values}), max_examples=60)
@@ -281,7 +298,8 @@ def test_no_two_splits_of_shipped_healthcare_share_near_duplicates() -> None:
     encoder = load_encoder(family.encoder, "cpu", root=specs.root, quiet=True)
     config = family.settings("demo", domain).data
     examples = load_examples(domain.sources, root=specs.root, seed=0, count_tokens=count_words)
-    prompts = make_prompts(examples, encoder=encoder, count_tokens=count_words, config=config, seed=0)
+    counts = {"count_prompt": count_words, "count_answer": count_words}
+    prompts = make_prompts(examples, encoder=encoder, config=config, seed=0, **counts)
     assert (len(prompts.train), len(prompts.validation), len(prompts.test)) == (400, 20, 40)
     assert closest(prompts, encoder) < config.near_duplicate
     assert len({e.template for e in prompts.test}) >= 25
@@ -428,7 +446,7 @@ def test_a_second_build_replaces_the_first(tmp_path: Path) -> None:
 
 def test_too_few_examples_say_why_and_what_helps(tmp_path: Path) -> None:
     prompts = prompts_of(templated(("What is {x}?",), {"x": CONDITIONS}))
-    message = r"'health' has 8 train and 0 test .* held_out_combination 4; add templates"
+    message = r"'health' has 8 train and 0 test .* 4 combinations of held-out templates or values; add templates"
     with pytest.raises(DataError, match=message) as caught:
         finish(prompts, tmp_path / "health")
     assert "\n" not in str(caught.value)
@@ -474,8 +492,3 @@ def test_a_data_set_that_is_too_small_is_warned_about(tmp_path: Path) -> None:
     small = replace(manifest, counts={"train": 64})
     assert "64 train examples" in str(small_dataset_warning(0.5, 0.5, small))
     assert small_dataset_warning(0.0, 0.1, manifest) is not None
-
-
-def test_what_was_dropped_is_listed_most_first_with_the_setting_that_decides_it() -> None:
-    assert describe_dropped({"duplicate": 1, "cut_off": 12}) == "cut_off 12 (data.max_completion_tokens), duplicate 1"
-    assert describe_dropped({}) == "nothing"

@@ -118,13 +118,18 @@ def test_limit_on_a_file_keeps_the_order_of_the_file(tmp_path: Path) -> None:
     ("source", "content", "message"),
     [
         (file_source(path="raws.jsonl"), '{"prompt": "x"}', "no file .*raws.jsonl; in .*: rows.jsonl"),
-        (file_source(path="rows.txt"), "", "must end in one of .jsonl, .csv, .parquet"),
+        (file_source(path="rows.txt"), "", r"source 'rows': .*rows\.txt must end in \.jsonl, .*\.xlsx"),
         (file_source(), "", "'rows' .* is empty"),
         (file_source(), '{"prompt": "x"}\n{"prompt": \n', "line 2 is not valid JSON"),
         (file_source(), "[1, 2]\n", "line 1 is a list"),
-        (file_source(prompt="question"), '{"prompt": "x", "b": 1}', "no field 'question' .* fields there: prompt, b"),
-        (file_source(completion="answer"), '{"prompt": "x"}', "no field 'answer'"),
+        (file_source(prompt="question"), '{"prompt": "x", "b": 1}', "no column 'question' .* columns there: prompt, b"),
+        (file_source(completion="answer"), '{"prompt": "x"}', "no column 'answer'"),
         (file_source(id_field="n"), '{"prompt": "x", "n": 1}\n{"prompt": "y", "n": 1}', "n '1' is in .* twice"),
+        (file_source(id_field="m"), '{"prompt": "x", "n": 1}', "no column 'm' in .*; leave id_field out"),
+        (file_source(id_field="n"), '{"prompt": "x", "n": [1]}', "source 'rows': line 1: column 'n' is a list, not text"),
+        (file_source(), '{"prompt": "x"}\n{"prompt": ["y"]}', "rows.jsonl: line 2: column 'prompt' is a list, not text"),
+        (file_source(), '{"Frage": "x"}', r"no column of .* is a prompt; name it .*; columns there: Frage"),
+        (file_source(completions="teacher"), '{"text": "x"}', "running text without prompts for the teacher"),
     ],
 )
 def test_a_bad_file_is_one_clear_line(tmp_path: Path, source: FileSource, content: str, message: str) -> None:
@@ -136,7 +141,7 @@ def test_a_bad_file_is_one_clear_line(tmp_path: Path, source: FileSource, conten
 
 def test_damaged_files_are_data_errors(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").write_bytes(b"not parquet at all")
-    (tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "\xff"}\n')
+    (tmp_path / "rows.jsonl").write_bytes(b'{"prompt": "\xc3\xa9"}\n{"prompt": "\xc3\xa9"}\n{"prompt": "\xff"}\n')
     (tmp_path / "rows.csv").write_text("prompt\na,b\n", encoding="utf-8")
     for name in ("rows.parquet", "rows.jsonl", "rows.csv"):
         with pytest.raises(DataError, match="cannot read"):
@@ -146,6 +151,32 @@ def test_damaged_files_are_data_errors(tmp_path: Path) -> None:
 def test_a_row_without_a_prompt_is_not_a_document(tmp_path: Path) -> None:
     rows_file(tmp_path, [{"prompt": None, "a": "So."}])
     assert load(file_source(completion="a"), tmp_path)[0].text == ""
+
+
+def test_a_chat_is_a_prompt_and_its_answer_and_never_python_source(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    rows_file(tmp_path, [{"messages": chat}, {"conversations": [{"from": "human", "value": "How?"}]}])
+    assert [(e.prompt, e.completion) for e in load(file_source(), tmp_path)] == [("Why?", "So."), ("How?", "")]
+    rows_file(tmp_path, [{"prompt": chat[:1], "completion": chat[1:]}])
+    assert [(e.prompt, e.completion) for e in load(file_source(), tmp_path)] == [("Why?", "So.")]
+
+
+def test_running_text_is_cut_into_chunks_that_stay_together(tmp_path: Path) -> None:
+    rows_file(tmp_path, [{"text": "One short sentence."}, {"text": "A sentence of six words, repeated. " * 60}])
+    first, *others = load(file_source(), tmp_path)
+    assert (first.id, first.prompt, first.completion, first.topic) == ("rows/0#0", "", "One short sentence.", ("0",))
+    assert {e.topic for e in others} == {("1",)} and len(others) == 3
+    assert all(count_words(e.completion) <= 160 for e in others)
+
+
+def test_what_was_read_and_what_was_not_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("Frage;Antwort;Nr\nWhy?;So.;1\n;So.;2\n")
+    heard: list[str] = []
+    load(file_source(path="rows.csv", prompt="Frage"), tmp_path, say=heard.append)
+    assert heard == [
+        f"rows: {tmp_path / 'rows.csv'} is CSV separated by ';'",
+        "rows: 1 of 2 rows as Frage; 1 dropped without a prompt (row 3); other columns: Antwort, Nr",
+    ]
 
 
 def test_two_sources_with_one_id_are_refused() -> None:
@@ -166,7 +197,7 @@ def test_documents_are_cut_between_sentences_and_lose_no_word(tmp_path: Path) ->
     text = "\n\n".join(" ".join(f"Sentence {i} of {p} has seven words." for i in range(3)) for p in range(3))
     (tmp_path / "texts" / "deep" / "a.md").write_text(text, encoding="utf-8")
     (tmp_path / "texts" / "b.txt").write_text("word " * 40, encoding="utf-8")
-    (tmp_path / "texts" / "c.pdf").write_bytes(b"%PDF")
+    (tmp_path / "texts" / "c.png").write_bytes(b"")
     examples = load(documents(), tmp_path)
     assert all(e.prompt == "" and 0 < count_words(e.completion) <= 16 for e in examples)
     assert {e.topic for e in examples} == {("b.txt",), ("deep/a.md",)}
@@ -182,8 +213,8 @@ def test_missing_or_empty_document_folders_say_what_is_there(tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"no folder .*texts; in .*: other"):
         load(documents(), tmp_path)
     (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "a.pdf").touch()
-    with pytest.raises(DataError, match=r"no text in .txt or .md files .*: a\.pdf"):
+    (tmp_path / "texts" / "a.png").touch()
+    with pytest.raises(DataError, match=r"no text in \.txt, .* files in .*: a\.png"):
         load(documents(), tmp_path)
     with pytest.raises(DataError, match="no prompts for the teacher"):
         load(documents(completions="teacher"), tmp_path)
@@ -238,7 +269,7 @@ def test_the_teacher_s_prompts_are_asked_for_with_the_seed() -> None:
 
 def test_a_changed_file_changes_the_content_hash_and_another_file_does_not(tmp_path: Path) -> None:
     source = FileSource(kind="file", id="mine", license="MIT", path="mine.jsonl")
-    assert content_hash([source], tmp_path) == content_hash([], tmp_path)  # missing: load_examples says so
+    content_hash([source], tmp_path)  # missing: load_examples says so
     (tmp_path / "mine.jsonl").write_text('{"prompt": "a"}\n')
     before = content_hash([source], tmp_path)
     (tmp_path / "other.jsonl").write_text("{}")
@@ -252,5 +283,9 @@ def test_a_document_that_is_added_or_renamed_changes_the_content_hash(tmp_path: 
     (tmp_path / "papers").mkdir()
     (tmp_path / "papers" / "a.txt").write_text("one")
     before = content_hash([source], tmp_path)
+    (tmp_path / "papers" / ".git").mkdir()
+    (tmp_path / "papers" / ".git" / "index.txt").touch()
+    (tmp_path / "papers" / "b.png").touch()
+    assert content_hash([source], tmp_path) == before  # none of them is read
     (tmp_path / "papers" / "a.txt").rename(tmp_path / "papers" / "b.txt")
     assert content_hash([source], tmp_path) != before

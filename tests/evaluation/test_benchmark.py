@@ -283,12 +283,11 @@ def test_another_seed_keeps_another_sample() -> None:
     [
         ([{"prompt": "a?", "response": "A"}, "{no"], "line 2 is not valid JSON"),
         (["[1]"], "line 1 is a list, expected an object"),
-        ([{"instruction": "a?", "response": "A"}], "row 1 has no prompt or question; its fields: instruction, response"),
-        ([{}], "row 1 has no prompt or question; its fields: none"),
-        ([{"prompt": "a?", "response": ["A"]}], "row 1: response is a list, not a text"),
-        ([{"prompt": 3, "response": "A"}], "row 1: prompt is a int, not a text"),
-        (['{"prompt": "a?", "response": "\\ud800"}'], "surrogates not allowed"),
-        ([], "has no usable question: 0 have no response or completion or reference, 0 are longer than 800"),
+        ([{"ask": "a?", "response": "A"}], "line 1 has no question; its columns: ask, response; call it `prompt`"),
+        ([{}], "line 1 has no question; its columns: none"),
+        ([{"prompt": "a?", "response": ["A"]}], "line 1: column 'response' is a list, not text"),
+        ([{"prompt": True, "response": "A"}], "line 1: column 'prompt' is true, not text"),
+        ([], "has no usable question: 0 have no answer, 0 are longer than 800"),
         (
             [{"prompt": "a?"}, {"prompt": "b?", "response": "b" * 801}],
             "1 have no .*, 1 are longer than 800 characters; give it",
@@ -302,8 +301,8 @@ def test_a_malformed_file_gives_one_line(tmp_path: Path, rows: list[Any], words:
 
 
 def test_a_missing_or_binary_file_gives_one_line(tmp_path: Path) -> None:
-    (tmp_path / "other.jsonl").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "other.jsonl").write_bytes(b"\xff\xfe\x00")  # UTF-16, cut off
     with pytest.raises(DataError, match=r"no file of questions .*questions.jsonl; in .*: other.jsonl"):
         load_questions(tmp_path / "questions.jsonl")
-    with pytest.raises(DataError, match=r"cannot read questions from .*other.jsonl: 'utf-8' codec"):
+    with pytest.raises(DataError, match=r"cannot read .*other.jsonl: it is not utf-16"):
         load_questions(tmp_path / "other.jsonl")

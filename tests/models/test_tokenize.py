@@ -6,7 +6,7 @@ from support import tiny
 
 from factory.config.schema import TeacherContext, TeacherContexts
 from factory.models.chat import end_of_turn, prompt_ids
-from factory.models.tokenize import MAX_COMPLETION_TOKENS, token_text, token_texts, tokenize_examples
+from factory.models.tokenize import token_text, token_texts, tokenize_examples
 
 
 def test_only_the_teacher_s_prompt_has_the_context() -> None:
@@ -33,10 +33,10 @@ def test_the_teacher_s_prompt_has_the_context_of_the_row_s_source() -> None:
         assert row.teacher_prompt == prompt_ids(tokenizer, "what is light", context)
 
 
-def test_a_long_completion_is_truncated_on_the_right() -> None:
+def test_a_long_completion_is_whole_and_ends() -> None:
     [row] = tokenize_examples([{"prompt": "a", "completion": "light " * 900}], tiny.tokenizer(), TeacherContexts(tiny.CONTEXT))
-    assert len(row.completion) == MAX_COMPLETION_TOKENS
-    assert end_of_turn(tiny.tokenizer()) not in row.completion
+    assert tiny.tokenizer().decode(row.completion[:-1]) == "light " * 900
+    assert row.completion[-1] == end_of_turn(tiny.tokenizer())
 
 
 def test_a_token_that_is_part_of_a_character_shows_its_vocabulary_entry() -> None:

@@ -1,0 +1,72 @@
+"""Files as text: gzipped or not, in UTF-8, with a byte order mark, or in an encoding that is guessed."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO, TextIO, cast
+
+import charset_normalizer
+
+BLOCK = 1 << 20  # bytes that are read at once
+ENCODINGS = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "shift_jis", "gb18030", "big5", "euc_kr"]  # besides Unicode
+CONTROL = bytes(set(range(0x20)) - set(b"\t\n\r"))  # which make a text look like none
+BYTE_ORDER_MARKS = {  # UTF-32's first: UTF-16's begins the same
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """``with open_bytes(path) as file:`` unpacked where the name ends in .gz."""
+    return cast(BinaryIO, gzip.open(path)) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def open_text(path: Path, encoding: str) -> TextIO:
+    """``with open_text(path, encoding_of(path)) as file:`` with its own line ends, which CSV may have inside a cell."""
+    return io.TextIOWrapper(open_bytes(path), encoding, newline="")
+
+
+def encoding_of(path: Path) -> str:
+    """``encoding_of(path)`` → "utf-8": by its byte order mark, else UTF-8 where that fits, else guessed.
+
+    Raises: ValueError with the first wrong line where most lines outside ASCII are UTF-8, and so some are damaged.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    good = line = 0
+    bad: list[int] = []  # lines
+    sample = b""
+    with open_bytes(path) as file:
+        start = file.read(4)
+        for mark, encoding in BYTE_ORDER_MARKS.items():
+            if start.startswith(mark):
+                return encoding
+        file.seek(0)
+        for piece in chain(iter(partial(file.readline, BLOCK), b""), [b""]):
+            try:
+                good += not decoder.decode(piece, final=not piece).isascii()
+            except UnicodeDecodeError:
+                decoder.reset()
+                bad.append(line + 1)
+                sample += piece if len(sample) < BLOCK else b""
+            line += piece.endswith(b"\n")
+    if good > len(bad) > 0:
+        raise ValueError(f"line {bad[0]} is not UTF-8, as {good} others are; mend it, or save the file as UTF-8")
+    if not bad:
+        return "utf-8"
+    guess = charset_normalizer.from_bytes(sample.translate(None, CONTROL), cp_isolation=ENCODINGS).best()
+    if guess is None:
+        raise ValueError(f"line {bad[0]} is not UTF-8; save the file as UTF-8")
+    return guess.encoding
+
+
+def describe_encoding(encoding: str) -> str:
+    """``describe_encoding("cp1252") == ", cp1252"``; nothing for UTF-8, which is expected."""
+    return "" if encoding in ("utf-8", "utf-8-sig") else f", {encoding}"
