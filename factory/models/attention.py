@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
 from factory.errors import TrainingError
+from factory.models.vocabulary import trim_padding
 
 GROUPED = "factory_grouped"
 
@@ -27,8 +28,12 @@ class WithPrefix(NamedTuple):
 
 
 def load_causal_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """``load_causal_model(folder, device, torch.bfloat16)``: in evaluation mode, with the attention that suits the device."""
+    """``load_causal_model(folder, device, torch.bfloat16)``: in evaluation mode, with the attention that suits the device.
+
+    It has a row of embedding and head for every token of the folder's tokenizer, and none beyond (``trim_padding``).
+    """
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    trim_padding(model, AutoTokenizer.from_pretrained(folder))
     if device.type == "cpu":
         model.set_attn_implementation(GROUPED)
     loaded: PreTrainedModel = model.to(device).eval()

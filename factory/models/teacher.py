@@ -31,6 +31,7 @@ from factory.models.attention import load_causal_model
 from factory.models.chat import NO_CONTEXT, end_of_prompt, prompt_ids, shared_prefix, split_prefix, stop_tokens
 from factory.models.generation import sample
 from factory.models.references import ResolvedModel
+from factory.models.vocabulary import count_rows
 
 Progress = Callable[[int], None]
 CHUNK = 512  # prompts between writes to disk
@@ -52,13 +53,13 @@ class Teacher:
     @classmethod
     def load(cls, resolved: ResolvedModel, device: torch.device) -> Teacher:
         """The full-vocabulary teacher, in bfloat16."""
-        return cls(
-            lambda: load_causal_model(resolved.folder, device, torch.bfloat16),
-            AutoTokenizer.from_pretrained(resolved.folder),
-            resolved.sha256,
-            AutoConfig.from_pretrained(resolved.folder),
-            device,
-        )
+        tokenizer, config = AutoTokenizer.from_pretrained(resolved.folder), AutoConfig.from_pretrained(resolved.folder)
+        config.get_text_config().vocab_size = count_rows(tokenizer)  # as its weights have them once they are loaded
+
+        def load_model() -> PreTrainedModel:
+            return load_causal_model(resolved.folder, device, torch.bfloat16)
+
+        return cls(load_model, tokenizer, resolved.sha256, config, device)
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, revision: str) -> Teacher:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -171,6 +172,21 @@ def gemma(layers: int = 3, width: int = 32, seed: int = 0, vocabulary: int = 360
         query_pre_attn_scalar=8,
     )
     return Gemma3ForCausalLM(config).eval()
+
+
+def padded(model: PreTrainedModel, rows: int) -> PreTrainedModel:
+    """The same model with more embedding rows than tokens, as Qwen's are; a softmax that saw these would be all theirs."""
+    tokens = model.config.vocab_size
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    model.get_input_embeddings().weight.data[tokens:] = 10 * model.get_input_embeddings().weight.data[: rows - tokens]
+    return model
+
+
+def saved(folder: Path, model: PreTrainedModel, own: PreTrainedTokenizerFast | None = None) -> Path:
+    """``saved(tmp_path, tiny.llama())``: a transformers folder, with ``tokenizer()`` unless the model has its own."""
+    model.save_pretrained(folder)
+    (own or tokenizer()).save_pretrained(folder)
+    return folder
 
 
 def teacher(model: PreTrainedModel | None = None) -> Teacher:
