@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from factory.config.chat_template import PINNED, template_variables
 from factory.config.quantization import Grid
 from factory.config.settings import (
     DEFAULT_PROFILE,
@@ -110,6 +111,26 @@ class TeacherSpec(ModelSpec):
     chat_template: str | None = Field(
         default=None, description="Jinja chat template, for a teacher that has none or whose default system turn is unwanted."
     )
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(
+        default={},
+        description="Variables of the chat template, such as `enable_thinking: true`.",
+        json_schema_extra={"expects": "variables of the template, each with true, false, a number or text"},
+    )
+
+    @model_validator(mode="after")
+    def template_reads_its_variables(self) -> TeacherSpec:
+        given = set(self.chat_template_kwargs)
+        known = given if self.chat_template is None else template_variables(self.chat_template)
+        if unread := sorted(given - known):
+            raise ValueError(f"chat_template does not read {', '.join(unread)}, which chat_template_kwargs sets")
+        return self
+
+    @property
+    def template_parts(self) -> list[Any]:
+        """``cache_key(..., *teacher.template_parts)``: of what decides the chat template."""
+        known = None if self.chat_template is None else template_variables(self.chat_template)
+        plain = known is not None and not self.chat_template_kwargs and known.isdisjoint({"strftime_now", *PINNED})
+        return [self.chat_template, *([] if plain else [self.chat_template_kwargs, PINNED])]
 
 
 class SizeSpec(Strict):

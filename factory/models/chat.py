@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +13,11 @@ from factory.errors import ModelResolutionError
 
 NO_CONTEXT = TeacherContext()
 NO_CONTEXTS = TeacherContexts()  # of rows that the teacher sees as its student does
+ANSWERS = "An answer.", "Yes"  # with ends of two kinds, which a tokenizer might join with what follows
+NO_END = (
+    "the chat template does not end {} with a token of its own; write one after message['content'] in the family's "
+    "teacher.chat_template"
+)
 
 
 def messages(prompt: str, context: TeacherContext = NO_CONTEXT) -> list[dict[str, str]]:
@@ -29,7 +35,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, context: Teacher
     """
     if not prompt:
         return [start_token(tokenizer)]
-    return _ids(tokenizer, _render(tokenizer, messages(prompt, context), add_generation_prompt=True))
+    return _ids(tokenizer, render(tokenizer, messages(prompt, context), prompt=True))
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: str, *, ends: bool = True) -> list[int]:
@@ -38,17 +44,28 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: str, *, ends:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """``end_of_turn(tokenizer)``: the chat template's token after an answer (``<|im_end|>``, a newline, ...)."""
-    answer = "An answer."
-    turns = [*messages("A question?"), {"role": "assistant", "content": answer}]
-    opened = _render(tokenizer, messages("A question?"), add_generation_prompt=True) + answer
-    return _token_after(tokenizer, opened, _render(tokenizer, turns, add_generation_prompt=False), "an answer")
+    """``end_of_turn(tokenizer)``: the chat template's token after an answer (``<|im_end|>``, a newline, ...).
+
+    Raises: ModelResolutionError unless the template writes one token after any answer.
+    """
+    return _end_of_turn(tokenizer, str(tokenizer.chat_template or ""))
+
+
+@lru_cache(maxsize=16)
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
+    ends = set()
+    for answer in ANSWERS:
+        whole = render(tokenizer, [*messages("A question?"), {"role": "assistant", "content": answer}], prompt=False)
+        ends.add(_token_after(tokenizer, whole.rpartition(answer)[0] + answer, whole, "an answer"))
+    if len(ends) > 1:
+        raise ModelResolutionError(NO_END.format("an answer"))
+    return ends.pop()
 
 
 def end_of_prompt(tokenizer: PreTrainedTokenizerBase) -> int:
     """``end_of_prompt(tokenizer)``: the chat template's token after the user's words."""
     question = "A question?"
-    whole = _render(tokenizer, messages(question), add_generation_prompt=True)
+    whole = render(tokenizer, messages(question), prompt=True)
     return _token_after(tokenizer, whole.partition(question)[0] + question, whole, "a user's turn")
 
 
@@ -59,11 +76,11 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """``start_token(tokenizer)``: the first token of a document: begin of text, else end of text."""
+    """``start_token(tokenizer)``: the first token of a document: begin of text, else end of text, else the end of a turn."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if isinstance(token, int):
             return token
-    raise ModelResolutionError("the tokenizer has neither a bos nor an eos token, so a chunk of a document has no start token")
+    return end_of_turn(tokenizer)
 
 
 def _token_after(tokenizer: PreTrainedTokenizerBase, opened: str, whole: str, what: str) -> int:
@@ -71,17 +88,15 @@ def _token_after(tokenizer: PreTrainedTokenizerBase, opened: str, whole: str, wh
     begun, ids = _ids(tokenizer, opened), _ids(tokenizer, whole)
     shared = len(shared_prefix([begun, ids]))
     if shared != len(begun) or len(ids) == shared:
-        raise ModelResolutionError(
-            f"the chat template does not end {what} with a token of its own; write one after "
-            "message['content'] in the family's teacher.chat_template"
-        )
+        raise ModelResolutionError(NO_END.format(what))
     return int(ids[shared])
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+def render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, prompt: bool) -> str:
+    """``render(tokenizer, messages("What is gout?"), prompt=True)``: the text; a ``prompt`` ends where an answer begins."""
     if not tokenizer.chat_template:
         raise ModelResolutionError("the teacher has no chat template; set teacher.chat_template in the family file")
-    text: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+    text: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
     return str(text)
 
 

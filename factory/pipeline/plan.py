@@ -66,6 +66,7 @@ def plan(context: BuildContext, domains: Sequence[str], size: str, options: Buil
     own = [context.specs.domain(name) for name in dict.fromkeys(domains)]
     return [
         *steps,
+        *(Step("teacher", "on disk", note) for note in models.teacher_files.notes),
         *(step for spec in own for step in _data(context, models, spec, rate)),
         *(step for spec in _of_base(context, own) if making for step in _data(context, models, spec, rate)),
         _router(context),

@@ -96,7 +96,7 @@ class Gateway:
                 if request.echo:
                     return await self._score(target, request, prompts, max_tokens)
                 answer = Answer(target, CompletionFormat(appended_notice(target), request.logprobs))
-                call = EngineCall(target, answer, request.bodies(max_tokens), request.wants_usage)
+                call = EngineCall(target, answer, request.bodies(max_tokens, prompts), request.wants_usage)
                 return await self._answer(stack, context, call, stream=bool(request.stream))
 
     async def embed(self, http: Request, caller: Caller, request: EmbeddingRequest) -> Response:

@@ -190,12 +190,15 @@ class CompletionRequest(Generation):
                 message = f"{field} is not supported together with echo; leave it out"
                 raise APIError(400, message, code="unsupported_parameter", param=field)
 
-    def bodies(self, max_tokens: int) -> list[JsonObject]:
-        """Bodies for the engine's ``/v1/completions``, one per prompt: llama.cpp reports only the first prompt's usage."""
+    def bodies(self, max_tokens: int, prompts: Sequence[list[int]]) -> list[JsonObject]:
+        """Bodies for the engine's ``/v1/completions``, one per prompt: llama.cpp reports only the first prompt's usage.
+
+        The prompts go as ids, so that the engine reads what was counted: begin-of-text too, where the tokenizer adds it.
+        """
         settings = self.settings(max_tokens)
         if self.logprobs is not None:
             settings["logprobs"] = max(1, self.logprobs)  # llama.cpp takes 0 for none
-        return [{"prompt": prompt, **settings} for prompt in self.prompts]
+        return [{"prompt": prompt, **settings} for prompt in prompts]
 
 
 class EmbeddingRequest(Request):

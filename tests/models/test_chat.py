@@ -27,6 +27,15 @@ EOS = (  # the Mistral kind
     "{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
 )
 ENDLESS = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}{{ '' if add_generation_prompt }}"
+THINKS = (  # as Qwen3's successors: a block that the prompt leaves open, and an empty one before an answer
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+UNLIKE = (  # an end that depends on the answer
+    "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}"
+    "{{ '\n' if m['content'][-1] == '.' else '<|im_end|>' }}{% endif %}{% endfor %}"
+)
 REWRITES = "{% for m in messages %}{{ m['content'] | upper + '<|im_end|>' }}{% endfor %}"
 
 
@@ -36,15 +45,16 @@ REWRITES = "{% for m in messages %}{{ m['content'] | upper + '<|im_end|>' }}{% e
         (tiny.CHATML, {}, "<|im_end|>"),
         (NEWLINE, {}, "\n"),
         (EOS, {"eos_token": "<|endoftext|>"}, "<|endoftext|>"),
+        (THINKS, {}, "<|im_end|>"),
     ],
-    ids=["a token of its own", "a newline", "end of text"],
+    ids=["a token of its own", "a newline", "end of text", "after a think block"],
 )
 def test_the_end_of_an_answer_is_what_the_template_writes_there(template: str, named: dict[str, str], end: str) -> None:
     tokenizer = tiny.tokenizer(template, **named)
     assert tokenizer.decode([end_of_turn(tokenizer)]) == end
 
 
-@pytest.mark.parametrize("template", [ENDLESS, REWRITES], ids=["nothing after an answer", "the answer itself changed"])
+@pytest.mark.parametrize("template", [ENDLESS, REWRITES, UNLIKE], ids=["nothing", "the answer itself changed", "by the answer"])
 def test_a_template_without_an_end_is_refused_with_what_to_do(template: str) -> None:
     with pytest.raises(ModelResolutionError, match=r"does not end an answer .* teacher.chat_template"):
         end_of_turn(tiny.tokenizer(template))
@@ -111,8 +121,7 @@ def test_a_document_chunk_begins_with_a_start_token_and_has_no_end_nor_context()
     assert completion_ids(tokenizer, "students learn") == [*chunk, end_of_turn(tokenizer)]
 
 
-def test_the_start_token_is_bos_else_eos_else_an_error() -> None:
+def test_the_start_token_is_bos_else_eos_else_the_end_of_a_turn() -> None:
     assert start_token(tiny.tokenizer()) == 1
-    assert start_token(tiny.tokenizer(bos_token=None)) == 2
-    with pytest.raises(ModelResolutionError, match="neither a bos nor an eos token"):
-        start_token(tiny.tokenizer(bos_token=None, eos_token=None))
+    assert start_token(tiny.tokenizer(bos_token=None, eos_token="<|endoftext|>")) == 0
+    assert start_token(tiny.tokenizer(bos_token=None, eos_token=None)) == 2

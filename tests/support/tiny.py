@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+CONTROL_TOKEN = re.compile(r"<\|?[^<>'\"\s{}|/]+\|?>|<[\uff5c|][^<>'\"\s]+[\uff5c|]>|\[gMASK\]")
 WORDS = [
     "what",
     "are",
@@ -98,6 +100,21 @@ def tokenizer(template: str | None = CHATML, **named: Any) -> PreTrainedTokenize
     """Byte-level BPE of 360 tokens, as SmolLM2's; answers end with ``<|im_end|>``."""
     names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"} | named
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_trained()), chat_template=template, **names)
+
+
+def with_control_tokens(template: str, *, begins: bool = False, **named: Any) -> PreTrainedTokenizerFast:
+    """The same tokens and those of somebody's chat template, as a model of that template has them.
+
+    ``begins``: a text of its own begins with begin-of-text, as Llama's and Gemma's does.
+    """
+    names = {"bos_token": "<bos>", "eos_token": "<|endoftext|>"} | named
+    own, control = tokenizer(template, **names), set(CONTROL_TOKEN.findall(template)) - {"<think>", "</think>"}
+    own.add_special_tokens({"additional_special_tokens": sorted(control)})
+    if begins:
+        backend: Any = own.backend_tokenizer
+        bos = [("<bos>", own.bos_token_id)]
+        backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=bos)
+    return own
 
 
 def digits_apart(template: str | None = CHATML) -> PreTrainedTokenizerFast:
