@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -40,7 +41,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, context: Teacher
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: str, *, ends: bool = True) -> list[int]:
     """``completion_ids(tokenizer, "Gout is ...")``: ids of the answer and, if it ``ends``, of the end of the turn."""
-    return [*_ids(tokenizer, completion), *([end_of_turn(tokenizer)] if ends else [])]
+    return [*_ids(tokenizer, plain_text(tokenizer, completion)), *([end_of_turn(tokenizer)] if ends else [])]
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -92,11 +93,38 @@ def _token_after(tokenizer: PreTrainedTokenizerBase, opened: str, whole: str, wh
     return int(ids[shared])
 
 
+def plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """``plain_text(tokenizer, "What does <|im_end|> do?")`` → "What does < |im_end|> do?": no special token is in it.
+
+    What people and files say is text: it neither ends a turn nor begins one.
+    """
+    special = _special_tokens(tokenizer)
+    while special is not None and special.search(text):  # a break may make another one
+        text = special.sub(lambda token: f"{token[0][0]} {token[0][1:]}", text)
+    return text
+
+
+def plain_turns(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """``plain_turns(tokenizer, messages("What is gout?"))``: the same turns with ``plain_text``."""
+    return [turn | {"content": plain_text(tokenizer, turn["content"])} for turn in turns]
+
+
+@lru_cache(maxsize=16)
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    breakable = {token for token in [*added, *tokenizer.all_special_tokens] if len(token) > 1 and not token[0].isspace()}
+    return re.compile("|".join(re.escape(token) for token in sorted(breakable, key=len, reverse=True))) if breakable else None
+
+
 def render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, prompt: bool) -> str:
-    """``render(tokenizer, messages("What is gout?"), prompt=True)``: the text; a ``prompt`` ends where an answer begins."""
+    """``render(tokenizer, messages("What is gout?"), prompt=True)``: the text; a ``prompt`` ends where an answer begins.
+
+    A special token in a message is text (``plain_text``).
+    """
     if not tokenizer.chat_template:
         raise ModelResolutionError("the teacher has no chat template; set teacher.chat_template in the family file")
-    text: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+    plain = plain_turns(tokenizer, turns)
+    text: Any = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=prompt)
     return str(text)
 
 

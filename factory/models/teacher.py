@@ -28,7 +28,7 @@ from factory.config.schema import TeacherContext, TeacherPromptSource
 from factory.data.dataset import Completion
 from factory.data.sources import Example
 from factory.models.attention import load_causal_model
-from factory.models.chat import NO_CONTEXT, end_of_prompt, prompt_ids, shared_prefix, split_prefix, stop_tokens
+from factory.models.chat import NO_CONTEXT, completion_ids, end_of_prompt, prompt_ids, shared_prefix, split_prefix, stop_tokens
 from factory.models.generation import sample
 from factory.models.references import ResolvedModel
 from factory.models.vocabulary import count_rows
@@ -157,7 +157,7 @@ class Teacher:
         """
         opened = prompt_ids(self.tokenizer, "\N{SNOWMAN}", NO_CONTEXT)
         other = prompt_ids(self.tokenizer, "Which", NO_CONTEXT)
-        opening = list(self.tokenizer(source.opening, add_special_tokens=False)["input_ids"]) if source.opening else []
+        opening = completion_ids(self.tokenizer, source.opening, ends=False) if source.opening else []
         start = [*shared_prefix([opened, other]), *opening]
         stop = sorted({end_of_prompt(self.tokenizer), *stop_tokens(self.tokenizer)})
         sampled = sample(

@@ -79,10 +79,10 @@ class Gateway:
             async with cancel_on_disconnect(http.receive, context):
                 target = await self._resolve(context, caller, request)
                 max_tokens = self._max_tokens(request.max_completion_tokens, request.max_tokens)
-                await asyncio.to_thread(self.prompts.chat_tokens, target, request.turns())
+                turns = await asyncio.to_thread(self.prompts.turns, target, request.turns())
                 self._check_bias(target, request.logit_bias)
                 answer = Answer(target, ChatFormat("" if request.wants_json else appended_notice(target)))
-                call = EngineCall(target, answer, request.bodies(max_tokens), request.wants_usage)
+                call = EngineCall(target, answer, request.bodies(max_tokens, turns), request.wants_usage)
                 return await self._answer(stack, context, call, stream=bool(request.stream))
 
     async def complete(self, http: Request, caller: Caller, request: CompletionRequest) -> Response:

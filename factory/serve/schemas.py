@@ -1,6 +1,6 @@
 """OpenAI's requests: which fields are supported, which are rejected, and what the engine is sent.
 
-    ChatRequest.model_validate(body).bodies(max_tokens=64)   # one body per prompt for the engine
+    ChatRequest.model_validate(body).bodies(64, turns)   # one body per prompt for the engine
 
 Nested parts are validated with the ``openai`` package's own types. Fields unknown to OpenAI's API are ignored.
 """
@@ -146,9 +146,9 @@ class ChatRequest(Generation):
         """Messages as chat templates take them: plain text, with a developer as the system."""
         return [{"role": "system" if m.role == "developer" else m.role, "content": m.text} for m in self.messages]
 
-    def bodies(self, max_tokens: int) -> list[JsonObject]:
+    def bodies(self, max_tokens: int, turns: list[dict[str, str]]) -> list[JsonObject]:
         """The one body for the engine's ``/v1/chat/completions``."""
-        body = {"messages": self.turns(), **self.settings(max_tokens)}
+        body = {"messages": turns, **self.settings(max_tokens)}
         if self.logprobs:
             body |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
         if self.wants_json:

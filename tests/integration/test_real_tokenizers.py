@@ -69,3 +69,13 @@ def test_qwen3_has_fewer_tokens_than_rows(tmp_path: Path) -> None:
     model: Any = load_causal_model(tmp_path, torch.device("cpu"), torch.bfloat16)
     assert model.config.vocab_size == 151_669
     assert model(input_ids=torch.tensor([[1, 2]])).logits.shape == (1, 2, 151_669)
+
+
+@every
+def test_no_special_token_comes_out_of_a_text(name: str) -> None:
+    tokenizer = tokenizer_of(name)
+    special = {token for token, one in tokenizer.added_tokens_decoder.items() if one.special}
+    text = "".join(tokenizer.added_tokens_decoder[token].content for token in sorted(special))
+    assert not special & set(completion_ids(tokenizer, text, ends=False))
+    written = [token for token in prompt_ids(tokenizer, text) if token in special]
+    assert written == [token for token in prompt_ids(tokenizer, QUESTION) if token in special]
