@@ -23,8 +23,8 @@ from factory.models.base import Base, load_base, load_student
 from factory.models.chat import prompt_ids
 from factory.models.embedding_head import EmbeddingHead, embed_texts, load_embedding_head, text_ids
 from factory.models.generation import generate_text
-from factory.models.references import resolve
 from factory.models.teacher import Teacher
+from factory.models.templates import resolve_teacher
 from factory.models.tokenize import token_text
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
@@ -110,8 +110,7 @@ def load_version(
 
 def load_family_teacher(family: FamilySpec, specs: Specs, device: torch.device) -> Teacher:
     """``load_family_teacher(specs.family("default"), specs, device)``: with its whole vocabulary."""
-    resolved = resolve(family.teacher, root=specs.root, chat_template=family.teacher.chat_template)
-    return Teacher.load(resolved, device)
+    return Teacher.load(resolve_teacher(family.teacher, root=specs.root), device)
 
 
 def matching_family(version: Version, specs: Specs) -> FamilySpec:

@@ -59,9 +59,10 @@ def can_build(findings: list[Finding]) -> bool:
 def fetch_models(family: FamilySpec, root: Path) -> list[str]:
     """``fetch_models(specs.family("default"), specs.root)``: fetches a family's models; returns their references."""
     from factory.models.references import resolve
+    from factory.models.templates import resolve_teacher
 
     bases = [size.base for size in family.sizes.values() if size.base is not None]
-    resolve(family.teacher, root=root, chat_template=family.teacher.chat_template)
+    resolve_teacher(family.teacher, root=root)
     for spec in (family.encoder, *bases):
         resolve(spec, root=root)
     return [spec.model for spec in (family.teacher, family.encoder, *bases)]

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from factory.config.chat_template import PINNED, template_variables
 from factory.config.quantities import ByteCount, ParameterCount
 from factory.config.quantization import Grid
 from factory.config.sources import Strict
@@ -14,9 +15,9 @@ from factory.config.sources import Strict
 # No part of a name begins with a dot, so none leads out of a folder; a requirement is one version, no URL and no option of pip.
 PATH = r"[^\s/\\.][^\s/\\]*(/[^\s/\\.][^\s/\\]*)*"
 VERSION = r"([0-9]+!)?[0-9]+(\.[0-9]+)*((a|b|rc)[0-9]+)?(\.post[0-9]+)?(\.dev[0-9]+)?"  # PEP 440, as PyPI has them
-PINNED = rf"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?=={VERSION}"
-REQUIREMENT = rf"^{PINNED}$"
-MODEL = rf"^(hub:[\w-][\w.-]*(/[\w-][\w.-]*)?@{PATH}|path:\S+|pypi:{PINNED}/{PATH}/?)$"
+PINNED_PACKAGE = rf"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?=={VERSION}"
+REQUIREMENT = rf"^{PINNED_PACKAGE}$"
+MODEL = rf"^(hub:[\w-][\w.-]*(/[\w-][\w.-]*)?@{PATH}|path:\S+|pypi:{PINNED_PACKAGE}/{PATH}/?)$"
 SHA256 = r"^[0-9a-f]{64}$"
 DEVICE_GRID: Grid = "q4_1"  # of a size with `max_bytes`
 
@@ -48,6 +49,26 @@ class TeacherSpec(ModelSpec):
     chat_template: str | None = Field(
         default=None, description="Jinja chat template, for a teacher that has none or whose default system turn is unwanted."
     )
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(
+        default={},
+        description="Variables of the chat template, such as `enable_thinking: true`.",
+        json_schema_extra={"expects": "variables of the template, each with true, false, a number or text"},
+    )
+
+    @model_validator(mode="after")
+    def template_reads_its_variables(self) -> TeacherSpec:
+        given = set(self.chat_template_kwargs)
+        known = given if self.chat_template is None else template_variables(self.chat_template)
+        if unread := sorted(given - known):
+            raise ValueError(f"chat_template does not read {', '.join(unread)}, which chat_template_kwargs sets")
+        return self
+
+    @property
+    def template_parts(self) -> list[Any]:
+        """``cache_key(..., *teacher.template_parts)``: of what decides the chat template."""
+        known = None if self.chat_template is None else template_variables(self.chat_template)
+        plain = known is not None and not self.chat_template_kwargs and known.isdisjoint({"strftime_now", *PINNED})
+        return [self.chat_template, *([] if plain else [self.chat_template_kwargs, PINNED])]
 
 
 class SizeSpec(Strict):

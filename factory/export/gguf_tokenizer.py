@@ -16,7 +16,7 @@ from gguf import GGUFWriter, TokenType
 from transformers import PreTrainedTokenizerBase
 
 from factory.errors import ExportError
-from factory.models.chat import end_of_turn, prompt_ids
+from factory.models.chat import end_of_turn
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's space
@@ -110,11 +110,10 @@ def _write_special_tokens(writer: GGUFWriter, tokenizer: Any) -> None:
         if (token := getattr(tokenizer, key)) is not None:
             write(token)
     bos = tokenizer.bos_token_id
-    adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
-        adds_bos = adds_bos and prompt_ids(tokenizer, "a")[0] != bos  # the template writes it: a prompt would have two
         if (end := end_of_turn(tokenizer)) != tokenizer.eos_token_id:
             writer.add_eot_token_id(end)
-    writer.add_add_bos_token(adds_bos)
+    # Where there is a template, begin-of-text is the template's to write, in a GGUF as in training.
+    writer.add_add_bos_token(not tokenizer.chat_template and bos is not None and tokenizer("a")["input_ids"][:1] == [bos])
     writer.add_add_eos_token(False)

@@ -15,7 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import eager_mask
 
 from factory.errors import TrainingError
-from factory.models.folders import load_weights
+from factory.models.folders import load_tokenizer, load_weights
+from factory.models.vocabulary import trim_padding
 
 GROUPED = "factory_grouped"
 
@@ -30,9 +31,11 @@ class WithPrefix(NamedTuple):
 def load_causal_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """``load_causal_model(folder, device, torch.bfloat16)``: in evaluation mode, with the attention that suits the device.
 
+    It has a row of embedding and head for every token of the folder's tokenizer, and none beyond (``trim_padding``).
     Raises: ModelResolutionError where transformers refuses the folder, or weights are missing.
     """
     model: Any = load_weights(folder, dtype)
+    trim_padding(model, load_tokenizer(folder))
     if device.type == "cpu":
         model.set_attn_implementation(GROUPED)
     loaded: PreTrainedModel = model.to(device).eval()

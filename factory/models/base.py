@@ -94,7 +94,6 @@ def load_external_base(folder: Path, teacher: Teacher) -> Base:
     model: Any = load_causal_model(folder, teacher.device, torch.float32)
     tokenizer = load_tokenizer(folder)
     check_vocabularies(tokenizer, teacher.tokenizer)
-    model.resize_token_embeddings(len(tokenizer))  # some models pad their embedding rows
     tokenizer.chat_template = teacher.tokenizer.chat_template
     model.generation_config.eos_token_id = stop_tokens(tokenizer)
     check_head(model)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +14,11 @@ from factory.errors import ModelResolutionError
 
 NO_CONTEXT = TeacherContext()
 NO_CONTEXTS = TeacherContexts()  # of rows that the teacher sees as its student does
+ANSWERS = "An answer.", "Yes"  # with ends of two kinds, which a tokenizer might join with what follows
+NO_END = (
+    "the chat template does not end {} with a token of its own; write one after message['content'] in the family's "
+    "teacher.chat_template"
+)
 
 
 def messages(prompt: str, context: TeacherContext = NO_CONTEXT) -> list[dict[str, str]]:
@@ -29,26 +36,37 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, context: Teacher
     """
     if not prompt:
         return [start_token(tokenizer)]
-    return _ids(tokenizer, _render(tokenizer, messages(prompt, context), add_generation_prompt=True))
+    return _ids(tokenizer, render(tokenizer, messages(prompt, context), prompt=True))
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, completion: str, *, ends: bool = True) -> list[int]:
     """``completion_ids(tokenizer, "Gout is ...")``: ids of the answer and, if it ``ends``, of the end of the turn."""
-    return [*_ids(tokenizer, completion), *([end_of_turn(tokenizer)] if ends else [])]
+    return [*_ids(tokenizer, plain_text(tokenizer, completion)), *([end_of_turn(tokenizer)] if ends else [])]
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """``end_of_turn(tokenizer)``: the chat template's token after an answer (``<|im_end|>``, a newline, ...)."""
-    answer = "An answer."
-    turns = [*messages("A question?"), {"role": "assistant", "content": answer}]
-    opened = _render(tokenizer, messages("A question?"), add_generation_prompt=True) + answer
-    return _token_after(tokenizer, opened, _render(tokenizer, turns, add_generation_prompt=False), "an answer")
+    """``end_of_turn(tokenizer)``: the chat template's token after an answer (``<|im_end|>``, a newline, ...).
+
+    Raises: ModelResolutionError unless the template writes one token after any answer.
+    """
+    return _end_of_turn(tokenizer, str(tokenizer.chat_template or ""))
+
+
+@lru_cache(maxsize=16)
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str) -> int:
+    ends = set()
+    for answer in ANSWERS:
+        whole = render(tokenizer, [*messages("A question?"), {"role": "assistant", "content": answer}], prompt=False)
+        ends.add(_token_after(tokenizer, whole.rpartition(answer)[0] + answer, whole, "an answer"))
+    if len(ends) > 1:
+        raise ModelResolutionError(NO_END.format("an answer"))
+    return ends.pop()
 
 
 def end_of_prompt(tokenizer: PreTrainedTokenizerBase) -> int:
     """``end_of_prompt(tokenizer)``: the chat template's token after the user's words."""
     question = "A question?"
-    whole = _render(tokenizer, messages(question), add_generation_prompt=True)
+    whole = render(tokenizer, messages(question), prompt=True)
     return _token_after(tokenizer, whole.partition(question)[0] + question, whole, "a user's turn")
 
 
@@ -59,11 +77,11 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """``start_token(tokenizer)``: the first token of a document: begin of text, else end of text."""
+    """``start_token(tokenizer)``: the first token of a document: begin of text, else end of text, else the end of a turn."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if isinstance(token, int):
             return token
-    raise ModelResolutionError("the tokenizer has neither a bos nor an eos token, so a chunk of a document has no start token")
+    return end_of_turn(tokenizer)
 
 
 def _token_after(tokenizer: PreTrainedTokenizerBase, opened: str, whole: str, what: str) -> int:
@@ -71,17 +89,42 @@ def _token_after(tokenizer: PreTrainedTokenizerBase, opened: str, whole: str, wh
     begun, ids = _ids(tokenizer, opened), _ids(tokenizer, whole)
     shared = len(shared_prefix([begun, ids]))
     if shared != len(begun) or len(ids) == shared:
-        raise ModelResolutionError(
-            f"the chat template does not end {what} with a token of its own; write one after "
-            "message['content'] in the family's teacher.chat_template"
-        )
+        raise ModelResolutionError(NO_END.format(what))
     return int(ids[shared])
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+def plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """``plain_text(tokenizer, "What does <|im_end|> do?")`` → "What does < |im_end|> do?": no special token is in it.
+
+    What people and files say is text: it neither ends a turn nor begins one.
+    """
+    special = _special_tokens(tokenizer)
+    while special is not None and special.search(text):  # a break may make another one
+        text = special.sub(lambda token: f"{token[0][0]} {token[0][1:]}", text)
+    return text
+
+
+def plain_turns(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """``plain_turns(tokenizer, messages("What is gout?"))``: the same turns with ``plain_text``."""
+    return [turn | {"content": plain_text(tokenizer, turn["content"])} for turn in turns]
+
+
+@lru_cache(maxsize=16)
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    breakable = {token for token in [*added, *tokenizer.all_special_tokens] if len(token) > 1 and not token[0].isspace()}
+    return re.compile("|".join(re.escape(token) for token in sorted(breakable, key=len, reverse=True))) if breakable else None
+
+
+def render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, prompt: bool) -> str:
+    """``render(tokenizer, messages("What is gout?"), prompt=True)``: the text; a ``prompt`` ends where an answer begins.
+
+    A special token in a message is text (``plain_text``).
+    """
     if not tokenizer.chat_template:
         raise ModelResolutionError("the teacher has no chat template; set teacher.chat_template in the family file")
-    text: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+    plain = plain_turns(tokenizer, turns)
+    text: Any = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=prompt)
     return str(text)
 
 

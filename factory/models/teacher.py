@@ -24,11 +24,12 @@ from factory.config.schema import TeacherContext, TeacherPromptSource
 from factory.data.dataset import Completion
 from factory.data.sources import Example
 from factory.models.attention import load_causal_model
-from factory.models.chat import NO_CONTEXT, end_of_prompt, prompt_ids, shared_prefix, split_prefix, stop_tokens
+from factory.models.chat import NO_CONTEXT, completion_ids, end_of_prompt, prompt_ids, shared_prefix, split_prefix, stop_tokens
 from factory.models.dimensions import parameters_of
 from factory.models.folders import load_config, load_tokenizer
 from factory.models.generation import sample
 from factory.models.references import ResolvedModel
+from factory.models.vocabulary import count_rows
 
 Progress = Callable[[int], None]
 CHUNK = 512  # prompts between writes to disk
@@ -50,13 +51,13 @@ class Teacher:
     @classmethod
     def load(cls, resolved: ResolvedModel, device: torch.device) -> Teacher:
         """The full-vocabulary teacher, in bfloat16."""
-        return cls(
-            lambda: load_causal_model(resolved.folder, device, torch.bfloat16),
-            load_tokenizer(resolved.folder),
-            resolved.sha256,
-            load_config(resolved.folder),
-            device,
-        )
+        tokenizer, config = load_tokenizer(resolved.folder), load_config(resolved.folder)
+        config.get_text_config().vocab_size = count_rows(tokenizer)  # as its weights have them once they are loaded
+
+        def load_model() -> PreTrainedModel:
+            return load_causal_model(resolved.folder, device, torch.bfloat16)
+
+        return cls(load_model, tokenizer, resolved.sha256, config, device)
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, revision: str) -> Teacher:
@@ -152,7 +153,7 @@ class Teacher:
         """
         opened = prompt_ids(self.tokenizer, "\N{SNOWMAN}", NO_CONTEXT)
         other = prompt_ids(self.tokenizer, "Which", NO_CONTEXT)
-        opening = list(self.tokenizer(source.opening, add_special_tokens=False)["input_ids"]) if source.opening else []
+        opening = completion_ids(self.tokenizer, source.opening, ends=False) if source.opening else []
         start = [*shared_prefix([opened, other]), *opening]
         stop = sorted({end_of_prompt(self.tokenizer), *stop_tokens(self.tokenizer)})
         sampled = sample(

@@ -36,9 +36,9 @@ import torch
 from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from factory.errors import TrainingError
+from factory.errors import ModelResolutionError, TrainingError
 
 # Added tokens without a meaning yet (Gemma 3 has 6,242); kept only if a text contains them.
 PLACEHOLDER = re.compile(r"<\|?(unused|reserved|extra_id)\w*?\d+\|?>|\[unused\d+\]")
@@ -156,6 +156,27 @@ def trim_embeddings(model: PreTrainedModel, kept: Sequence[int]) -> None:
     for config in configs.values():  # the text's config is often the same object: renumber it once
         if config is not None:
             _renumber(config, new_ids)
+
+
+def trim_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """``trim_padding(model, tokenizer)``: in place, embedding and head lose the rows beyond the tokenizer's tokens.
+
+    Models pad them: Qwen3 has 151,936 rows for 151,669 tokens, and Qwen2.5's sizes differ among themselves. No text reaches
+    such a row, but a softmax, a top-k or an argmax would. Raises: ModelResolutionError if a token has no row.
+    """
+    tokens, rows = count_rows(tokenizer), int(model.get_input_embeddings().weight.shape[0])
+    if tokens > rows:
+        raise ModelResolutionError(
+            f"{model.name_or_path} has {rows} embedding rows for {tokens} tokens; resize its embeddings, or remove the "
+            "tokens that were added to its tokenizer"
+        )
+    if tokens < rows:
+        trim_embeddings(model, range(tokens))
+
+
+def count_rows(tokenizer: PreTrainedTokenizerBase) -> int:
+    """``count_rows(tokenizer)``: the embedding rows that it needs; more than its tokens where ids are left out."""
+    return 1 + max(tokenizer.get_vocab().values())
 
 
 def vocabulary_growth(original: PreTrainedTokenizerFast, trimmed: PreTrainedTokenizerFast, texts: Iterable[str]) -> float:

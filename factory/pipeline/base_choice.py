@@ -34,7 +34,7 @@ def settings_key(context: BuildContext, teacher_sha256: str, size: str) -> str:
     return cache_key(
         BASE_FORMAT,
         teacher_sha256,
-        family.teacher.chat_template,
+        *family.teacher.template_parts,
         family.encoder.model_dump(),
         spec.dump(),
         None if spec.trimmed else heal.model_dump(exclude={"report_to", "checks"}),

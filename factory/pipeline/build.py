@@ -64,6 +64,8 @@ def build_student(context: BuildContext, domain: str, size: str, options: BuildO
     canaries = make_canaries(options.canaries_in(spec), context.seed)
 
     models = resolve_models(context.family, context.specs.root, context.device)
+    for note in models.teacher_files.notes:
+        context.say(f"teacher: {note}")
     data = make_dataset(context, models, spec)
     base = make_base(context, models, size, spec, pinned=options.base, rebuild=options.rebuild_base)
     eval_data = gather_eval_data(context, models, data, canaries)

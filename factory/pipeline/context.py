@@ -21,8 +21,9 @@ from factory.config.schema import DomainSpec, FamilySpec, Settings, Specs
 from factory.energy import Meter
 from factory.evaluation.stats import BootstrapConfig
 from factory.models.device import pick_device
-from factory.models.references import ResolvedModel, load_encoder, resolve
+from factory.models.references import ResolvedModel, load_encoder
 from factory.models.teacher import Teacher
+from factory.models.templates import resolve_teacher
 from factory.registry.provenance import git_commit
 from factory.registry.registry import Registry
 
@@ -136,5 +137,5 @@ def resolve_models(family: FamilySpec, root: Path, device: torch.device) -> Fami
 
     Raises: ModelResolutionError for a reference that cannot become a checked local folder.
     """
-    files = resolve(family.teacher, root=root, chat_template=family.teacher.chat_template)
+    files = resolve_teacher(family.teacher, root=root)
     return FamilyModels(family, root, device, files, Teacher.load(files, device))

@@ -149,7 +149,7 @@ def dataset_key(context: BuildContext, teacher_sha256: str, spec: DomainSpec) ->
         context.settings(spec).data.model_dump(),
         context.seed,
         teacher_sha256,
-        family.teacher.chat_template,
+        *family.teacher.template_parts,
         family.encoder.model_dump(),
         [source.model_dump() for source in family.pool],
         router_key(context) if family.pool and not spec.private else None,

@@ -52,6 +52,7 @@ def plan(context: BuildContext, domains: Sequence[str], size: str, options: Buil
     base = plan_base(context, models, size, options, rate, own)
     return [
         *steps,
+        *(Step("teacher", "on disk", note) for note in models.teacher_files.notes),
         *(step for spec in own for step in _data(context, models, spec, rate)),
         *(step for spec in _of_base(context, own) if base.heals for step in _data(context, models, spec, rate)),
         _router(context),

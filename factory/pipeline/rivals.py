@@ -17,7 +17,8 @@ from factory.models.adapter import load_adapter
 from factory.models.attention import load_causal_model
 from factory.models.chat import NO_CONTEXT
 from factory.models.folders import load_tokenizer
-from factory.models.references import ResolvedModel, resolve
+from factory.models.references import ResolvedModel
+from factory.models.templates import resolve_teacher
 from factory.pipeline.context import BuildContext
 from factory.pipeline.fine_tuning import FineTuning
 from factory.registry.versions import Version
@@ -50,7 +51,7 @@ class Rival:
 
 def model_files(context: BuildContext, spec: TeacherSpec) -> ResolvedModel:
     """``model_files(context, family.teacher)``: fetched where they are missing."""
-    return resolve(spec, root=context.specs.root, chat_template=spec.chat_template)
+    return resolve_teacher(spec, root=context.specs.root)
 
 
 def students(context: BuildContext, version: Version) -> list[Rival]:

@@ -75,10 +75,10 @@ class Gateway:
             async with cancel_on_disconnect(http.receive, context):
                 target = await self._resolve(context, caller, request)
                 max_tokens = self._max_tokens(request.max_completion_tokens, request.max_tokens)
-                await asyncio.to_thread(self.prompts.chat_tokens, target, request.turns())
+                turns = await asyncio.to_thread(self.prompts.turns, target, request.turns())
                 self._check_bias(target, request.logit_bias)
                 answer = Answer(target, ChatFormat("" if request.wants_json else appended_notice(target)))
-                call = EngineCall(target, answer, request, request.bodies(max_tokens))
+                call = EngineCall(target, answer, request, request.bodies(max_tokens, turns))
                 return await self._answer(stack, context, call, stream=bool(request.stream))
 
     async def complete(self, http: Request, caller: Caller, request: CompletionRequest) -> Response:
@@ -92,7 +92,7 @@ class Gateway:
                 if request.echo:
                     return await self._score(target, request, prompts, max_tokens)
                 answer = Answer(target, CompletionFormat(appended_notice(target), request.logprobs))
-                call = EngineCall(target, answer, request, request.bodies(max_tokens))
+                call = EngineCall(target, answer, request, request.bodies(max_tokens, prompts))
                 return await self._answer(stack, context, call, stream=bool(request.stream))
 
     async def embed(self, http: Request, caller: Caller, request: EmbeddingRequest) -> Response:

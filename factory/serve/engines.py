@@ -123,7 +123,7 @@ class GgufFiles:
             write_base_gguf(teacher.model, teacher.tokenizer, path, kind, name=TEACHER, license=spec.license)
             teacher.release()
 
-        key = cache_key(models.teacher_files.sha256, spec.chat_template)
+        key = cache_key(models.teacher_files.sha256, *spec.template_parts)
         return _write_once(_folder(key) / f"{kind}.gguf", write)
 
     def _require_intact(self, version: Version) -> None:

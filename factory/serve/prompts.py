@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from factory.models.chat import plain_turns, render
 from factory.models.folders import load_tokenizer
 from factory.pipeline.context import FamilyModels
 from factory.registry.registry import Registry
@@ -26,20 +27,21 @@ class Prompts:
         self.registry, self.load_models, self.max_tokens = registry, load_models, max_tokens
         self._tokenizers: dict[str, Any] = {}  # by base; Any, because transformers' own types are partial
 
-    def chat_tokens(self, target: Target, messages: list[dict[str, str]]) -> int:
-        """``prompts.chat_tokens(target, messages)``: how many tokens the base's chat template makes of them.
+    def turns(self, target: Target, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        """``prompts.turns(target, request.turns())``: as the engine is sent them. A special token in them is text.
 
         Raises: APIError 400 for more tokens than the limit, or messages that the template refuses.
         """
         tokenizer = self.tokenizer(target)
+        turns = plain_turns(tokenizer, messages)
         try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = render(tokenizer, turns, prompt=True)
         except TemplateError as error:
             message = f"the chat template of {target.base} refuses these messages: {error}"
             raise APIError(400, message, code="invalid_messages", param="messages") from None
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         self._check_length(ids, "messages")
-        return len(ids)
+        return turns
 
     def ids(self, target: Target, prompt: str | list[int], param: str) -> list[int]:
         """``prompts.ids(target, prompt, "prompt")``: the ids of a text, or the given ids.

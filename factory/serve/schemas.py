@@ -1,6 +1,6 @@
 """OpenAI's requests: which fields are supported, which are rejected, and what the engine is sent.
 
-    ChatRequest.model_validate(body).bodies(max_tokens=64)   # one body per prompt for the engine
+    ChatRequest.model_validate(body).bodies(64, turns)   # one body per prompt for the engine
 
 Nested parts are validated with the ``openai`` package's own types. Every field is honoured, refused, or named in ``ignored``.
 """
@@ -176,9 +176,9 @@ class ChatRequest(Generation):
         """Messages as chat templates take them: plain text, with a developer as the system."""
         return [{"role": "system" if m.role == "developer" else m.role, "content": m.text} for m in self.messages]
 
-    def bodies(self, max_tokens: int) -> list[JsonObject]:
+    def bodies(self, max_tokens: int, turns: list[dict[str, str]]) -> list[JsonObject]:
         """The one body for the engine's ``/v1/chat/completions``."""
-        body = {"messages": self.turns(), **self.settings(max_tokens)}
+        body = {"messages": turns, **self.settings(max_tokens)}
         if self.logprobs:
             body |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
         if self.engine_format:
@@ -220,12 +220,15 @@ class CompletionRequest(Generation):
                 message = f"{field} is not supported together with echo; leave it out"
                 raise APIError(400, message, code="unsupported_parameter", param=field)
 
-    def bodies(self, max_tokens: int) -> list[JsonObject]:
-        """Bodies for the engine's ``/v1/completions``, one per prompt: llama.cpp reports only the first prompt's usage."""
+    def bodies(self, max_tokens: int, prompts: Sequence[list[int]]) -> list[JsonObject]:
+        """Bodies for the engine's ``/v1/completions``, one per prompt: llama.cpp reports only the first prompt's usage.
+
+        The prompts go as ids, so that the engine reads what was counted: begin-of-text too, where the tokenizer adds it.
+        """
         settings = self.settings(max_tokens)
         if self.logprobs is not None:
             settings["logprobs"] = max(1, self.logprobs)  # llama.cpp takes 0 for none
-        return [{"prompt": prompt, **settings} for prompt in self.prompts]
+        return [{"prompt": prompt, **settings} for prompt in prompts]
 
 
 class EmbeddingRequest(Request):

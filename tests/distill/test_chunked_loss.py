@@ -127,15 +127,6 @@ def test_gradients_of_two_steps_add_up() -> None:
     assert relative_error(head.weight.grad, exact.weight.grad) < 1e-5
 
 
-def test_rows_of_a_padded_vocabulary_hold_mass_like_any_other() -> None:
-    """A head with more rows than tokens: what falls on them is in the bucket of all others."""
-    torch.manual_seed(0)
-    head = nn.Linear(H, 128, bias=False)
-    states, ids, targets = given()
-    loss = response_loss(head, [head.weight], states, divergence(ids, targets, 0.0), vocabulary=128)
-    assert loss.item() == pytest.approx(plain(head(states), ids, targets, 0.0, 1.0).item(), rel=1e-5)
-
-
 @pytest.mark.parametrize(("beta", "least"), [(0.0, 1e-9), (1.0, 1e-9), (0.5, 1e-6), (0.1, 1e-6)])
 def test_a_distribution_with_itself_is_no_loss(beta: float, least: float) -> None:
     torch.manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from support import tiny
 from torch import nn
 
 from factory.config.schema import DistillConfig
+from factory.distill.soft_targets import score
 from factory.evaluation.fidelity import (
     Fidelity,
     HeldOut,
@@ -25,9 +27,10 @@ from factory.evaluation.fidelity import (
     with_adapter,
 )
 from factory.evaluation.stats import BootstrapConfig, summarize
-from factory.models.base import attach_adapter, trim_teacher
+from factory.models.base import attach_adapter, count_parameters, load_external_base, trim_teacher
 from factory.models.chat import NO_CONTEXT, NO_CONTEXTS
 from factory.models.forward import hidden_states, make_batch
+from factory.models.references import ResolvedModel
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample, tokenize_examples
 from factory.models.vocabulary import kept_tokens
@@ -66,6 +69,19 @@ def test_a_model_agrees_with_itself() -> None:
     np.testing.assert_allclose(sums.top5, sums.tokens)
     np.testing.assert_array_equal(sums.nll, sums.teacher_nll)
     np.testing.assert_array_equal(sums.correct, sums.teacher_correct)
+
+
+def test_teacher_and_base_may_pad_their_embeddings_to_different_rows(tmp_path: Path) -> None:
+    """Qwen2.5's sizes have 151,936 or 152,064 rows over the same tokens."""
+    files = tiny.saved(tmp_path / "teacher", tiny.padded(tiny.llama(), 384))
+    teacher = Teacher.load(ResolvedModel(files, "path:teacher", "ab", "MIT", "ab"), tiny.CPU)
+    base = load_external_base(tiny.saved(tmp_path / "base", tiny.padded(tiny.llama(seed=5), 400)), teacher)
+    found = measure(teacher, {"base": fixed_model(base.model)}, WITHOUT_CONTEXT)["base"]
+    plain = measure(tiny.teacher(bfloat16(tiny.llama())), {"base": fixed_model(tiny.llama(seed=5))}, WITHOUT_CONTEXT)["base"]
+    np.testing.assert_allclose(found.kl, plain.kl, rtol=1e-2)
+    assert teacher.parameters == count_parameters(tiny.llama()) == count_parameters(teacher.model)
+    stored = score(teacher, [one.prompt for one in ROWS], [one.completion for one in ROWS], 36, 1.0)
+    assert int(stored.ids.max()) < len(teacher.tokenizer)
 
 
 def test_a_shared_prefix_changes_only_the_rounding() -> None:

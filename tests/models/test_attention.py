@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from support import tiny
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
-from factory.errors import TrainingError
+from factory.errors import ModelResolutionError, TrainingError
 from factory.models.attention import GROUPED, WithPrefix, grouped_attention, load_causal_model
 from factory.models.forward import hidden_states, make_batch
 from factory.models.generation import sample
@@ -80,8 +83,35 @@ def test_attention_sinks_are_refused() -> None:
 
 
 def test_a_loaded_model_uses_it_on_a_cpu_and_does_not_save_it(tmp_path: Path) -> None:
-    tiny.llama().save_pretrained(tmp_path / "model")
+    tiny.saved(tmp_path / "model", tiny.llama())
     model: Any = load_causal_model(tmp_path / "model", CPU, torch.float32)
     assert model.config._attn_implementation == GROUPED and not model.training
     model.save_pretrained(tmp_path / "again")
     assert GROUPED not in (tmp_path / "again" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.gemma])
+def test_a_model_is_loaded_without_the_rows_beyond_its_tokens(make: Any, tmp_path: Path) -> None:
+    whole, loaded = make(), load_causal_model(tiny.saved(tmp_path, tiny.padded(make(), 384)), CPU, torch.float32)
+    assert loaded.config.vocab_size == 360 == loaded.get_input_embeddings().num_embeddings
+    ids = torch.tensor([[1, 40, 41, 42, 2]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(input_ids=ids).logits, whole(input_ids=ids).logits)
+
+
+def test_rows_of_token_ids_that_are_left_out_stay(tmp_path: Path) -> None:
+    """Phi-3 names 32,011 tokens with ids up to 32,010 and more; what counts is the last id."""
+    tokenizer = tiny.tokenizer()
+    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())
+    last = max(vocabulary["model"]["vocab"], key=vocabulary["model"]["vocab"].get)
+    vocabulary["model"]["vocab"][last] = 379
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(vocabulary)))
+    loaded = load_causal_model(tiny.saved(tmp_path, tiny.llama(vocabulary=384), tokenizer), CPU, torch.float32)
+    assert loaded.config.vocab_size == 380 and len(tokenizer) == 360
+
+
+def test_a_token_without_a_row_is_refused_in_one_line(tmp_path: Path) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["photosynthesis"])
+    with pytest.raises(ModelResolutionError, match=r"has 360 embedding rows for 361 tokens; resize its embeddings, or"):
+        load_causal_model(tiny.saved(tmp_path, tiny.llama(), tokenizer), CPU, torch.float32)

@@ -161,15 +161,9 @@ def test_a_shape_comes_back_as_it_was(tmp_path: Path, shape: Shape) -> None:
     assert load_base(tmp_path, tiny.CPU).shape == shape
 
 
-def saved_model(folder: Path, model: PreTrainedModel, tokenizer: Any) -> Path:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def test_an_external_base_gets_the_teacher_s_chat_template(tmp_path: Path) -> None:
     model = tiny.llama(layers=2, width=16, seed=5)
-    base = load_external_base(saved_model(tmp_path, model, tiny.tokenizer(None)), tiny.teacher())
+    base = load_external_base(tiny.saved(tmp_path, model, tiny.tokenizer(None)), tiny.teacher())
     torch.testing.assert_close(logits(base.model), logits(model))
     assert base.shape == Shape(None, None) and base.tokenizer.chat_template == tiny.CHATML
     assert base.model.dtype == torch.float32
@@ -178,7 +172,7 @@ def test_an_external_base_gets_the_teacher_s_chat_template(tmp_path: Path) -> No
 def test_an_external_base_of_another_vocabulary_is_refused_in_one_line(tmp_path: Path) -> None:
     other = tiny.tokenizer()
     other.add_tokens(["photosynthesis"])
-    saved_model(tmp_path, tiny.llama(layers=1, vocabulary=361), other)
+    tiny.saved(tmp_path, tiny.llama(layers=1, vocabulary=361), other)
     with pytest.raises(TrainingError, match=r"different vocabularies \(361 and 360 tokens, 1 entries differ\)") as raised:
         load_external_base(tmp_path, tiny.teacher())
     assert "\n" not in str(raised.value) and "use a base of the teacher's family" in str(raised.value)

@@ -63,7 +63,7 @@ def test_unsupported_fields_are_rejected_by_name(field: str, value: Any) -> None
 
 def test_unsupported_fields_that_ask_for_nothing_are_accepted() -> None:
     request = chat(n=1, tools=[], tool_choice="none", functions=None, unknown_field={"a": 1}, user="me", modalities=["text"])
-    assert "tools" not in request.bodies(5)[0]
+    assert "tools" not in request.bodies(5, HI)[0]
 
 
 def test_content_is_a_string_or_text_parts() -> None:
@@ -100,10 +100,10 @@ def test_invalid_fields_are_rejected(fields: dict[str, Any]) -> None:
 
 
 def test_decoding_is_greedy_unless_asked_otherwise() -> None:
-    assert chat().bodies(7)[0] == {
+    assert chat().bodies(7, HI)[0] == {
         "messages": HI, "temperature": 0.0, "top_p": 1.0, "stop": [], "max_tokens": 7, "stream": False
     }  # fmt: skip
-    body = chat(temperature=0.5, stop="x", seed=-1, logit_bias={"5": -1}, stream=True, logprobs=True).bodies(7)[0]
+    body = chat(temperature=0.5, stop="x", seed=-1, logit_bias={"5": -1}, stream=True, logprobs=True).bodies(7, HI)[0]
     assert (body["temperature"], body["stop"], body["logit_bias"]) == (0.5, ["x"], {"5": -1.0})
     assert 0 <= body["seed"] < 2**32 - 1
     assert body["stream_options"] == {"include_usage": True}  # always requested, since tokens are counted

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+CONTROL_TOKEN = re.compile(r"<\|?[^<>'\"\s{}|/]+\|?>|<[\uff5c|][^<>'\"\s]+[\uff5c|]>|\[gMASK\]")
 WORDS = [
     "what",
     "are",
@@ -99,6 +102,21 @@ def tokenizer(template: str | None = CHATML, **named: Any) -> PreTrainedTokenize
     """Byte-level BPE of 360 tokens, as SmolLM2's; answers end with ``<|im_end|>``."""
     names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"} | named
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_trained()), chat_template=template, **names)
+
+
+def with_control_tokens(template: str, *, begins: bool = False, **named: Any) -> PreTrainedTokenizerFast:
+    """The same tokens and those of somebody's chat template, as a model of that template has them.
+
+    ``begins``: a text of its own begins with begin-of-text, as Llama's and Gemma's does.
+    """
+    names = {"bos_token": "<bos>", "eos_token": "<|endoftext|>"} | named
+    own, control = tokenizer(template, **names), set(CONTROL_TOKEN.findall(template)) - {"<think>", "</think>"}
+    own.add_special_tokens({"additional_special_tokens": sorted(control)})
+    if begins:
+        backend: Any = own.backend_tokenizer
+        bos = [("<bos>", own.bos_token_id)]
+        backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=bos)
+    return own
 
 
 def digits_apart(template: str | None = CHATML) -> PreTrainedTokenizerFast:
@@ -180,6 +198,21 @@ def narrow() -> PreTrainedModel:
     model = llama()
     prune_width(model, 32, calibration_batches(sequences(8), CPU))
     return model
+
+
+def padded(model: PreTrainedModel, rows: int) -> PreTrainedModel:
+    """The same model with more embedding rows than tokens, as Qwen's are; a softmax that saw these would be all theirs."""
+    tokens = model.config.vocab_size
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    model.get_input_embeddings().weight.data[tokens:] = 10 * model.get_input_embeddings().weight.data[: rows - tokens]
+    return model
+
+
+def saved(folder: Path, model: PreTrainedModel, own: PreTrainedTokenizerFast | None = None) -> Path:
+    """``saved(tmp_path, tiny.llama())``: a transformers folder, with ``tokenizer()`` unless the model has its own."""
+    model.save_pretrained(folder)
+    (own or tokenizer()).save_pretrained(folder)
+    return folder
 
 
 def teacher(model: PreTrainedModel | None = None) -> Teacher:
