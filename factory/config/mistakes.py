@@ -16,7 +16,6 @@ from factory.config.experiment import MethodSpec
 from factory.config.fix import renamed_keys
 from factory.config.names import NAME
 from factory.config.schema import MODEL, SECTIONS, SHA256, SOURCE_KINDS, DomainSpec, Profile, SizeSpec, Strict
-from factory.config.yaml_text import YamlTextError
 from factory.errors import printable
 
 PATTERNS = {
@@ -47,11 +46,6 @@ class Mistake:
     def json(self) -> dict[str, Any]:
         """``mistake.json()``: plain values."""
         return {"file": str(self.file), "line": self.line, "key": self.key, "message": self.message}
-
-    @classmethod
-    def of_text(cls, error: YamlTextError, path: Path) -> Mistake:
-        """``Mistake.of_text(error, path)``: of a file that is not such YAML as is read here."""
-        return cls(error.path or path, error.line, error.key, error.message)
 
 
 @dataclass(frozen=True)
