@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from factory import cache
-from factory.config.load import load_specs
+from factory.cli.context import read_domains
 from factory.config.schema import FamilySpec
 from factory.errors import FactoryError
 from factory.registry.registry import Registry
@@ -184,7 +184,7 @@ def _cached_models(verify: bool) -> Iterator[Finding]:
 
 def _specs(domains: Path) -> Iterator[Finding]:
     try:
-        specs = load_specs(domains)
+        specs = read_domains(domains).specs()
     except FactoryError as error:
         yield from (Finding("specs", "problem", line, "factory validate") for line in str(error).splitlines())
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from os.path import isdir, isfile  # False for a name that no file can have, where Path.is_file raises
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -68,9 +69,9 @@ def _missing_sources(root: Path, files: Iterable[SpecFile]) -> Iterator[Mistake]
         key = _sources_key(file)
         for number, source in enumerate(getattr(file.spec, key)):
             where: list[str | int] = [key, number, "path"]
-            if isinstance(source, FileSource) and not (root / source.path).is_file():
+            if isinstance(source, FileSource) and not isfile(root / source.path):
                 yield file.mistake(where, _no_such("file", root, source.path))
-            elif isinstance(source, DocumentSource) and not (root / source.path).is_dir():
+            elif isinstance(source, DocumentSource) and not isdir(root / source.path):
                 yield file.mistake(where, _no_such("folder", root, source.path))
 
 
@@ -80,7 +81,7 @@ def _missing_files(root: Path, files: Iterable[SpecFile]) -> Iterator[Mistake]:
         for key in EVALUATION_FILES:
             named = getattr(file.spec, key, None) or ()
             for path in (named,) if isinstance(named, str) else named:
-                if (key != "tasks" or is_task_file(path)) and not (root / path).is_file():
+                if (key != "tasks" or is_task_file(path)) and not isfile(root / path):
                     yield file.mistake([key], _no_such("file", root, path))
 
 
@@ -88,11 +89,11 @@ def _wrong_tasks(root: Path, files: Iterable[SpecFile]) -> Iterator[Mistake]:
     """Task files that are there and cannot be read."""
     for file in of_kind(files, DomainSpec):
         for path in file.spec.tasks:
-            if is_task_file(path) and (root / path).is_file():
+            if is_task_file(path) and isfile(root / path):
                 try:
                     read_task(root / path)
                 except YamlTextError as error:
-                    yield Mistake.of_text(error, root / path)
+                    yield file.mistake(["tasks"], str(error))
 
 
 def _no_such(what: str, root: Path, path: str) -> str:

@@ -41,7 +41,7 @@ class SpecFolder:
 
     def without_unneeded(self, domains: Collection[str]) -> tuple[SpecFolder, list[Path]]:
         """``folder.without_unneeded(["legal"])``: without the other domains' files that have mistakes, and these files."""
-        wrong = sorted({mistake.file for mistake in self.mistakes})
+        wrong = sorted({mistake.file for mistake in self.mistakes if mistake.file.parent == self.root})
         left_out = [path for path in wrong if _kind_and_stem(path)[0] is DomainSpec and _kind_and_stem(path)[1] not in domains]
         files = tuple(file for file in self.files if file.path not in left_out)
         mistakes = tuple(mistake for mistake in self.mistakes if mistake.file not in left_out)
@@ -115,7 +115,7 @@ def _read_as(kind: type[Strict], path: Path) -> tuple[SpecFile | None, list[Mist
     try:
         document = read_mapping(path)
     except YamlTextError as error:
-        return None, [Mistake.of_text(error, path)]
+        return None, [Mistake(path, error.line, error.key, error.message)]
     try:
         return SpecFile(path, document.node, kind.model_validate(document.content)), []
     except ValidationError as error:

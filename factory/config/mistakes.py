@@ -17,7 +17,6 @@ from factory.config.fix import renamed_keys
 from factory.config.models import MODEL, REQUIREMENT, SHA256
 from factory.config.names import NAME
 from factory.config.schema import SECTIONS, SOURCE_KINDS, DomainSpec, Profile, SizeSpec, Strict
-from factory.config.yaml_text import YamlTextError
 from factory.errors import printable
 
 PATTERNS = {
@@ -49,11 +48,6 @@ class Mistake:
     def json(self) -> dict[str, Any]:
         """``mistake.json()``: plain values."""
         return {"file": str(self.file), "line": self.line, "key": self.key, "message": self.message}
-
-    @classmethod
-    def of_text(cls, error: YamlTextError, path: Path) -> Mistake:
-        """``Mistake.of_text(error, path)``: of a file that is not such YAML as is read here."""
-        return cls(error.path or path, error.line, error.key, error.message)
 
 
 @dataclass(frozen=True)

@@ -67,11 +67,11 @@ def read_yaml(path: Path) -> YamlDocument:
     try:
         with path.open("rb") as file:
             return parse_yaml(file.read(MAX_BYTES + 1))
-    except OSError as error:
-        raise YamlTextError(None, f"cannot be read: {error.strerror}", path=path) from None
     except YamlTextError as error:
         error.path = path
         raise
+    except (OSError, ValueError) as error:  # open() raises the second for a name with a NUL
+        raise YamlTextError(None, f"cannot be read: {getattr(error, 'strerror', error)}", path=path) from None
 
 
 def read_mapping(path: Path) -> YamlDocument:

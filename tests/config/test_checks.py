@@ -82,6 +82,14 @@ def test_a_source_without_its_file_or_folder_is_refused(tmp_path: Path, key: str
     assert load(tmp_path, **files)
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "law.yaml/x"], ids=["too long", "NUL", "below a file"])
+def test_a_name_that_no_file_can_have_is_that_of_a_missing_one(tmp_path: Path, name: str) -> None:
+    rows = {"id": "rows", "kind": "file", "license": "CC0-1.0", "path": name}
+    found = mistakes(tmp_path, law=domain(sources=[rows, LETTERS | {"path": name}], golden_set=name, tasks=[f"{name}.yaml"]))
+    keys = [mistake.partition(": ")[2].partition(": ")[0] for mistake in found]
+    assert keys == ["sources.0.path", "sources.1.path", "tasks", "golden_set"]
+
+
 @pytest.mark.parametrize("task", ["none.yaml", "evals/none.yml", "evals/none"])
 def test_a_task_file_that_is_not_there_is_refused(tmp_path: Path, task: str) -> None:
     [mistake] = mistakes(tmp_path, law=domain(tasks=["gsm8k", task]))
@@ -91,9 +99,10 @@ def test_a_task_file_that_is_not_there_is_refused(tmp_path: Path, task: str) -> 
 def test_a_task_file_with_a_mistake_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "evals").mkdir()
     (tmp_path / "evals" / "quiz.yaml").write_text("task: quiz\nrepeats: 1\nrepeats: 2\n")
-    assert mistakes(tmp_path, law=domain(tasks=["evals/quiz.yaml"])) == [
-        "evals/quiz.yaml:3: repeats: this key is in line 2, too; remove one of them"
-    ]
+    [mistake] = mistakes(tmp_path, law=domain(tasks=["evals/quiz.yaml"]))
+    assert said(tmp_path, mistake) == (
+        "law.yaml: tasks: evals/quiz.yaml:3: repeats: this key is in line 2, too; remove one of them"
+    )
     (tmp_path / "evals" / "quiz.yaml").write_text("task: quiz")
     assert load(tmp_path, law=domain(tasks=["evals/quiz.yaml"]))
 

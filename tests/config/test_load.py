@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from support.specs import FAMILY, domain, family, load, mistakes
 
 from factory.config.load import load_specs, read_folder
@@ -44,6 +46,42 @@ def test_a_domain_that_is_not_needed_is_left_out_with_its_mistakes_and_nothing_e
     (tmp_path / "small.family.yaml").write_text(yaml.safe_dump(FAMILY))
     needed, left_out = read_folder(tmp_path).without_unneeded([])
     assert [path.name for path in left_out] == ["law.yaml", "tax.yaml"] and needed.specs().domains == {}
+
+
+def test_a_domain_is_needed_with_its_task_files_and_a_folder_with_something_in_it(tmp_path: Path) -> None:
+    folder, left_out = read_folder(tmp_path).without_unneeded(["law"])
+    assert len(folder.mistakes) == 1 and left_out == []
+    load(tmp_path)
+    (tmp_path / "evals").mkdir()
+    (tmp_path / "evals" / "quiz.yaml").write_text("task: [")
+    (tmp_path / "law.yaml").write_text(yaml.safe_dump(domain(tasks=["evals/quiz.yaml"])))
+    folder, left_out = read_folder(tmp_path).without_unneeded(["law"])
+    assert len(folder.mistakes) == 1 and left_out == []
+
+
+PIECES = st.sampled_from(
+    ["name", "sizes", "templates", "kind", "{", "}", "[", "]", ":", ": ", ", ", "- ", "\n", "\n  ", "&a ", "*a", "<<: *a",
+     "!!int ", "1", "-1", ".inf", "1e400", "99999999999999999999", "null", "true", "''", "{x}", "'{ x }'", "\x1b", "é", "../x",
+     "null: 1"]
+)  # fmt: skip
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data(), name=st.sampled_from(["small.family.yaml", "law.yaml", "general.pool.yaml"]))
+def test_a_file_with_anything_changed_is_read_or_has_mistakes_of_one_short_line_each(
+    tmp_path: Path, data: st.DataObject, name: str
+) -> None:
+    load(tmp_path)
+    text = (tmp_path / name).read_text()
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(text)))
+        text = text[:start] + data.draw(PIECES) + text[start + data.draw(st.integers(0, 12)) :]
+    (tmp_path / name).write_text(text)
+    try:
+        load_specs(tmp_path)
+    except SpecError as error:
+        lines = str(error).splitlines()
+        assert all(line.startswith(f"{tmp_path}/") and line.isprintable() and len(line) < 800 for line in lines)
 
 
 def test_an_empty_folder_says_how_to_name_another(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def test_a_task_has_its_own_keys_over_those_that_it_includes(tmp_path: Path) -> 
         ({"quiz": "dataset_path: json"}, "quiz.yaml: has no `task`"),
         ({"quiz": "- task"}, "quiz.yaml:1: must be keys and values (found list)"),
         ({"quiz": "task: a\ninclude: none.yaml"}, "none.yaml: cannot be read: No such file"),
+        ({"quiz": 'task: a\ninclude: "b\\0"'}, r"b\x00: cannot be read: embedded null byte"),
         ({"quiz": "task: a\ninclude: 3"}, "quiz.yaml: include: must be a path or a list of paths"),
         ({"quiz": "task: a\ninclude: quiz.yaml"}, "quiz.yaml: is included twice"),
         ({"quiz": "task: a\ninclude: [b.yaml, b.yaml]", "b": "c: 1"}, "b.yaml: is included twice"),
