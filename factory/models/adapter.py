@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def load_adapter(model: Any, folder: Path, name: str = "default") -> PeftModel:
         model.load_adapter(str(folder), name)
     else:
         model = PeftModel.from_pretrained(model, folder, adapter_name=name, config=settings)
-    return model.eval()
+    loaded: PeftModel = model.eval()
+    return loaded
 
 
 def check_adapter(folder: Path, base: PreTrainedConfig) -> LoraConfig:
@@ -75,8 +77,10 @@ def read_settings(folder: Path) -> LoraConfig:
         raise ModelResolutionError(f"{folder / SETTINGS} cannot be read ({in_one_line(error)}); build it again") from None
     if not isinstance(found, dict):
         raise ModelResolutionError(f"{folder / SETTINGS} has no settings of an adapter; build it again")
-    rank, alpha, targets = found.get("r"), found.get("lora_alpha"), found.get("target_modules")
-    plain = LoraConfig().to_dict()
+    rank: Any = found.get("r")
+    alpha: Any = found.get("lora_alpha")
+    targets = found.get("target_modules")
+    plain = asdict(LoraConfig())
     others = {key: value for key, value in found.items() if key not in READ | IGNORED and value and value != plain.get(key)}
     checks = {
         "peft_type": found.get("peft_type") == "LORA",
@@ -103,7 +107,7 @@ def _expected(folder: Path, base: PreTrainedConfig, settings: LoraConfig) -> Sha
     """What peft saves of an adapter with these settings; no weight is made."""
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(base, trust_remote_code=False)
-    rank, targets, head = settings.r, settings.target_modules, model.get_output_embeddings()
+    rank, targets, head = settings.r, settings.target_modules or (), model.get_output_embeddings()
     shapes: dict[str, tuple[int, ...]] = {}
     for name, module in model.named_modules():
         linear = isinstance(module, nn.Linear)

@@ -111,8 +111,9 @@ def load_weights(folder: Path, dtype: torch.dtype) -> Any:
 
     Raises: ModelResolutionError where transformers refuses, or would fill missing weights with random numbers.
     """
+    untyped: Any = AutoModelForCausalLM  # its stubs know no output_loading_info
     with load_refusals(folder):
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        model, loading = untyped.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     if missing := sorted(loading["missing_keys"]):
