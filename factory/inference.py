@@ -147,12 +147,13 @@ def load_teacher_chat_model(family: FamilySpec, specs: Specs, device: torch.devi
 def ask(chat_model: ChatModel, question: str) -> Answer:
     """``ask(chat_model, "What are early signs of asthma?").answer``: greedy decoding, so it is reproducible.
 
-    Raises: UsageError if the question is empty.
+    Raises: UsageError if the question is empty, or longer than the model's positions leave room for.
     """
     if not question.strip():
         raise UsageError("the question is empty: put it in quotes after the student's name")
     begin = time.perf_counter()
     ids = prompt_ids(chat_model.tokenizer, question)
+    _check_length(ids, chat_model.model, f"the question to {chat_model.reference}", chat_model.max_new_tokens)
     text = generate_text(chat_model.model, chat_model.tokenizer, [ids], max_new_tokens=chat_model.max_new_tokens)[0]
     return Answer(chat_model.reference, question, text, chat_model.notice, time.perf_counter() - begin)
 
@@ -181,7 +182,8 @@ def explain(version: Version, text: str, registry: Registry, specs: Specs, devic
     KL compares both models over the student's vocabulary and after the student's tokens; the teacher's distribution is
     renormalised. The teacher's top tokens come from its whole vocabulary, after its own tokens.
 
-    Raises: UsageError if the text is empty; TrainingError if the family names another teacher than the version's.
+    Raises: UsageError if the text is empty or longer than the model's positions; TrainingError if the family names another
+    teacher than the version's.
     """
     if not text.strip():
         raise UsageError("the text is empty: put its first words in quotes after the student's name")
@@ -189,6 +191,8 @@ def explain(version: Version, text: str, registry: Registry, specs: Specs, devic
     loaded = load_version(version, registry, device)
     kept = torch.tensor(loaded.base.shape.tokens or range(len(teacher.tokenizer)), device=device)  # (K,) teacher ids
     student_ids, teacher_ids = _token_ids(loaded.base.tokenizer, text), _token_ids(teacher.tokenizer, text)
+    for model, ids in ((loaded.model, student_ids), (teacher.model, teacher_ids)):
+        _check_length(ids, model, f"the text to {version.reference}")
 
     student = _next_logits(loaded.model, student_ids)[: len(kept)].log_softmax(-1)  # (K,)
     renormalised = _next_logits(teacher.model, kept[student_ids].tolist())[kept].log_softmax(-1)  # (K,)
@@ -217,6 +221,14 @@ def explain(version: Version, text: str, registry: Registry, specs: Specs, devic
 def _token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """With a begin-of-text token where the tokenizer adds one itself, as Gemma's does."""
     return list(tokenizer(text)["input_ids"])
+
+
+def _check_length(ids: Sequence[int], model: Any, what: str, answer: int = 0) -> None:
+    """Raises: UsageError if the ids and the longest answer have more tokens than the model has positions."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and len(ids) + answer > positions:
+        after = f" after {answer} for the answer" if answer else ""
+        raise UsageError(f"{what} has {len(ids)} tokens, but there is room for {positions - answer}{after}: shorten it")
 
 
 def _next_logits(model: Any, ids: Sequence[int]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from support.workplace import Workplace
 from factory.config.load import load_specs
 from factory.errors import SpecError, TrainingError, UsageError
 from factory.inference import ask, embed, explain, load_chat_model, load_teacher_chat_model, load_version
+from factory.models.chat import prompt_ids
 from factory.pipeline.build import build_student
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
@@ -118,6 +120,23 @@ def test_an_empty_question_is_refused(built: Workplace) -> None:
     chat_model = load_chat_model(*resolve(built, "default-mini-base"), CPU)
     with pytest.raises(UsageError, match="the question is empty"):
         ask(chat_model, " ")
+
+
+def test_a_question_that_the_positions_leave_no_room_for_is_refused_in_one_line(built: Workplace) -> None:
+    chat_model = replace(load_chat_model(*resolve(built, "plants-mini"), CPU), max_new_tokens=100)
+    length = len(prompt_ids(chat_model.tokenizer, "x" * 450))
+    assert 412 < length < 512
+    expected = (
+        rf"the question to plants-mini@1 has {length} tokens, but there is room for 412 after 100 for the answer: shorten"
+    )
+    with pytest.raises(UsageError, match=expected):
+        ask(chat_model, "x" * 450)
+
+
+def test_a_text_longer_than_the_positions_is_not_explained(built: Workplace) -> None:
+    version, registry = resolve(built, "plants-mini")
+    with pytest.raises(UsageError, match=r"the text to plants-mini@1 has \d+ tokens, but there is room for 512: shorten it"):
+        explain(version, "oak " * 600, registry, load_specs(built.domains), CPU)
 
 
 def test_the_teacher_can_be_asked(built: Workplace) -> None:
