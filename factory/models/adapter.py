@@ -10,7 +10,6 @@ by the settings below alone.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +36,7 @@ IGNORED = {  # they change no answer, or concern training alone
     "task_type",
 }
 MAX_RANK = 1024
+MAX_ALPHA = 2**16
 MAX_TARGETS = 4096  # names of modules
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -85,7 +85,7 @@ def read_settings(folder: Path) -> LoraConfig:
     checks = {
         "peft_type": found.get("peft_type") == "LORA",
         "r": type(rank) is int and 1 <= rank <= MAX_RANK,
-        "lora_alpha": type(alpha) in (int, float) and math.isfinite(alpha) and alpha > 0,
+        "lora_alpha": type(alpha) in (int, float) and 0 < alpha <= MAX_ALPHA,
         "target_modules": targets == "all-linear" or _are_names(targets),
     }
     wrong = [key for key, fine in checks.items() if not fine] + sorted(others)
