@@ -15,13 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from factory.errors import ModelResolutionError, in_one_line
+from factory.models.dimensions import empty_model
 
 SETTINGS = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -105,8 +105,7 @@ def _are_names(targets: Any) -> bool:
 
 def _expected(folder: Path, base: PreTrainedConfig, settings: LoraConfig) -> Shapes:
     """What peft saves of an adapter with these settings; no weight is made."""
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(base, trust_remote_code=False)
+    model: Any = empty_model(base)
     rank, targets, head = settings.r, settings.target_modules or (), model.get_output_embeddings()
     shapes: dict[str, tuple[int, ...]] = {}
     for name, module in model.named_modules():
