@@ -10,19 +10,18 @@ by the settings below alone.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from factory.errors import ModelResolutionError, in_one_line
+from factory.models.dimensions import empty_model
 
 SETTINGS = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -37,6 +36,7 @@ IGNORED = {  # they change no answer, or concern training alone
     "task_type",
 }
 MAX_RANK = 1024
+MAX_ALPHA = 2**16
 MAX_TARGETS = 4096  # names of modules
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -85,7 +85,7 @@ def read_settings(folder: Path) -> LoraConfig:
     checks = {
         "peft_type": found.get("peft_type") == "LORA",
         "r": type(rank) is int and 1 <= rank <= MAX_RANK,
-        "lora_alpha": type(alpha) in (int, float) and math.isfinite(alpha) and alpha > 0,
+        "lora_alpha": type(alpha) in (int, float) and 0 < alpha <= MAX_ALPHA,
         "target_modules": targets == "all-linear" or _are_names(targets),
     }
     wrong = [key for key, fine in checks.items() if not fine] + sorted(others)
@@ -105,8 +105,7 @@ def _are_names(targets: Any) -> bool:
 
 def _expected(folder: Path, base: PreTrainedConfig, settings: LoraConfig) -> Shapes:
     """What peft saves of an adapter with these settings; no weight is made."""
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(base, trust_remote_code=False)
+    model: Any = empty_model(base)
     rank, targets, head = settings.r, settings.target_modules or (), model.get_output_embeddings()
     shapes: dict[str, tuple[int, ...]] = {}
     for name, module in model.named_modules():

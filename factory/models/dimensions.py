@@ -79,7 +79,7 @@ def resized(config: PreTrainedConfig, dimensions: Dimensions, vocabulary: int | 
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     """``empty_model(config)``: names and shapes of a model's weights, without the weights."""
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return model
 
 

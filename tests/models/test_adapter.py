@@ -163,6 +163,8 @@ def test_a_pickle_is_not_looked_at(folder: Path) -> None:
         {"r": None},
         {"lora_alpha": 0},
         {"lora_alpha": 1e999},
+        {"lora_alpha": float("nan")},
+        {"lora_alpha": 10**400},
         {"lora_alpha": "8"},
         {"target_modules": "(a+)+$"},
         {"target_modules": []},
