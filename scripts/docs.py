@@ -369,23 +369,55 @@ def students_page() -> str:
         "thorough": seeds_table(results("students-thorough.json")),
         "default": students_table(results("students-default.json")),
         "demo": students_table(results("students-demo.json")),
-        "references": references_table(results("references-medquad.json")),
     }
     return with_generated("docs/results/students.md", tables)
 
 
-def references_table(report: dict[str, Any]) -> str:
-    """A row for each model that `factory benchmark --save` compared."""
-    head = ("model", "parameters", f"bits per byte, n {report['questions']['asked']}", "student lower by, paired")
+REFERENCES = ("medquad", "psychology", "government", "contracts")  # domains of scripts/bench/references.py
 
-    def cell(metric: dict[str, Any] | None) -> str:
-        return format_metric(MetricValue(**metric)) if metric else "-"
 
-    rows = [
-        [row["name"], f"{row['parameters'] / 1e6:.1f} M", cell(row["bits_per_byte"]), cell(row["student_below"])]
-        for row in report["rows"]
-    ]
+def references_page() -> str:
+    """A table for each domain, from a file for each seed."""
+    found = {name: sorted((ROOT / "docs/results/references").glob(f"{name}-*.json")) for name in REFERENCES}
+    tables = {name: references_table([json.loads(file.read_text()) for file in files]) for name, files in found.items()}
+    return with_generated("docs/results/references.md", tables)
+
+
+def references_table(reports: Sequence[dict[str, Any]]) -> str:
+    """A row for each model that `factory benchmark --save` compared; a cell holds the seeds in turn."""
+    asked = reports[0]["questions"]["asked"]
+    head = ("model", "parameters", f"bits per byte, n {asked}", "student lower by, paired", "chosen right, of four")
+    rows = []
+    for model in zip(*(report["rows"] for report in reports), strict=True):
+        tasks = [next(iter(row["tasks"].values()), None) for row in model]
+        rows.append(
+            [
+                model[0]["name"],
+                f"{model[0]['parameters'] / 1e6:.1f} M",
+                metric_cells(row["bits_per_byte"] for row in model),
+                metric_cells(row["student_below"] for row in model),
+                metric_cells(tasks),
+            ]
+        )
     return table(head, rows)
+
+
+def metric_cells(metrics: Iterable[dict[str, Any] | None]) -> str:
+    """``metric_cells([{"value": 0.64, ...}, None])`` → "0.640 [0.620, 0.660]; -"."""
+    return "; ".join(format_metric(MetricValue(**one)) if one else "-" for one in metrics)
+
+
+def equal_bytes_page() -> str:
+    """A row for each model and quantization, the smallest file first."""
+    head = ("MB", "model", "weights", "KL", "top-1 agreement", "golden set passed", "tokens/s", "first token, ms", "memory, MB")
+    rows = []
+    for row in sorted(results("equal-bytes.json"), key=lambda row: row["bytes"]):
+        speed = [f"{row['speed'][name]:.0f}" for name in ("tokens_per_second", "first_token_ms", "memory_mb")]
+        shares = [
+            metric_cells([row["metrics"].get(name)]) for name in ("kl_whole_teacher", "top1_agreement", "golden_set_passed")
+        ]
+        rows.append([f"{row['bytes'] / 1e6:.0f}", row["name"], row["quantization"], *shares, *speed])
+    return with_generated("docs/results/equal-bytes.md", {"equal-bytes": table(head, rows)})
 
 
 def students_table(students: Sequence[dict[str, Any]]) -> str:
@@ -552,7 +584,9 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/experiments.md": experiments_page,
     "docs/my-own-teacher.md": my_own_teacher_page,
     "README.md": readme,
+    "docs/results/equal-bytes.md": equal_bytes_page,
     "docs/results/objective.md": objective_page,
+    "docs/results/references.md": references_page,
     "docs/results/retrieval.md": retrieval_page,
     "docs/results/students.md": students_page,
     "docs/results/trainers.md": trainers_page,

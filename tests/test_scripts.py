@@ -62,10 +62,13 @@ def test_seconds_show_a_shared_base_once(built: Workplace, run: Run) -> None:
     assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| default-mini-base@1", "| plants-mini@1"]
 
 
-def write_rows(path: Path, rows: list[tuple[str, str]]) -> None:
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"prompt": prompt, "response": response}) + "\n" for prompt, response in rows]
-    path.write_text("".join(lines), encoding="utf-8")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def save_bert(folder: Path) -> None:
@@ -86,8 +89,10 @@ def test_retrieval_is_measured_of_every_model_and_of_a_head_of_the_source(built:
     third = len(texts) // 3
     for place, file in enumerate(("healthcare/medquad", "education/openstax_psychology", "legal/openstax_american_government")):
         own = texts[place * third : (place + 1) * third]
-        write_rows(data / f"{file}.jsonl", list(zip(own[::2], own[1::2], strict=False))[: 30 if place == 2 else 90])
-    write_rows(data / "legal/cuad_clauses.jsonl", [(f"Excerpt:\nparty {n}\n\nQuestion?", "") for n in range(40)])
+        pairs = [{"prompt": prompt, "response": answer} for prompt, answer in zip(own[::2], own[1::2], strict=False)]
+        write_rows(data / f"{file}.jsonl", pairs[: 30 if place == 2 else 90])
+    excerpts = [{"prompt": f"Excerpt:\nparty {n}\n\nQuestion?", "response": ""} for n in range(40)]
+    write_rows(data / "legal/cuad_clauses.jsonl", excerpts)
     shutil.copytree(built.domains, tmp_path / "domains")
     shutil.rmtree(tmp_path / "domains" / "encoder")
     save_bert(tmp_path / "domains" / "encoder")
@@ -111,3 +116,51 @@ def test_retrieval_is_measured_of_every_model_and_of_a_head_of_the_source(built:
 def test_retrieval_without_its_texts_says_so(run: Run, tmp_path: Path) -> None:
     line = run("bench/retrieval.py", tmp_path, "plants-mini@1")
     assert line == f"skipped: {tmp_path} lacks 4 of 4 files, the first is healthcare/medquad.jsonl\n"
+
+
+def test_real_questions_share_no_topic_question_or_answer_between_training_and_test(run: Run, tmp_path: Path) -> None:
+    answer = "an answer of more words than a mere label has, number"
+    rows = [
+        {
+            "id": str(n),
+            "prompt": f"Question {n % 390}?",
+            "response": f"{answer} {n % 380}",
+            "kind": "a",
+            "qtype": "a",
+            "category": "a",
+        }
+        for n in range(400)
+    ]
+    rows = [row | {topic: f"topic {n // 8}" for topic in ("focus", "module", "contract")} for n, row in enumerate(rows)]
+    options = {"prompt": "Which?\nA. red\nB. blue\nC. green", "response": "B. blue"}
+    rows += [rows[0] | options | {"id": f"o{n}", topic: f"own {n}"} for n, topic in enumerate(("focus", "module", "contract"))]
+    for file in runpy.run_path(str(SCRIPTS / "bench/references.py"))["FILES"].values():
+        write_rows(tmp_path / "data" / file.file, rows)
+    run("bench/references.py", tmp_path / "data", tmp_path / "my")
+    train, test = (read_rows(tmp_path / "my" / f"medquad{kind}.jsonl") for kind in ("", ".test"))
+    assert len(test) == 200 and train
+    for field in ("focus", "prompt", "response"):
+        assert not {row[field] for row in train if row["response"] != "B. blue"} & {row[field] for row in test}
+    tasks = read_rows(tmp_path / "my/evals/medquad.task.jsonl")
+    own = {row["prompt"]: {other["response"] for other in test if other["prompt"] == row["prompt"]} for row in test}
+    for task in tasks:
+        assert task["choices"][task["answer"]] in own[task["question"]]
+        assert len(set(task["choices"])) == len(task["choices"])
+
+
+def test_real_questions_need_their_files(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run("bench/references.py", tmp_path, tmp_path / "my")
+    assert not ended.value.code and not (tmp_path / "my").exists()
+    assert "lacks healthcare/medquad.jsonl" in capsys.readouterr().out
+
+
+def test_students_stand_beside_their_teacher_at_equal_bytes(built: Workplace, run: Run, tmp_path: Path) -> None:
+    folders = ["--domains", built.domains, "--registry", built.root / "registry"]
+    run("bench/equal_bytes.py", "plants-mini@1", *folders, "--save", tmp_path / "rows.json", "--plot", tmp_path / "rows.svg")
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    assert {row["quantization"] for row in rows} == {"q4_1", "q5_1", "q8_0"}
+    teacher = {row["quantization"]: row for row in rows if row["name"] == "teacher, with its context"}
+    assert teacher["q4_1"]["bytes"] < teacher["q5_1"]["bytes"] < teacher["q8_0"]["bytes"]
+    assert teacher["q8_0"]["metrics"]["kl_whole_teacher"]["value"] < teacher["q4_1"]["metrics"]["kl_whole_teacher"]["value"]
+    assert "<svg" in (tmp_path / "rows.svg").read_text(encoding="utf-8")
