@@ -161,7 +161,8 @@ def trim_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     Models pad them: Qwen3 has 151,936 rows for 151,669 tokens, and Qwen2.5's sizes differ among themselves. No text reaches
     such a row, but a softmax, a top-k or an argmax would. Raises: ModelResolutionError if a token has no row.
     """
-    tokens, rows = count_rows(tokenizer), int(model.get_input_embeddings().weight.shape[0])
+    untyped: Any = model
+    tokens, rows = count_rows(tokenizer), untyped.get_input_embeddings().weight.shape[0]
     if tokens > rows:
         raise ModelResolutionError(
             f"{model.name_or_path} has {rows} embedding rows for {tokens} tokens; resize its embeddings, or remove the "
