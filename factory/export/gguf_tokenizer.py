@@ -114,6 +114,8 @@ def _write_special_tokens(writer: GGUFWriter, tokenizer: Any) -> None:
         writer.add_chat_template(tokenizer.chat_template)
         if (end := end_of_turn(tokenizer)) != tokenizer.eos_token_id:
             writer.add_eot_token_id(end)
+        if tokenizer.eos_token_id is None:
+            writer.add_eos_token_id(end)  # llama.cpp would take token 11 for it
     # Where there is a template, begin-of-text is the template's to write, in a GGUF as in training.
     writer.add_add_bos_token(not tokenizer.chat_template and bos is not None and tokenizer("a")["input_ids"][:1] == [bos])
     writer.add_add_eos_token(False)

@@ -53,7 +53,7 @@ class ResolvedModel:
 
 
 def resolve(spec: ModelSpec, *, root: Path = Path("."), chat_template: str | None = None, quiet: bool = False) -> ResolvedModel:
-    """``resolve(family.teacher, chat_template=family.teacher.chat_template)``: its local folder, made on the first call.
+    """``resolve(family.encoder, root=specs.root)``: its local folder, made on the first call; of a teacher see ``templates``.
 
     A GGUF is converted to bf16 safetensors under ``home()/models``. ``path:`` is relative to ``root``. With a
     ``chat_template`` (Jinja) the result is a sibling folder with that template; its weights are hard links.

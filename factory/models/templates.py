@@ -2,7 +2,7 @@
 
     resolve_teacher(family.teacher).folder  # its chat template is usable_template(tokenizer, family.teacher).text
 
-Training, the server, GGUF files and Ollama render this text, so a prompt has the same ids in all of them. In it
+Training, the server and GGUF files render this text, so a prompt has the same ids in all of them. In it
 
 - `chat_template_kwargs` are set, and `enable_thinking` is false where nothing is said of it,
 - today's date is ``TEMPLATE_DATE``,

@@ -37,7 +37,7 @@ from factory.serve.limits import Limits
 from factory.serve.resolver import TEACHER, Target
 from factory.serve.scheduler import AdapterScheduler
 
-FORMAT = 2  # raised when the GGUF writers change, so that older files are written again
+FORMAT = 3  # raised when the GGUF writers change, so that older files are written again
 MAX_PREVIOUS = 8  # adapters that a new engine takes over because they were requested by number
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import trl
+from gguf import GGUFReader
 from support import tiny
 
 from factory.config.schema import TeacherSpec
@@ -31,3 +32,11 @@ def test_a_prompt_has_the_ids_in_llamacpp_that_it_has_in_training(name: str, beg
             ids = server._post("/tokenize", content=text, add_special=True, parse_special=True)["tokens"]
             assert text == render(tokenizer, turns, prompt=True)
             assert ids == prompt_ids(tokenizer, "what is asthma", context)
+
+
+def test_without_an_end_of_text_the_end_of_a_turn_stands_in_for_it(tmp_path: Path) -> None:
+    """llama.cpp would stop at token 11, whatever that is."""
+    write_base_gguf(
+        tiny.llama(layers=1), tiny.tokenizer(eos_token=None), tmp_path / "base.gguf", "f16", name="theirs", license="MIT"
+    )
+    assert GGUFReader(tmp_path / "base.gguf").fields["tokenizer.ggml.eos_token_id"].contents() == 2
