@@ -25,7 +25,9 @@ from factory.pipeline.trimmed import domain_texts, scored_batches, text_key, voc
 from factory.registry.manifest import BaseManifest, VocabularyGrowth
 from factory.registry.provenance import library_versions
 
-MAX_GROWTH = 0.01  # more tokens than with the teacher's tokenizer, before tokens are added, or a student's card warns
+# More tokens than with the teacher's tokenizer, before tokens are added, or a student's card warns. Each per cent costs up
+# to 0.028 bits per byte (docs/log.md, "a vocabulary that lasts"), and 0.01 is as much as should be lost.
+MAX_GROWTH = 0.005
 MAX_ROWS = 0.1  # of the size's `vocabulary`: all that a base may grow by, before its tokens should be chosen anew
 
 

@@ -109,7 +109,7 @@ def test_the_most_frequent_tokens_are_added_first_and_no_more_than_there_is_room
         assert trim_tokenizer(original, [*kept, *some])(NEW[0])  # closed: it is a tokenizer
     few = tokens_of(original, len(missing) // 2)[1]
     assert most in few
-    assert missing_tokens(original, kept, count_tokens(original, OLD), 5) == ()
+    assert missing_tokens(original, kept, dict.fromkeys(kept, 1), 5) == ()  # nothing is missing
     assert missing_tokens(original, kept, counts, 0) == missing_tokens(original, kept, counts, -3) == ()
 
 

@@ -189,6 +189,7 @@ def test_a_domain_added_later_needs_no_work_on_the_base_and_no_other_domain_s_an
 
     base = f"default-{size}-base"
     assert (first.base, second.base) == (f"{base}@1", f"{base}@2")
+    assert any(f"more tokens in {base}@2" in warning and "--rebuild-base" in warning for warning in second.manifest.warnings)
     assert {path.name.split("-")[0] for path in (place.root / "home" / "data").iterdir() if path.name not in made} == {"birds"}
     assert not any("of oak" in prompt or "of sun" in prompt for prompt in asked)
     registry = place.context().registry
