@@ -141,7 +141,7 @@ class Gateway:
             message = f"{field} has no effect here, and this server is strict; leave it out"
             raise APIError(400, message, code="unsupported_parameter", param=field)
         if request.model == AUTO:
-            target = await self.resolver.route(request.question, caller)
+            target = await self.resolver.route(request.questions, caller)
             self.metrics.routed.labels(target.domain or NO_DOMAIN, target.name).inc()
         else:
             target = self.resolver.resolve(request.model, caller)

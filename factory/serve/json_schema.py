@@ -195,9 +195,7 @@ def _properties(given: JsonObject, place: str, inner: Callable[..., JsonObject])
         _refuse(place, f"required is {json.dumps(required)[:50]}; it must name properties that are listed")
     for name in properties:
         if not name or (more is not False and not PLAIN_NAME.fullmatch(name)):
-            _refuse(
-                place, f"property {name[:50]!r}: names are not empty, and beside additionalProperties letters, digits and _"
-            )
+            _refuse(place, f"property {name[:50]!r} needs a name; beside additionalProperties of letters, digits and _ alone")
     result: JsonObject = {"properties": {name: inner(one, "properties", name) for name, one in properties.items()}}
     result["required"] = required
     if not isinstance(more, bool):

@@ -2,7 +2,7 @@
 
 resolver = ModelResolver(registry, family, load_router)
 resolver.resolve("healthcare-small", caller).reference           # "healthcare-small@3", the champion today
-await resolver.route("Can my landlord keep my deposit?", caller) # legal-small, with domain, score, threshold and reason
+await resolver.route(["Can my landlord keep it?"], caller)       # legal-small, with domain, score, threshold and reason
 
 No answer, error or header names a student that the caller's API key does not allow.
 """
@@ -10,7 +10,7 @@ No answer, error or header names a student that the caller's API key does not al
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -88,9 +88,11 @@ class ModelResolver:
         caller.require(TEACHER)
         return Target(None, TEACHER)
 
-    async def route(self, text: str, caller: Caller) -> Target:
-        """``await resolver.route(prompt, caller)``: the student of the text's domain in the family's default size.
+    async def route(self, texts: Sequence[str], caller: Caller) -> Target:
+        """``await resolver.route([last_turn, conversation], caller)``: the student of the domain, in the default size.
 
+        Of several texts the one that the router is surest of decides, the first of equals: "And in children?" belongs to the
+        question before it, and a new subject to itself (docs/log.md, "conversations").
         Where the router abstains, or the domain has no student that the caller may use, ``serve.fallback`` of the family file
         decides.
 
@@ -98,7 +100,8 @@ class ModelResolver:
         """
         loop = asyncio.get_running_loop()
         start = loop.time()
-        route = await loop.run_in_executor(self._router_thread, lambda: self.load_router().route([text])[0])
+        routes = await loop.run_in_executor(self._router_thread, lambda: self.load_router().route(texts))
+        route = max(routes, key=attrgetter("score"))
         target = self._routed_target(route, caller)
         routing_ms = round(1000 * (loop.time() - start), 1)
         return replace(target, score=round(route.score, 4), threshold=round(route.threshold, 4), routing_ms=routing_ms)

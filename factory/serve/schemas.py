@@ -25,6 +25,7 @@ JsonObject = dict[str, Any]
 Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=100_000)]
 Text = Annotated[str, Field(max_length=1_000_000)]
 MAX_PROMPTS = 64  # per request
+MAX_ROUTED_TURNS = 4  # of a conversation, the newest
 
 # Fields that change the answer in a way no engine here supports: rejected, never silently dropped.
 UNSUPPORTED_CHAT = (
@@ -152,10 +153,14 @@ class ChatRequest(Generation):
         return sorted({*ignored_fields(self), *(f"messages.{name}" for one in self.messages for name in ignored_fields(one))})
 
     @property
-    def question(self) -> str:
-        """What the router reads: the user's last message, else the last message."""
-        users = [message.text for message in self.messages if message.role == "user"]
-        return users[-1] if users else self.messages[-1].text
+    def questions(self) -> list[str]:
+        """What the router reads: the user's last turn, and it with the turns before it; without a user the last message.
+
+        The newest turn comes first, since encoders cut the end of long texts.
+        """
+        turns = [message.text for message in self.messages if message.role == "user"] or [self.messages[-1].text]
+        recent = turns[: -MAX_ROUTED_TURNS - 1 : -1]
+        return recent if len(recent) == 1 else [recent[0], "\n".join(recent)]
 
     @property
     def wants_json(self) -> bool:
@@ -209,9 +214,9 @@ class CompletionRequest(Generation):
         return as_list(self.prompt)
 
     @property
-    def question(self) -> str:
+    def questions(self) -> list[str]:
         """What the router reads. Raises: APIError 400 for token ids."""
-        return routable(self.prompts[0], "prompt")
+        return [routable(self.prompts[0], "prompt")]
 
     def check_echo(self) -> None:
         """Raises: APIError 400 for fields that scoring a prompt does not support: only temperature and seed apply."""
@@ -252,9 +257,9 @@ class EmbeddingRequest(Request):
         return as_list(self.input)
 
     @property
-    def question(self) -> str:
+    def questions(self) -> list[str]:
         """What the router reads. Raises: APIError 400 for token ids."""
-        return routable(self.inputs[0], "input")
+        return [routable(self.inputs[0], "input")]
 
 
 def reject_unsupported(content: Any, fields: Sequence[str]) -> Any:

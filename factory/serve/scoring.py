@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,6 +60,10 @@ class Scored:
         return [int(end) for end in ends[:-1]]
 
 
+class AbandonedError(Exception):
+    """Ends work in the thread whose request was cancelled or timed out; nobody sees it."""
+
+
 class Scorer:
     """``Scorer(registry, load_models, device)``: loads each model at its first request and keeps it."""
 
@@ -79,46 +84,42 @@ class Scorer:
     ) -> Scored:
         """``await scorer.score(target, ids)``: the prompt, then at most ``max_tokens`` more; temperature 0 is greedy."""
         seed = random.getrandbits(32) if seed is None else seed
-        return await self._run(lambda: self._score(target, ids, max_tokens, temperature, seed, top))
+        return await self._run(
+            target, lambda model, tokenizer: _score(model, tokenizer, ids, max_tokens, temperature, seed, top)
+        )
 
     async def embed(self, target: Target, texts: Sequence[Sequence[int]]) -> np.ndarray:
         """``await scorer.embed(target, ids)``: (N, D) float32 unit vectors, by the student's embedding head.
 
         Without one they are the mean final hidden states, which the relation loss aligns in training.
         """
-        return await self._run(lambda: self._embed(target, texts))
+
+        def work(model: Any, _: PreTrainedTokenizerBase) -> np.ndarray:
+            return embed_texts(model, texts, load_embedding_head(target.version.folder) if target.version else None)
+
+        return await self._run(target, work)
 
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+    async def _run(self, target: Target, work: Callable[[Any, PreTrainedTokenizerBase], T]) -> T:
+        """Work on the target's model. Where nobody waits for it any more, it ends at its next forward pass."""
+        abandoned = threading.Event()
 
-    @torch.inference_mode()
-    def _score(self, target: Target, ids: Sequence[int], max_tokens: int, temperature: float, seed: int, top: int) -> Scored:
-        model, tokenizer = self._model(target)
-        stops = stop_tokens(tokenizer)
-        generated: list[int] = []
-        if max_tokens > 1 or (max_tokens and temperature):
-            generated = sample(model, [list(ids)], max_new_tokens=max_tokens, stop=stops, temperature=temperature, seed=seed)[0]
-        log_probs = _log_probs(model, [*ids, *generated], len(tokenizer))  # (T, V); row t predicts token t + 1
-        if max_tokens and not generated:  # a single greedy token: the last row already has it
-            generated = [int(log_probs[-1].argmax())]
-        tokens = [*ids, *generated]
-        before = log_probs[: len(tokens) - 1]  # (T - 1, V)
-        own = before.gather(1, torch.tensor(tokens[1:], device=before.device).unsqueeze(1))[:, 0].tolist()
-        top_logprobs = [None, *_top_logprobs(tokenizer, before, tokens[1:], top)] if top else [None] * len(tokens)
-        return Scored(
-            token_texts(tokenizer, tokens),
-            (None, *own),
-            tuple(top_logprobs),
-            len(ids),
-            bool(generated) and generated[-1] in stops,
-        )
+        def check(*_: object) -> None:
+            if abandoned.is_set():
+                raise AbandonedError
 
-    def _embed(self, target: Target, texts: Sequence[Sequence[int]]) -> np.ndarray:
-        model, _ = self._model(target)
-        return embed_texts(model, texts, load_embedding_head(target.version.folder) if target.version else None)
+        @torch.inference_mode()
+        def run() -> T:
+            model, tokenizer = self._model(target)
+            with model.get_input_embeddings().register_forward_pre_hook(check):  # every batch and every new token pass it
+                return work(model, tokenizer)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._worker, run)
+        finally:
+            abandoned.set()
 
     def _model(self, target: Target) -> tuple[Any, PreTrainedTokenizerBase]:
         """The target's model with its adapter active.
@@ -138,6 +139,35 @@ class Scorer:
             self._loaded[target.base] = model, tokenizer
         model.set_adapter(adapter)
         return model.eval(), tokenizer
+
+
+def _score(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    top: int,
+) -> Scored:
+    stops = stop_tokens(tokenizer)
+    generated: list[int] = []
+    if max_tokens > 1 or (max_tokens and temperature):
+        generated = sample(model, [list(ids)], max_new_tokens=max_tokens, stop=stops, temperature=temperature, seed=seed)[0]
+    log_probs = _log_probs(model, [*ids, *generated], len(tokenizer))  # (T, V); row t predicts token t + 1
+    if max_tokens and not generated:  # a single greedy token: the last row already has it
+        generated = [int(log_probs[-1].argmax())]
+    tokens = [*ids, *generated]
+    before = log_probs[: len(tokens) - 1]  # (T - 1, V)
+    own = before.gather(1, torch.tensor(tokens[1:], device=before.device).unsqueeze(1))[:, 0].tolist()
+    top_logprobs = [None, *_top_logprobs(tokenizer, before, tokens[1:], top)] if top else [None] * len(tokens)
+    return Scored(
+        token_texts(tokenizer, tokens),
+        (None, *own),
+        tuple(top_logprobs),
+        len(ids),
+        bool(generated) and generated[-1] in stops,
+    )
 
 
 def _log_probs(model: Any, ids: Sequence[int], vocabulary: int) -> Tensor:

@@ -363,6 +363,14 @@ def test_auto_is_routed_and_the_headers_say_why(client: OpenAI) -> None:
     assert float(raw.headers["server-timing"].removeprefix("route;dur=")) > 0
 
 
+def test_auto_routes_a_follow_up_by_its_conversation(client: OpenAI) -> None:
+    """The encoder knows no word of the last turn, which by itself goes elsewhere."""
+    follow_up = "zzz"
+    turns = [*says(QUESTION), {"role": "assistant", "content": "sun"}, *says(follow_up)]
+    for messages, model in ((says(follow_up), "teacher"), (turns, "plants-mini@1")):
+        assert client.chat.completions.create(model="auto", messages=messages, max_tokens=2).model == model
+
+
 def test_auto_falls_back_to_the_teacher_where_the_router_abstains(client: OpenAI) -> None:
     raw = client.chat.completions.with_raw_response.create(model="auto", messages=says("shoe cup pen hat bag"), max_tokens=2)
     assert raw.parse().model == "teacher"

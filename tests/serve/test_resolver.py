@@ -130,7 +130,7 @@ def test_whether_another_model_exists_is_not_said(registry: Registry, model: str
 def test_auto_falls_back_where_the_key_does_not_allow_the_routers_choice(registry: Registry) -> None:
     manifests.publish(registry, "secret-small", domain="secret")
     found = resolver(registry, routed("secret"), fallback="healthcare-small")
-    target = asyncio.run(found.route("What is gout?", HEALTHCARE))
+    target = asyncio.run(found.route(["What is gout?"], HEALTHCARE))
     assert (target.reference, target.domain) == ("healthcare-small@1", None)
     assert "secret" not in target.reason
     assert "does not allow" in target.reason
@@ -143,7 +143,7 @@ def test_auto_names_neither_a_forbidden_student_nor_a_forbidden_fallback(
 ) -> None:
     manifests.publish(registry, "secret-small", domain="secret")
     with pytest.raises(APIError) as error:
-        asyncio.run(resolver(registry, routed(domain), fallback).route("What is gout?", HEALTHCARE))
+        asyncio.run(resolver(registry, routed(domain), fallback).route(["What is gout?"], HEALTHCARE))
     assert error.value.status == status
     assert not any(name in error.value.message for name in (domain, "other-small", TEACHER))
 
@@ -157,12 +157,30 @@ def test_auto_names_neither_a_forbidden_student_nor_a_forbidden_fallback(
     ],
 )
 def test_a_routed_text_has_a_target_and_a_reason(registry: Registry, domain: str | None, reference: str, reason: str) -> None:
-    target = asyncio.run(resolver(registry, routed(domain)).route("What is gout?", Caller()))
+    target = asyncio.run(resolver(registry, routed(domain)).route(["What is gout?"], Caller()))
     assert (target.reference, target.reason, target.domain) == (reference, reason, domain)
     assert (target.score, target.threshold) == (0.7, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("last", "conversation", "expected"),
+    [
+        (Route("education", 0.6, 0.5, {}), Route("healthcare", 0.9, 0.5, {}), "healthcare"),  # a follow-up
+        (Route("healthcare", 0.9, 0.5, {}), Route("legal", 0.6, 0.5, {}), "healthcare"),  # a new subject
+        (Route("healthcare", 0.7, 0.5, {}), Route("legal", 0.7, 0.5, {}), "healthcare"),  # equally sure
+    ],
+)
+def test_a_conversation_is_routed_by_the_text_that_the_router_is_surest_of(
+    registry: Registry, last: Route, conversation: Route, expected: str
+) -> None:
+    found = resolver(registry)
+    found.load_router = lambda: SimpleNamespace(route=lambda texts: [last, conversation][: len(texts)])
+    target = asyncio.run(found.route(["And in children?", "And in children?\nWhat is asthma?"], Caller()))
+    assert (target.domain, target.reference) == (expected, "healthcare-small@1")
+    assert target.score == max(last.score, conversation.score)
+
+
 def test_a_family_without_a_fallback_answers_400(registry: Registry) -> None:
     with pytest.raises(APIError, match="name a model") as error:
-        asyncio.run(resolver(registry, routed(None), fallback="refuse").route("What is gout?", Caller()))
+        asyncio.run(resolver(registry, routed(None), fallback="refuse").route(["What is gout?"], Caller()))
     assert (error.value.status, error.value.code) == (400, "router_abstained")

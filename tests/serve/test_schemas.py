@@ -70,7 +70,24 @@ def test_content_is_a_string_or_text_parts() -> None:
     parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "gout?"}]
     request = chat(messages=[{"role": "developer", "content": "brief"}, {"role": "user", "content": parts}])
     assert request.turns() == [{"role": "system", "content": "brief"}, {"role": "user", "content": "What is gout?"}]
-    assert request.question == "What is gout?"
+    assert request.questions == ["What is gout?"]
+
+
+@pytest.mark.parametrize(
+    ("roles", "expected"),
+    [
+        ("u", ["0"]),
+        ("su", ["1"]),
+        ("sa", ["1"]),
+        ("uau", ["2", "2\n0"]),
+        ("suauau", ["5", "5\n3\n1"]),
+        ("uauauauau", ["8", "8\n6\n4\n2"]),
+    ],
+)
+def test_the_router_reads_the_last_turn_and_the_last_four_of_the_user(roles: str, expected: list[str]) -> None:
+    names = {"u": "user", "s": "system", "a": "assistant"}
+    messages = [{"role": names[role], "content": str(number)} for number, role in enumerate(roles)]
+    assert chat(messages=messages).questions == expected
 
 
 @pytest.mark.parametrize(
@@ -146,7 +163,7 @@ def test_token_ids_cannot_be_routed() -> None:
         EmbeddingRequest.model_validate({"model": "auto", "input": [1]}),
     ):
         with pytest.raises(APIError, match="token ids"):
-            _ = request.question
+            _ = request.questions
 
 
 def test_base64_embeddings_are_little_endian_float32() -> None:
