@@ -43,6 +43,9 @@ def serve(
     queue: Annotated[
         int, typer.Option("--queue", min=1, help="Requests in all; any more get status 429 and Retry-After.")
     ] = 128,
+    queue_per_key: Annotated[
+        int | None, typer.Option("--queue-per-key", min=1, help="Requests of one API key; half of --queue if left out.")
+    ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Per engine; every core if left out.")] = None,
     max_body: Annotated[int, typer.Option("--max-body", min=1, help="Bytes per request.")] = 1_000_000,
     max_prompt: Annotated[int, typer.Option("--max-prompt", min=1, help="Prompt tokens per request.")] = 1024,
@@ -59,7 +62,7 @@ def serve(
     """Serve students over HTTP with OpenAI's API, and a web page to try them on. Ctrl-C stops it."""
     specs, chosen, _ = choose(domains, family=family)
     here, server = Registry(registry), _load_server()
-    limits = server.Limits(max_body, max_prompt, max_output, timeout, parallel, queue, strict)
+    limits = server.Limits(max_body, max_prompt, max_output, timeout, parallel, queue, queue_per_key, strict)
     hosts = tuple(allowed_host or ())
     options = server.Options(host, port, hosts, api_keys, upstream, upstream_key, quantization, threads, device, limits)
     with server.listen(options) as listening:

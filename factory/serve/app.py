@@ -4,7 +4,7 @@ host, origin, API key (middleware.py) → place in the queue → model name to v
     → a slot of an engine (engines.py) → the engine's answer or events (engine_client.py) → OpenAI's shape (responses.py),
     with headers that say who answered and why
 
-app = gateway(resolver, engines, prompts, scorer, agreements, limits=Limits(), keys=Keys({}))
+app = gateway(resolver, engines, prompts, scorer, agreements, limits=Limits(), keys=KeyFile(None))
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from factory import __version__
 from factory.serve.agreement import Agreements
-from factory.serve.auth import Caller, Keys
+from factory.serve.auth import Caller, KeyFile
 from factory.serve.engine_client import EngineClient
 from factory.serve.engines import Engines, Lease
 from factory.serve.errors import HANDLERS, RESPONSES, status_of
@@ -58,7 +58,7 @@ class Gateway:
 
     def __init__(self, resolver: ModelResolver, engines: Engines, prompts: Prompts, scorer: Scorer, limits: Limits) -> None:
         self.resolver, self.engines, self.prompts, self.scorer = resolver, engines, prompts, scorer
-        self.limits, self.client, self.queue = limits, EngineClient(), Queue(limits.queue)
+        self.limits, self.client, self.queue = limits, EngineClient(), Queue(limits.queue, limits.per_key)
         self.metrics = Metrics(lambda: self.queue.length, engines.count)
 
     async def close(self) -> None:
@@ -71,7 +71,7 @@ class Gateway:
 
     async def chat(self, http: Request, caller: Caller, request: ChatRequest) -> Response:
         async with AsyncExitStack() as stack:
-            context = stack.enter_context(self._admit("chat/completions"))
+            context = stack.enter_context(self._admit("chat/completions", caller))
             async with cancel_on_disconnect(http.receive, context):
                 target = await self._resolve(context, caller, request)
                 max_tokens = self._max_tokens(request.max_completion_tokens, request.max_tokens)
@@ -83,7 +83,7 @@ class Gateway:
 
     async def complete(self, http: Request, caller: Caller, request: CompletionRequest) -> Response:
         async with AsyncExitStack() as stack:
-            context = stack.enter_context(self._admit("completions"))
+            context = stack.enter_context(self._admit("completions", caller))
             async with cancel_on_disconnect(http.receive, context):
                 target = await self._resolve(context, caller, request)
                 max_tokens = self._max_tokens(request.max_tokens, least=0 if request.echo else 1)
@@ -96,7 +96,7 @@ class Gateway:
                 return await self._answer(stack, context, call, stream=bool(request.stream))
 
     async def embed(self, http: Request, caller: Caller, request: EmbeddingRequest) -> Response:
-        with self._admit("embeddings") as context:
+        with self._admit("embeddings", caller) as context:
             async with cancel_on_disconnect(http.receive, context):
                 target = await self._resolve(context, caller, request)
                 inputs = [await asyncio.to_thread(self.prompts.ids, target, one, "input") for one in request.inputs]
@@ -114,12 +114,12 @@ class Gateway:
     # ---------------------------------------------------------------------------------------------------- their steps
 
     @contextmanager
-    def _admit(self, route: str) -> Iterator[RequestContext]:
-        """A place in the queue; the request is counted when it is given up. Raises: APIError 429 where the queue is full."""
+    def _admit(self, route: str, caller: Caller) -> Iterator[RequestContext]:
+        """A place in the queue; the request is counted when it is given up. Raises: what ``Queue.enter`` does."""
         clock = asyncio.get_running_loop().time
         context = RequestContext(route, clock(), clock() + self.limits.seconds)
         try:
-            self.queue.enter(self.limits.parallel)
+            self.queue.enter(self.limits.parallel, caller.key)
         except APIError as error:
             self.metrics.requests.labels(route, "", str(error.status)).inc()
             raise
@@ -130,7 +130,7 @@ class Gateway:
             raise
         finally:
             seconds = clock() - context.started
-            self.queue.leave(seconds)
+            self.queue.leave(seconds, caller.key)
             self.metrics.requests.labels(route, context.model, str(context.status)).inc()
             self.metrics.seconds.labels(route).observe(seconds)
 
@@ -262,7 +262,7 @@ def gateway(
     agreements: Agreements,
     *,
     limits: Limits,
-    keys: Keys,
+    keys: KeyFile,
     hosts: Set[str] = frozenset(),
 ) -> FastAPI:
     """``gateway(resolver, engines, prompts, scorer, agreements, limits=..., keys=...)``: closes its engines when it stops.

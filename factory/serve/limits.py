@@ -6,6 +6,7 @@ raise APIError(400, "max_tokens is 9000; this server allows 1 to 1024", code="in
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,9 +42,15 @@ class Limits:
     seconds: float = 120.0
     parallel: int = 4  # requests that one engine answers at the same time
     queue: int = 128  # requests admitted, those being answered included; the next one gets a 429
+    queue_per_key: int | None = None  # of these, where there are API keys; None: half of them
     strict: bool = False  # refuse fields that would be ignored
     connections: int = 512  # open at once; the one that has waited longest for a request makes room for a new one
     transfer_seconds: int = 30  # for a request to arrive, and for a client to read what is sent
+
+    @property
+    def per_key(self) -> int:
+        """Requests of one API key at once."""
+        return self.queue_per_key or max(1, self.queue // 2)
 
     @property
     def context(self) -> int:
@@ -52,29 +59,32 @@ class Limits:
 
 
 class Queue:
-    """``queue.enter(parallel)`` … ``queue.leave(seconds)``: counts the admitted requests, at most ``capacity``."""
+    """``queue.enter(parallel)`` … ``queue.leave(seconds)``: counts admitted requests, at most ``capacity`` and ``per_key``."""
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity, self.length = capacity, 0
+    def __init__(self, capacity: int, per_key: int) -> None:
+        self.capacity, self.per_key, self.length = capacity, per_key, 0
+        self._of_key: Counter[str] = Counter()
         self._seconds_per_request = 1.0  # moving average
 
-    def enter(self, parallel: int) -> None:
-        """Admits one request.
+    def enter(self, parallel: int, key: str = "") -> None:
+        """Admits one request; without a ``key`` it may be of anyone.
 
-        Raises: APIError 429 if the queue is full; ``Retry-After`` estimates when it will be empty.
+        Raises: APIError 429 if the queue, or the key's share of it, is full; ``Retry-After`` estimates when it will be empty.
         """
         if self.length >= self.capacity:
-            estimate = round(self._seconds_per_request * self.length / parallel)
-            wait = max(1, min(MAX_RETRY_SECONDS, estimate))
-            raise APIError(
-                429,
-                f"the server is full ({self.length} of {self.capacity} requests); try again in {wait} s",
-                code="queue_full",
-                headers={"Retry-After": str(wait)},
-            )
+            raise self._full(f"the server is full ({self.length} of {self.capacity} requests)", self.length, parallel)
+        if key and self._of_key[key] >= self.per_key:
+            raise self._full(f"this API key has its share of the queue ({self.per_key} requests)", self.per_key, parallel)
         self.length += 1
+        self._of_key[key] += 1
 
-    def leave(self, seconds: float) -> None:
+    def leave(self, seconds: float, key: str = "") -> None:
         """Once for each ``enter``, whether the request succeeded or not; ``seconds`` is how long it took."""
         self.length -= 1
+        self._of_key[key] -= 1
         self._seconds_per_request += 0.1 * (seconds - self._seconds_per_request)
+
+    def _full(self, problem: str, requests: int, parallel: int) -> APIError:
+        wait = max(1, min(MAX_RETRY_SECONDS, round(self._seconds_per_request * requests / parallel)))
+        message, headers = f"{problem}; try again in {wait} s", {"Retry-After": str(wait)}
+        return APIError(429, message, code="queue_full", headers=headers)

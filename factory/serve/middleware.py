@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from factory.serve.auth import Keys
+from factory.serve.auth import KeyFile
 from factory.serve.errors import error_response, internal_error, log_failure
 from factory.serve.hosts import check_host, check_origin
 from factory.serve.limits import APIError
@@ -24,7 +24,7 @@ STATIC = "/static/"
 class Guard:
     """Admits requests by host, origin and API key, and lets at most ``body_bytes`` of each body through."""
 
-    def __init__(self, app: ASGIApp, body_bytes: int, hosts: Set[str], keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, body_bytes: int, hosts: Set[str], keys: KeyFile) -> None:
         self.app, self.body_bytes, self.hosts, self.keys = app, body_bytes, hosts, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -25,7 +25,7 @@ from factory.pipeline.dataset import load_router
 from factory.registry.registry import Registry
 from factory.serve.agreement import Agreements
 from factory.serve.app import gateway
-from factory.serve.auth import Keys
+from factory.serve.auth import KeyFile
 from factory.serve.connections import BoundedConnection
 from factory.serve.engines import Engines, GgufFiles, Pool, Upstream
 from factory.serve.hosts import host_name, is_loopback
@@ -67,7 +67,7 @@ def make_app(registry: Registry, specs: Specs, family: FamilySpec, options: Opti
         Scorer(registry, load_models, context.device),
         Agreements(registry, specs, context.device),
         limits=options.limits,
-        keys=Keys.load(options.api_keys),
+        keys=KeyFile(options.api_keys),
         hosts=host_names(options),
     )
 

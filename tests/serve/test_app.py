@@ -536,9 +536,10 @@ def test_token_ids_outside_the_vocabulary_are_400(client: OpenAI, bias: dict[str
             call()
 
 
-def slow(built: Any, **limits: Any) -> Any:
+def slow(built: Any, api_keys: Path | None = None, **limits: Any) -> Any:
     """A server with one slot."""
-    return running(built, limits=Limits(**{"parallel": 1, "output_tokens": 400, "prompt_tokens": 64} | limits))
+    chosen = Limits(**{"parallel": 1, "output_tokens": 400, "prompt_tokens": 64} | limits)
+    return running(built, api_keys=api_keys, limits=chosen)
 
 
 def long(built: Any) -> dict[str, Any]:
@@ -555,6 +556,16 @@ def test_a_full_queue_is_429_with_retry_after(built: Any) -> None:
             assert int(error.value.response.headers["retry-after"]) >= 1
         until(lambda: metric(url, "factory_queue_length") == 0)
         assert one.completions.create(model=STUDENT, prompt="a", max_tokens=1).choices
+
+
+def test_a_key_that_has_its_share_of_the_queue_holds_up_no_other(built: Any, keys: Path) -> None:
+    with slow(built, api_keys=keys, queue_per_key=1) as url:
+        first, second = client_of(url, "plants"), client_of(url, "all")
+        with first.completions.create(stream=True, **long(built)) as stream:
+            next(iter(stream))
+            with pytest.raises(openai.RateLimitError, match="its share of the queue"):
+                first.completions.create(**long(built))
+            assert second.embeddings.create(model=STUDENT, input="a").data
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from factory.errors import ServeError
-from factory.serve.auth import Caller, Keys
+from factory.serve.auth import Caller, KeyFile, Keys
 from factory.serve.limits import APIError
 
 
@@ -79,3 +79,31 @@ def test_a_malformed_file_of_keys_is_one_line_without_any_key(tmp_path: Path, co
 def test_a_missing_file_of_keys_is_named(tmp_path: Path) -> None:
     with pytest.raises(ServeError, match=r"none\.yaml: cannot be read: No such file"):
         Keys.load(tmp_path / "none.yaml")
+
+
+def test_a_changed_file_counts_from_the_next_request_on(tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_text("old: [a]\n")
+    file = KeyFile(path)
+    assert file.caller("Bearer old").may("a")
+    path.write_text("newer: [b]\nother: [b]\n")
+    assert file.caller("Bearer newer").may("b")
+    assert file.caller("Bearer newer") != file.caller("Bearer other")
+    with pytest.raises(APIError):
+        file.caller("Bearer old")
+
+
+@pytest.mark.parametrize("content", ["a: [", "", None])
+def test_a_file_that_became_unreadable_changes_nothing_and_is_said_once(
+    tmp_path: Path, content: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_text("secret: [a]\n")
+    file = KeyFile(path)
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    for _ in range(2):
+        assert file.caller("Bearer secret").may("a")
+    assert [record.message.endswith("the keys read before stay valid") for record in caplog.records] == [True]
+    assert "secret" not in caplog.text

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from factory.serve.limits import APIError, Queue
+from factory.serve.limits import APIError, Limits, Queue
 
 
 def test_a_full_queue_refuses_with_429_and_a_time_to_retry() -> None:
-    queue = Queue(2)
+    queue = Queue(2, 2)
     queue.enter(1)
     queue.enter(1)
     with pytest.raises(APIError) as error:
@@ -20,7 +20,7 @@ def test_a_full_queue_refuses_with_429_and_a_time_to_retry() -> None:
 
 
 def test_the_time_to_retry_grows_with_the_duration_of_recent_requests() -> None:
-    queue = Queue(8)
+    queue = Queue(8, 8)
     for _ in range(8):
         queue.enter(4)
     with pytest.raises(APIError) as fast:
@@ -30,6 +30,33 @@ def test_the_time_to_retry_grows_with_the_duration_of_recent_requests() -> None:
     with pytest.raises(APIError) as slow:
         queue.enter(4)
     assert int(slow.value.headers["Retry-After"]) > int(fast.value.headers["Retry-After"])
+
+
+def test_one_key_has_a_share_and_leaves_the_rest_to_others() -> None:
+    queue = Queue(4, 2)
+    queue.enter(1, "first")
+    queue.enter(1, "first")
+    with pytest.raises(APIError, match="its share of the queue") as error:
+        queue.enter(1, "first")
+    assert (error.value.status, error.value.code) == (429, "queue_full")
+    queue.enter(1, "second")
+    queue.leave(0.1, "first")
+    queue.enter(1, "first")
+    with pytest.raises(APIError, match="the server is full"):
+        for _ in range(2):
+            queue.enter(1, "third")
+
+
+def test_without_keys_anyone_may_fill_the_queue() -> None:
+    queue = Queue(4, 2)
+    for _ in range(4):
+        queue.enter(1)
+    assert queue.length == 4
+
+
+@pytest.mark.parametrize(("given", "share"), [(Limits(), 64), (Limits(queue=1), 1), (Limits(queue=10, queue_per_key=7), 7)])
+def test_a_share_is_half_of_the_queue_unless_it_is_given(given: Limits, share: int) -> None:
+    assert given.per_key == share
 
 
 @pytest.mark.parametrize(
