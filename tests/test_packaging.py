@@ -28,7 +28,8 @@ def imported_by(path: Path) -> set[str]:
 
 
 def test_every_third_party_import_is_declared() -> None:
-    requirements = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["serve"]
+    extras = PROJECT["optional-dependencies"]
+    requirements = [*PROJECT["dependencies"], *extras["files"], *extras["serve"]]
     declared = {canonicalize_name(Requirement(one).name) for one in requirements}
     imported = set().union(*(imported_by(path) for path in (ROOT / "factory").rglob("*.py")))
     third_party = imported - sys.stdlib_module_names - {"factory"}

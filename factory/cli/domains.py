@@ -47,9 +47,8 @@ def validate(
     if json and folder.mistakes:
         print_json({"valid": False, "mistakes": [mistake.json() for mistake in folder.mistakes]})
     counts = _count(folder.specs())
-    if json:
-        return print_json({"valid": True, **counts})
-    typer.echo(f"{domains}: valid; " + ", ".join(f"{what} {count}" for what, count in counts.items()))
+    line = f"{domains}: valid; " + ", ".join(f"{what} {count}" for what, count in counts.items())
+    print_json({"valid": True, **counts}) if json else typer.echo(line)
 
 
 def data(

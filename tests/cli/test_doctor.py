@@ -14,7 +14,7 @@ from support.workplace import Workplace
 from factory.cli import doctor
 from factory.cli.doctor import CachedModel, Finding, cached_models, can_build, examine
 from factory.config.schema import ModelSpec
-from factory.models import references
+from factory.models import references, templates
 from factory.models.references import resolve
 
 
@@ -129,6 +129,7 @@ def test_the_command_prints_and_fails_only_for_problems(workplace: Workplace, mo
 
 def test_fetch_gets_a_family_s_models(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(references, "resolve", lambda spec, **_: asked.append(spec.model))
+    for module, name in ((templates, "resolve_teacher"), (references, "resolve")):
+        monkeypatch.setattr(module, name, lambda spec, **_: asked.append(spec.model))
     workplace.run("doctor", "--fetch", "default")
     assert asked == ["path:./teacher", "path:./encoder"]

@@ -93,7 +93,9 @@ def test_build_refuses_a_wrong_sha256(with_models: Workplace, refused: Refused) 
 def test_build_refuses_a_base_with_another_vocabulary(with_models: Workplace, refused: Refused) -> None:
     other = tiny.tokenizer()
     other.add_tokens(["onemore"])
-    tiny.llama(layers=2).save_pretrained(with_models.domains / "other")
+    model = tiny.llama(layers=2)
+    model.resize_token_embeddings(len(other))
+    model.save_pretrained(with_models.domains / "other")
     other.save_pretrained(with_models.domains / "other")
     with_models.family["sizes"]["mini"] = {"base": {"model": "path:./other", "license": "mit"}}
     with_models.write_all()

@@ -240,7 +240,7 @@ def test_everything_that_a_manifest_says_is_escaped() -> None:
     gate = GATES[0] | {"metric": ATTACK}
     version = unplotted(
         ATTACK,
-        **dict.fromkeys(("notice", "domain", "created", "base", "profile"), ATTACK),
+        **dict.fromkeys(("notice", "domain", "base", "profile"), ATTACK),
         warnings=[ATTACK],
         teacher=TEACHER | {"reference": ATTACK, "license": ATTACK},
         energy={"stages_wh": {ATTACK: 1.0}, "method": ATTACK},

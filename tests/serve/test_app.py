@@ -798,7 +798,7 @@ def test_a_taken_port_is_a_one_line_error(built: Any, refused: Any) -> None:
     [
         (["--host", "0.0.0.0"], "add --api-keys"),
         (["--host", "example.org"], "add --api-keys"),
-        (["--api-keys", "none.yaml"], "none.yaml cannot be read"),
+        (["--api-keys", "none.yaml"], "--api-keys none.yaml: cannot be read"),
         (["--upstream", "nowhere"], "expected a URL"),
         (["--upstream", "http://127.0.0.1:1/v1", "--upstream-key", "none"], "none cannot be read"),
     ],
