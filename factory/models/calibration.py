@@ -25,7 +25,7 @@ from factory.models.kv_cache import expand_cache
 from factory.models.scoring import length_batches
 from factory.models.tokenize import TokenizedExample
 
-BATCH = 16
+BATCH = 32
 Head = Callable[[Tensor], Tensor]  # final states (N, H) → logits (N, V)
 
 

@@ -19,7 +19,7 @@ from factory.pipeline.healing import probe_steps
 from factory.registry.versions import Version
 from factory.reports.format import format_number
 
-PRUNING_PASSES = 60  # forward passes over 16 calibration examples that choosing layers and neurons takes, roughly
+PRUNING_PASSES = 120  # forward passes over 16 calibration examples that choosing layers and neurons takes, roughly
 TRIMMING_SECONDS = 20.0  # of counting the tokens of what people wrote
 
 
