@@ -13,9 +13,10 @@ import pytest
 from support import exporting
 from support.tiny import CPU
 
+from factory.models.embedding_head import BATCH
 from factory.serve.auth import Caller
 from factory.serve.resolver import ModelResolver, Target
-from factory.serve.scoring import BATCH, Scorer
+from factory.serve.scoring import Scorer
 
 
 @pytest.fixture(scope="module")
