@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from factory.errors import TrainingError
+from factory.models import width
 from factory.models.calibration import calibration_batches, mean_kl
 from factory.models.forward import check_head
 from factory.models.width import prune_width
@@ -82,9 +83,14 @@ def test_a_neuron_that_others_can_stand_in_for_is_made_up_for() -> None:
     fitted, plain = copy.deepcopy(model), copy.deepcopy(model)
     assert prune_width(fitted, 32, BATCHES) == 1
     assert prune_width(plain, 32, BATCHES, fit=False) == 0
-    expected = mlp.down_proj.weight[:, :32] + 0.02 * mlp.down_proj.weight[:, 32:]
-    torch.testing.assert_close(fitted.model.layers[0].mlp.down_proj.weight, expected, atol=0.1, rtol=0)
-    assert mean_kl(model, fitted, BATCHES) < 0.01 * mean_kl(model, plain, BATCHES)
+    assert mean_kl(model, fitted, BATCHES) < 0.5 * mean_kl(model, plain, BATCHES)
+
+
+def test_a_weight_moves_as_far_as_its_neuron_s_activations_let_it() -> None:
+    """One neuron (a² = 4) for two (a b = 2): what is missing, 3 · 2, over 4 and as much again for moving."""
+    gram, down = torch.tensor([[4.0, 2.0], [2.0, 1.0]]).double(), torch.tensor([[0.0, 3.0]]).double()
+    fitted = width._fitted(down, torch.tensor([0]), gram)
+    torch.testing.assert_close(fitted, torch.tensor([[6 / 8]]).double())
 
 
 @MODELS
