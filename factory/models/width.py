@@ -29,7 +29,8 @@ def prune_width(model: PreTrainedModel, n: int, batches: Sequence[CalibrationBat
     (Minitron, arXiv 2407.14679, section 2.2, and 2408.11796; its code takes such means by example, then their norm over
     examples). A context is seen, but its tokens do not count. Then the down projection is fitted to the whole MLP's output by
     ridge regression around its own weights on three quarters of the examples, and the result taken where its squared error on
-    the last quarter is below that of the weights as they were; ``fit=False`` leaves them so. Every MLP is given what the whole model gives it.
+    the last quarter is below that of the weights as they were; ``fit=False`` leaves them so. Every MLP is given what the whole
+    model gives it.
     Raises: TrainingError for an MLP that is not gated, or one with no more than n neurons.
     """
     check_gated(model, n)
