@@ -405,19 +405,6 @@ def metric_cells(metrics: Iterable[dict[str, Any] | None]) -> str:
     return "; ".join(format_metric(MetricValue(**one)) if one else "-" for one in metrics)
 
 
-def equal_bytes_page() -> str:
-    """A row for each model and quantization, the smallest file first."""
-    head = ("MB", "model", "weights", "KL", "top-1 agreement", "golden set passed", "tokens/s", "first token, ms", "memory, MB")
-    rows = []
-    for row in sorted(results("equal-bytes.json"), key=lambda row: row["bytes"]):
-        speed = [f"{row['speed'][name]:.0f}" for name in ("tokens_per_second", "first_token_ms", "memory_mb")]
-        shares = [
-            metric_cells([row["metrics"].get(name)]) for name in ("kl_whole_teacher", "top1_agreement", "golden_set_passed")
-        ]
-        rows.append([f"{row['bytes'] / 1e6:.0f}", row["name"], row["quantization"], *shares, *speed])
-    return with_generated("docs/results/equal-bytes.md", {"equal-bytes": table(head, rows)})
-
-
 def students_table(students: Sequence[dict[str, Any]]) -> str:
     """A row for each metric; one that a gate judges says how that ended."""
     names = dict.fromkeys(name for one in students for name in one["metrics"])
@@ -582,7 +569,6 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/experiments.md": experiments_page,
     "docs/my-own-teacher.md": my_own_teacher_page,
     "README.md": readme,
-    "docs/results/equal-bytes.md": equal_bytes_page,
     "docs/results/objective.md": objective_page,
     "docs/results/references.md": references_page,
     "docs/results/retrieval.md": retrieval_page,

@@ -1,6 +1,6 @@
 """Students beside their own teacher at equal bytes, in every quantization that llama.cpp reads:
 
-python scripts/bench/equal_bytes.py healthcare-medium@1 --save docs/results/equal-bytes.json --plot docs/results/equal-bytes.svg
+python scripts/bench/equal_bytes.py healthcare-medium@1 --save equal-bytes.json --plot equal-bytes.svg
 
 The rivals are the teacher as it is and in the student's vocabulary, shown the domain's context, which llama.cpp keeps in
 its cache from question to question. Weights are written as GGUF and read back, so figures are of the file that would be served.
