@@ -160,7 +160,7 @@ KINDS = (
     (
         "narrower",
         "`intermediate_size`, with or without `layers`",
-        "Where a third or less has to go, or many layers would: every layer stays, with fewer neurons in its MLP. Healed.",
+        "Where a third of the layers would have to go: fewer neurons in all of them lose less, before healing. Healed.",
     ),
     (
         "a number of parameters",

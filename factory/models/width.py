@@ -17,7 +17,10 @@ from factory.errors import TrainingError
 from factory.models.calibration import CalibrationBatch, LayerWalk, begin_walk, decoder_layers
 
 HELD_OUT = 4  # of every so many examples of a batch one is held out
-RIDGE = 1.0  # of each neuron's own activations; a thousandth of their mean, around zero, trebled the KL (docs/log.md)
+# Penalty of a change in a neuron's weights, as a share of the neuron's own energy. With less of it each MLP alone comes nearer
+# to what it gave, on other examples too, but the model moves away: its MLPs are not given what they were fitted on
+# (docs/log.md, "width").
+RIDGE = 1.0
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -28,9 +31,8 @@ def prune_width(model: PreTrainedModel, n: int, batches: Sequence[CalibrationBat
     A neuron's importance is the mean of its absolute activation, the input of the down projection, over the examples' tokens
     (Minitron, arXiv 2407.14679, section 2.2, and 2408.11796; its code takes such means by example, then their norm over
     examples). A context is seen, but its tokens do not count. Then the down projection is fitted to the whole MLP's output by
-    ridge regression around its own weights on three quarters of the examples, and the result taken where its squared error on
-    the last quarter is below that of the weights as they were; ``fit=False`` leaves them so. Every MLP is given what the whole
-    model gives it.
+    ridge regression on three quarters of the examples, and the result taken where its squared error on the last quarter is
+    below that of the weights as they were; ``fit=False`` leaves them so. Each MLP is given what the whole model gives it.
     Raises: TrainingError for an MLP that is not gated, or one with no more than n neurons.
     """
     check_gated(model, n)
@@ -110,17 +112,16 @@ def _activations(walk: LayerWalk, i: int) -> tuple[LayerWalk, Tensor]:
 
 
 def _fitted(down: Tensor, keep: Tensor, gram: Tensor) -> Tensor:
-    """(H, n): the weights of the kept neurons, moved towards the whole MLP's output.
+    """(H, n): the weights of the kept neurons, changed to give what those that leave gave, by ridge regression.
 
-    Of the gram matrix G of all activations, the rows of the kept ones K, and the whole weights W, the correction
-    (W G_·K - W_K G_KK) (G_KK + ``RIDGE`` diag G_KK)⁻¹ is added to W_K: the least squared error, where moving a weight costs as
-    much as its neuron's activations are large.
+    Of the gram matrix G of all activations, kept K and leaving L, and the weights W: W_K + W_L G_LK (G_KK + λ diag G_KK)⁻¹.
     """
-    normal, weights = gram[keep][:, keep], down[:, keep]
-    missing = gram[keep] @ down.T - normal @ weights.T  # (n, H)
-    cost = RIDGE * normal.diagonal() + torch.finfo(normal.dtype).tiny
-    solution: Tensor = torch.linalg.solve(normal + torch.diag(cost), missing).T
-    return weights + solution
+    leave = torch.ones(len(gram), dtype=torch.bool, device=gram.device)
+    leave[keep] = False
+    normal, missing = gram[keep][:, keep], gram[keep][:, leave] @ down[:, leave].T  # (n, n), (n, H)
+    ridge = RIDGE * normal.diagonal() + torch.finfo(normal.dtype).tiny  # of a neuron that is never active too
+    change: Tensor = torch.linalg.solve(normal + ridge.diag(), missing).T
+    return down[:, keep] + change
 
 
 def _error(down: Tensor, keep: Tensor, weights: Tensor, gram: Tensor) -> float:

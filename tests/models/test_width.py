@@ -19,10 +19,9 @@ from transformers import (
 )
 
 from factory.errors import TrainingError
-from factory.models import width
 from factory.models.calibration import calibration_batches, mean_kl
-from factory.models.forward import check_head
-from factory.models.width import prune_width
+from factory.models.forward import check_head, hidden_states
+from factory.models.width import RIDGE, prune_width
 
 EXAMPLES = tiny.sequences(16)
 BATCHES = calibration_batches(EXAMPLES, tiny.CPU)
@@ -86,11 +85,24 @@ def test_a_neuron_that_others_can_stand_in_for_is_made_up_for() -> None:
     assert mean_kl(model, fitted, BATCHES) < 0.5 * mean_kl(model, plain, BATCHES)
 
 
-def test_a_weight_moves_as_far_as_its_neuron_s_activations_let_it() -> None:
-    """One neuron (a² = 4) for two (a b = 2): what is missing, 3 · 2, over 4 and as much again for moving."""
-    gram, down = torch.tensor([[4.0, 2.0], [2.0, 1.0]]).double(), torch.tensor([[0.0, 3.0]]).double()
-    fitted = width._fitted(down, torch.tensor([0]), gram)
-    torch.testing.assert_close(fitted, torch.tensor([[6 / 8]]).double())
+@torch.no_grad()
+def test_the_change_is_that_of_ridge_regression_on_what_leaves() -> None:
+    model, fitted = tiny.llama(), tiny.llama()
+    assert prune_width(fitted, 32, BATCHES) == 4
+    seen: list[torch.Tensor] = []
+    mlp: Any = model.model.layers[0].mlp
+    mlp.down_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    [batch] = BATCHES
+    hidden_states(model, batch.rows, batch.context)
+    every = seen[-1][batch.rows.real].double()
+    keep = every.abs().mean(dim=0).topk(32).indices.sort().values
+    leave = [i for i in range(64) if i not in keep.tolist()]
+    learnt = seen[-1][batch.rows.real & (torch.arange(16) % 4 != 3).unsqueeze(-1)].double()
+    down = mlp.down_proj.weight.double()
+    penalty = (RIDGE**0.5) * learnt[:, keep].norm(dim=0).diag()
+    target = torch.cat([learnt[:, leave] @ down[:, leave].T, torch.zeros(32, 32, dtype=torch.double)])
+    change = torch.linalg.lstsq(torch.cat([learnt[:, keep], penalty]), target).solution.T
+    torch.testing.assert_close(fitted.model.layers[0].mlp.down_proj.weight.double(), down[:, keep] + change, atol=1e-5, rtol=0)
 
 
 @MODELS
