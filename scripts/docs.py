@@ -477,10 +477,16 @@ def students_cell(student: dict[str, Any], name: str) -> str:
     return f"{format_metric(metric)}, n {metric.n:,}" + (f", {gate}" if gate else "")
 
 
+NOT_MEASURED = """\
+Not measured in full yet. Of 600 pairs of MedQuAD, 300 held out, the encoder finds 0.933, the student with a head of 3,000 texts 0.870, its raw
+states 0.132 of all ([log](../log.md)).
+"""
+
+
 def retrieval_page() -> str:
     """A table for each source, once they are measured."""
     if not (ROOT / "docs" / "results" / "retrieval.json").is_file():
-        return with_generated("docs/results/retrieval.md", {"retrieval": "Not measured yet.\n"})
+        return with_generated("docs/results/retrieval.md", {"retrieval": NOT_MEASURED})
     report = results("retrieval.json")
     tables = [f"## {name}\n\n{retrieval_table(report['models'], found)}" for name, found in report["sources"].items()]
     return with_generated("docs/results/retrieval.md", {"retrieval": "\n".join(tables)})
