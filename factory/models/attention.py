@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.masking_utils import eager_mask
 
 from factory.errors import TrainingError
-from factory.models.folders import load_tokenizer, load_weights
+from factory.models.folders import load_weights
 from factory.models.vocabulary import trim_padding
 
 GROUPED = "factory_grouped"
@@ -28,14 +28,17 @@ class WithPrefix(NamedTuple):
     own: Tensor  # (B, groups, S, D)
 
 
-def load_causal_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """``load_causal_model(folder, device, torch.bfloat16)``: in evaluation mode, with the attention that suits the device.
+def load_causal_model(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    """``load_causal_model(folder, load_tokenizer(folder), device, torch.bfloat16)``: in evaluation mode.
 
-    It has a row of embedding and head for every token of the folder's tokenizer, and none beyond (``trim_padding``).
+    With the attention that suits the device, and a row of embedding and head for every token of the folder's tokenizer, and
+    none beyond (``trim_padding``). Large tokenizers take seconds to load, so whoever has one passes it on.
     Raises: ModelResolutionError where transformers refuses the folder, or weights are missing.
     """
     model: Any = load_weights(folder, dtype)
-    trim_padding(model, load_tokenizer(folder))
+    trim_padding(model, tokenizer)
     if device.type == "cpu":
         model.set_attn_implementation(GROUPED)
     loaded: PreTrainedModel = model.to(device).eval()

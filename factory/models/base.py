@@ -76,7 +76,13 @@ def assistant_teacher(version: Version, base: Base, device: torch.device) -> Tea
     """``assistant_teacher(version, base, device)``: a published base as the teacher of a smaller one."""
     revision = str(version.manifest.manifest_sha256)
     config = base.model.config
-    return Teacher(lambda: load_causal_model(version.folder, device, torch.bfloat16), base.tokenizer, revision, config, device)
+    return Teacher(
+        lambda: load_causal_model(version.folder, base.tokenizer, device, torch.bfloat16),
+        base.tokenizer,
+        revision,
+        config,
+        device,
+    )
 
 
 def layers_of_teacher(pruned: Base, assistant: Base) -> tuple[int, ...] | None:
@@ -91,8 +97,8 @@ def load_external_base(folder: Path, teacher: Teacher) -> Base:
 
     Raises: TrainingError if its vocabulary is not the teacher's.
     """
-    model: Any = load_causal_model(folder, teacher.device, torch.float32)
     tokenizer = load_tokenizer(folder)
+    model: Any = load_causal_model(folder, tokenizer, teacher.device, torch.float32)
     check_vocabularies(tokenizer, teacher.tokenizer)
     tokenizer.chat_template = teacher.tokenizer.chat_template
     model.generation_config.eos_token_id = stop_tokens(tokenizer)
@@ -122,7 +128,8 @@ def save_base(base: Base, folder: Path) -> None:
 
 def load_base(folder: Path, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Base:
     """``load_base(version.folder, device)``: a published base, in evaluation mode."""
-    return Base(load_causal_model(folder, device, dtype), load_tokenizer(folder), load_shape(folder))
+    tokenizer = load_tokenizer(folder)
+    return Base(load_causal_model(folder, tokenizer, device, dtype), tokenizer, load_shape(folder))
 
 
 def load_shape(folder: Path) -> Shape:

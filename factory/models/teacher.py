@@ -55,7 +55,7 @@ class Teacher:
         config.get_text_config().vocab_size = count_rows(tokenizer)  # as its weights have them once they are loaded
 
         def load_model() -> PreTrainedModel:
-            return load_causal_model(resolved.folder, device, torch.bfloat16)
+            return load_causal_model(resolved.folder, tokenizer, device, torch.bfloat16)
 
         return cls(load_model, tokenizer, resolved.sha256, config, device)
 

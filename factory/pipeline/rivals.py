@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ class Rival:
 
     def load(self, device: torch.device) -> Any:
         """``rival.load(device)``: a transformers model, or peft's with the adapter; in bfloat16."""
-        model: Any = load_causal_model(self.folder, device, torch.bfloat16)
+        model: Any = load_causal_model(self.folder, self.tokenizer, device, torch.bfloat16)
         return model if self.adapter is None else load_adapter(model, self.adapter)
 
-    @property
+    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.folder)
 

@@ -99,7 +99,7 @@ def load_adapted(models: FamilyModels, key: str) -> Teacher:
     """``load_adapted(models, data.key).model``: the downloaded weights with the adapter merged into them, in bfloat16."""
 
     def load_model() -> PreTrainedModel:
-        whole = load_causal_model(models.teacher_files.folder, models.device, torch.bfloat16)
+        whole = load_causal_model(models.teacher_files.folder, models.tokenizer, models.device, torch.bfloat16)
         merged: Any = load_adapter(whole, adaptation_folder(key)).merge_and_unload()
         adapted: PreTrainedModel = merged.eval()
         return adapted

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from factory.config.schema import TeacherSpec
 from factory.models.attention import load_causal_model
 from factory.models.chat import completion_ids, messages, prompt_ids, stop_tokens
+from factory.models.folders import load_tokenizer
 from factory.models.templates import usable_template
 
 pytestmark = pytest.mark.slow
@@ -66,7 +67,7 @@ def test_qwen3_has_fewer_tokens_than_rows(tmp_path: Path) -> None:
         tie_word_embeddings=True,
     )
     tiny.saved(tmp_path, Qwen3ForCausalLM(config), tokenizer_of("qwen3"))
-    model: Any = load_causal_model(tmp_path, torch.device("cpu"), torch.bfloat16)
+    model: Any = load_causal_model(tmp_path, load_tokenizer(tmp_path), torch.device("cpu"), torch.bfloat16)
     assert model.config.vocab_size == 151_669
     assert model(input_ids=torch.tensor([[1, 2]])).logits.shape == (1, 2, 151_669)
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from factory.errors import ModelResolutionError, TrainingError
 from factory.models.attention import GROUPED, WithPrefix, grouped_attention, load_causal_model
+from factory.models.folders import load_tokenizer
 from factory.models.forward import hidden_states, make_batch
 from factory.models.generation import sample
 
@@ -82,9 +83,12 @@ def test_attention_sinks_are_refused() -> None:
         grouped_attention(torch.nn.Module(), one, one, one, None, 1.0, s_aux=torch.zeros(1))
 
 
+def load(folder: Path) -> Any:
+    return load_causal_model(folder, load_tokenizer(folder), CPU, torch.float32)
+
+
 def test_a_loaded_model_uses_it_on_a_cpu_and_does_not_save_it(tmp_path: Path) -> None:
-    tiny.saved(tmp_path / "model", tiny.llama())
-    model: Any = load_causal_model(tmp_path / "model", CPU, torch.float32)
+    model: Any = load(tiny.saved(tmp_path / "model", tiny.llama()))
     assert model.config._attn_implementation == GROUPED and not model.training
     model.save_pretrained(tmp_path / "again")
     assert GROUPED not in (tmp_path / "again" / "config.json").read_text()
@@ -92,7 +96,7 @@ def test_a_loaded_model_uses_it_on_a_cpu_and_does_not_save_it(tmp_path: Path) ->
 
 @pytest.mark.parametrize("make", [tiny.llama, tiny.gemma])
 def test_a_model_is_loaded_without_the_rows_beyond_its_tokens(make: Any, tmp_path: Path) -> None:
-    whole, loaded = make(), load_causal_model(tiny.saved(tmp_path, tiny.padded(make(), 384)), CPU, torch.float32)
+    whole, loaded = make(), load(tiny.saved(tmp_path, tiny.padded(make(), 384)))
     assert loaded.config.vocab_size == 360 == loaded.get_input_embeddings().num_embeddings
     ids = torch.tensor([[1, 40, 41, 42, 2]])
     with torch.no_grad():
@@ -106,7 +110,7 @@ def test_rows_of_token_ids_that_are_left_out_stay(tmp_path: Path) -> None:
     last = max(vocabulary["model"]["vocab"], key=vocabulary["model"]["vocab"].get)
     vocabulary["model"]["vocab"][last] = 379
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(vocabulary)))
-    loaded = load_causal_model(tiny.saved(tmp_path, tiny.llama(vocabulary=384), tokenizer), CPU, torch.float32)
+    loaded = load(tiny.saved(tmp_path, tiny.llama(vocabulary=384), tokenizer))
     assert loaded.config.vocab_size == 380 and len(tokenizer) == 360
 
 
@@ -114,4 +118,4 @@ def test_a_token_without_a_row_is_refused_in_one_line(tmp_path: Path) -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.add_tokens(["photosynthesis"])
     with pytest.raises(ModelResolutionError, match=r"has 360 embedding rows for 361 tokens; resize its embeddings, or"):
-        load_causal_model(tiny.saved(tmp_path, tiny.llama(), tokenizer), CPU, torch.float32)
+        load(tiny.saved(tmp_path, tiny.llama(), tokenizer))
