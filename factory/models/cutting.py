@@ -53,25 +53,23 @@ def prune_teacher(
     order = removal_order(teacher.model, examples, least, progress)
     batches = calibration_batches(examples, teacher.device)
 
-    def cut(wanted: Dimensions) -> Base:
+    tried: list[Tried] = []
+    for wanted in dimensions:
         leave = set(order[: depth - wanted.layers])
         base = _cut(teacher, tokens, [i for i in range(depth) if i not in leave], wanted.intermediate_size, batches)
         progress(1)
-        return base
-
-    def measured(wanted: Dimensions) -> Tried:
-        base = cut(wanted)
-        return Tried(wanted, count_parameters(base.model), mean_kl(teacher.model, base.model, batches))
-
-    tried = tuple(measured(one) for one in dimensions) if len(dimensions) > 1 else ()
-    chosen = min(tried, key=lambda one: one.kl).dimensions if tried else dimensions[0]
-    return PrunedTeacher(cut(chosen), tried)
+        if len(dimensions) == 1:
+            return PrunedTeacher(base)
+        tried.append(Tried(wanted, count_parameters(base.model), mean_kl(teacher.model, base.model, batches)))
+        if min(tried, key=lambda one: one.kl) is tried[-1]:
+            best = base
+    return PrunedTeacher(best, tuple(tried))
 
 
 def pruning_steps(teacher: Teacher, dimensions: Sequence[Dimensions]) -> int:
     """``pruning_steps(teacher, dimensions)``: how many layers leave and bases are cut, for a progress bar."""
     leave = whole_dimensions(teacher.config).layers - min(one.layers for one in dimensions)
-    return max(0, leave) + len(dimensions) + (len(dimensions) > 1)
+    return max(0, leave) + len(dimensions)
 
 
 def _cut(
