@@ -18,7 +18,7 @@ from factory.models.forward import Batch
 from factory.models.references import resolve
 from factory.models.scoring import student_batches
 from factory.models.teacher import Teacher
-from factory.models.tokenize import TokenizedExample, tokenize_examples
+from factory.models.tokenize import TokenizedExample, row_text, tokenize_examples
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import DomainDataset, general_examples
 from factory.registry.size_choice import SizeCandidate, SizeChoice
@@ -96,7 +96,7 @@ def choose_base_tokens(
 
     The text is training examples, the teacher's contexts and general prompts.
     """
-    texts = [f"{row['prompt']}\n{row['completion']}" for data in datasets for row in data.rows["train"]]
+    texts = [row_text(row) for data in datasets for row in data.rows["train"]]
     texts += [turn["content"] for data in datasets for shown in data.spec.contexts.all for turn in messages("", shown)]
     texts += [example.prompt for example in general_examples(context, models)]
     return choose_tokens(models.teacher, texts, size)

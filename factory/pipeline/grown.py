@@ -74,14 +74,15 @@ def find_gap(
     counts = count_tokens(tokenizer, texts)
     if not counts:  # the teacher writes all of its prompts
         return None
-    fit = _fit(tokenizer, kept, texts, counts)
+    fit = _fit(trim_tokenizer(tokenizer, kept), kept, texts, counts)
     room = round((1 + MAX_ROWS) * size.vocabulary) - len(kept)
     tokens = missing_tokens(tokenizer, kept, counts, room) if fit.growth > MAX_GROWTH else ()
     return VocabularyGap(domain, texts, counts, fit, tokens) if tokens else None
 
 
-def _fit(tokenizer: Any, kept: Sequence[int], texts: Sequence[str], counts: Counter[int]) -> TextFit:
-    needed, whole = count_tokens(trim_tokenizer(tokenizer, kept), texts).total(), counts.total()
+def _fit(trimmed: Any, kept: Sequence[int], texts: Sequence[str], counts: Counter[int]) -> TextFit:
+    """Of the texts in a trimmed tokenizer, and ``counts`` of their tokens in the whole one."""
+    needed, whole = count_tokens(trimmed, texts).total(), counts.total()
     return TextFit(needed / whole - 1, 1 - sum(counts[token] for token in kept) / whole)
 
 
@@ -94,11 +95,14 @@ def grow(context: BuildContext, models: FamilyModels, base: Base, manifest: Base
         grown = grow_base(base, models.teacher, gap.tokens, manifest.quantization)
         kept = grown.shape.tokens or ()
         trimmed = trim_teacher(models.teacher, kept)
-        texts = [domain_texts(context, models, domain) for domain in context.public_domains]
+        texts = [
+            gap.texts if domain.name == gap.domain.name else domain_texts(context, models, domain)
+            for domain in context.public_domains
+        ]
         general = [example.prompt for example in general_examples(context, models)]
         batches = scored_batches(context, trimmed, [*texts, general])
         cost = trimming_cost(models.teacher, trimmed, kept, batches)
-        fit = _fit(models.tokenizer, kept, gap.texts, gap.counts)
+        fit = _fit(trimmed.tokenizer, kept, gap.texts, gap.counts)
         advance(1)
     chosen_by = manifest.vocabulary.chosen_by | {gap.domain.name: text_key(context, gap.domain)}
     added = VocabularyGrowth(
