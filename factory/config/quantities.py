@@ -14,7 +14,7 @@ BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def read_quantity(value: Any, units: Mapping[str, int]) -> Any:
-    """``read_quantity("0.08B", PARAMETERS) == 80_000_000``; what is no number with one of the units comes back as it is."""
+    """``read_quantity("0.08B", PARAMETERS) == 80_000_000``; anything else comes back as it is."""
     found = re.fullmatch(rf"(\d+(?:\.\d+)?) ?({'|'.join(units)})", value.strip()) if isinstance(value, str) else None
     return int(Decimal(found[1]) * units[found[2]]) if found else value
 

@@ -84,7 +84,7 @@ def read_exchanges(
 
     Columns that are not named are recognised. At the end ``say`` hears how many rows are what, what was left out with the
     first places, and which columns were not used.
-    Raises: DataError where no row has a named column or one that is recognised, or a cell is no text.
+    Raises: DataError where no row has a named column or one that is recognised, or a cell is not text.
     """
     summary = Summary()
     for record in records:
@@ -152,7 +152,7 @@ def no_question(record: Record, path: Path) -> DataError:
 def exchange_of(record: Record, prompt: str | None = None, answer: str | None = None) -> Exchange:
     """``exchange_of(Record("row 2", {"Question": "Why?", "Answer": "So."})).completion == "So."``
 
-    Of a chat the first question and its answer are taken. Raises: DataError with the row's place for a cell that is no text.
+    Of a chat the first question and its answer are taken. Raises: DataError with the row's place for a cell that is not text.
     """
     layout = layout_of(record.fields, prompt, answer)
     if layout is None:

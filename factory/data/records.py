@@ -3,7 +3,7 @@
 for record in read_records(Path("tickets.csv.gz")):
     record.place, text_of(record, "question")
 
-Memory holds one block of the file at a time. No object becomes text by ``str``: a cell that is no text is an error.
+Memory holds one block of the file at a time. No object becomes text by ``str``: a cell that is not text is an error.
 """
 
 from __future__ import annotations

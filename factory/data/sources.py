@@ -77,7 +77,7 @@ def load_examples(
     each source that is read what it was taken for, how many rows were kept, and why others were not.
 
     Raises:
-        DataError: a source is missing, unreadable or empty, a cell is no text, a named column is nowhere, an id is used twice.
+        DataError: a source is missing, unreadable or empty, a cell is not text, a named column is nowhere, an id is used twice.
     """
     examples: list[Example] = []
     seen: set[str] = set()

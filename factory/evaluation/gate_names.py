@@ -21,7 +21,7 @@ def check_gates(folder: SpecFolder) -> SpecFolder:
 
 
 def require_metrics(gates: Iterable[str]) -> None:
-    """``require_metrics(domain.gates)``, where no file is at hand. Raises: SpecError for the first name that is no metric's."""
+    """``require_metrics(domain.gates)``, where no file is at hand. Raises: SpecError for the first that is not a metric."""
     for name in gates:
         if why := _unknown(name):
             raise SpecError(f"gate {name!r}: {why}")

@@ -34,7 +34,7 @@ class EvalSuite:
 def load_eval_suite(spec: DomainSpec, family: FamilySpec, root: Path) -> EvalSuite:
     """``load_eval_suite(domain, family, specs.root)``
 
-    Raises: SpecError or DataError for a file that cannot be used, or a gate on what is no metric.
+    Raises: SpecError or DataError for a file that cannot be used, or a gate on an unknown metric.
     """
     require_metrics([*family.gates, *spec.gates])
     load_tasks(spec.tasks, root)

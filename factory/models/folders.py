@@ -27,7 +27,7 @@ MODULES = "modules.json"  # of sentence-transformers: the folder of each module
 def weight_files(folder: Path, name: str) -> list[Path]:
     """``weight_files(folder, spec.model)``: the files that transformers, or sentence-transformers, reads weights from.
 
-    Raises: ModelResolutionError, which begins with ``name``, for a folder that is no model, whose weights are pickled, lack
+    Raises: ModelResolutionError, which begins with ``name``, for a folder that is not a model, whose weights are pickled, lack
         a shard or lie elsewhere, or where another file would be loaded in their place.
     """
     folders = [folder]

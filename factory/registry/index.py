@@ -102,7 +102,7 @@ def _update(connection: sqlite3.Connection, root: Path, on_disk: Mapping[Key, st
 def _row(root: Path, kind: str, name: str, number: int) -> Row | None:
     """The values of COLUMNS; None where the disk refuses, so that the next list tries again.
 
-    A folder that is no version has only its key: it is not read again until it changes.
+    A folder that is not a version has only its key: it is not read again until it changes.
     """
     try:
         return summary_row(load_version(root, kind, name, number))

@@ -162,7 +162,7 @@ class Registry:
         return found
 
     def invalid(self, kind: Kind | None = None) -> dict[Key, str]:
-        """``registry.invalid()["student", "healthcare-small", 3]``: why this folder is no version: neither listed nor resolved."""
+        """``registry.invalid()["student", "healthcare-small", 3]``: why this folder is not a version: neither listed nor resolved."""
         reasons = {}
         for key in read_index(self.root).invalid:
             if kind in (None, key[0]):

@@ -147,7 +147,7 @@ def links(found: Mapping[str, os.stat_result]) -> list[str]:
 
 
 def shown(path: str) -> str:
-    """``shown(path)``: a name that a terminal can print, also where it is no UTF-8."""
+    """``shown(path)``: a name that a terminal can print, even if it is not UTF-8."""
     return path.encode(errors="backslashreplace").decode()
 
 

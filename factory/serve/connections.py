@@ -33,7 +33,7 @@ class BoundedConnection(H11Protocol):
 
     def handle_events(self) -> None:
         super().handle_events()
-        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):  # all of the request is here, or it was no HTTP
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):  # all of the request is here, or it was not HTTP
             self._stop_receiving()
         elif self._receiving is None:
             self._receiving = self._deadline()

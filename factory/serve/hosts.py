@@ -56,7 +56,7 @@ def check_origin(scope: Scope) -> None:
 
 
 def _netloc(origin: str) -> str | None:
-    """``_netloc("http://127.0.0.1:8000")`` → "127.0.0.1:8000"; None for "null" and what is no URL."""
+    """``_netloc("http://127.0.0.1:8000")`` → "127.0.0.1:8000"; None for "null" and anything that is not a URL."""
     try:
         return urlsplit(origin).netloc.lower() or None
     except ValueError:

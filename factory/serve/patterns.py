@@ -3,7 +3,7 @@ r"""Which regular expressions a JSON schema's ``pattern`` may be, and how much o
 engine_pattern(r"^\d{4}-\d{2}$")   # Pattern("^[0-9]{4}-[0-9]{2}$", size=7, choices=0)
 
 llama.cpp writes a pattern into its grammar, between quotation marks. Where it does not know the syntax it accepts any string,
-and where a pattern accepts quotation marks, backslashes or control characters, the answer is no JSON (docs/log.md, "schemas").
+and where a pattern accepts quotation marks, backslashes or control characters, the answer is not JSON (docs/log.md, "schemas").
 """
 
 from __future__ import annotations
