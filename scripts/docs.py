@@ -81,6 +81,7 @@ FAMILY_SECTIONS: dict[str, type[BaseModel]] = {
     "data": schema.DataConfig,
     "heal": schema.HealConfig,
     "distill": schema.DistillConfig,
+    "on_policy": schema.OnPolicyConfig,
     "embed": schema.EmbedConfig,
     "evaluate": schema.EvaluateConfig,
     "gates": schema.Gate,

@@ -12,10 +12,11 @@ from factory.config.sources import Strict
 NOT_A_METHOD = {
     "steps": "a run ends with its budget",
     "checks": "a run ends with its budget",
+    "on_policy": "a run ends with its budget",
     "learning_rate": "`learning_rates` lists those to try",
 }
 # What stays as in PLAIN: where the answers themselves are the targets, and in trl's trainer, which has the response alone.
-HARD_KEEPS = ("loss", "beta", "temperature", "lmbda", "ground_truth", "feature")
+HARD_KEEPS = ("loss", "beta", "temperature", "lmbda", "ground_truth")
 TRL_KEEPS = ("loss", "response", "ground_truth", "feature", "relation")
 
 

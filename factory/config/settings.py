@@ -20,6 +20,16 @@ class TrainConfig(Strict):
     learning_rate: float = Field(gt=0, description="Peak learning rate.")
 
 
+class OnPolicyConfig(Strict):
+    """Steps on the student's own samples after all others, by KL(student ‖ teacher) over the whole vocabulary.
+
+    On-policy distillation: Agarwal et al. 2023, arXiv 2306.13649, and MiniLLM, arXiv 2306.08543.
+    """
+
+    steps: int = Field(ge=1, description="Optimiser steps; each writes an answer to every prompt of its batch.")
+    learning_rate: float = Field(gt=0, description="Peak learning rate: about a tenth of that of the steps before.")
+
+
 class DistillConfig(TrainConfig):
     """The objective: response, ground truth, feature and relation terms, and the LoRA adapter it trains.
 
@@ -42,7 +52,10 @@ class DistillConfig(TrainConfig):
         default=0.0,
         description="Weight of cross-entropy on a source's own answers, beside the response.",
     )
-    feature: Weight = Field(default=0.0, description="Weight of the feature term (hidden states).")
+    feature: Weight = Field(
+        default=0.0,
+        description="Weight of the feature term (hidden states, token by token); the teacher runs beside the student.",
+    )
     relation: Weight = Field(default=0.0, description="Weight of the relation term (distances and angles). Needs `batch` ≥ 32.")
     general: float = Field(
         default=0.0,
@@ -57,6 +70,9 @@ class DistillConfig(TrainConfig):
         description="Times that the loss on the validation split is measured during training: the weights of the best check "
         "are kept, and training ends after two checks in a row that are no better; 0 keeps the last weights.",
     )
+    on_policy: OnPolicyConfig | None = Field(
+        default=None, description="A phase on the student's own samples after `steps`; the response is then its only term."
+    )
     top_k: int = Field(
         default=36, ge=1, description="Teacher log-probabilities stored per position, besides the remaining mass."
     )
@@ -65,6 +81,12 @@ class DistillConfig(TrainConfig):
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
         default="none", description="Where to log the training."
     )
+
+    def own_samples(self) -> DistillConfig | None:
+        """``settings.distill.own_samples()``: the settings of the phase on the student's own samples; None without one."""
+        if self.on_policy is None:
+            return None
+        return self.model_copy(update=PLAIN | {"lmbda": 1.0, "beta": 1.0} | self.on_policy.model_dump())
 
     @model_validator(mode="after")
     def has_an_objective(self) -> DistillConfig:
@@ -98,6 +120,14 @@ PLAIN: dict[str, Any] = {
     "relation": 0.0,
     "general": 0.0,
     "checks": 0,
+    "on_policy": None,
+}
+
+
+ADAPTER_ONLY = {
+    "general": "only adapters learn general prompts",
+    "checks": "only an adapter's training is checked",
+    "on_policy": "only an adapter learns from its own samples after the others",
 }
 
 
@@ -116,15 +146,10 @@ class HealConfig(DistillConfig):
         return self
 
     @model_validator(mode="after")
-    def general_is_the_adapters(self) -> HealConfig:
-        if self.general:
-            raise ValueError("general has no effect here: only adapters learn general prompts; set it in distill")
-        return self
-
-    @model_validator(mode="after")
-    def checks_are_the_adapters(self) -> HealConfig:
-        if self.checks:
-            raise ValueError("checks has no effect here: only an adapter's training is checked; set it in distill")
+    def some_keys_are_the_adapters(self) -> HealConfig:
+        for key, why in ADAPTER_ONLY.items():
+            if getattr(self, key):
+                raise ValueError(f"{key} has no effect here: {why}; set it in distill")
         return self
 
 

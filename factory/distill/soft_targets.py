@@ -1,4 +1,4 @@
-"""The teacher's distributions at every completion position, and its hidden states.
+"""The teacher's distributions at every completion position.
 
 ``SoftTargets`` hold k tokens a position and can be stored; ``LiveTargets`` hold the whole distribution, of text that the
 student has just sampled and that is scored once.
@@ -14,10 +14,8 @@ from torch import Tensor
 
 from factory.distill.losses import LOG_NOTHING, bucket_log_probs
 from factory.models.chat import split_prefix
-from factory.models.forward import hidden_states, logits, make_batch, mean_pool, positions_at_once
+from factory.models.forward import hidden_states, logits, make_batch, positions_at_once
 from factory.models.teacher import Teacher
-
-FEATURE_DEPTHS = (0.25, 0.5, 0.75, 1.0)  # relative depths at which the teacher's states are kept
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,6 @@ class SoftTargets:
 
     ids: Tensor  # (N, k) int64
     log_probs: Tensor  # (N, k + 1) float32; the last column is all other tokens together
-    states: Tensor  # (B, M, H) float32: at FEATURE_DEPTHS, the mean over each completion
 
     def aligned(self, logits: Tensor, span: slice, temperature: float) -> tuple[Tensor, Tensor]:
         """``student, teacher = targets.aligned(student_logits, slice(0, 300), 1.0)``: log-probabilities over the same events.
@@ -46,18 +43,12 @@ class LiveTargets:
 
     final: Tensor  # (N, H)
     head: Callable[[Tensor], Tensor]  # (n, H) → (n, V)
-    states: Tensor  # as of ``SoftTargets``
 
     def aligned(self, logits: Tensor, span: slice, temperature: float) -> tuple[Tensor, Tensor]:
         """``student, teacher = targets.aligned(student_logits, slice(0, 300), 1.0)``: (n, V) log-probabilities of both."""
         with torch.no_grad():
             teacher = self.head(self.final[span]).float()
         return (logits.float() / temperature).log_softmax(-1), (teacher / temperature).log_softmax(-1)
-
-
-def feature_layers(depth: int) -> list[int]:
-    """``feature_layers(30)``: indices into the hidden states at FEATURE_DEPTHS; 0 is the embedding."""
-    return [max(1, round(share * depth)) for share in FEATURE_DEPTHS]
 
 
 @torch.no_grad()
@@ -69,34 +60,31 @@ def score(
     temperature: float,
 ) -> SoftTargets:
     """``score(teacher, prompts, completions, 64, 1.0)``: one pass of the teacher over a batch, k = min(top_k, V)."""
-    final, states = _states(teacher, prompts, completions)
+    final = _final_states(teacher, prompts, completions)
     kept: list[tuple[Tensor, Tensor]] = []
     for part in final.split(positions_at_once(teacher.config.get_text_config().vocab_size)):
         values = logits(teacher.model, part)
         top = values.topk(min(top_k, values.shape[-1]), dim=-1).indices
         kept.append((top, bucket_log_probs(values, top, temperature)))
     ids, log_probs = (torch.cat(parts) for parts in zip(*kept, strict=True))
-    return SoftTargets(ids, log_probs, states)
+    return SoftTargets(ids, log_probs)
 
 
 @torch.no_grad()
 def score_live(teacher: Teacher, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> LiveTargets:
     """``score_live(teacher, prompts, sampled)``: one pass of the teacher over a batch; its whole distributions."""
-    final, states = _states(teacher, prompts, completions)
-    return LiveTargets(final, lambda part: logits(teacher.model, part), states)
+    return LiveTargets(_final_states(teacher, prompts, completions), lambda part: logits(teacher.model, part))
 
 
-def _states(teacher: Teacher, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """The final states (N, H) that predict the completions, and the means (B, M, H) at FEATURE_DEPTHS."""
+def _final_states(teacher: Teacher, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Tensor:
+    """(N, H): those that predict the completions."""
     prefix, rest = split_prefix(prompts)
     batch = make_batch(rest, completions).to(teacher.device)
-    states = hidden_states(teacher.model, batch, prefix)
-    chosen = [mean_pool(states.layers[i], batch.predicts) for i in feature_layers(len(states.layers) - 1)]
-    return states.final[batch.predicts], torch.stack(chosen, dim=1)
+    return hidden_states(teacher.model, batch, prefix).final[batch.predicts]
 
 
 def hard_targets(completions: Sequence[Sequence[int]], device: torch.device) -> SoftTargets:
     """``hard_targets(completions, device)``: all mass on the completion; the loss is then that of SFT."""
     ids = torch.tensor([token for completion in completions for token in completion], device=device).unsqueeze(-1)
     log_probs = torch.tensor([[0.0, LOG_NOTHING]], device=device).expand(len(ids), 2)
-    return SoftTargets(ids, log_probs, torch.zeros(len(completions), 0, 0, device=device))
+    return SoftTargets(ids, log_probs)

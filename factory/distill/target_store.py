@@ -5,7 +5,6 @@
 
     <folder>/ids.bin         (P, k) uint16, or uint32 for a vocabulary above 65,536
     <folder>/log_probs.bin   (P, k + 1) uint8, see ``quantize``
-    <folder>/states.bin      (E, M, H) float16, the feature term's states
     <folder>/notes.json      finished shards: checksum, and the seconds the teacher took
 
 P completion positions of E examples. Files are memory-mapped. The folder's name must be the cache key of everything that
@@ -29,13 +28,13 @@ import torch
 from filelock import FileLock
 
 from factory.cache import replace_file
-from factory.distill.soft_targets import SoftTargets, feature_layers, score
+from factory.distill.soft_targets import SoftTargets, score
 from factory.models.scoring import teacher_batches
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample
 from factory.registry.manifest import SoftTargetsInfo
 
-FORMAT = 2  # of the files; part of every store's cache key
+FORMAT = 3  # of the files; part of every store's cache key
 SHARD = 256  # examples; an interrupted run loses at most one shard
 NOTES = "notes.json"
 MAX_NATS = 16.0  # the smallest stored log-probability is -16 nats, a mass of 1e-7
@@ -102,20 +101,19 @@ class SoftTargetStore:
         Missing and damaged shards are scored first, by one process at a time.
         """
         offsets = np.cumsum([0, *(len(one.completion) for one in examples)])
-        layout = _layout(teacher, len(examples), int(offsets[-1]), top_k)
+        layout = _layout(teacher, int(offsets[-1]), top_k)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             notes, spent = _open(folder, layout), 0.0
             arrays = _mapped(folder, layout)  # the map also shows what is written later
             for start in range(0, len(examples), SHARD):
                 part = examples[start : start + SHARD]
-                spans = {"states": slice(start, start + len(part))}
-                spans["ids"] = spans["log_probs"] = slice(int(offsets[start]), int(offsets[start + len(part)]))
-                if notes.get(str(start), {}).get("sha256") != _checksum(arrays, spans):
+                span = slice(int(offsets[start]), int(offsets[start + len(part)]))
+                if notes.get(str(start), {}).get("sha256") != _checksum(arrays, span):
                     begun = time.perf_counter()
-                    _write(folder, layout, spans, _scored(teacher, part, top_k, temperature, batch))
+                    _write(folder, layout, span, _scored(teacher, part, top_k, temperature, batch))
                     seconds = time.perf_counter() - begun
-                    notes[str(start)] = {"sha256": _checksum(arrays, spans), "seconds": seconds}
+                    notes[str(start)] = {"sha256": _checksum(arrays, span), "seconds": seconds}
                     spent += seconds
                     replace_file(folder / NOTES, json.dumps(notes).encode())
                 if progress is not None:
@@ -131,12 +129,8 @@ class SoftTargetStore:
             result: np.ndarray = np.concatenate([part.arrays[name][part.span(example)] for part, example in chosen])
             return result
 
-        states = np.stack([part.arrays["states"][example] for part, example in chosen])
-        return SoftTargets(
-            torch.from_numpy(joined("ids").astype(np.int64)).to(device),
-            dequantize(joined("log_probs")).to(device),
-            torch.from_numpy(states).float().to(device),
-        )
+        ids = torch.from_numpy(joined("ids").astype(np.int64))
+        return SoftTargets(ids.to(device), dequantize(joined("log_probs")).to(device))
 
     def _find(self, example: int) -> tuple[_Targets, int]:
         """The part that holds an example, and the example's index in it."""
@@ -153,13 +147,8 @@ class SoftTargetStore:
 
     @property
     def bytes(self) -> int:
-        """Bytes on disk, including the feature term's states."""
+        """Bytes on disk."""
         return sum(array.nbytes for part in self.parts for array in part.arrays.values())
-
-    @property
-    def response_bytes(self) -> int:
-        """Bytes of ids and log-probabilities."""
-        return sum(part.arrays[name].nbytes for part in self.parts for name in ("ids", "log_probs"))
 
     def describe(self) -> SoftTargetsInfo:
         """``store.describe().saved_seconds``: its size, the teacher's time, and how much of that reading it saved."""
@@ -167,7 +156,7 @@ class SoftTargetStore:
         return SoftTargetsInfo(
             positions=self.positions,
             bytes=self.bytes,
-            response_bytes_per_position=self.response_bytes / max(1, self.positions),
+            response_bytes_per_position=self.bytes / max(1, self.positions),
             teacher_seconds=seconds,
             saved_seconds=seconds - sum(part.spent for part in self.parts),
         )
@@ -190,16 +179,13 @@ def join_stores(stores: Sequence[SoftTargetStore]) -> SoftTargetStore:
 Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
 
-def _layout(teacher: Teacher, examples: int, positions: int, top_k: int) -> Layout:
+def _layout(teacher: Teacher, positions: int, top_k: int) -> Layout:
     """Each file's dtype and shape."""
-    config = teacher.config.get_text_config()
-    vocabulary = config.vocab_size
+    vocabulary = teacher.config.get_text_config().vocab_size
     kept = min(top_k, vocabulary)
-    states = (examples, len(feature_layers(config.num_hidden_layers)), config.hidden_size)
     return {
         "ids": (np.dtype(np.uint16 if vocabulary <= 1 << 16 else np.uint32), (positions, kept)),
         "log_probs": (np.dtype(np.uint8), (positions, kept + 1)),
-        "states": (np.dtype(np.float16), states),
     }
 
 
@@ -229,20 +215,20 @@ def _mapped(folder: Path, layout: Layout) -> Arrays:
     }
 
 
-def _write(folder: Path, layout: Layout, spans: dict[str, slice], arrays: Arrays) -> None:
+def _write(folder: Path, layout: Layout, span: slice, arrays: Arrays) -> None:
     """Plain writes, because a full disk raises an OSError here but kills the process (SIGBUS) through a memory map."""
     for name, (dtype, shape) in layout.items():
         with (folder / f"{name}.bin").open("r+b") as file:
-            file.seek(spans[name].start * dtype.itemsize * int(np.prod(shape[1:])))
+            file.seek(span.start * dtype.itemsize * int(np.prod(shape[1:])))
             file.write(arrays[name].astype(dtype).tobytes())
             file.flush()
             os.fsync(file.fileno())
 
 
-def _checksum(arrays: Arrays, spans: dict[str, slice]) -> str:
+def _checksum(arrays: Arrays, span: slice) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        digest.update(np.ascontiguousarray(arrays[name][spans[name]]).data)
+        digest.update(np.ascontiguousarray(arrays[name][span]).data)
     return digest.hexdigest()
 
 
@@ -253,7 +239,7 @@ def _scored(teacher: Teacher, examples: Sequence[TokenizedExample], top_k: int, 
         chosen = [examples[i] for i in rows]
         targets = score(teacher, [s.teacher_prompt for s in chosen], [s.completion for s in chosen], top_k, temperature)
         lengths = [len(s.completion) for s in chosen]
-        each = zip(targets.ids.cpu().split(lengths), targets.log_probs.cpu().split(lengths), targets.states.cpu(), strict=True)
-        for i, (ids, log_probs, states) in zip(rows, each, strict=True):
-            found[i] = {"ids": ids.numpy(), "log_probs": quantize(log_probs.numpy()), "states": states.numpy()[None]}
-    return {name: np.concatenate([found[i][name] for i in range(len(examples))]) for name in ("ids", "log_probs", "states")}
+        each = zip(targets.ids.cpu().split(lengths), targets.log_probs.cpu().split(lengths), strict=True)
+        for i, (ids, log_probs) in zip(rows, each, strict=True):
+            found[i] = {"ids": ids.numpy(), "log_probs": quantize(log_probs.numpy())}
+    return {name: np.concatenate([found[i][name] for i in range(len(examples))]) for name in ("ids", "log_probs")}

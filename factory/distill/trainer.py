@@ -20,9 +20,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from factory.config.schema import DistillConfig
 from factory.distill.chunked_loss import position_loss
+from factory.distill.features import feature_projection, last_states, mapped_layers, teacher_features
 from factory.distill.gradients import SHARE_OF, gradient_shares, measured_steps, median_shares
 from factory.distill.losses import feature_loss, find_loss, relation_loss
-from factory.distill.soft_targets import LiveTargets, SoftTargets, feature_layers, hard_targets, score_live
+from factory.distill.soft_targets import LiveTargets, SoftTargets, hard_targets, score_live
 from factory.distill.training_arguments import PATIENCE, EndWithoutProgress, training_arguments
 from factory.distill.training_data import TrainingSet
 from factory.distill.training_report import TrainingReport, learning_curve
@@ -89,7 +90,7 @@ class DistillTrainer(GKDTrainer):
         self.model_accepts_loss_kwargs = False  # a step's loss is a mean over its own completion tokens
         teacher_depth, depth = (one.get_text_config().num_hidden_layers for one in (teacher.config, base.model.config))
         self.student_layers = mapped_layers(base.shape.layers, teacher_depth, depth)
-        self.projection = _projection(base, teacher).to(teacher.device)
+        self.projection = feature_projection(base, teacher).to(teacher.device)
         self.measured_steps = measured_steps(config.steps)
         self.remove_callback(PrinterCallback)  # the caller has a progress bar and the returned curve
 
@@ -195,8 +196,8 @@ class DistillTrainer(GKDTrainer):
                 terms["response"] = self._response(student, states, batch, targets)
             if "ground_truth" in wanted and "sampled" not in inputs and any(one.reference for one in chosen):
                 terms["ground_truth"] = _ground_truth(student, states, batch, chosen)
-            if "feature" in wanted and targets.states.numel() > 0:
-                terms["feature"] = feature_loss(self._features(states, batch), targets.states)
+            if "feature" in wanted:
+                terms["feature"] = self._feature(states, batch, chosen, completions)
             if "relation" in wanted:
                 embeddings = torch.from_numpy(self.training_set.embeddings[examples]).to(device)
                 terms["relation"] = relation_loss(self._stored_embeddings(student, states, batch, inputs, chosen), embeddings)
@@ -256,11 +257,15 @@ class DistillTrainer(GKDTrainer):
 
         return position_loss(student, states.final[batch.predicts], divergence)
 
-    def _features(self, states: States, batch: Batch) -> Tensor:
-        """(B, M, Ht): the student's states at the mapped layers, projected if the widths differ."""
-        chosen = torch.stack([mean_pool(states.layers[i], batch.predicts) for i in self.student_layers], dim=1)
-        projected: Tensor = self.projection(chosen)
-        return projected
+    def _feature(
+        self, states: States, batch: Batch, chosen: Sequence[TokenizedExample], completions: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Token by token, over what teacher and student both see; the student's states are projected if the widths differ."""
+        teacher, counts = teacher_features(
+            self.teacher, [s.teacher_prompt for s in chosen], [s.prompt for s in chosen], completions
+        )
+        student: Tensor = self.projection(last_states(states, batch, counts, self.student_layers))
+        return feature_loss(student, teacher)
 
     def _stored_embeddings(
         self, student: nn.Module, states: States, batch: Batch, inputs: dict[str, Any], chosen: Sequence[TokenizedExample]
@@ -293,21 +298,9 @@ def _ground_truth(student: nn.Module, states: States, batch: Batch, chosen: Sequ
     return position_loss(student, states.final[batch.predicts][torch.tensor(counts, device=device)], cross_entropy)
 
 
-def mapped_layers(kept: Sequence[int] | None, teacher_depth: int, student_depth: int) -> list[int]:
-    """``mapped_layers([0, 2, 5, 9], 10, 4) == [1, 2, 3, 4]``: the student's hidden state for each of ``feature_layers``.
-
-    ``kept`` are the layers of the *training* teacher that a pruned student has: a teacher state is matched with the last kept
-    layer at or below it. None is a model of its own: it is matched at the same relative depth. Index 0 is the embedding.
-    """
-    layers = feature_layers(teacher_depth)
-    if kept is None:
-        return [max(1, round(layer / teacher_depth * student_depth)) for layer in layers]
-    return [max(1, sum(number < layer for number in kept)) for layer in layers]
-
-
 def asks_teacher(config: DistillConfig) -> bool:
-    """``asks_teacher(settings.distill)``: whether training samples, and so needs the teacher in memory."""
-    return config.lmbda > 0 or config.seq_kd
+    """``asks_teacher(settings.distill)``: whether training needs the teacher in memory, for samples or hidden states."""
+    return config.lmbda > 0 or config.seq_kd or config.feature > 0 or config.on_policy is not None
 
 
 def distill(
@@ -370,9 +363,3 @@ class _Progress(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.progress is not None and (left := state.max_steps - state.global_step) > 0:  # checks have ended it
             self.progress(left)
-
-
-def _projection(base: Base, teacher: Teacher) -> nn.Module:
-    student_width = base.model.config.get_text_config().hidden_size
-    teacher_width = teacher.config.get_text_config().hidden_size
-    return nn.Identity() if student_width == teacher_width else nn.Linear(student_width, teacher_width, bias=False)

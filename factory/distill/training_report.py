@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # What a curve has of the trainer's log, and its name there.
 COLUMNS = {name: name for name in ("loss", "response", "ground_truth", "feature", "relation", "learning_rate")}
@@ -16,7 +16,12 @@ class TrainingReport:
 
     curve: list[dict[str, float]]  # by step: loss, each of its terms, learning rate; at checks the loss on validation too
     gradient_shares: dict[str, float]  # median share of each term; empty where the objective has one term only
-    kept_step: int | None = None  # whose weights the student has; None is the last one, where nothing was checked
+    kept_step: int | None = None  # whose weights were kept; None is the last one, where nothing was checked
+
+    def followed_by(self, later: TrainingReport, steps: int) -> TrainingReport:
+        """``report.followed_by(later, 60)``: with the curve of one that went on after 60 steps."""
+        curve = [{**point, "step": point["step"] + steps} for point in later.curve]
+        return replace(self, curve=[*self.curve, *curve])
 
 
 def learning_curve(log: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:

@@ -141,7 +141,8 @@ def check_targets(spec: DomainSpec, config: DistillConfig, *, live: bool) -> Non
     if spec.teacher_adaptation and config.general and live:
         raise SpecError(
             f"{spec.name}: general prompts are taught by the teacher as it is, so with teacher_adaptation and distill.general "
-            "no teacher can be asked while training: set distill.lmbda to 0 and seq_kd to false, or general to 0"
+            "no teacher can be asked while training: set distill.lmbda and feature to 0 and seq_kd to false and leave out "
+            "on_policy, or set general to 0"
         )
 
 
@@ -192,17 +193,23 @@ def distil_adapter(
     folder = home() / "distill" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(context.seed)
-    model = attach_adapter(base.base, config)
+    model, own = attach_adapter(base.base, config), config.own_samples()
     with (
         context.meter.stage(stage),
         FileLock(f"{folder}.lock"),
-        context.progress(f"{data.spec.name}: {stage}", config.steps) as advance,
+        context.progress(f"{data.spec.name}: {stage}", config.steps + (own.steps if own else 0)) as advance,
     ):
         if not context.resume:
             remove_folder(folder)
         if not asks_teacher(config):
             base.teacher.release()  # its soft targets are stored
-        training = distill(
-            model, base.base, base.teacher, training_set, config, folder=folder, seed=context.seed, progress=advance
-        )
+
+        def train(phase: DistillConfig, checkpoints: Path) -> TrainingReport:
+            return distill(
+                model, base.base, base.teacher, training_set, phase, folder=checkpoints, seed=context.seed, progress=advance
+            )
+
+        training = train(config, folder)
+        if own:
+            training = training.followed_by(train(own, folder / "own-samples"), config.steps)
     return model, training, folder

@@ -192,7 +192,7 @@ def heal_folder(context: BuildContext, path: DistillationPath, config: HealConfi
         path.base.shape.tokens,
         count_parameters(path.base.model),  # which neurons are left, the training set decides
         training_set_key(path.training_set),
-        config.model_dump(exclude={"report_to", "checks"}),
+        config.model_dump(exclude={"report_to", "checks", "on_policy"}),
         context.family.encoder.model_dump(),
         context.seed,
     )

@@ -165,10 +165,13 @@ def _student(
     scored = 0 if known else settings.data.max_examples * average
     general = round(distill.general * settings.data.max_examples) * answer_tokens(settings.data)
     trained = distill.steps * distill.batch * average * (2 if options.baselines else 1)
+    own = distill.on_policy.steps * distill.batch if distill.on_policy else 0
+    beside = trained * bool(distill.feature) + own * average  # what the teacher reads while the student learns
     seconds = (
-        scoring_seconds(rate, models.teacher.parameters, scored)
+        scoring_seconds(rate, models.teacher.parameters, scored + beside)
         + generation_seconds(rate, models.teacher.parameters, general)
-        + adapter_seconds(rate, base.parameters, trained)
+        + generation_seconds(rate, base.parameters, own * answer_tokens(settings.data))
+        + adapter_seconds(rate, base.parameters, trained + own * average)
         + scoring_seconds(rate, base.parameters, settings.embed.texts * average // 2)  # a prompt or an answer, not both
     )
     return Step(f"student {student_name(name, size)}", "to do", _student_detail(context, name, options), seconds)
@@ -182,7 +185,8 @@ def _student_detail(context: BuildContext, name: str, options: BuildOptions) -> 
     sft = "; the SFT baseline for as many" if options.baselines else ""
     most = "at most " if distill.checks else ""
     head = f"; an embedding head on {texts} texts" if texts else ""
-    return f"distil for {most}{distill.steps} steps of {distill.batch}{secrets}{sft}{head}"
+    own = f", then {distill.on_policy.steps} on its own samples" if distill.on_policy else ""
+    return f"distil for {most}{distill.steps} steps of {distill.batch}{own}{secrets}{sft}{head}"
 
 
 def _evaluation(context: BuildContext, models: FamilyModels, name: str, size: str, rate: float, base: BasePlan) -> Step:

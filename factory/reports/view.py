@@ -351,10 +351,12 @@ def _healing_row(name: str, report: HealingReport) -> Row:
 def _training(manifest: AnyManifest) -> list[Row]:
     seconds = ", ".join(f"{stage} {format_number(value)}" for stage, value in manifest.seconds.items())
     shares = ", ".join(f"{term} {format_number(share, '%')}" for term, share in manifest.training.gradient_shares.items())
-    kept, steps = manifest.training.kept_step, manifest.training.config.get("steps")
+    kept, config = manifest.training.kept_step, manifest.training.config
+    own = config.get("on_policy")
     return [
         Row("examples", format_number(manifest.training.examples)),
-        Row("weights of step", f"{kept} of {steps}, the best on validation" if kept else ""),
+        Row("weights of step", f"{kept} of {config.get('steps')}, the best on validation" if kept else ""),
+        Row("then on its own samples", f"{own['steps']} steps" if own else ""),
         Row("share of the gradient", shares),
         Row("seconds by stage", seconds),
     ]

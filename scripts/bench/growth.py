@@ -89,7 +89,7 @@ def store(tokens: int) -> dict[str, float]:
             "store": 1e6 * (made - begin) / tokens,
             "read": 1e6 * (read - made) / tokens,
             "memory": (peak() - before) / 1e6,
-            "disk": stored.response_bytes / tokens,
+            "disk": stored.bytes / tokens,
         }
 
 

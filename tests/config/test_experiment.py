@@ -56,8 +56,8 @@ def test_rates_are_tried_from_the_lowest(tmp_path: Path) -> None:
         ({"distill": {"checks": 4}}, "checks is the same for all methods: a run ends with its budget"),
         ({"distill": {"learning_rate": 1}}, "learning_rate is the same for all methods: `learning_rates` lists those to try"),
         (
-            {"targets": "hard", "distill": {"beta": 1, "feature": 1}},
-            "with targets: hard, beta and feature would",
+            {"targets": "hard", "distill": {"beta": 1, "ground_truth": 1}},
+            "with targets: hard, beta and ground_truth would",
         ),
         ({"targets": "hard", "distill": {"lmbda": 1}}, "with targets: hard, lmbda would"),
         ({"trainer": "trl_gkd"}, "trainer: trl_gkd needs targets: soft and teacher_context: false"),

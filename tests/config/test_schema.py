@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,16 @@ from support.specs import FAMILY, POOL, SOURCE, domain, family, load, mistakes, 
 from factory.config import default_domains
 from factory.config.load import load_specs
 from factory.config.names import RESERVED
-from factory.config.schema import DistillConfig, DomainSpec, EmbedConfig, FamilySpec, Gate, HealConfig, SizeSpec
+from factory.config.schema import (
+    DistillConfig,
+    DomainSpec,
+    EmbedConfig,
+    FamilySpec,
+    Gate,
+    HealConfig,
+    OnPolicyConfig,
+    SizeSpec,
+)
 from factory.config.settings import PRIVATE_GATES
 from factory.errors import SpecError
 
@@ -147,16 +157,35 @@ def test_base_and_adapters_both_get_examples(share: float) -> None:
     assert [HealConfig(steps=1, learning_rate=1.0, share=fine).share for fine in (0.1, 0.9, 1)] == [0.1, 0.9, 1.0]
 
 
-def test_only_adapters_learn_general_prompts() -> None:
-    assert DistillConfig(steps=1, batch=4, learning_rate=1e-3, general=0.1).general == 0.1
-    with pytest.raises(ValueError, match="general has no effect here: only adapters learn general prompts; set it in distill"):
-        HealConfig(steps=1, batch=4, learning_rate=1e-3, general=0.1)
+@pytest.mark.parametrize(
+    ("over", "why"),
+    [
+        ({"general": 0.1}, "general has no effect here: only adapters learn general prompts; set it in distill"),
+        ({"checks": 6}, "checks has no effect here: only an adapter's training is checked; set it in distill"),
+        (
+            {"on_policy": {"steps": 8, "learning_rate": 1e-4}},
+            "on_policy has no effect here: only an adapter learns from its own samples after the others; set it in distill",
+        ),
+    ],
+)
+def test_a_base_s_healing_has_no_keys_that_are_an_adapter_s_alone(over: dict[str, Any], why: str) -> None:
+    settings = {"steps": 1, "batch": 4, "learning_rate": 1e-3, **over}
+    assert DistillConfig(**settings).model_dump().items() >= over.items()
+    with pytest.raises(ValueError, match=re.escape(why)):
+        HealConfig(**settings)
 
 
-def test_only_an_adapter_s_training_is_checked() -> None:
-    assert DistillConfig(steps=1, batch=4, learning_rate=1e-3, checks=6).checks == 6
-    with pytest.raises(ValueError, match="checks has no effect here: only an adapter's training is checked; set it in distill"):
-        HealConfig(steps=1, batch=4, learning_rate=1e-3, checks=6)
+def test_own_samples_follow_with_reverse_kl_alone_at_their_own_rate() -> None:
+    settings = DistillConfig(
+        steps=60, learning_rate=2e-3, relation=0.05, feature=0.1, ground_truth=1, checks=6, general=0.1, rank=8,
+        on_policy=OnPolicyConfig(steps=8, learning_rate=2e-4),
+    )  # fmt: skip
+    own = settings.own_samples()
+    assert own is not None and own.own_samples() is None
+    assert (own.steps, own.learning_rate, own.lmbda, own.beta, own.response) == (8, 2e-4, 1, 1, 1)
+    assert (own.relation, own.feature, own.ground_truth, own.checks, own.general) == (0, 0, 0, 0, 0)
+    assert (own.batch, own.rank) == (settings.batch, 8)
+    assert settings.model_copy(update={"on_policy": None}).own_samples() is None
 
 
 def test_checks_without_a_loss_to_measure_are_refused() -> None:

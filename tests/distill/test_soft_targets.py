@@ -10,7 +10,7 @@ from torch import Tensor
 
 from factory.config.schema import TeacherContext
 from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
-from factory.distill.soft_targets import feature_layers, hard_targets, score, score_live
+from factory.distill.soft_targets import hard_targets, score, score_live
 from factory.models.chat import NO_CONTEXT
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample
@@ -20,24 +20,19 @@ LONG = TeacherContext(system="students answer the question of a landlord")
 
 
 @torch.no_grad()
-def dense(teacher: Teacher, one: TokenizedExample, prompt: list[int]) -> tuple[Tensor, list[Tensor]]:
-    """The whole model on one row: logits at its completion (n, V), and the mean of every layer's states there."""
-    ids = torch.tensor([[*prompt, *one.completion]])
-    output = teacher.model(input_ids=ids, output_hidden_states=True)
-    where = slice(len(prompt) - 1, ids.shape[1] - 1)
-    return output.logits[0, where], [states[0, where].mean(0) for states in output.hidden_states]
+def dense(teacher: Teacher, one: TokenizedExample, prompt: list[int]) -> Tensor:
+    """The whole model on one row: logits at its completion (n, V)."""
+    logits: Tensor = teacher.model(input_ids=torch.tensor([[*prompt, *one.completion]])).logits
+    return logits[0, len(prompt) - 1 : -1]
 
 
 def test_a_live_score_is_the_teacher_with_its_context_at_completion_positions() -> None:
     teacher = tiny.teacher()
     targets = score(teacher, [s.teacher_prompt for s in SEQUENCES], [s.completion for s in SEQUENCES], 8, 1.5)
-    passes = [dense(teacher, one, one.teacher_prompt) for one in SEQUENCES]
-    values = torch.cat([logits for logits, _ in passes])
+    values = torch.cat([dense(teacher, one, one.teacher_prompt) for one in SEQUENCES])
     torch.testing.assert_close(targets.ids, values.topk(8, dim=-1).indices)
     torch.testing.assert_close(targets.log_probs, bucket_log_probs(values, targets.ids, 1.5), atol=1e-4, rtol=1e-4)
-    states = torch.stack([torch.stack([layers[i] for i in feature_layers(4)]) for _, layers in passes])
-    torch.testing.assert_close(targets.states, states, atol=1e-4, rtol=1e-4)
-    without = torch.cat([dense(teacher, one, one.prompt)[0] for one in SEQUENCES])
+    without = torch.cat([dense(teacher, one, one.prompt) for one in SEQUENCES])
     assert (without - values).abs().max() > 0.5  # the context is seen
 
 
@@ -47,9 +42,7 @@ def test_mixed_contexts_in_one_batch_give_the_targets_of_each_alone() -> None:
     together = score(teacher, prompts, completions, 8, 1.5)
     alone = [score(teacher, [s.teacher_prompt], [s.completion], 8, 1.5) for s in mixed]
     assert torch.equal(together.ids, torch.cat([one.ids for one in alone]))
-    for name in ("log_probs", "states"):
-        expected = torch.cat([getattr(one, name) for one in alone])
-        torch.testing.assert_close(getattr(together, name), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together.log_probs, torch.cat([one.log_probs for one in alone]), atol=1e-4, rtol=1e-4)
     final = torch.cat([score_live(teacher, [s.teacher_prompt], [s.completion]).final for s in mixed])
     torch.testing.assert_close(score_live(teacher, prompts, completions).final, final, atol=1e-4, rtol=1e-4)
 
@@ -57,13 +50,12 @@ def test_mixed_contexts_in_one_batch_give_the_targets_of_each_alone() -> None:
 def test_live_targets_are_the_whole_distribution_of_the_teacher_with_its_context() -> None:
     teacher, prompts = tiny.teacher(), [s.teacher_prompt for s in SEQUENCES]
     completions = [s.completion for s in SEQUENCES]
-    live, stored = score_live(teacher, prompts, completions), score(teacher, prompts, completions, 8, 1.5)
-    values = torch.cat([dense(teacher, one, one.teacher_prompt)[0] for one in SEQUENCES])
+    live = score_live(teacher, prompts, completions)
+    values = torch.cat([dense(teacher, one, one.teacher_prompt) for one in SEQUENCES])
     span, own = slice(2, 9), torch.randn(7, 360, generator=torch.Generator().manual_seed(0))
     student, scored = live.aligned(own, span, 1.5)
     torch.testing.assert_close(scored, (values[span] / 1.5).log_softmax(-1), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(student, (own / 1.5).log_softmax(-1))
-    torch.testing.assert_close(live.states, stored.states)
 
 
 def test_live_targets_see_what_the_student_likes_and_the_teacher_s_top_k_does_not_have() -> None:
@@ -96,9 +88,3 @@ def test_hard_targets_make_the_divergence_the_negative_log_likelihood() -> None:
     torch.testing.assert_close(loss, exact)
     ours, theirs = (torch.autograd.grad(part.sum(), values)[0] for part in (loss, exact))
     torch.testing.assert_close(ours, theirs)
-    assert targets.states.numel() == 0
-
-
-@pytest.mark.parametrize(("depth", "layers"), [(30, [8, 15, 22, 30]), (4, [1, 2, 3, 4]), (1, [1, 1, 1, 1])])
-def test_feature_layers_are_quarters_of_the_depth_and_never_the_embedding(depth: int, layers: list[int]) -> None:
-    assert feature_layers(depth) == layers

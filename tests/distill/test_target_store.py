@@ -52,8 +52,7 @@ def test_stored_targets_are_the_live_ones_in_the_order_asked_for(tmp_path: Path,
     rows, now = make(tmp_path, tiny.teacher()).rows(chosen, tiny.CPU), live([SEQUENCES[i] for i in chosen])
     assert torch.equal(rows.ids, now.ids)
     torch.testing.assert_close(rows.log_probs, now.log_probs, atol=0.03, rtol=0.02)  # a byte each
-    torch.testing.assert_close(rows.states, now.states, atol=2e-3, rtol=2e-3)
-    assert (rows.ids.dtype, rows.log_probs.dtype, rows.states.dtype) == (torch.int64, torch.float32, torch.float32)
+    assert (rows.ids.dtype, rows.log_probs.dtype) == (torch.int64, torch.float32)
 
 
 def test_examples_of_one_context_are_scored_together_and_read_in_their_order(tmp_path: Path, scored: list[int]) -> None:
@@ -104,7 +103,7 @@ def test_ids_of_a_large_vocabulary_are_whole(tmp_path: Path) -> None:
 def test_what_a_store_takes_is_what_lies_on_disk(tmp_path: Path) -> None:
     store = make(tmp_path, tiny.teacher())
     assert store.bytes == sum(path.stat().st_size for path in tmp_path.glob("*.bin"))
-    assert store.response_bytes == store.positions * (8 * 2 + 9)
+    assert store.bytes == store.positions * (8 * 2 + 9)
     assert store.positions == sum(len(s.completion) for s in SEQUENCES)
 
 
@@ -123,9 +122,10 @@ def test_a_damaged_or_unfinished_shard_alone_is_made_again(tmp_path: Path, score
     assert sum(scored) == 7
     scored.clear()
     if damage == "a byte":
-        with (tmp_path / "states.bin").open("r+b") as file:
-            file.seek(4 * 4 * 32 * 2)  # in example 4, of the second shard
-            file.write(b"\xff\x7f")
+        before = sum(len(one.completion) for one in SEQUENCES[:4])
+        with (tmp_path / "log_probs.bin").open("r+b") as file:
+            file.seek(9 * before)  # in example 4, of the second shard
+            file.write(bytes([255 - (tmp_path / "log_probs.bin").read_bytes()[9 * before]]))
     else:
         notes = json.loads((tmp_path / "notes.json").read_text())
         del notes["3"]
@@ -133,7 +133,7 @@ def test_a_damaged_or_unfinished_shard_alone_is_made_again(tmp_path: Path, score
     counted: list[int] = []
     again = make(tmp_path, tiny.teacher(), progress=counted.append).rows(range(7), tiny.CPU)
     assert scored == [3] and counted == [3, 3, 1]
-    assert torch.equal(again.ids, first.ids) and torch.equal(again.states, first.states)
+    assert torch.equal(again.ids, first.ids) and torch.equal(again.log_probs, first.log_probs)
 
 
 def test_after_a_stop_only_what_is_missing_is_scored(
@@ -199,6 +199,6 @@ def test_joined_stores_hold_the_examples_one_after_the_other(tmp_path: Path) -> 
     joined = join_stores([first, second])
     for index in range(3):
         ours, theirs = joined.rows([7 + index], tiny.CPU), second.rows([index], tiny.CPU)
-        assert torch.equal(ours.ids, theirs.ids) and torch.equal(ours.states, theirs.states)
+        assert torch.equal(ours.ids, theirs.ids) and torch.equal(ours.log_probs, theirs.log_probs)
     assert torch.equal(joined.rows([6], tiny.CPU).log_probs, first.rows([6], tiny.CPU).log_probs)
     assert joined.bytes == first.bytes + second.bytes

@@ -19,19 +19,21 @@ from torch import Tensor, nn
 
 import factory.distill.trainer as module
 import factory.distill.training_arguments as training_arguments
-from factory.config.schema import DistillConfig
+from factory.config.schema import DistillConfig, OnPolicyConfig
+from factory.distill.features import last_states
 from factory.distill.losses import bucket_log_probs, generalized_jsd_loss, relation_loss
 from factory.distill.soft_targets import score_live
 from factory.distill.target_store import SoftTargetStore
-from factory.distill.trainer import DistillTrainer, asks_teacher, distill, mapped_layers
+from factory.distill.trainer import DistillTrainer, asks_teacher, distill
 from factory.distill.training_data import TrainingSet, concat
 from factory.errors import SpecError, TrainingError
 from factory.models.base import Base, Shape, attach_adapter, trim_teacher
-from factory.models.forward import hidden_states, logits, make_batch, mean_pool
+from factory.models.forward import States, hidden_states, logits, make_batch, mean_pool
 from factory.models.generation import sample
 from factory.models.teacher import Teacher
 
 TEACHER = tiny.teacher()
+ON_POLICY = OnPolicyConfig(steps=1, learning_rate=1e-4)
 ROWS = tiny.sequences(6)
 
 
@@ -209,8 +211,11 @@ def test_the_caller_s_teacher_stays_in_memory(training_set: TrainingSet, tmp_pat
     assert teacher.model is loaded
 
 
-@pytest.mark.parametrize(("over", "asked"), [({}, False), ({"lmbda": 0.1}, True), ({"seq_kd": True}, True)])
-def test_the_teacher_is_asked_only_where_training_samples(over: dict[str, Any], asked: bool) -> None:
+@pytest.mark.parametrize(
+    ("over", "asked"),
+    [({}, False), ({"lmbda": 0.1}, True), ({"seq_kd": True}, True), ({"feature": 0.1}, True), ({"on_policy": ON_POLICY}, True)],
+)
+def test_the_teacher_is_asked_only_for_samples_and_hidden_states(over: dict[str, Any], asked: bool) -> None:
     assert asks_teacher(config(**over)) is asked
 
 
@@ -441,10 +446,13 @@ def test_the_feature_term_compares_mapped_layers(
     with torch.no_grad(), autocast():
         layers = hidden_states(running.model, batch).layers
     student, teacher = seen[0]
-    for column, index in enumerate([1, 1, 2, 2]):  # of two layers, mapped to 1, 2, 3 and 4 of the teacher's four
-        torch.testing.assert_close(student[:, column], mean_pool(layers[index], batch.predicts))
-    assert training_set.targets is not None
-    torch.testing.assert_close(teacher, training_set.targets.rows([1, 2], tiny.CPU).states)
+    counts = [len(ROWS[i].completion) + len(ROWS[i].prompt) - 1 for i in (1, 2)]
+    torch.testing.assert_close(student, last_states(States(layers), batch, counts, [1, 1, 2, 2]))  # 1 to 4 of the teacher's
+    with torch.no_grad():
+        shown = make_batch([ROWS[i].teacher_prompt for i in (1, 2)], [ROWS[i].completion for i in (1, 2)])
+        with autocast():
+            theirs = hidden_states(TEACHER.model, shown)
+    torch.testing.assert_close(teacher, last_states(theirs, shown, counts, [1, 2, 3, 4]), atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("on_policy", [False, True])
@@ -513,29 +521,13 @@ def test_students_of_the_teacher_s_width_need_no_projection(training_set: Traini
     assert not list(trainer(training_set, config(feature=1.0), tmp_path).projection.parameters())
 
 
-@pytest.mark.parametrize(
-    ("layers", "expected"),
-    [((0, 1, 2, 3), [1, 2, 3, 4]), ((0, 3), [1, 1, 1, 2]), ((0, 2, 3), [1, 1, 2, 3]), ((3,), [1, 1, 1, 1])],
-)
-def test_a_pruned_base_maps_to_the_last_kept_layer_at_or_below(layers: tuple[int, ...], expected: list[int]) -> None:
-    assert mapped_layers(layers, 4, len(layers)) == expected
-
-
 def test_a_base_cut_from_an_assistant_maps_by_the_assistant_s_layer_numbers(training_set: TrainingSet, tmp_path: Path) -> None:
     """Eight layers of an assistant of 20, which itself has two of every three layers of a teacher of 30."""
     layers = (0, 3, 6, 9, 12, 15, 17, 19)
-    assert mapped_layers(layers, 20, 8) == [2, 4, 5, 8]
-    assert mapped_layers([layer + layer // 2 for layer in layers], 20, 8) == [2, 3, 4, 5]  # the original teacher's numbers
-
     assistant, settings = tiny.teacher(tiny.llama(layers=20)), config(feature=1.0)
     base = Base(tiny.llama(layers=8), tiny.tokenizer(), Shape(layers, None))
     running = DistillTrainer(adapter(base, settings), base, assistant, training_set, settings, folder=tmp_path, seed=0)
     assert running.student_layers == [2, 4, 5, 8]
-
-
-def test_another_base_maps_to_the_same_relative_depth() -> None:
-    assert mapped_layers(None, 4, 2) == [1, 1, 2, 2]
-    assert mapped_layers(None, 30, 4) == [1, 2, 3, 4]
 
 
 # -------------------- going on

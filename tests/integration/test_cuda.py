@@ -62,7 +62,6 @@ def test_stored_targets_are_those_of_the_cpu(tmp_path: Path, make: Any) -> None:
     cpu, gpu = (store.rows(range(len(ROWS)), pick_device("cuda")) for store in stores if store is not None)
     assert cpu.log_probs.device.type == "cuda"
     torch.testing.assert_close(gpu.log_probs.exp(), cpu.log_probs.exp(), rtol=0, atol=0.03)
-    torch.testing.assert_close(gpu.states, cpu.states, rtol=0.02, atol=0.02)
     assert (gpu.ids == cpu.ids).float().mean() > 0.9  # near ties change places
 
 

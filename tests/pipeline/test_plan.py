@@ -8,7 +8,7 @@ import pytest
 from support.workplace import BIRDS, Workplace, domain
 
 from factory.pipeline.build import BuildOptions
-from factory.pipeline.plan import plan, total_seconds
+from factory.pipeline.plan import Step, plan, total_seconds
 
 
 def states(place: Workplace, *domains: str, options: BuildOptions | None = None, **more: Any) -> dict[str, str]:
@@ -100,3 +100,13 @@ def test_a_plan_says_how_many_secrets_are_planted(with_models: Workplace) -> Non
     assert "with 16 planted secrets" in detail("birds", BuildOptions())
     assert "with 4 planted secrets" in detail("plants", BuildOptions(canaries=4))
     assert "secrets" not in detail("plants", BuildOptions()) + detail("birds", BuildOptions(canaries=0))
+
+
+def test_own_samples_are_planned_and_take_time(with_models: Workplace) -> None:
+    def student(**distill: Any) -> Step:
+        with_models.write("default.family.yaml", with_models.family | {"distill": with_models.family["distill"] | distill})
+        return next(step for step in plan(with_models.context(), ["plants"], "mini") if step.what == "student plants-mini")
+
+    before, after = student(), student(on_policy={"steps": 400, "learning_rate": 1e-4})
+    assert after.detail == "distil for 2 steps of 4, then 400 on its own samples"
+    assert (after.seconds or 0) > 2 * (before.seconds or 0)

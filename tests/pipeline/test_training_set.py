@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.workplace import Workplace, two_contexts
 
 from factory.config.schema import DistillConfig
+from factory.distill import trainer, training_arguments
 from factory.distill.soft_targets import score
 from factory.models.base import trim_teacher
 from factory.models.chat import NO_CONTEXTS, prompt_ids
+from factory.models.generation import sample
 from factory.models.tokenize import tokenize_examples
 from factory.pipeline import adapter
 from factory.pipeline.adapter import adapter_training_set
@@ -89,6 +94,54 @@ def test_too_few_validation_examples_are_not_checked_and_the_card_says_so(built:
     assert 0 < count < 8
     card = (version.folder / "README.md").read_text(encoding="utf-8")
     assert f"checks need 8 validation examples, and plants has {count}; give it more prompts" in card
+    built.write("default.family.yaml", built.family)
+
+
+def test_a_student_goes_on_with_its_own_samples_after_the_stored_answers(
+    built: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = build_student(built.context(), "plants", "mini")
+    written: list[int] = []
+
+    def sampling(model: Any, prompts: Any, **settings: Any) -> list[list[int]]:
+        written.append(len(prompts))
+        return sample(model, prompts, **settings)
+
+    monkeypatch.setattr(trainer, "sample", sampling)
+    distill = built.family["distill"] | {"on_policy": {"steps": 3, "learning_rate": 1e-3}}
+    built.write("default.family.yaml", built.family | {"distill": distill})
+    version = build_student(built.context(), "plants", "mini")
+    assert len(written) == 3
+    training, before = version.manifest.training, alone.manifest.training
+    assert training.curve[: len(before.curve)] == before.curve
+    assert [point["step"] for point in training.curve[len(before.curve) :]] == [5] and "relation" not in training.curve[-1]
+    files = [one.folder / "adapter_model.safetensors" for one in (alone, version)]
+    assert files[0].read_bytes() != files[1].read_bytes()
+    assert "| then on its own samples | 3 steps |" in (version.folder / "README.md").read_text(encoding="utf-8")
+    built.write("default.family.yaml", built.family)
+
+
+def test_a_stop_during_the_own_samples_loses_neither_phase(built: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    distill = built.family["distill"] | {"on_policy": {"steps": 3, "learning_rate": 2e-3}}
+    built.write("default.family.yaml", built.family | {"distill": distill})
+    monkeypatch.setattr(training_arguments, "SAVE_EVERY", 1)
+    whole = build_student(built.context(), "plants", "mini")
+    steps: list[int] = []
+
+    def stopping(model: Any, prompts: Any, **settings: Any) -> list[list[int]]:
+        steps.append(len(prompts))
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return sample(model, prompts, **settings)
+
+    monkeypatch.setattr(trainer, "sample", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        build_student(built.context(), "plants", "mini")
+    again = build_student(built.context(), "plants", "mini")
+    assert len(steps) == 4  # the step that was stopped, once more
+    weights = [load_file(one.folder / "adapter_model.safetensors") for one in (whole, again)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert again.manifest.training.curve == whole.manifest.training.curve
     built.write("default.family.yaml", built.family)
 
 
