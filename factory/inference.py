@@ -92,12 +92,10 @@ class Explanation:
 # ---------------------------------------------------------------------------------------------------------------- load
 
 
-def load_version(
-    version: Version, registry: Registry, device: torch.device, dtype: torch.dtype = torch.bfloat16
-) -> LoadedVersion:
+def load_version(version: Version, registry: Registry, device: torch.device, dtype: torch.dtype | None = None) -> LoadedVersion:
     """``load_version(registry.resolve("healthcare-small"), registry, device).model``: in evaluation mode.
 
-    dtype: of the base's weights; adapter weights are always float32.
+    dtype: of the base's weights, by default ``compute_dtype(device)``; adapter weights are always float32.
     """
     if version.base is None:
         base = load_base(version.folder, device, dtype)

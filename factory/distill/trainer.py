@@ -6,7 +6,6 @@ import random
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from factory.distill.training_report import TrainingReport, learning_curve
 from factory.errors import TrainingError
 from factory.models.base import Base, check_vocabularies
 from factory.models.chat import stop_tokens
+from factory.models.device import mixed_precision
 from factory.models.forward import Batch, States, hidden_states, make_batch, mean_pool, unwrap
 from factory.models.generation import sample
 from factory.models.lora import fused_adapters, merged_adapters
@@ -156,7 +156,7 @@ class DistillTrainer(GKDTrainer):
     def _sampled(self, model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         training = model.training
         model.eval()
-        with self._autocast(), merged_adapters(model):
+        with mixed_precision(self.teacher.device), merged_adapters(model):
             sampled = sample(
                 model,
                 prompts,
@@ -190,7 +190,7 @@ class DistillTrainer(GKDTrainer):
         batch = make_batch([s.prompt for s in chosen], completions).to(device)
         targets = self._targets(examples, completions, live="sampled" in inputs)
         terms: dict[str, Tensor] = {}
-        with self._autocast():
+        with mixed_precision(self.teacher.device):
             states = hidden_states(student, batch)
             if "response" in wanted:
                 terms["response"] = self._response(student, states, batch, targets)
@@ -275,11 +275,6 @@ class DistillTrainer(GKDTrainer):
             batch = make_batch([s.prompt for s in chosen], [s.completion for s in chosen]).to(batch.input_ids.device)
             states = hidden_states(student, batch)
         return mean_pool(states.final, batch.real)
-
-    @contextmanager
-    def _autocast(self) -> Iterator[None]:
-        with torch.autocast(self.teacher.device.type, dtype=torch.bfloat16):
-            yield
 
 
 def _length(example: TokenizedExample) -> int:

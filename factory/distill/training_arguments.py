@@ -10,6 +10,7 @@ import torch
 from transformers import EarlyStoppingCallback
 
 from factory.config.schema import DistillConfig
+from factory.models.device import compute_dtype
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="You are importing from 'trl.experimental'")
@@ -38,7 +39,7 @@ def training_arguments(config: DistillConfig, folder: Path, seed: int, device: t
         max_new_tokens=config.max_new_tokens,
         activation_checkpointing=False,
         train_sampling_strategy="group_by_length",
-        bf16=True,
+        bf16=compute_dtype(device) == torch.bfloat16,
         use_cpu=device.type == "cpu",
         seed=seed,
         logging_steps=min(LOG_EVERY, config.steps),

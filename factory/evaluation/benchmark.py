@@ -30,6 +30,7 @@ from factory.data.sources import seeded_sample
 from factory.errors import DataError
 from factory.evaluation.stats import BootstrapConfig, FloatArray, paired_difference, ratio
 from factory.models.chat import NO_CONTEXT, completion_ids, prompt_ids
+from factory.models.device import mixed_precision
 from factory.models.scoring import completion_log_probs
 from factory.registry.manifest import MetricValue
 
@@ -164,7 +165,7 @@ def bits_per_byte(
     """
     prompts = [prompt_ids(tokenizer, row.prompt, context) for row in rows]
     answers = [completion_ids(tokenizer, row.reference, ends=False) for row in rows]
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    with mixed_precision(device):
         log_probs = completion_log_probs(model, prompts, answers, device)
     bits = np.array([-float(one.sum(dtype=float)) for one in log_probs]) / math.log(2)
     return bits, reference_bytes(rows)

@@ -20,6 +20,7 @@ from torch import Tensor
 from factory.evaluation.speed import compare_speed
 from factory.evaluation.stats import BootstrapConfig, ExampleSums, concatenate, paired_difference, ratio, summarize
 from factory.models.chat import split_prefix
+from factory.models.device import mixed_precision
 from factory.models.forward import hidden_states, make_batch, mean_pool, output_head, positions_at_once
 from factory.models.scoring import teacher_batches
 from factory.models.teacher import Teacher
@@ -133,7 +134,7 @@ def _measure_batch(
     batch = make_batch([example.prompt for example in examples], completions).to(device)
     states = {}
     for name, candidate in candidates.items():
-        with candidate() as model, torch.autocast(device.type, dtype=torch.bfloat16):
+        with candidate() as model, mixed_precision(device):
             states[name] = hidden_states(model, batch).final  # (B, T, H)
     columns: dict[str, list[dict[str, Tensor]]] = {name: [] for name in candidates}
     own = {name: final[batch.predicts] for name, final in states.items()}  # (N, H)

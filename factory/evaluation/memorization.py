@@ -17,7 +17,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import binomtest
 from transformers import PreTrainedTokenizerBase
 
@@ -27,6 +26,7 @@ from factory.evaluation.fidelity import Candidate
 from factory.evaluation.samples import top1_agreement
 from factory.evaluation.stats import BootstrapConfig, FloatArray, mean, share, share_difference
 from factory.models.chat import NO_CONTEXTS, prompt_ids, stop_tokens
+from factory.models.device import mixed_precision
 from factory.models.generation import sample
 from factory.models.scoring import completion_log_probs
 from factory.models.tokenize import tokenize_examples
@@ -173,7 +173,7 @@ def _nats(model: Any, tokenizer: PreTrainedTokenizerBase, canaries: Sequence[Can
     examples = tokenize_examples(canary_rows(canaries, 1), tokenizer, NO_CONTEXTS)
     prompts, completions = [one.prompt for one in examples], [one.completion for one in examples]
     device = next(model.parameters()).device
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    with mixed_precision(device):
         log_probs = completion_log_probs(model, prompts, completions, device, batch=len(examples))
     return np.array([-one.sum(dtype=float) for one in log_probs])
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from factory.config.schema import TeacherContext
 from factory.evaluation.answers import Answer
 from factory.models.chat import prompt_ids, stop_tokens
+from factory.models.device import mixed_precision
 from factory.models.scoring import score_completions
 from factory.models.teacher import Teacher
 from factory.registry.manifest import Sample
@@ -48,7 +47,7 @@ def answer_samples(
 def top1_agreement(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[list[bool]]:
     """``top1_agreement(teacher.model, prompts, answers)``: of each token of each answer, whether it is this model's top-1."""
     device = next(model.parameters()).device
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    with mixed_precision(device):
         scores = score_completions(model, prompts, answers, device)
     return [score.top1.tolist() for score in scores]
 

@@ -226,7 +226,7 @@ def _write_modelfile(loaded: LoadedVersion, folder: Path) -> None:
 
 
 def _published_run(loaded: LoadedVersion, texts: list[ParityText], format: str) -> Callable[[], int]:
-    """What is timed of the published version, in bfloat16 as the factory runs it."""
+    """What is timed of the published version, as the factory runs it."""
     if format != "sentence-transformers":
         return generation(loaded.model, texts[0].prompt)
 

@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import eager_mask
 
 from factory.errors import TrainingError
+from factory.models.device import compute_dtype
 from factory.models.folders import load_weights
 from factory.models.vocabulary import trim_padding
 
@@ -29,15 +30,15 @@ class WithPrefix(NamedTuple):
 
 
 def load_causal_model(
-    folder: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: torch.dtype
+    folder: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
-    """``load_causal_model(folder, load_tokenizer(folder), device, torch.bfloat16)``: in evaluation mode.
+    """``load_causal_model(folder, load_tokenizer(folder), device)``: in evaluation mode, in ``compute_dtype(device)``.
 
     With the attention that suits the device, and a row of embedding and head for every token of the folder's tokenizer, and
     none beyond (``trim_padding``). Large tokenizers take seconds to load, so whoever has one passes it on.
     Raises: ModelResolutionError where transformers refuses the folder, or weights are missing.
     """
-    model: Any = load_weights(folder, dtype)
+    model: Any = load_weights(folder, dtype or compute_dtype(device))
     trim_padding(model, tokenizer)
     if device.type == "cpu":
         model.set_attn_implementation(GROUPED)

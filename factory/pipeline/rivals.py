@@ -35,8 +35,8 @@ class Rival:
     adapter: Path | None = None  # a folder of peft
 
     def load(self, device: torch.device) -> Any:
-        """``rival.load(device)``: a transformers model, or peft's with the adapter; in bfloat16."""
-        model: Any = load_causal_model(self.folder, self.tokenizer, device, torch.bfloat16)
+        """``rival.load(device)``: a transformers model, or peft's with the adapter."""
+        model: Any = load_causal_model(self.folder, self.tokenizer, device)
         return model if self.adapter is None else load_adapter(model, self.adapter)
 
     @cached_property

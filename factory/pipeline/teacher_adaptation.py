@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock
 from transformers import PreTrainedModel
 
@@ -96,10 +95,10 @@ def adapt_teacher(
 
 
 def load_adapted(models: FamilyModels, key: str) -> Teacher:
-    """``load_adapted(models, data.key).model``: the downloaded weights with the adapter merged into them, in bfloat16."""
+    """``load_adapted(models, data.key).model``: the downloaded weights with the adapter merged into them."""
 
     def load_model() -> PreTrainedModel:
-        whole = load_causal_model(models.teacher_files.folder, models.tokenizer, models.device, torch.bfloat16)
+        whole = load_causal_model(models.teacher_files.folder, models.tokenizer, models.device)
         merged: Any = load_adapter(whole, adaptation_folder(key)).merge_and_unload()
         adapted: PreTrainedModel = merged.eval()
         return adapted
@@ -156,7 +155,7 @@ def _train(run: _Run, references: References, advance: Callable[[int], None]) ->
         raise TrainingError(f"adapting the teacher to {spec.name} failed: lower teacher_adaptation.learning_rate") from error
     with atomic_folder(folder) as new:
         model.save_pretrained(str(new))
-        after, _ = measured(model.merge_and_unload())  # as it will be asked: rounded to bfloat16
+        after, _ = measured(model.merge_and_unload())  # as it will be asked
         info = TeacherAdaptationInfo(
             key=run.key,
             adapter_sha256=sha256(new / "adapter_model.safetensors"),

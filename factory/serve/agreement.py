@@ -24,6 +24,7 @@ from factory.errors import ServeError
 from factory.inference import load_family_teacher, load_version, matching_family
 from factory.models.base import trim_teacher
 from factory.models.chat import completion_ids, prompt_ids, stop_tokens
+from factory.models.device import mixed_precision
 from factory.models.forward import hidden_states, logits, make_batch
 from factory.models.generation import generate_ids
 from factory.models.teacher import Teacher
@@ -77,7 +78,7 @@ class Pair:
 
 
 def load_pair(version: Version, registry: Registry, specs: Specs, device: torch.device) -> Pair:
-    """``load_pair(registry.resolve("healthcare-small"), registry, specs, device)``: a student's models, in bfloat16.
+    """``load_pair(registry.resolve("healthcare-small"), registry, specs, device)``: a student's models.
 
     Raises:
         ServeError: for a base.
@@ -181,7 +182,7 @@ def _check_length(tokens: int, limit: int) -> None:
 def _top(model: Any, prompt: Sequence[int], answer: Sequence[int], size: int) -> tuple[list[list[int]], list[list[float]]]:
     """(T, TOP) ids and probabilities of the most likely tokens at each token of the answer, without rows that pad the head."""
     batch = make_batch([prompt], [answer]).to(next(model.parameters()).device)
-    with torch.autocast(batch.input_ids.device.type, dtype=torch.bfloat16):  # as in the evaluation
+    with mixed_precision(batch.input_ids.device):  # as in the evaluation
         values: Tensor = logits(model, hidden_states(model, batch).final[batch.predicts])  # (T, V)
     top = values[:, :size].float().softmax(dim=-1).topk(TOP, dim=-1)
     return top.indices.tolist(), top.values.tolist()

@@ -45,7 +45,7 @@ def given(seed: int = 0, vocabulary: int = V) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def divergence(ids: Tensor, targets: Tensor, beta: float, temperature: float = 1.0) -> Divergence:
-    soft = SoftTargets(ids, targets, torch.zeros(0))
+    soft = SoftTargets(ids, targets)
     return lambda logits, span: generalized_jsd_loss(*soft.aligned(logits, span, temperature), beta)
 
 

@@ -28,6 +28,7 @@ from factory.distill.trainer import DistillTrainer, asks_teacher, distill
 from factory.distill.training_data import TrainingSet, concat
 from factory.errors import SpecError, TrainingError
 from factory.models.base import Base, Shape, attach_adapter, trim_teacher
+from factory.models.device import mixed_precision
 from factory.models.forward import States, hidden_states, logits, make_batch, mean_pool
 from factory.models.generation import sample
 from factory.models.teacher import Teacher
@@ -94,7 +95,7 @@ def record(monkeypatch: pytest.MonkeyPatch, loss: str) -> list[tuple[Tensor, Ten
 
 
 def autocast() -> Any:
-    return torch.autocast("cpu", dtype=torch.bfloat16)
+    return mixed_precision(tiny.CPU)
 
 
 # ---------------------------------------------------------------- whole runs

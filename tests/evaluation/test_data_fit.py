@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import torch
 from support import tiny
 
 from factory.evaluation.data_fit import check_bits_per_byte, check_routing, check_templates, merge_reports
 from factory.evaluation.fidelity import fixed_model, measure
 from factory.evaluation.stats import BootstrapConfig
 from factory.models.chat import NO_CONTEXTS
+from factory.models.device import mixed_precision
 from factory.models.tokenize import tokenize_examples
 
 BOOTSTRAP = BootstrapConfig(200)
@@ -70,7 +70,7 @@ def test_bits_per_byte_are_the_teachers_bits_over_the_bytes_of_the_text() -> Non
     teacher = tiny.teacher()
     found = check_bits_per_byte(teacher, [WORDS], [WORDS], "one", BOOTSTRAP).metrics["domain_bits_per_byte"]
     documents = tokenize_examples([{"prompt": "", "completion": WORDS}], teacher.tokenizer, NO_CONTEXTS)
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # as every model's bits are measured
+    with mixed_precision(tiny.CPU):  # as every model's bits are measured
         by_hand = measure(teacher, {"itself": fixed_model(teacher.model)}, documents)["itself"]
     assert found.value == pytest.approx(by_hand.teacher_nll[0] / math.log(2) / len(WORDS))
     assert found.n == len(WORDS)

@@ -29,6 +29,7 @@ from factory.evaluation.fidelity import (
 from factory.evaluation.stats import BootstrapConfig, summarize
 from factory.models.base import attach_adapter, count_parameters, load_external_base, trim_teacher
 from factory.models.chat import NO_CONTEXT, NO_CONTEXTS
+from factory.models.device import mixed_precision
 from factory.models.forward import hidden_states, make_batch
 from factory.models.references import ResolvedModel
 from factory.models.teacher import Teacher
@@ -101,7 +102,7 @@ def naive(teacher: Any, model: Any, one: TokenizedExample) -> dict[str, float]:
     """One example, whole models, one position after the other."""
     found = dict.fromkeys(("tokens", "kl", "agree", "top5", "correct", "teacher_correct", "nll", "teacher_nll"), 0.0)
     reference = teacher(input_ids=torch.tensor([[*one.teacher_prompt, *one.completion]])).logits[0]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with mixed_precision(tiny.CPU):
         own = model(input_ids=torch.tensor([[*one.prompt, *one.completion]])).logits[0]
     for offset, token in enumerate(one.completion):
         p = reference[len(one.teacher_prompt) - 1 + offset].double().softmax(-1)
@@ -146,7 +147,7 @@ def test_examples_of_two_contexts_are_measured_as_each_alone_in_their_order() ->
 def test_embeddings_are_the_mean_final_states_of_prompt_and_completion() -> None:
     model = tiny.llama(seed=3)
     sums = measure(tiny.teacher(), {"other": fixed_model(model)}, ROWS)["other"]
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.inference_mode(), mixed_precision(tiny.CPU):
         for one, embedding in zip(ROWS, sums.embeddings, strict=True):
             ids = torch.tensor([[*one.prompt, *one.completion]])
             states = model(input_ids=ids, output_hidden_states=True).hidden_states[-1]

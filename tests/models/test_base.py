@@ -135,7 +135,7 @@ def test_a_slow_tokenizer_cannot_be_trimmed() -> None:
 def test_a_base_comes_back_from_disk_with_the_same_bfloat16_logits(tmp_path: Path) -> None:
     base = pruned()
     save_base(base, tmp_path)
-    loaded = load_base(tmp_path, tiny.CPU)
+    loaded = load_base(tmp_path, tiny.CPU, torch.bfloat16)
     assert base.model.dtype == torch.float32  # healing goes on in float32
     expected: Any = in_bfloat16(base.model)
     expected.set_attn_implementation(GROUPED)
@@ -221,7 +221,7 @@ def test_an_adapter_loads_after_both_folders_were_moved(tmp_path: Path) -> None:
 
 def test_plain_peft_loads_the_adapter_too(tmp_path: Path) -> None:
     save_base(pruned(), tmp_path / "base")
-    model = with_adapter(load_base(tmp_path / "base", tiny.CPU))
+    model = with_adapter(load_base(tmp_path / "base", tiny.CPU, torch.bfloat16))
     model.save_pretrained(tmp_path / "adapter")
     plain: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
     plain.set_attn_implementation(GROUPED)

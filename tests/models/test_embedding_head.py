@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import tiny
 
+from factory.models.device import mixed_precision
 from factory.models.embedding_head import (
     EmbeddingHead,
     embed_texts,
@@ -101,7 +102,7 @@ def test_a_text_is_the_mean_of_its_final_states_whatever_stands_beside_it() -> N
     pooled = pool_texts(model, ids, seen.append)
     assert pooled.shape == (4, 32) and sum(seen) == 4
     for text, row in zip(ids, pooled, strict=True):
-        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.inference_mode(), mixed_precision(tiny.CPU):
             states = model(input_ids=torch.tensor([text]), output_hidden_states=True).hidden_states[-1][0]
         np.testing.assert_allclose(row, states.float().mean(0).numpy(), atol=0.05)
 

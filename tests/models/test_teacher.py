@@ -17,6 +17,7 @@ from factory.config.schema import TeacherContext, TeacherPromptSource
 from factory.data.dataset import Completion
 from factory.data.sources import Example
 from factory.models.chat import NO_CONTEXT, prompt_ids, split_prefix, stop_tokens
+from factory.models.device import compute_dtype
 from factory.models.generation import sample
 from factory.models.teacher import Teacher, read_completions
 
@@ -215,13 +216,13 @@ def test_a_released_teacher_is_loaded_again_when_it_is_asked() -> None:
     assert teacher.model is loaded[1] and len(loaded) == 2
 
 
-def test_a_teacher_loads_in_bfloat16_with_its_tokenizer(tmp_path: Path) -> None:
+def test_a_teacher_loads_in_what_the_device_multiplies_with_its_tokenizer(tmp_path: Path) -> None:
     from factory.models.references import ResolvedModel
 
     tiny.llama().save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     resolved = ResolvedModel(folder=tmp_path, reference="path:x", sha256="a" * 64, license="x", revision="b")
     teacher = Teacher.load(resolved, tiny.CPU)
-    assert str(teacher.model.dtype) == "torch.bfloat16"
+    assert teacher.model.dtype == compute_dtype(tiny.CPU)
     assert teacher.revision == "a" * 64
     assert prompt_ids(teacher.tokenizer, "what") == prompt_ids(tiny.tokenizer(), "what")

@@ -26,6 +26,7 @@ from support.serving import publish_again, publish_another, running
 from factory.inference import embed, load_version
 from factory.models.base import load_base, load_student
 from factory.models.chat import prompt_ids, stop_tokens
+from factory.models.device import mixed_precision
 from factory.models.embedding_head import EmbeddingHead
 from factory.models.forward import hidden_states, make_batch, mean_pool
 from factory.models.llama_server import LlamaServer
@@ -308,7 +309,7 @@ def test_embeddings_are_the_students_pooled_states(client: OpenAI, built: Any) -
     base = load_base(registry.resolve(version.base or "").folder, CPU)
     model, texts = load_student(base, version.folder), ["what is light", "a landlord may keep the deposit for damage"]
     batch = make_batch([base.tokenizer(text)["input_ids"] for text in texts], [[], []])
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.inference_mode(), mixed_precision(CPU):
         expected = torch.nn.functional.normalize(mean_pool(hidden_states(model, batch).final, batch.real), dim=1)
     for encoding in ("float", "base64"):
         given: dict[str, Any] = {} if encoding == "base64" else {"encoding_format": encoding}  # the client's default
