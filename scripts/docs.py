@@ -83,6 +83,7 @@ FAMILY_SECTIONS: dict[str, type[BaseModel]] = {
     "distill": schema.DistillConfig,
     "on_policy": schema.OnPolicyConfig,
     "embed": schema.EmbedConfig,
+    "confidence": schema.ConfidenceConfig,
     "evaluate": schema.EvaluateConfig,
     "gates": schema.Gate,
     "serve": schema.ServeConfig,
@@ -117,7 +118,7 @@ are left out; whatever uses a base or the server's router needs every file.
 No domain is called {reserved}: a command, a setting or
 a client of the server may mean something else by these.
 
-A setting comes from the family, then from the domain's `data`, `distill` and `embed`, then from the profile (`--profile`): the
+A setting comes from the family, then from the domain's `data`, `distill`, `embed` and `confidence`, then from the profile (`--profile`): the
 last one that has it wins.
 
 ## An example

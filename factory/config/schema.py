@@ -18,6 +18,7 @@ from factory.config.settings import (
     DEFAULT_PROFILE,
     PRIVATE_GATES,
     SECTIONS,
+    ConfidenceConfig,
     DataConfig,
     DistillConfig,
     EmbedConfig,
@@ -53,6 +54,7 @@ __all__ = [
     "DEFAULT_PROFILE",
     "SECTIONS",
     "SOURCE_KINDS",
+    "ConfidenceConfig",
     "DataConfig",
     "DistillConfig",
     "DocumentSource",
@@ -95,6 +97,7 @@ class Profile(Strict):
     heal: dict[str, Any] = Field(default={}, description="Overrides of `heal`.")
     distill: dict[str, Any] = Field(default={}, description="Overrides of `distill`.")
     embed: dict[str, Any] = Field(default={}, description="Overrides of `embed`.")
+    confidence: dict[str, Any] = Field(default={}, description="Overrides of `confidence`.")
     evaluate: dict[str, Any] = Field(default={}, description="Overrides of `evaluate`.")
 
 
@@ -130,6 +133,7 @@ class FamilySpec(Strict):
     heal: HealConfig = Field(description="How the shared base is trained after pruning.")
     distill: DistillConfig = Field(description="How an adapter is trained.")
     embed: EmbedConfig = Field(default=EmbedConfig(), description="The head with which a student embeds texts.")
+    confidence: ConfidenceConfig = Field(default=ConfidenceConfig(), description="How sure a student is of its own answers.")
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="How much held-out text is evaluated.")
     injections: str | None = Field(
         default=None, description="JSONL of tasks on texts that hide an instruction: does a student obey it?"
@@ -248,6 +252,7 @@ class DomainSpec(Strict):
     )
     distill: dict[str, Any] = Field(default={}, description="Overrides of the family's `distill`.")
     embed: dict[str, Any] = Field(default={}, description="Overrides of the family's `embed`.")
+    confidence: dict[str, Any] = Field(default={}, description="Overrides of the family's `confidence`.")
     data: dict[str, Any] = Field(default={}, description="Overrides of the family's `data`.")
 
     @field_validator("name")

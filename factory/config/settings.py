@@ -210,6 +210,20 @@ class EmbedConfig(Strict):
         return self
 
 
+class ConfidenceConfig(Strict):
+    """How sure a student is of its own answers: fitted on validation prompts, measured on test prompts."""
+
+    examples: int = Field(
+        default=0, ge=0, description="Validation prompts that are asked at most, and as many test prompts; 0 fits none."
+    )
+    margin: float = Field(
+        default=0.2,
+        gt=0,
+        description="An answer is right where the teacher, shown its context, finds it at most so many nats/token less likely "
+        "than the data set's own.",
+    )
+
+
 class Gate(Strict):
     """A bound on a metric: `kl: {at_most: 0.8}`."""
 
@@ -260,14 +274,16 @@ class Settings(Strict):
     heal: HealConfig
     distill: DistillConfig
     embed: EmbedConfig
+    confidence: ConfidenceConfig
     evaluate: EvaluateConfig
 
 
-# What a profile may override; a domain may override `data`, `distill` and `embed`.
+# What a profile may override; a domain may override `data`, `distill`, `embed` and `confidence`.
 SECTIONS: dict[str, type[Strict]] = {
     "data": DataConfig,
     "heal": HealConfig,
     "distill": DistillConfig,
     "embed": EmbedConfig,
+    "confidence": ConfidenceConfig,
     "evaluate": EvaluateConfig,
 }

@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from factory.errors import RegistryError
 from factory.evaluation.stats import BootstrapConfig, FloatArray, by_cluster, ratio
@@ -93,10 +96,9 @@ class Calibration:
 
         Above 1 where no threshold does: then nothing is kept.
         """
-        allowed, threshold = (1 - keep) * len(self.held_out), 1.01
-        wrong = 0
-        for confidence, right in sorted(self.held_out, reverse=True):
-            wrong += not right
+        allowed, wrong, threshold = (1 - keep) * len(self.held_out) + 1e-9, 0, 1.01
+        for confidence, alike in groupby(sorted(self.held_out, reverse=True), key=itemgetter(0)):
+            wrong += sum(not right for _, right in alike)
             if wrong > allowed:
                 break
             threshold = confidence
@@ -187,29 +189,19 @@ def _fit(signals: FloatArray, right: np.ndarray, clusters: Sequence[str]) -> Cal
 # -------------------------------------------------------------------------------------------------------------- measuring
 
 
+Statistic = Callable[[FloatArray, np.ndarray], float]
+
+
 def auroc(confidences: FloatArray, right: np.ndarray, clusters: Sequence[str], bootstrap: BootstrapConfig) -> MetricValue:
     """``auroc(confidences, right, clusters, bootstrap)``: how often a right answer has more confidence than a wrong one.
 
-    (E,) and (E,); clusters are resampled, percentile interval. NaN where all are right or all wrong; n counts answers.
+    (E,) and (E,); NaN where all are right or all wrong. n counts answers.
     """
-    names, places = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
-    members = [np.flatnonzero(places == cluster) for cluster in range(len(names))]
-    rng = np.random.default_rng(bootstrap.seed)
-    value = _auroc(confidences, right)
-    resampled = np.array([
-        _auroc(confidences[rows], right[rows])
-        for rows in (np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
-                     for _ in range(bootstrap.resamples))
-    ])  # fmt: skip
-    kept = resampled[np.isfinite(resampled)]
-    low, high = np.percentile(kept, [2.5, 97.5]) if np.isfinite(value) and len(kept) else (value, value)
-    return MetricValue(value, float(low), float(high), len(right), len(names))
+    return _with_interval(_auroc, confidences, right, clusters, bootstrap)
 
 
 def _auroc(confidences: FloatArray, right: np.ndarray) -> float:
     """By ranks, ties counted half: Mann and Whitney 1947."""
-    from scipy.stats import rankdata
-
     count = int(right.sum())
     if count in (0, len(right)):
         return float("nan")
@@ -217,21 +209,45 @@ def _auroc(confidences: FloatArray, right: np.ndarray) -> float:
     return float(above / (count * (len(right) - count)))
 
 
-def calibration_error(confidences: FloatArray, right: np.ndarray) -> float:
-    """``calibration_error(confidences, right)``: root of the mean squared difference to the share that is right, debiased.
+def calibration_error(
+    confidences: FloatArray, right: np.ndarray, clusters: Sequence[str], bootstrap: BootstrapConfig
+) -> MetricValue:
+    """``calibration_error(confidences, right, clusters, bootstrap)``: how far confidence is from the share that is right.
 
-    Over ``BINS`` bins of equal mass; of each bin the variance of its share is subtracted, without which few answers always look
-    miscalibrated (Kumar et al. 2019, arXiv 1909.10155, section 5). NaN with fewer than two answers a bin.
+    Root mean square over ``BINS`` bins of equal mass; of each bin the variance of its share is subtracted, without which few
+    answers always look miscalibrated (Kumar et al. 2019, arXiv 1909.10155, section 5). NaN with fewer than two answers a bin.
     """
-    order = np.argsort(confidences, kind="stable")
-    bins = [rows for rows in np.array_split(order, BINS) if len(rows) > 1]
-    if len(bins) < BINS:
+    return _with_interval(_calibration_error, confidences, right, clusters, bootstrap)
+
+
+def _calibration_error(confidences: FloatArray, right: np.ndarray) -> float:
+    if len(right) < 2 * BINS:
         return float("nan")
     squares = []
-    for rows in bins:
+    for rows in np.array_split(np.argsort(confidences, kind="stable"), BINS):
         share = right[rows].mean()
         squares.append(len(rows) * ((confidences[rows].mean() - share) ** 2 - share * (1 - share) / (len(rows) - 1)))
     return math.sqrt(max(0.0, sum(squares) / len(right)))
+
+
+def _with_interval(
+    statistic: Callable[[FloatArray, np.ndarray], float],
+    confidences: FloatArray,
+    right: np.ndarray,
+    clusters: Sequence[str],
+    bootstrap: BootstrapConfig,
+) -> MetricValue:
+    """A percentile interval; clusters are resampled."""
+    names, places = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+    members = [np.flatnonzero(places == cluster) for cluster in range(len(names))]
+    rng, value = np.random.default_rng(bootstrap.seed), statistic(confidences, right)
+    found = []
+    for _ in range(bootstrap.resamples):
+        rows = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
+        found.append(statistic(confidences[rows], right[rows]))
+    kept = np.array(found)[np.isfinite(found)]
+    low, high = np.percentile(kept, [2.5, 97.5]) if np.isfinite(value) and len(kept) else (value, value)
+    return MetricValue(value, float(low), float(high), len(right), len(names))
 
 
 def risk_coverage(confidences: FloatArray, right: np.ndarray, points: int = 10) -> list[tuple[float, float]]:

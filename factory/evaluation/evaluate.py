@@ -16,8 +16,10 @@ import numpy as np
 from factory.config.schema import DomainSpec, EvaluateConfig, TeacherContext
 from factory.data.router import DomainRouter
 from factory.data.splitting import cluster_of
+from factory.evaluation.answer_confidence import ask_held_out, confidence_part
 from factory.evaluation.answers import Answer, EnergyOf, ask_models, generate_answers
 from factory.evaluation.bias import measure_bias
+from factory.evaluation.confidence import Confidence
 from factory.evaluation.data_fit import check_bits_per_byte, check_routing, check_templates, merge_reports
 from factory.evaluation.fidelity import Candidate, HeldOut, base_only, measure, measure_fidelity, with_adapter
 from factory.evaluation.golden_set import Question, golden_set_report, marks, passed_difference
@@ -66,6 +68,7 @@ class EvalTarget:
     tasks: Sequence[TaskResult] = ()  # what teacher and base scored on the domain's tasks in the pre-check
     champion: Champion | None = None
     head: EmbeddingHead | None = None  # of the student
+    confidence: Confidence | None = None  # of the student
 
     @property
     def candidates(self) -> dict[str, Candidate]:
@@ -112,6 +115,7 @@ class EvalSettings:
     folder: Path  # a file for each part; under the key of all that decides them
     max_new_tokens: int  # of an answer
     energy_of: EnergyOf
+    confidence_examples: int = 0  # test prompts whose answers the student's confidence is measured on, at most
 
 
 PARTS = (
@@ -127,6 +131,7 @@ PARTS = (
     "golden set",
     "memorization",
     "data fit",
+    "confidence",
     "champion",
 )
 
@@ -174,6 +179,7 @@ def evaluate_student(
         "golden set": lambda: golden_set_part(suite.golden_set, answers(suite.golden_set), bootstrap),
         "memorization": lambda: memorization_part(target, data, bootstrap),
         "data fit": lambda: data_fit_part(target.teacher, data, bootstrap),
+        "confidence": lambda: measured_confidence(target, data, settings),
         "champion": lambda: champion_part(target, data, suite, settings, parts),
     }
     for name, measure_part in measures.items():
@@ -319,6 +325,21 @@ def data_fit_part(teacher: Teacher, data: EvalData, bootstrap: BootstrapConfig) 
         parts.append(check_routing([row["prompt"] or row["completion"] for row in first], data.router, name, bootstrap))
     found = merge_reports(parts)
     return Part(metrics=found.metrics, warnings=found.warnings)
+
+
+def measured_confidence(target: EvalTarget, data: EvalData, settings: EvalSettings) -> Part:
+    """``measured_confidence(target, data, settings).metrics["confidence_auroc"]``: nothing where the student has none."""
+    if target.confidence is None:
+        return Part()
+    found = ask_held_out(
+        target.candidates["student"],
+        target.teacher,
+        data.domain.test[: settings.confidence_examples],
+        data.domain.spec.contexts,
+        max_new_tokens=settings.max_new_tokens,
+        margin=target.confidence.margin,
+    )
+    return confidence_part(target.confidence, found, settings.bootstrap)
 
 
 def champion_part(

@@ -45,6 +45,12 @@ METRICS: dict[str, Metric] = {
     # its embeddings, where it has a head
     "retrieval": Metric("recall@10 of a held-out prompt's own answer", "high", "%", items=True),
     "retrieval_encoder": Metric("recall@10 of a held-out prompt's own answer, encoder", None, "%", items=True),
+    # how sure it is of its own answers to held-out prompts
+    "answers_right": Metric("answers that the teacher finds as likely as the data set's own", "high", "%", items=True),
+    "confidence_auroc": Metric("confidence, AUROC", "high"),
+    "confidence_auroc_beginning": Metric("confidence from the first tokens, AUROC", "high"),
+    "confidence_error": Metric("confidence, calibration error", "low"),
+    "confidence_error_beginning": Metric("confidence from the first tokens, calibration error", "low"),
     # usefulness
     "golden_set_passed": Metric("golden set passed", "high", "%", items=True),
     "golden_set_change": Metric("golden set passed, minus the teacher's share", "high", items=True),

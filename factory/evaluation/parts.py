@@ -28,6 +28,7 @@ class Part(Entry):
     per_example: PerExample | None = None
     answers: dict[str, dict[str, Answer]] = Field(default_factory=dict)  # model → prompt → what it said
     per_1000_tokens_wh: dict[str, float] = Field(default_factory=dict)  # by model, while it answered
+    risk_coverage: tuple[tuple[float, float], ...] = ()
     passed: dict[str, tuple[bool, ...]] = Field(default_factory=dict)  # model → golden-set questions, in order
 
 

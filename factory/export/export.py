@@ -21,6 +21,7 @@ from peft import PeftModel
 from factory.cache import atomic_folder, folder_bytes, storage_errors
 from factory.config.quantization import DEFAULT, Quantization
 from factory.errors import ExportError
+from factory.export.answering import write_answering
 from factory.export.formats import (
     conversation_text,
     merge_adapter,
@@ -114,6 +115,7 @@ def export_version(
         if format == "ollama":
             _write_modelfile(published, folder)
         write_metadata(version, report, folder)
+        write_answering(version, published.base.tokenizer, folder)
         _check_target(target)  # again: files put there meanwhile would be replaced
     return report
 

@@ -21,6 +21,7 @@ class CompletionScore:
 
     log_probs: np.ndarray  # (T,) float32, nats
     top1: np.ndarray  # (T,) bool: the token is the model's most likely one
+    top: np.ndarray  # (T, k) float32, nats: log-probabilities of the k most likely tokens, of which k were asked for
 
 
 def length_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
@@ -53,6 +54,7 @@ def score_completions(
     completions: Sequence[Sequence[int]],
     device: torch.device,
     batch: int = 16,
+    top: int = 0,
 ) -> list[CompletionScore]:
     """``score_completions(model, prompts, completions, device)[0].log_probs``: one score per completion, in order.
 
@@ -68,9 +70,9 @@ def score_completions(
         states = hidden_states(model, padded, prefix).final[padded.predicts]  # (N, H)
         targets = torch.tensor([token for completion in chosen for token in completion], device=device)  # (N,)
         lengths, size = [len(completion) for completion in chosen], positions_at_once(vocabulary)
-        parts = [_score(head(part), wanted) for part, wanted in zip(states.split(size), targets.split(size), strict=True)]
-        log_probs, top1 = (torch.cat(values).cpu().split(lengths) for values in zip(*parts, strict=True))
-        scores |= {i: CompletionScore(log_probs[n].numpy(), top1[n].numpy()) for n, i in enumerate(rows)}
+        parts = [_score(head(part), wanted, top) for part, wanted in zip(states.split(size), targets.split(size), strict=True)]
+        columns = [torch.cat(values).cpu().split(lengths) for values in zip(*parts, strict=True)]
+        scores |= {i: CompletionScore(*(column[n].numpy() for column in columns)) for n, i in enumerate(rows)}
     return [scores[i] for i in range(len(prompts))]
 
 
@@ -85,7 +87,8 @@ def completion_log_probs(
     return [score.log_probs for score in score_completions(model, prompts, completions, device, batch)]
 
 
-def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, V) float32 logits and (N,) targets → (N,) log-probabilities, (N,) whether the target has the largest logit."""
+def _score(logits: Tensor, targets: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, V) float32 logits and (N,) targets → (N,) log-probabilities, (N,) whether the target is the top one, (N, top)."""
     log_probs = logits.log_softmax(dim=-1)
-    return log_probs.gather(-1, targets.unsqueeze(-1))[:, 0], log_probs.argmax(dim=-1) == targets
+    of_targets = log_probs.gather(-1, targets.unsqueeze(-1))[:, 0]
+    return of_targets, log_probs.argmax(dim=-1) == targets, log_probs.topk(top, dim=-1).values

@@ -3,9 +3,9 @@
     context = make_context(specs, specs.family("default"), registry=Registry("registry"), profile="demo")
     version = build_student(context, "healthcare", "small")
 
-resolve → dataset → base → adapter → embed → evaluate → judge → publish. Each stage is one function that takes and returns
-frozen dataclasses. What a stage makes is kept on disk under the cache key of everything that decides it, so a stopped build
-goes on where it was and nothing is made twice.
+resolve → dataset → base → adapter → embed → confidence → evaluate → judge → publish. Each stage is one function that takes and
+returns frozen dataclasses. What a stage makes is kept on disk under the cache key of everything that decides it, so a stopped
+build goes on where it was and nothing is made twice.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from factory.evaluation.memorization import make_canaries
 from factory.evaluation.suite import load_eval_suite
 from factory.pipeline.adapter import check_targets, train_adapter
 from factory.pipeline.base import make_base
+from factory.pipeline.confidence import fit_student_confidence
 from factory.pipeline.context import BuildContext, resolve_models
 from factory.pipeline.dataset import make_dataset
 from factory.pipeline.embedding import fit_head
@@ -71,8 +72,11 @@ def build_student(context: BuildContext, domain: str, size: str, options: BuildO
     eval_data = gather_eval_data(context, models, data, canaries)
     adapter = train_adapter(context, models, data, base, canaries=canaries, baselines=options.baselines)
     embedding = fit_head(context, models, data, base, adapter)
+    confidence = fit_student_confidence(context, data, base, adapter)
     champion = find_champion(context, models, student_name(domain, size))
-    evaluation = evaluate_adapter(context, models, data, eval_data, suite, base, adapter, embedding, champion)
+    evaluation = evaluate_adapter(
+        context, models, data, eval_data, suite, base, adapter, embedding, confidence.confidence, champion
+    )
     verdict = judge(evaluation.report.metrics, context.family.gates_of(spec), champion.reference if champion else None)
     return publish_student(
         context,
@@ -82,6 +86,7 @@ def build_student(context: BuildContext, domain: str, size: str, options: BuildO
         base,
         adapter,
         embedding,
+        confidence,
         evaluation,
         verdict,
         router=eval_data.router,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from factory.cache import cache_key, folder_bytes
 from factory.data.dataset import small_dataset_warning
+from factory.evaluation.confidence import Confidence
 from factory.evaluation.evaluate import (
     PARTS,
     Champion,
@@ -105,12 +106,13 @@ def evaluate_adapter(
     base: StudentBase,
     adapter: TrainedAdapter,
     embedding: FittedHead | None = None,
+    confidence: Confidence | None = None,
     champion: Champion | None = None,
 ) -> Evaluation:
     """``evaluate_adapter(context, models, data, eval_data, suite, base, adapter).report.metrics["kl"].value``"""
     whole = models.teacher if base.base.shape.tokens is not None else None
     head = embedding.head if embedding else None
-    target = EvalTarget(adapter.model, base.teacher, whole, adapter.check.tasks, champion, head)
+    target = EvalTarget(adapter.model, base.teacher, whole, adapter.check.tasks, champion, head, confidence)
     of_domain = context.settings(data.spec)
     settings = EvalSettings(
         of_domain.evaluate,
@@ -119,6 +121,7 @@ def evaluate_adapter(
         adapter.folder / f"evaluation-{evaluation_key(context, data, eval_data, suite, target)}",
         of_domain.data.max_completion_tokens,
         context.meter.energy_of,
+        of_domain.confidence.examples,
     )
     with context.meter.stage("evaluate"), context.progress(f"{data.spec.name}: evaluate", len(PARTS)) as advance:
         measured = evaluate_student(target, eval_data, suite, settings, advance)
@@ -131,6 +134,7 @@ def evaluate_adapter(
         speed=measured.speed,
         samples=measured.samples,
         per_example=measured.per_example,
+        risk_coverage=measured.risk_coverage,
     )
     inherited = base.manifest.warnings
     found = (*adapter.warnings, *warnings, *measured.warnings, *inherited)
@@ -150,6 +154,7 @@ def evaluation_key(
         EVALUATION_FORMAT,
         settings.evaluate.model_dump(),
         settings.embed.model_dump(),
+        settings.confidence.model_dump(),
         general_key(context),  # texts that the embedding head is fitted on
         settings.data.max_completion_tokens,
         data.manifest.fingerprint,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from factory.config.schema import DomainSpec, ModelSpec, TeacherAdaptation
+from factory.config.schema import DomainSpec, ModelSpec, Settings, TeacherAdaptation
 from factory.data.dataset import load_dataset_folder
 from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.models.references import is_cached
@@ -173,8 +173,14 @@ def _student(
         + generation_seconds(rate, base.parameters, own * answer_tokens(settings.data))
         + adapter_seconds(rate, base.parameters, trained + own * average)
         + scoring_seconds(rate, base.parameters, settings.embed.texts * average // 2)  # a prompt or an answer, not both
+        + generation_seconds(rate, base.parameters, 2 * _confidence_prompts(settings) * answer_tokens(settings.data))
     )
     return Step(f"student {student_name(name, size)}", "to do", _student_detail(context, name, options), seconds)
+
+
+def _confidence_prompts(settings: Settings) -> int:
+    """Validation prompts whose answers a confidence is fitted on, and as many test prompts, about."""
+    return min(settings.confidence.examples, round(settings.data.validation * settings.data.max_examples))
 
 
 def _student_detail(context: BuildContext, name: str, options: BuildOptions) -> str:
@@ -185,8 +191,10 @@ def _student_detail(context: BuildContext, name: str, options: BuildOptions) -> 
     sft = "; the SFT baseline for as many" if options.baselines else ""
     most = "at most " if distill.checks else ""
     head = f"; an embedding head on {texts} texts" if texts else ""
+    sure = _confidence_prompts(settings)
+    confidence = f"; how sure it is, on {sure} answers" if sure else ""
     own = f", then {distill.on_policy.steps} on its own samples" if distill.on_policy else ""
-    return f"distil for {most}{distill.steps} steps of {distill.batch}{own}{secrets}{sft}{head}"
+    return f"distil for {most}{distill.steps} steps of {distill.batch}{own}{secrets}{sft}{head}{confidence}"
 
 
 def _evaluation(context: BuildContext, models: FamilyModels, name: str, size: str, rate: float, base: BasePlan) -> Step:

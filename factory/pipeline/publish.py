@@ -8,6 +8,7 @@ from factory.cache import cache_key, remove_folder
 from factory.data.router import DomainRouter
 from factory.pipeline.adapter import TrainedAdapter
 from factory.pipeline.base import StudentBase
+from factory.pipeline.confidence import FittedConfidence
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import DomainDataset
 from factory.pipeline.embedding import FittedHead
@@ -31,13 +32,14 @@ def publish_student(
     base: StudentBase,
     adapter: TrainedAdapter,
     embedding: FittedHead | None,
+    confidence: FittedConfidence,
     evaluation: Evaluation,
     verdict: Verdict,
     *,
     router: DomainRouter | None,
     canaries: int = 0,
 ) -> Version:
-    """``publish_student(context, models, "small", data, base, adapter, embedding, evaluation, verdict, router=router)``
+    """``publish_student(context, models, "small", data, base, adapter, head, confidence, evaluation, verdict, router=router)``
 
     Its cost is what ``context.meter`` has counted. The adapter's checkpoints are removed once the version is published.
     """
@@ -61,9 +63,10 @@ def publish_student(
         soft_targets=adapter.training_set.targets.describe() if adapter.training_set.targets else None,
         teacher_adaptation=data.adaptation,
         embedding=embedding.info if embedding else None,
+        confidence=confidence.info,
         evaluation=evaluation.report,
         verdict=verdict,
-        warnings=evaluation.warnings,
+        warnings=(*evaluation.warnings, *confidence.warnings),
         canaries=canaries,
         router=router.version if router else None,
         notice=spec.notice,
@@ -78,6 +81,8 @@ def publish_student(
         shutil.copytree(adapter.files, staged, dirs_exist_ok=True)
         if embedding is not None:
             embedding.head.save(staged)
+        if confidence.confidence is not None:
+            confidence.confidence.save(staged)
         (staged / "README.md").write_text(model_card(manifest), encoding="utf-8")
         version = context.registry.publish(manifest, staged)
     remove_folder(adapter.folder)

@@ -110,6 +110,14 @@ class EmbeddingInfo(Entry):
     encoder: str  # reference of the encoder whose similarities are one half of its own
 
 
+class ConfidenceInfo(Entry):
+    """How sure a student is of its own answers, ``confidence.json``."""
+
+    examples: Count  # validation prompts that it was fitted on
+    right: Number  # share of its answers to them
+    margin: Number  # nats/token: what counts as right
+
+
 # ------------------------------------------------------------------------------------------------------------ evaluation
 
 
@@ -175,6 +183,7 @@ class EvalReport(Entry):
     speed: Speeds
     samples: tuple[Sample, ...]
     per_example: PerExample
+    risk_coverage: tuple[tuple[Number, Number], ...] = ()  # share of answers kept, the surest first; share of those wrong
 
 
 class GateResult(Entry):
@@ -344,6 +353,7 @@ class StudentManifest(Manifest):
     soft_targets: SoftTargetsInfo | None = None
     teacher_adaptation: TeacherAdaptationInfo | None = None  # None: the teacher answered as it is
     embedding: EmbeddingInfo | None = None  # None: it has no head
+    confidence: ConfidenceInfo | None = None  # None: it does not know how sure it is
     canaries: Count = 0  # secrets planted in the training split
     router: str | None = None  # its version; None for a private domain
 
