@@ -126,7 +126,13 @@ def test_gguf_is_within_the_bound_of_its_quantization(
     found = export_version(version, registry, "gguf", tmp_path / "out", quantization=quantization, device="cpu")
     assert found.kl is not None and found.kl < bound
     assert found.texts == 4 and found.quantization == quantization and "xllamacpp" in found.libraries
-    assert names_in(tmp_path / "out") == {f"plants-mini-{quantization}.gguf", "NOTICE", "README.md", "parity.json"}
+    assert names_in(tmp_path / "out") == {
+        f"plants-mini-{quantization}.gguf",
+        "NOTICE",
+        "README.md",
+        "answering.json",
+        "parity.json",
+    }
 
 
 @pytest.mark.parametrize(
@@ -193,7 +199,7 @@ def test_the_report_identifies_the_version_and_has_every_measurement(llama: Publ
     assert (found.reference, found.manifest_sha256) == ("plants-mini@1", version.manifest.manifest_sha256)
     assert found.tokens > found.texts == 4
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    metadata = {"parity.json", "NOTICE", "README.md"}
+    metadata = {"parity.json", "NOTICE", "README.md", "answering.json"}
     assert found.bytes == sum(path.stat().st_size for path in files if path.name not in metadata)
     assert min(found.tokens_per_second.values()) > 0 and set(found.tokens_per_second) == {"exported", "registered"}
     assert found.libraries["torch"] == torch.__version__
