@@ -118,8 +118,8 @@ are left out; whatever uses a base or the server's router needs every file.
 No domain is called {reserved}: a command, a setting or
 a client of the server may mean something else by these.
 
-A setting comes from the family, then from the domain's `data`, `distill`, `embed` and `confidence`, then from the profile (`--profile`): the
-last one that has it wins.
+A setting comes from the family, then from the domain's `data`, `distill`, `embed` and `confidence`, then from the profile
+(`--profile`): the last one that has it wins.
 
 ## An example
 

@@ -57,6 +57,7 @@ def _fix_line(line: str, keys: Mapping[str, str], exists: Callable[[str], bool],
     key = re.match(r"(\w+)(?=\s*:)", line)
     if key and key[1] in keys and not re.search(rf"^{keys[key[1]]}\s*:", text, re.MULTILINE):
         line = keys[key[1]] + line[key.end() :]
+    line = re.sub(r"^path:(\s*)none\b", r"path:\1direct", line)
     return PATH.sub(lambda found: _fix_path(found[0], exists), line)
 
 

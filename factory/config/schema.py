@@ -139,11 +139,11 @@ class FamilySpec(Strict):
         default=None, description="JSONL of tasks on texts that hide an instruction: does a student obey it?"
     )
     jailbreaks: str | None = Field(default=None, description="JSONL of harmful requests in disguise: does a student decline?")
-    path: Literal["auto", "none"] | tuple[Name, ...] = Field(
-        default="none",
-        description="The distillation path to a smaller size. `none`: straight from the teacher. A list: through a teacher "
-        "assistant of these sizes. `auto`: try the next larger size as teacher assistant, and keep the better path.",
-        json_schema_extra={"expects": "auto, none or a list of sizes"},
+    path: Literal["auto", "direct", "stepwise", "assistant"] = Field(
+        default="direct",
+        description="The distillation path to a smaller size. `direct`: cut from the teacher, which teaches it. `stepwise`: "
+        "cut from the next larger size's base, taught by the teacher. `assistant`: cut from that base and taught by it. "
+        "`auto`: try all three, and keep the best.",
     )
     gates: dict[str, Gate] = Field(
         default={}, description="By metric. A student that fails one is published but cannot be promoted."
@@ -158,26 +158,15 @@ class FamilySpec(Strict):
             raise ValueError(f"default_size {self.default_size!r} is not one of the sizes: {', '.join(self.sizes)}")
         return self
 
-    @model_validator(mode="after")
-    def path_is_of_pruned_sizes(self) -> FamilySpec:
-        for name in self.path if isinstance(self.path, tuple) else ():
-            if name not in self.sizes:
-                raise ValueError(f"path: {name!r} is not one of the sizes: {', '.join(self.sizes)}")
-            if self.sizes[name].layers is None:
-                raise ValueError(f"path: {name!r} states no `layers`, as a teacher assistant does")
-        return self
+    def larger_size(self, size: str) -> str | None:
+        """``family.larger_size("tiny")``: the size whose base this one may be cut from, or None.
 
-    def teacher_assistant(self, size: str) -> str | None:
-        """``family.teacher_assistant("tiny")``: the size that may stand between the teacher and this one, or None.
-
-        The next larger of the sizes in ``path`` (of all sizes, if ``auto``) that state their ``layers`` and have the same
-        vocabulary. Teacher assistants: Mirzadeh et al. 2019, arXiv 1902.03393.
+        The next larger of those that state their ``layers`` and have the same vocabulary; None where ``path`` is ``direct``.
         """
         own = self.sizes[size]
-        if self.path == "none" or own.layers is None:
+        if self.path == "direct" or own.layers is None:
             return None
-        allowed = self.sizes if self.path == "auto" else self.path
-        larger = {name: one.layers or 0 for name in allowed if (one := self.sizes[name]).holds(own)}
+        larger = {name: one.layers or 0 for name, one in self.sizes.items() if one.holds(own)}
         return min(larger, key=lambda name: larger[name], default=None)
 
     def gates_of(self, domain: DomainSpec) -> dict[str, Gate]:

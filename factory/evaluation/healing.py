@@ -1,4 +1,4 @@
-"""How close healing brought a base to its teacher, and whether a teacher assistant closes the gap further.
+"""How close healing brought a base to its teacher, and which path brings it closest.
 
 report = healing_report(320, before, after, bootstrap)
 warnings = healing_warnings(report)
@@ -6,9 +6,13 @@ warnings = healing_warnings(report)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal
+
 from factory.evaluation.stats import BootstrapConfig, ExampleSums, paired_difference, summarize
 from factory.registry.manifest import HealingReport, MetricValue
 
+PathName = Literal["direct", "stepwise", "teacher_assistant"]
 METRICS = ("kl", "top5_overlap", "entropy_gap")
 
 
@@ -30,11 +34,14 @@ def healing_warnings(report: HealingReport) -> list[str]:
     ]
 
 
-def teacher_assistant_helps(direct: ExampleSums, assisted: ExampleSums, bootstrap: BootstrapConfig) -> tuple[bool, MetricValue]:
-    """``helps, ahead = teacher_assistant_helps(direct, assisted, bootstrap)``
+def best_path(probes: Mapping[PathName, ExampleSums], bootstrap: BootstrapConfig) -> tuple[PathName, MetricValue]:
+    """``best, ahead = best_path({"direct": direct, "stepwise": stepwise}, bootstrap)``: the best one but the direct one.
 
-    ``ahead`` is the KL to the teacher of the direct path less that of the path by a teacher assistant (Mirzadeh et al.
-    2019, arXiv 1902.03393), after as many steps and on the same held-out examples; it helps where the lower end is above 0.
+    ``ahead`` is the direct path's KL to the teacher less its own, after as many steps and on the same held-out examples; it
+    is better where the lower end is above 0.
     """
-    ahead = paired_difference(direct.kl, assisted.kl, direct.tokens, bootstrap)
-    return ahead.low > 0, ahead
+    direct = probes["direct"]
+    others = {name: sums for name, sums in probes.items() if name != "direct"}
+    ahead = {name: paired_difference(direct.kl, sums.kl, direct.tokens, bootstrap) for name, sums in others.items()}
+    best = max(ahead, key=lambda name: ahead[name].value)
+    return best, ahead[best]

@@ -104,7 +104,7 @@ def publish_base(
     would have had made.
     Raises: TrainingError for a size that cannot be cut from the teacher, before anything is made.
     """
-    spec, named = context.family.sizes[size], context.family.teacher_assistant(size)
+    spec, named = context.family.sizes[size], context.family.larger_size(size)
     check_size(spec, models.teacher.config)
     if assistant is None and named is not None:
         assistant = make_base(context, models, named, rebuild=rebuild).version
@@ -193,7 +193,7 @@ def _healed_manifest(
     choice: PathChoice | None,
     datasets: Sequence[DomainDataset],
 ) -> BaseManifest:
-    through = [choice.teacher_assistant] if choice is not None and choice.chosen == "teacher_assistant" else []
+    through = [choice.teacher_assistant] if choice is not None and choice.chosen != "direct" else []
     return BaseManifest(
         **family_fields(context, models, context.settings()),
         name=base_name(context, size),

@@ -29,7 +29,7 @@ def base_name(context: BuildContext, size: str) -> str:
 
 def settings_key(context: BuildContext, teacher_sha256: str, size: str) -> str:
     """``settings_key(context, models.teacher_files.sha256, "small")``: of all that decides a base but its domains' data."""
-    family, assistant = context.family, context.family.teacher_assistant(size)
+    family, assistant = context.family, context.family.larger_size(size)
     spec, heal = family.sizes[size], context.of_size(size).settings().heal
     return cache_key(
         BASE_FORMAT,

@@ -1,7 +1,7 @@
 """How a base is healed after it was cut from a teacher: distillation of all its weights on all public domains.
 
-A small base can be taught by the teacher itself or by a *teacher assistant*, a larger base that has learnt from the teacher
-(Mirzadeh et al. 2019, arXiv 1902.03393). A ``DistillationPath`` is one of these ways.
+A small base is cut from the teacher or from a larger base that was healed before, and is taught by the teacher or by that base,
+its *teacher assistant*. A ``DistillationPath`` is one of these ways.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from filelock import FileLock
 
@@ -20,7 +19,7 @@ from factory.distill.trainer import asks_teacher, distill
 from factory.distill.training_data import TrainingSet, concat
 from factory.distill.training_report import TrainingReport
 from factory.evaluation.fidelity import fixed_model, measure
-from factory.evaluation.healing import healing_report, teacher_assistant_helps
+from factory.evaluation.healing import PathName, best_path, healing_report
 from factory.evaluation.stats import ExampleSums
 from factory.models.base import Base, assistant_teacher, count_parameters, layers_of_teacher, load_base
 from factory.models.cutting import prune_teacher
@@ -35,6 +34,7 @@ from factory.registry.manifest import HealingReport, PathChoice
 from factory.registry.versions import Version
 
 HELD_OUT_EXAMPLES = 48  # of each domain, behind the healing report
+NAMES = {"stepwise": "the stepwise path", "teacher_assistant": "the teacher assistant's path"}
 PROBE_SHARE = 1 / 8  # of the healing steps, after which bases are compared
 
 
@@ -45,7 +45,7 @@ class DistillationPath:
     ``base.shape.layers`` are numbers of the layers of whoever teaches; ``layers`` are the original teacher's.
     """
 
-    name: str  # "direct" or "teacher_assistant"
+    name: PathName
     base: Base
     teacher: Teacher
     training_set: TrainingSet
@@ -81,26 +81,50 @@ def direct_path(
     return DistillationPath("direct", cut.base, cut.teacher, concat(parts), cut.base.shape.layers)
 
 
+def stepwise_path(
+    context: BuildContext,
+    models: FamilyModels,
+    cut: CutBase,
+    size: SizeSpec,
+    larger: Version,
+    datasets: Sequence[DomainDataset],
+) -> DistillationPath:
+    """``stepwise_path(context, models, cut, size, larger, datasets)``: cut from the larger base, taught by the teacher.
+
+    What is left out is what that base needs least (Minitron, arXiv 2407.14679).
+    """
+    direct, (base, _, layers) = direct_path(context, models, cut, datasets), _cut_from(context, cut, size, larger)
+    return replace(direct, name="stepwise", base=replace(base, shape=replace(base.shape, layers=layers)), layers=layers)
+
+
 def assistant_path(
     context: BuildContext,
     models: FamilyModels,
     cut: CutBase,
     size: SizeSpec,
-    assistant: Version,
+    larger: Version,
     datasets: Sequence[DomainDataset],
 ) -> DistillationPath:
-    """``assistant_path(context, models, cut, size, assistant, datasets)``: cut from and taught by the assistant.
+    """``assistant_path(context, models, cut, size, larger, datasets)``: cut from and taught by the larger base.
 
-    The assistant has learnt what the contexts say, so it teaches without them.
+    It has learnt what the contexts say, so it teaches without them (Mirzadeh et al. 2019, arXiv 1902.03393).
     """
-    config, between = context.settings().heal, load_base(assistant.folder, context.device)
-    teacher = assistant_teacher(assistant, between, context.device)
+    config, (base, teacher, layers) = context.settings().heal, _cut_from(context, cut, size, larger)
+    plain = [data.without_context().first(config.share) for data in datasets]
+    training_set = concat([make_training_set(context, models, data, teacher, config) for data in plain])
+    return DistillationPath("teacher_assistant", base, teacher, training_set, layers)
+
+
+def _cut_from(
+    context: BuildContext, cut: CutBase, size: SizeSpec, larger: Version
+) -> tuple[Base, Teacher, tuple[int, ...] | None]:
+    """A base with the layers that the larger one needs most; that one as a teacher; the layers as the original teacher's."""
+    between = load_base(larger.folder, context.device)
+    teacher = assistant_teacher(larger, between, context.device)
     seen = [replace(one, teacher_prompt=one.prompt) for one in cut.calibration]
     base = prune_teacher(teacher, between.shape.tokens, [dimensions_of(size, teacher.config)], seen).base
     to_device(base, context.device)
-    plain = [data.without_context().first(config.share) for data in datasets]
-    training_set = concat([make_training_set(context, models, data, teacher, config) for data in plain])
-    return DistillationPath("teacher_assistant", base, teacher, training_set, layers_of_teacher(base, between))
+    return base, teacher, layers_of_teacher(base, between)
 
 
 def choose_path(
@@ -108,34 +132,35 @@ def choose_path(
     models: FamilyModels,
     cut: CutBase,
     size: SizeSpec,
-    assistant: Version,
+    larger: Version,
     datasets: Sequence[DomainDataset],
 ) -> tuple[DistillationPath, PathChoice]:
-    """``path, choice = choose_path(context, models, cut, size, assistant, datasets)``: direct, or through the assistant.
+    """``path, choice = choose_path(context, models, cut, size, larger, datasets)``: as the family's ``path`` says.
 
-    Where the family says ``path: auto``, both are tried for a share of the steps and measured beside the teacher; the
-    assistant's is kept if it is ahead by more than its interval. A family that names sizes gets the assistant untried.
+    Where it says ``auto``, all are tried for a share of the steps and measured beside the teacher. The best of those that are
+    ahead of the direct one by more than their interval is kept, else the direct one.
     """
-    assisted = assistant_path(context, models, cut, size, assistant, datasets)
+    others = {"stepwise": stepwise_path, "assistant": assistant_path}
     if context.family.path != "auto":
-        reason = f"the family file names {assistant.manifest.size}"
-        return assisted, PathChoice(chosen="teacher_assistant", teacher_assistant=assistant.reference, reason=reason)
-    paths = {path.name: path for path in (direct_path(context, models, cut, datasets), assisted)}
-    probes = {name: probe(context, path, cut.teacher, datasets) for name, path in paths.items()}
-    helps, ahead = teacher_assistant_helps(probes["direct"].sums, probes["teacher_assistant"].sums, context.bootstrap)
-    chosen: Literal["direct", "teacher_assistant"] = "teacher_assistant" if helps else "direct"
+        path = others[context.family.path](context, models, cut, size, larger, datasets)
+        return path, PathChoice(chosen=path.name, teacher_assistant=larger.reference, reason="the family file says so")
+    paths = [direct_path(context, models, cut, datasets)]
+    paths += [make(context, models, cut, size, larger, datasets) for make in others.values()]
+    probes = {path.name: probe(context, path, cut.teacher, datasets) for path in paths}
+    best, ahead = best_path({name: one.sums for name, one in probes.items()}, context.bootstrap)
+    chosen = best if ahead.low > 0 else "direct"
     reason = (
-        f"after {probe_steps(context)} steps each, the teacher assistant's path is {'' if helps else 'not '}ahead beyond "
-        f"the interval: {ahead} nats/token, n {ahead.n:,}"
+        f"after {probe_steps(context)} steps each, {NAMES[best]} is {'' if ahead.low > 0 else 'not '}ahead of the direct one "
+        f"beyond the interval: {ahead} nats/token, n {ahead.n:,}"
     )
     choice = PathChoice(
         chosen=chosen,
-        teacher_assistant=assistant.reference,
+        teacher_assistant=larger.reference,
         reason=reason,
         ahead=ahead,
         probes={name: one.report for name, one in probes.items()},
     )
-    return paths[chosen], choice
+    return next(path for path in paths if path.name == chosen), choice
 
 
 def probe(

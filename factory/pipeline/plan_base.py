@@ -114,7 +114,7 @@ def _more_tokens(context: BuildContext, models: FamilyModels, base: Version, dom
 
 
 def _assistant(context: BuildContext, models: FamilyModels, size: str, rate: float) -> Sequence[Step]:
-    assistant = context.family.teacher_assistant(size)
+    assistant = context.family.larger_size(size)
     return plan_base(context, models, assistant, BuildOptions(), rate).steps if assistant else []
 
 

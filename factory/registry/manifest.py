@@ -229,12 +229,12 @@ class HealingReport(Entry):
 
 
 class PathChoice(Entry):
-    """Whether the teacher or a teacher assistant taught a small base, and why."""
+    """Whether a small base was cut from the teacher or from a larger base, which of the two taught it, and why."""
 
-    chosen: Literal["direct", "teacher_assistant"]
-    teacher_assistant: str  # its reference
+    chosen: Literal["direct", "stepwise", "teacher_assistant"]
+    teacher_assistant: str  # reference of the larger base
     reason: str
-    ahead: MetricValue | None = None  # KL by which the assistant's path is ahead (paired); None where it was not tried
+    ahead: MetricValue | None = None  # KL by which the best other path is ahead of the direct one, paired; None: untried
     probes: dict[str, HealingReport] = Field(default_factory=dict)
 
 
@@ -318,7 +318,7 @@ class BaseManifest(Manifest):
     quantization: Grid | None = None  # the grid that its weights were rounded to
     quantization_kl: Number | None = None  # KL(as it was ‖ rounded), nats/token
     healing: HealingReport | None = None  # None where nothing was pruned
-    path_choice: PathChoice | None = None  # None where no teacher assistant was considered
+    path_choice: PathChoice | None = None  # None where no larger base was considered
     settings_key: str  # cache key of all that decides this base but the data
     domains: dict[str, BaseDomain]  # what it was healed on
     grown_from: str | None = None  # reference of the version whose tokens are the first of this one's

@@ -1,8 +1,8 @@
 """A small size with and without a teacher assistant: python scripts/bench/teacher_assistant.py tiny --steps 550
 
-Publishes three bases of the size and compares them, example by example, on the test splits of all public domains: taught by the
-assistant; taught by the teacher for the same total cost; taught by the teacher for the same number of steps. The total cost
-includes the healing of the assistant, whose steps count in proportion to its parameters.
+Publishes four bases of the size and compares them, example by example, on the test splits of all public domains: cut from the
+next larger base and taught by it; cut from it and taught by the teacher; cut from the teacher and taught by it for the same
+total cost, and for as many steps. The total cost includes the healing of the larger base, in proportion to its parameters.
 """
 
 from __future__ import annotations
@@ -66,18 +66,20 @@ def main() -> None:
 
 
 def make_bases(context: BuildContext, models: FamilyModels, size: str, steps: int) -> dict[str, Version]:
-    """The three bases, the one that was taught by the assistant first."""
-    named = context.family.model_copy(update={"path": "auto"}).teacher_assistant(size)
+    """The four bases, the one that was taught by the assistant first."""
+    named = context.family.model_copy(update={"path": "auto"}).larger_size(size)
     if named is None:
         raise SystemExit(f"error: family {context.family.name} has no larger size than {size} with the same vocabulary")
     assistant = make_base(context, models, named).version
-    assisted = publish_base(with_path(context, (named,), steps), models, size, assistant=assistant)
+    assisted = publish_base(with_path(context, "assistant", steps), models, size, assistant=assistant)
+    stepwise = publish_base(with_path(context, "stepwise", steps), models, size, assistant=assistant)
     share = assistant.manifest.parameters / assisted.manifest.parameters
     total = steps + round(assistant.manifest.training.config["steps"] * share)
     return {
         f"taught by the assistant {assistant.reference}, {steps} steps": assisted,
-        f"direct, equal total budget: {total:,} steps": make_base(with_path(context, "none", total), models, size).version,
-        f"direct, equal steps: {steps:,}": make_base(with_path(context, "none", steps), models, size).version,
+        f"stepwise from {assistant.reference}, {steps} steps": stepwise,
+        f"direct, equal total budget: {total:,} steps": make_base(with_path(context, "direct", total), models, size).version,
+        f"direct, equal steps: {steps:,}": make_base(with_path(context, "direct", steps), models, size).version,
     }
 
 

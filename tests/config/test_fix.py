@@ -37,6 +37,7 @@ def test_keys_and_paths_are_renamed_and_the_rest_stays() -> None:
     assert fix_text(OLD, RENAMED_DOMAIN_KEYS, FILES.__contains__) == NEW
     assert fix_text(NEW, RENAMED_DOMAIN_KEYS, FILES.__contains__) == NEW
     assert fix_text("cascade: auto\r\n", RENAMED_FAMILY_KEYS, FILES.__contains__) == "path: auto\r\n"
+    assert fix_text("path: none  # why\n", RENAMED_FAMILY_KEYS, FILES.__contains__) == "path: direct  # why\n"
 
 
 def test_a_path_whose_old_file_is_still_there_stays() -> None:
@@ -57,7 +58,7 @@ def test_a_folder_is_fixed_once_and_every_changed_line_is_returned(tmp_path: Pat
     (tmp_path / "law.yaml").write_text(OLD)
     (tmp_path / "small.family.yaml").write_text("acceptance: x\ncascade: none\n")
     changes = fix_folder(tmp_path)
-    assert changes[-1] == f"{tmp_path}/small.family.yaml:2: cascade: none → path: none"
+    assert changes[-1] == f"{tmp_path}/small.family.yaml:2: cascade: none → path: direct"
     assert [line.split(":")[1] for line in changes] == ["3", "5", "6", "2"]
     assert (tmp_path / "law.yaml").read_text() == NEW
     assert fix_folder(tmp_path) == []
@@ -68,5 +69,5 @@ def test_the_command_says_what_it_changed_and_then_validates(workplace: Workplac
     path.write_text(path.read_text() + "cascade: none\n")
     assert workplace.run("validate").exit_code == 1
     result = workplace.run("validate", "--fix")
-    assert result.exit_code == 0 and "cascade: none → path: none" in result.stderr and "valid" in result.stdout
+    assert result.exit_code == 0 and "cascade: none → path: direct" in result.stderr and "valid" in result.stdout
     assert workplace.run("validate").exit_code == 0

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from factory.evaluation.healing import healing_report, healing_warnings, teacher_assistant_helps
+from factory.evaluation.healing import best_path, healing_report, healing_warnings
 from factory.evaluation.stats import BootstrapConfig, ExampleSums
 
 BOOTSTRAP = BootstrapConfig(200)
@@ -34,11 +34,12 @@ def test_healing_that_does_not_reduce_kl_warns(after: list[float], warned: bool)
     assert all("KL 2.000 →" in line and "50 steps" in line and "heal.learning_rate" in line for line in found)
 
 
-def test_a_teacher_assistant_helps_only_beyond_the_paired_interval() -> None:
+def test_the_best_path_is_the_one_furthest_ahead_of_the_direct_one() -> None:
     direct = sums([2.0, 4.0, 6.0, 8.0])
-    helps, ahead = teacher_assistant_helps(direct, sums([1.0, 3.0, 5.0, 7.0]), BOOTSTRAP)
-    assert helps and ahead.value == pytest.approx(0.5)
-    helps, ahead = teacher_assistant_helps(direct, sums([1.0, 5.0, 5.0, 9.0]), BOOTSTRAP)
-    assert not helps and ahead.low <= 0
-    helps, ahead = teacher_assistant_helps(sums([]), sums([]), BOOTSTRAP)
-    assert not helps and math.isnan(ahead.value)
+    ahead, behind = sums([1.0, 3.0, 5.0, 7.0]), sums([1.0, 5.0, 5.0, 9.0])
+    best, by = best_path({"direct": direct, "stepwise": behind, "teacher_assistant": ahead}, BOOTSTRAP)
+    assert best == "teacher_assistant" and by.value == pytest.approx(0.5) and by.low > 0
+    best, by = best_path({"direct": direct, "stepwise": behind}, BOOTSTRAP)
+    assert best == "stepwise" and by.low <= 0
+    _, by = best_path({"direct": sums([]), "stepwise": sums([])}, BOOTSTRAP)
+    assert math.isnan(by.value) and not by.low > 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 from support.tiny import CPU
 from support.workplace import BIRDS, STARS, Workplace, domain, two_contexts
@@ -20,6 +21,9 @@ from factory.models.base import choose_tokens, load_base
 from factory.pipeline.base import publish_base
 from factory.pipeline.base_choice import choose_base
 from factory.pipeline.context import BuildContext, FamilyModels, resolve_models
+from factory.pipeline.cutting import cut_base
+from factory.pipeline.dataset import make_dataset
+from factory.pipeline.healing import direct_path, stepwise_path
 from factory.pipeline.plan import plan
 from factory.registry.manifest import BaseManifest
 from factory.registry.versions import Version
@@ -216,28 +220,31 @@ def test_two_checkouts_with_one_home_never_resume_from_each_other(
     assert heal(other) == 50
 
 
-# ------------------------------------------------------------------------------------------------------- teacher assistants
+# ------------------------------------------------------------------------------------------------------- paths to a small base
 
 
-def test_auto_tries_both_paths_and_keeps_the_assistant_only_if_it_is_ahead(with_models: Workplace) -> None:
+def test_auto_tries_all_paths_and_keeps_another_than_the_direct_one_only_if_it_is_ahead(with_models: Workplace) -> None:
     write_family(with_models, path="auto")
     found = manifest(publish(with_models, "micro", force=True))  # four validation rows cannot tell 3 layers from 4
     choice = found.path_choice
     assert choice is not None and choice.teacher_assistant == "default-mini-base@1"
-    assert set(choice.probes) == {"direct", "teacher_assistant"}
+    assert set(choice.probes) == {"direct", "stepwise", "teacher_assistant"}
     assert all(probe.steps == 1 and probe.after["kl"].n > 0 for probe in choice.probes.values())
-    assert choice.ahead is not None and (choice.chosen == "teacher_assistant") == (choice.ahead.low > 0)
-    assert found.path == ("teacher", *(["default-mini-base@1"] if choice.chosen == "teacher_assistant" else []))
+    assert choice.ahead is not None and (choice.chosen != "direct") == (choice.ahead.low > 0)
+    assert found.path == ("teacher", *(["default-mini-base@1"] if choice.chosen != "direct" else []))
     assert "after 1 steps each" in choice.reason
     assert manifest(with_models.context().registry.resolve("default-mini-base")).path_choice is None  # nothing is larger
 
 
-def test_a_named_assistant_teaches_untried_and_the_layers_are_the_original_teacher_s(with_models: Workplace) -> None:
-    write_family(with_models, path=["mini"], sizes=SIZES | {"micro": SIZES["micro"] | {"heal": {"steps": 1}}})
+@pytest.mark.parametrize(("path", "chosen"), [("assistant", "teacher_assistant"), ("stepwise", "stepwise")])
+def test_a_named_path_is_taken_untried_and_the_layers_are_the_original_teacher_s(
+    with_models: Workplace, path: str, chosen: str
+) -> None:
+    write_family(with_models, path=path, sizes=SIZES | {"micro": SIZES["micro"] | {"heal": {"steps": 1}}})
     micro = manifest(publish(with_models, "micro", force=True))
     mini = manifest(with_models.context().registry.resolve("default-mini-base"))
     assert micro.path_choice is not None
-    assert micro.path_choice.chosen == "teacher_assistant" and micro.path_choice.probes == {}
+    assert micro.path_choice.chosen == chosen and micro.path_choice.probes == {}
     assert micro.path == ("teacher", "default-mini-base@1")
     assert set(micro.layers or ()) < set(mini.layers or ())
     assert micro.vocabulary.kept == mini.vocabulary.kept
@@ -245,8 +252,26 @@ def test_a_named_assistant_teaches_untried_and_the_layers_are_the_original_teach
     assert choice(with_models, "micro") == ("default-micro-base@1", "")
 
 
-def test_none_makes_no_assistant(with_models: Workplace) -> None:
-    write_family(with_models, path="none")
+def test_a_stepwise_base_is_cut_from_the_larger_one_and_taught_by_the_teacher(with_models: Workplace) -> None:
+    write_family(with_models, path="stepwise")
+    context = with_models.context(force=True)
+    models = models_of(context)
+    larger = publish(with_models, "mini", force=True)
+    spec = context.family.sizes["micro"]
+    datasets = [make_dataset(context, models, one) for one in context.public_domains]
+    base = load_base(larger.folder, context.device)
+    cut = cut_base(context, models, spec, datasets, base.shape.tokens)
+    path, direct = stepwise_path(context, models, cut, spec, larger, datasets), direct_path(context, models, cut, datasets)
+    assert path.teacher is cut.teacher and path.training_set.examples == direct.training_set.examples
+    assert path.base.shape.layers == path.layers and len(path.layers or ()) == 1
+    weights, theirs = path.base.model.state_dict(), base.model.state_dict()
+    place = (base.shape.layers or ()).index((path.layers or ())[0])
+    name = "model.layers.{}.mlp.up_proj.weight"
+    torch.testing.assert_close(weights[name.format(0)].float(), theirs[name.format(place)].float())
+
+
+def test_the_direct_path_makes_no_larger_base(with_models: Workplace) -> None:
+    write_family(with_models, path="direct")
     assert manifest(publish(with_models, "micro")).path == ("teacher",)
     assert [one.name for one in with_models.context().registry.versions(kind="base")] == ["default-micro-base"]
 
@@ -256,11 +281,10 @@ def test_none_makes_no_assistant(with_models: Workplace) -> None:
     [
         ({}, "auto", "micro", "mini"),
         ({}, "auto", "mini", None),
-        ({}, "none", "micro", None),
-        ({}, ("mini",), "micro", "mini"),
-        ({}, ("mini",), "mini", None),
+        ({}, "direct", "micro", None),
+        ({}, "stepwise", "micro", "mini"),
+        ({}, "assistant", "mini", None),
         ({"midi": {"layers": 2, "vocabulary": 350}}, "auto", "micro", "midi"),  # the next larger
-        ({"midi": {"layers": 2, "vocabulary": 350}}, ("mini",), "micro", "mini"),
         ({"midi": {"layers": 2, "vocabulary": 320}}, "auto", "micro", "mini"),  # other tokens
         ({"midi": {"layers": 2, "vocabulary": 350, "intermediate_size": 32}}, "auto", "micro", "mini"),  # fewer neurons
         ({"midi": {"layers": 2, "vocabulary": 350, "intermediate_size": 32}}, "auto", "midi", "mini"),
@@ -271,14 +295,13 @@ def test_the_assistant_is_the_next_larger_size_with_as_many_tokens(
     workplace: Workplace, sizes: dict[str, Any], path: Any, size: str, assistant: str | None
 ) -> None:
     family = FamilySpec.model_validate(write_family(workplace, sizes=SIZES | sizes, path=path))
-    assert family.teacher_assistant(size) == assistant
+    assert family.larger_size(size) == assistant
 
 
-@pytest.mark.parametrize("path", [["maxi"], "always", ["named"]])
-def test_a_path_through_what_is_not_a_pruned_size_is_refused(workplace: Workplace, path: Any) -> None:
-    named = {"base": {"model": "path:./other", "license": "mit"}}
+@pytest.mark.parametrize("path", [["mini"], "always", "none"])
+def test_another_path_is_refused(workplace: Workplace, path: Any) -> None:
     with pytest.raises(ValidationError, match="path"):
-        FamilySpec.model_validate(write_family(workplace, sizes=SIZES | {"named": named}, path=path))
+        FamilySpec.model_validate(write_family(workplace, path=path))
 
 
 # ------------------------------------------------------------------------------------------------- pre-check and warnings
@@ -380,7 +403,7 @@ def test_a_base_of_a_quantized_size_is_on_its_grid_and_says_what_that_costs(
     size: dict[str, Any], with_models: Workplace
 ) -> None:
     sizes = {"plain": size, "small": size | {"quantization": "q4_0"}}
-    write_family(with_models, sizes=sizes, default_size="plain", path="none")
+    write_family(with_models, sizes=sizes, default_size="plain", path="direct")
     version = publish(with_models, "small")
     base = manifest(version)
     assert base.quantization == "q4_0" and base.quantization_kl is not None and base.quantization_kl > 0
@@ -390,7 +413,7 @@ def test_a_base_of_a_quantized_size_is_on_its_grid_and_says_what_that_costs(
     shown = with_models.run("show", "default-small-base", "--all-metrics")
     assert "q4_0; KL" in shown.stdout
     assert choice(with_models, "small") == ("default-small-base@1", "")
-    write_family(with_models, sizes=sizes | {"small": size}, default_size="plain", path="none")
+    write_family(with_models, sizes=sizes | {"small": size}, default_size="plain", path="direct")
     assert choice(with_models, "small")[0] is None  # another grid, another base
 
 

@@ -57,7 +57,7 @@ def published(tmp_path_factory: pytest.TempPathFactory, models_folder: Any) -> W
     """``default-full-base@1``, made for plants and stars, before there were birds; tests get copies."""
     place = Workplace(tmp_path_factory.mktemp("published"))
     place.write_all()
-    place.write("default.family.yaml", place.family | {"sizes": SIZES, "default_size": "full", "path": "none"})
+    place.write("default.family.yaml", place.family | {"sizes": SIZES, "default_size": "full", "path": "direct"})
     shutil.copytree(models_folder, place.domains, dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("FACTORY_HOME", str(place.root / "home"))
