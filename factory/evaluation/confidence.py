@@ -162,24 +162,31 @@ def fit_confidence(
 ) -> Confidence | None:
     """``fit_confidence(answers, right, clusters, 0.2)``: on answers to held-out prompts that nothing was trained on.
 
-    None with fewer than ``MIN_EXAMPLES`` answers, or of right or wrong ones fewer than ``MIN_EACH``: nothing can be told then.
+    None with fewer than ``MIN_EXAMPLES`` answers, of right or wrong ones fewer than ``MIN_EACH``, or all of a kind in few
+    clusters: nothing can be told then.
     """
+    from sklearn.model_selection import GroupKFold
+
     if len(right) < MIN_EXAMPLES or not MIN_EACH <= sum(right) <= len(right) - MIN_EACH or len(set(clusters)) < FOLDS:
+        return None
+    labels = np.asarray(right)
+    folds = list(GroupKFold(FOLDS).split(labels, groups=clusters))  # a cluster is never on both sides
+    if any(labels[rows].all() or not labels[rows].any() for rows, _ in folds):
         return None
     whole = np.array([answer_signals(tokens) for tokens in answers])
     beginning = np.array([answer_signals(tokens[:FIRST]) for tokens in answers])
-    return Confidence(margin, *(_fit(signals, np.asarray(right), clusters) for signals in (whole, beginning)))
+    return Confidence(margin, *(_fit(signals, labels, folds) for signals in (whole, beginning)))
 
 
-def _fit(signals: FloatArray, right: np.ndarray, clusters: Sequence[str]) -> Calibration:
-    """(E, S) and (E,) → a calibration; clusters are never on both sides of a fold."""
+def _fit(signals: FloatArray, right: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> Calibration:
+    """(E, S) and (E,) → a calibration."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GroupKFold, cross_val_predict
+    from sklearn.model_selection import cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.3))
-    held_out = cross_val_predict(model, signals, right, groups=clusters, cv=GroupKFold(FOLDS), method="predict_proba")[:, 1]
+    held_out = cross_val_predict(model, signals, right, cv=folds, method="predict_proba")[:, 1]
     scaler, regression = model.fit(signals, right)
     pairs = tuple((round(float(one), 4), bool(is_right)) for one, is_right in zip(held_out, right, strict=True))
     means, scales, weights = (tuple(map(float, one)) for one in (scaler.mean_, scaler.scale_, regression.coef_[0]))

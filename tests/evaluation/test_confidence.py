@@ -117,11 +117,14 @@ def test_what_is_held_out_was_not_fitted_on() -> None:
     assert auroc(held_out, of.astype(bool), names, BOOTSTRAP).value < auroc(fitted, np.array(right), names, BOOTSTRAP).value
 
 
-@pytest.mark.parametrize("change", ["few", "all right", "few wrong", "few clusters"])
+@pytest.mark.parametrize("change", ["few", "all right", "few wrong", "few clusters", "all wrong ones in one cluster"])
 def test_nothing_is_fitted_where_nothing_can_be_told(change: str) -> None:
     tokens, right, clusters = answers(60)
     if change == "few":
         tokens, right, clusters = tokens[:39], right[:39], clusters[:39]
+    elif change == "all wrong ones in one cluster":
+        right = [i >= 10 for i in range(60)]
+        clusters = ["wrong"] * 10 + [str(i) for i in range(50)]
     elif change == "few clusters":
         clusters = ["a", "b", "c", "d"] * 15
     else:
