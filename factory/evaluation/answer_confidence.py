@@ -61,21 +61,33 @@ def ask_held_out(
     vocabulary.
     """
     asked = [row for row in rows if row["prompt"].strip()]
-    examples, tokenizer, device = tokenize_examples(asked, teacher.tokenizer, contexts), teacher.tokenizer, teacher.device
-    prompts, shown = [one.prompt for one in examples], [one.teacher_prompt for one in examples]
+    examples = tokenize_examples(asked, teacher.tokenizer, contexts)
+    answers, tokens = answer_with_signals(student, teacher, [one.prompt for one in examples], max_new_tokens)
+    shown = [one.teacher_prompt for one in examples]
+    given = completion_log_probs(teacher.model, shown, answers, teacher.device)
+    own = completion_log_probs(teacher.model, shown, [one.completion for one in examples], teacher.device)
+    behind = np.array([theirs.mean() - ours.mean() for ours, theirs in zip(given, own, strict=True)])
+    return HeldOutAnswers(tokens, behind <= margin, [cluster_of(row) for row in asked])
+
+
+def answer_with_signals(
+    student: Candidate, teacher: Teacher, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> tuple[list[list[int]], list[list[TokenSignal]]]:
+    """``answers, tokens = answer_with_signals(student, teacher, prompt_ids, 112)``: greedy answers, and what is said of them.
+
+    ``teacher`` has the student's tokens, and is not asked.
+    """
+    device = teacher.device
     with student() as model:
         with merged_adapters(model):
-            answers = generate_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+            answers = generate_ids(model, teacher.tokenizer, prompts, max_new_tokens=max_new_tokens)
         with mixed_precision(device):
             scores = score_completions(model, prompts, answers, device, top=TOP)
     tokens = [
         [token_signal(float(nats), list(map(float, top))) for nats, top in zip(score.log_probs, score.top, strict=True)]
         for score in scores
     ]
-    given = completion_log_probs(teacher.model, shown, answers, device)
-    own = completion_log_probs(teacher.model, shown, [one.completion for one in examples], device)
-    behind = np.array([theirs.mean() - ours.mean() for ours, theirs in zip(given, own, strict=True)])
-    return HeldOutAnswers(tokens, behind <= margin, [cluster_of(row) for row in asked])
+    return answers, tokens
 
 
 def confidence_part(confidence: Confidence, found: HeldOutAnswers, bootstrap: BootstrapConfig) -> Part:
