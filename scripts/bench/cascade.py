@@ -158,7 +158,7 @@ def _passed(tokenizer: Any, questions: Sequence[Question], answers: Sequence[Seq
 
 
 def describe(small: Asked, large: Asked, part: str, topics: Sequence[str], keep: float) -> dict[str, Any]:
-    """The curve, where the fitted threshold lies on it, and the cheapest point that keeps so many of the larger one's passes."""
+    """The curve, the fitted threshold's point, and the cheapest that keeps so many of the larger one's passes."""
     escalated = small.sure[part] < small.thresholds[part]
     points = [point(small, large, part, _least_sure(small.sure[part], share), topics) for share in SHARES]
     enough = [one for one in points if one.passed >= keep * large.passed.mean()]
