@@ -259,8 +259,7 @@ class ServeConfig(Strict):
         default=0.95,
         gt=0,
         le=1,
-        description="The share of a student's answers that may not be wrong and kept: at 0.95 one in 20 may, of those that were "
-        "held out.",
+        description="The share of all answers of a student that may not be wrong and kept: at 0.95 one in 20 may.",
     )
     abstain: str = Field(
         default="",
