@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support import manifests, tiny
 from support.engines import FakeEngines, Says, fake_engines
-from support.serving import listening_app
+from support.serving import listening_app, publish_again, running
 
 from factory.config.schema import ServeConfig, TeacherContext, Turn
 from factory.data.router import Route
@@ -307,9 +307,7 @@ def test_auto_goes_on_with_the_domains_cascade(here: Place) -> None:
     here.engines.says[TINY] = Says("guess", UNSURE)
     answer = here.ask("auto")
     assert here.engines.asked == [TINY, SMALL]
-    assert answer.headers["x-factory-why"] == (
-        f"the router chose healthcare with score 0.700; {SMALL} was sure enough"
-    )  # fmt: skip
+    assert answer.headers["x-factory-why"] == f"the router chose healthcare with score 0.700; {SMALL} was sure enough"
     assert (answer.headers["x-factory-score"], answer.headers["x-factory-threshold"]) == ("0.7", "0.5")
     assert "route;dur=" in answer.headers["server-timing"]
 
@@ -324,11 +322,9 @@ def test_where_the_last_step_fails_the_student_before_it_answers(here: Place, st
     assert answer.status_code == 200
     assert "second" in answer.text and "first" not in answer.text
     assert answer.headers["x-factory-version"] == SMALL
+    unsure = "0.00 < 0.70" if stream else "0.00 < 0.60"
     again = f", {SMALL}" if stream else ""  # its stream was closed
-    assert (
-        answer.headers["x-factory-cascade"]
-        == f"{TINY} 0.00 < 0.{7 if stream else 6}0, {SMALL} 0.00 < 0.{7 if stream else 6}0, teacher failed{again}"
-    )
+    assert answer.headers["x-factory-cascade"] == f"{TINY} {unsure}, {SMALL} {unsure}, teacher failed{again}"
     why = f"teacher failed (the engine failed with status 500), so the answer of {SMALL} stands"
     assert unquote(answer.headers["x-factory-why"]).endswith(why)
 
@@ -434,10 +430,9 @@ def test_a_family_that_abstains_answers_its_text_where_the_last_student_is_not_s
 def test_an_abstention_from_json_is_a_refusal(tmp_path: Path, stream: bool) -> None:
     with place(tmp_path, cascade=["tiny"], abstain="Ask a nurse.") as here:
         here.engines.says[TINY] = Says("guess", UNSURE)
-        answer, chunks = here.stream(response_format={"type": "json_object"}) if stream else (
-            here.ask(response_format={"type": "json_object"}), [])  # fmt: skip
-    deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]] if stream else [
-        answer.json()["choices"][0]["message"]]  # fmt: skip
+        answer = here.ask(stream=stream, response_format={"type": "json_object"})
+    parts = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n") if line and "[DONE]" not in line]
+    deltas = [choice["delta" if stream else "message"] for part in parts for choice in part["choices"]]
     assert [delta["refusal"] for delta in deltas if delta.get("refusal")] == ["Ask a nurse."]
     assert not any(delta.get("content") for delta in deltas)
 
@@ -499,3 +494,35 @@ def test_steps_and_the_tokens_of_each_are_counted(here: Place, stream: bool) -> 
     assert tokens["completion", TEACHER] == 2
     [(model, *_)] = here.samples("factory_requests_total")
     assert model == TEACHER
+
+
+# --------------------------------------------------------------------------------------------------------- llama.cpp
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("sure", [True, False])
+def test_llama_cpp_says_what_a_student_is_judged_by(built: Any, sure: bool, stream: bool) -> None:
+    """A student that is sure of whatever it says, or of nothing: its answer is the same as without a cascade."""
+    one = replace(calibration(0.6), weights=(0.0,) * len(SIGNALS), bias=3.0 if sure else -3.0)
+    name = f"{'sure' if sure else 'unsure'}{stream}".lower()
+    version = publish_again(Registry(built.root / "registry"), f"{name}-mini", confidence=Confidence(0.2, one, one))
+    built.write("default.family.yaml", built.family | {"serve": {"cascade": ["mini", "teacher"]}})
+    body = {"messages": [{"role": "user", "content": "what is the cause of oak ?"}], "max_tokens": 24, "stream": stream}
+    try:
+        with running(built) as url:
+            cascade, alone = (
+                httpx.post(f"{url}/v1/chat/completions", json=body | {"model": model}, timeout=60)
+                for model in (name, version.name if sure else TEACHER)
+            )
+    finally:
+        built.write("default.family.yaml", built.family)
+    judged = f"0.95 >= {0.6:.2f}" if sure else "0.05 < 0.60, teacher"
+    assert cascade.headers["x-factory-cascade"] == f"{version.reference} {judged}"
+    assert said_by(cascade) == said_by(alone) != ""
+    assert "top_logprobs" not in cascade.text
+
+
+def said_by(answer: httpx.Response) -> str:
+    parts = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n") if line and "[DONE]" not in line]
+    choices = [choice for part in parts for choice in part["choices"]]
+    return "".join((choice.get("delta") or choice.get("message") or {}).get("content") or "" for choice in choices)
