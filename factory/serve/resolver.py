@@ -19,7 +19,7 @@ from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
 
-from factory.config.names import RESERVED
+from factory.config.names import RESERVED, is_name
 from factory.config.schema import FamilySpec, TeacherContext
 from factory.data.router import DomainRouter, Route
 from factory.errors import RegistryError
@@ -111,9 +111,9 @@ class ModelResolver:
 
         Without a student there is no cascade: the teacher alone would tell whoever may use it which domains there are.
         """
-        configured = self.family.serve.cascade
-        if not configured or domain in RESERVED or kind_of(self.registry.root, domain):
+        if not is_name(domain) or domain in RESERVED or kind_of(self.registry.root, domain):
             return ()
+        configured = self.family.serve.cascade
         students = []
         for name in (f"{domain}-{size}" for size in configured if size != TEACHER):
             if caller.may(name):
