@@ -116,9 +116,8 @@ class ModelResolver:
         configured = self.family.serve.cascade
         students = []
         for name in (f"{domain}-{size}" for size in configured if size != TEACHER):
-            if caller.may(name):
-                with suppress(APIError):  # not in the registry
-                    students.append(replace(_student_target(find_version(self.registry, name, caller)), domain=domain))
+            with suppress(APIError):  # not in the registry, or not allowed
+                students.append(replace(_student_target(find_version(self.registry, name, caller)), domain=domain))
         if students and configured[-1] == TEACHER and caller.may(TEACHER):
             return (*students, Target(None, TEACHER, domain=domain, student=students[-1].version))
         return tuple(students)

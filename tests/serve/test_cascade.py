@@ -349,6 +349,10 @@ def test_a_request_that_is_at_fault_itself_is_refused_at_once(here: Place) -> No
     answer = here.ask(messages=[{"role": "user", "content": "asthma " * 300}])
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
     assert not here.engines.bodies
+    here.engines.says[TINY] = Says("", status=400)
+    answer = here.ask()
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, "it does not want to")
+    assert here.engines.asked == [TINY]
 
 
 def test_a_prompt_that_is_too_long_with_the_teachers_context_stays_with_the_student(tmp_path: Path) -> None:
