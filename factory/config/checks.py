@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from os.path import isdir, isfile  # False for a name that no file can have, where Path.is_file raises
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def check_files(root: Path, files: Sequence[SpecFile], pools: Sequence[str]) -> 
     yield from _missing_pools(files, pools)
     yield from _shared_sizes(files)
     yield from _shared_students(files)
+    yield from _unknown_steps(files)
+    yield from _shared_cascades(files)
     yield from _shared_ids(files)
     yield from _unseen_contexts(files)
     yield from _missing_sources(root, files)
@@ -126,6 +129,36 @@ def _shared_students(files: Sequence[SpecFile]) -> Iterator[Mistake]:
             if student in owners:
                 yield file.mistake(["name"], f"{owner} and {owners[student]} are both called {student}; rename one")
             owners.setdefault(student, owner)
+
+
+def _unknown_steps(files: Sequence[SpecFile]) -> Iterator[Mistake]:
+    """Steps of a family's cascade that are none of its sizes."""
+    for file in of_kind(files, FamilySpec):
+        sizes = list(file.spec.sizes)
+        for number, step in enumerate(file.spec.serve.cascade):
+            if step not in (*sizes, "teacher"):
+                close = get_close_matches(step, [*sizes, "teacher"], n=1)
+                hint = f"did you mean {close[0]}? " if close else ""
+                message = f"no size {step!r}; {hint}sizes here: {', '.join(sizes)}; the last step may be teacher"
+                yield file.mistake(["serve", "cascade", number], message)
+
+
+def _shared_cascades(files: Sequence[SpecFile]) -> Iterator[Mistake]:
+    """A cascade is called as its domain, so no domain with one is called as a student."""
+    families, domains = of_kind(files, FamilySpec), of_kind(files, DomainSpec)
+    students = {
+        f"{domain.spec.name}-{size}": f"domain {domain.spec.name} with size {size}"
+        for family in families
+        for size in family.spec.sizes
+        for domain in domains
+    }
+    if any(family.spec.serve.cascade for family in families):
+        for domain in domains:
+            if owner := students.get(domain.spec.name):
+                message = (
+                    f"{domain.spec.name} is the student of {owner}, and would be the cascade of this domain, too; rename one"
+                )
+                yield domain.mistake(["name"], message)
 
 
 def _shared_ids(files: Sequence[SpecFile]) -> Iterator[Mistake]:

@@ -148,7 +148,9 @@ class FamilySpec(Strict):
     gates: dict[str, Gate] = Field(
         default={}, description="By metric. A student that fails one is published but cannot be promoted."
     )
-    serve: ServeConfig = Field(default=ServeConfig(), description="What `factory serve` does with the model `auto`.")
+    serve: ServeConfig = Field(
+        default=ServeConfig(), description="What `factory serve` does with the model `auto`, and with a domain's name."
+    )
     profiles: dict[Name, Profile] = Field(default={}, description="Named overrides, for `--profile`.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of everything random.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from factory.config.sources import Name, Strict
 
@@ -257,13 +257,50 @@ PRIVATE_GATES = {
 
 
 class ServeConfig(Strict):
-    """What `factory serve` does with a request for the model `auto`."""
+    """What `factory serve` does with model names that are no student's: `auto`, and a domain's name, its cascade."""
 
     fallback: Literal["teacher", "refuse"] | Name = Field(
         default="teacher",
         description="Who answers a prompt of no domain: the teacher, a student by name, or nobody (`refuse`).",
         json_schema_extra={"expects": "teacher, refuse or the name of a student"},
     )
+    cascade: tuple[Name, ...] = Field(
+        default=(),
+        description="Sizes from the smallest to the largest, then `teacher` if it is to be asked, too: who is not sure of an "
+        "answer [passes the question on](serving.md#a-cascade).",
+    )
+    keep: float = Field(
+        default=0.95,
+        gt=0,
+        le=1,
+        description="The share of all answers of a student that may not be wrong and kept: at 0.95 one in 20 may.",
+    )
+    abstain: str = Field(
+        default="",
+        description="What is answered where the last student of the cascade is not sure; not together with `teacher`.",
+    )
+
+    @field_validator("cascade")
+    @classmethod
+    def steps_are_in_order(cls, cascade: tuple[str, ...]) -> tuple[str, ...]:
+        for step in cascade:
+            if cascade.count(step) > 1:
+                raise ValueError(f"{step} is there twice; name each step once")
+        if "teacher" in cascade[:-1]:
+            raise ValueError("teacher is the last to be asked; move it to the end")
+        return cascade
+
+    @model_validator(mode="after")
+    def cascade_has_an_end(self) -> ServeConfig:
+        if self.abstain and not self.cascade:
+            raise ValueError("abstain has no effect without a cascade; add cascade: [a size, ...] or leave abstain out")
+        if self.abstain and self.cascade[-1] == "teacher":
+            raise ValueError("abstain has no effect after teacher, whose answer is always kept; leave one of them out")
+        if len(self.cascade) == 1 and not self.abstain:
+            raise ValueError(
+                f"a cascade of {self.cascade[0]} alone has nobody to pass a question on to; add a step, or abstain"
+            )
+        return self
 
 
 class Settings(Strict):

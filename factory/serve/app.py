@@ -4,6 +4,8 @@ host, origin, API key (middleware.py) → place in the queue → model name to v
     → a slot of an engine (engines.py) → the engine's answer or events (engine_client.py) → OpenAI's shape (responses.py),
     with headers that say who answered and why
 
+A chat with a cascade goes from its token count on through each step that is asked (cascade.py).
+
 app = gateway(resolver, engines, prompts, scorer, agreements, limits=Limits(), keys=KeyFile(None))
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Set
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -25,6 +27,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from factory import __version__
 from factory.serve.agreement import Agreements
 from factory.serve.auth import Caller, KeyFile
+from factory.serve.cascade import Cascades, Plan
 from factory.serve.engine_client import EngineClient
 from factory.serve.engines import Engines, Lease
 from factory.serve.errors import HANDLERS, RESPONSES, status_of
@@ -33,7 +36,7 @@ from factory.serve.metrics import NO_DOMAIN, Metrics
 from factory.serve.middleware import Guard
 from factory.serve.prompts import Prompts
 from factory.serve.resolver import AUTO, ModelResolver, Target
-from factory.serve.responses import Answer, ChatFormat, CompletionFormat, scored_response
+from factory.serve.responses import Answer, ChatFormat, CompletionFormat, appended_notice, scored_response
 from factory.serve.schemas import ChatRequest, CompletionRequest, EmbeddingRequest, JsonObject, embedding_vector
 from factory.serve.scoring import Scorer
 from factory.serve.site import site
@@ -60,6 +63,7 @@ class Gateway:
         self.resolver, self.engines, self.prompts, self.scorer = resolver, engines, prompts, scorer
         self.limits, self.client, self.queue = limits, EngineClient(), Queue(limits.queue, limits.per_key)
         self.metrics = Metrics(lambda: self.queue.length, engines.count)
+        self.cascades = Cascades(engines, self.client, prompts, self.metrics)
 
     async def close(self) -> None:
         await self.engines.close()
@@ -75,6 +79,8 @@ class Gateway:
             async with cancel_on_disconnect(http.receive, context):
                 target = await self._resolve(context, caller, request)
                 max_tokens = self._max_tokens(request.max_completion_tokens, request.max_tokens)
+                if target.cascade:
+                    return await self._follow(stack, context, target, request, max_tokens)
                 turns = await asyncio.to_thread(self.prompts.turns, target, request.turns())
                 self._check_bias(target, request.logit_bias)
                 answer = Answer(target, ChatFormat("" if request.wants_json else appended_notice(target)))
@@ -110,6 +116,26 @@ class Gateway:
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         content = {"object": "list", "model": target.reference, "data": data, "usage": usage}
         return JSONResponse(content, headers=answer_headers(target, request))
+
+    async def _follow(
+        self, stack: AsyncExitStack, context: RequestContext, target: Target, request: ChatRequest, max_tokens: int
+    ) -> Response:
+        """A chat with a cascade. A stream takes over ``stack``, as in ``_answer``."""
+        if request.logit_bias:
+            message = "logit_bias names the token ids of one model, and a cascade has several; name one of its students"
+            raise APIError(400, message, code="unsupported_parameter", param="logit_bias")
+        settings = self.resolver.family.serve
+        plan = Plan(target.cascade, settings.keep, settings.abstain, request, max_tokens, context.deadline)
+        reply = await (self.cascades.stream(plan, stack) if request.stream else self.cascades.answer(plan))
+        context.model = reply.target.reference
+        found = replace(
+            target, version=reply.target.version, student=reply.target.student, reason=f"{target.reason}; {reply.why}"
+        )
+        headers = answer_headers(found, request, reply.asked)
+        if reply.chunks is None:
+            return JSONResponse(reply.content, headers=headers)
+        self.metrics.first.observe(asyncio.get_running_loop().time() - context.started)
+        return EventStream(reply.chunks, stack.pop_all(), context, headers)
 
     # ---------------------------------------------------------------------------------------------------- their steps
 
@@ -178,7 +204,7 @@ class Gateway:
         form = CompletionFormat(top=request.logprobs)
         answer = Answer(target, form)
         content = scored_response(answer, form, scored)
-        self._count_tokens(target, answer)
+        self.metrics.count_tokens(target.reference, answer.usage)
         return JSONResponse(content, headers=answer_headers(target, request))
 
     async def _answer(self, stack: AsyncExitStack, context: RequestContext, call: EngineCall, *, stream: bool) -> Response:
@@ -188,7 +214,7 @@ class Gateway:
         bodies = [body | {"model": target.reference} for body in call.bodies]
         if not stream:
             content = call.answer.response([await self.client.answer(lease, path, body) for body in bodies])
-            self._count_tokens(target, call.answer)
+            self.metrics.count_tokens(target.reference, call.answer.usage)
             return JSONResponse(content, headers=headers)
         first = await stack.enter_async_context(self.client.events(lease, path, bodies[0]))
         chunks = self._chunks(context, call, self._events(first, lease, path, bodies[1:]))
@@ -215,13 +241,9 @@ class Gateway:
                 waiting = False
             for chunk in call.answer.chunks(index, content):
                 yield chunk
-        self._count_tokens(call.target, call.answer)
+        self.metrics.count_tokens(call.target.reference, call.answer.usage)
         for chunk in call.answer.last_chunks(len(call.bodies), call.request.wants_usage):
             yield chunk
-
-    def _count_tokens(self, target: Target, answer: Answer) -> None:
-        for kind in ("prompt", "completion"):
-            self.metrics.tokens.labels(target.reference, kind).inc(answer.usage[f"{kind}_tokens"])
 
 
 async def admitted_caller(request: Request) -> Caller:
@@ -230,25 +252,24 @@ async def admitted_caller(request: Request) -> Caller:
     return caller
 
 
-def appended_notice(target: Target) -> str:
-    """What ``append_notice: true`` in a domain's YAML adds to every answer."""
-    return target.notice if target.appends_notice else ""
+def answer_headers(target: Target, request: AnyRequest, asked: str | None = None) -> dict[str, str]:
+    """Who answered and why, the domain's notice, and what was ignored; values that are not ASCII are percent-encoded.
 
-
-def answer_headers(target: Target, request: AnyRequest) -> dict[str, str]:
-    """Who answered and why, the domain's notice, and what was ignored; values that are not ASCII are percent-encoded."""
+    asked: the steps of a cascade, as ``Reply.asked`` says them.
+    """
     values = {
         "x-factory-version": target.reference,
         "x-factory-domain": target.domain,
         "x-factory-score": target.score,
         "x-factory-threshold": target.threshold,
+        "x-factory-cascade": asked,
         "x-factory-why": target.reason,
         "x-factory-notice": target.notice or None,
         "x-factory-ignored": ", ".join(request.ignored)[:MAX_IGNORED] or None,
         "server-timing": f"route;dur={target.routing_ms}" if target.routing_ms is not None else None,
     }
     given = {name: str(value) for name, value in values.items() if value is not None}
-    return {name: quote(value, safe=" ,.;:!?'()/@-=", errors="replace") for name, value in given.items()}
+    return {name: quote(value, safe=" ,.;:!?'()/@-=<>", errors="replace") for name, value in given.items()}
 
 
 # --------------------------------------------------------------------------------------------------------------- routes

@@ -27,11 +27,19 @@ class Metrics:
             "factory_first_token_seconds", "From arrival to the first event.", [], buckets=SECONDS, registry=registry
         )
         self.tokens = Counter("factory_tokens", "Tokens read and generated.", ["model", "kind"], registry=registry)
+        self.steps = Counter(
+            "factory_cascade_steps", "Steps of cascades that were asked.", ["model", "outcome"], registry=registry
+        )
         self.routed = Counter("factory_routed", "Decisions of the model `auto`.", ["domain", "model"], registry=registry)
         queue = Gauge("factory_queue_length", "Requests admitted and not yet finished.", registry=registry)
         queue.set_function(queue_length)
         engines = Gauge("factory_engines", "Engines in memory, draining ones included.", registry=registry)
         engines.set_function(engine_count)
+
+    def count_tokens(self, model: str, usage: Mapping[str, int]) -> None:
+        """``metrics.count_tokens("healthcare-small@1", {"prompt_tokens": 9, "completion_tokens": 4})``"""
+        for kind in ("prompt", "completion"):
+            self.tokens.labels(model, kind).inc(usage[f"{kind}_tokens"])
 
     def text(self, caller: Caller) -> bytes:
         """``metrics.text(caller)``: without models and domains that the caller's key does not allow."""

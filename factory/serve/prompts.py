@@ -12,6 +12,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from factory.config.schema import TeacherContext
+from factory.models.chat import messages as turns_of
 from factory.models.chat import plain_turns, render
 from factory.models.folders import load_tokenizer
 from factory.pipeline.context import FamilyModels
@@ -30,18 +32,25 @@ class Prompts:
     def turns(self, target: Target, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         """``prompts.turns(target, request.turns())``: as the engine is sent them. A special token in them is text.
 
+        A teacher in a cascade is shown its domain's context first, which counts as part of the prompt: an engine has no more
+        room than for the longest prompt and the longest answer.
+
         Raises: APIError 400 for more tokens than the limit, or messages that the template refuses.
         """
         tokenizer = self.tokenizer(target)
-        turns = plain_turns(tokenizer, messages)
+        turns = plain_turns(tokenizer, with_context(messages, target.context))
         try:
             text = render(tokenizer, turns, prompt=True)
         except TemplateError as error:
             message = f"the chat template of {target.base} refuses these messages: {error}"
             raise APIError(400, message, code="invalid_messages", param="messages") from None
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        self._check_length(ids, "messages")
+        self._check_length(tokenizer(text, add_special_tokens=False)["input_ids"], "messages")
         return turns
+
+    def count(self, target: Target, turns: list[dict[str, str]]) -> int:
+        """``prompts.count(target, prompts.turns(target, messages))``: tokens of a prompt of which no engine told the usage."""
+        tokenizer = self.tokenizer(target)
+        return len(tokenizer(render(tokenizer, turns, prompt=True), add_special_tokens=False)["input_ids"])
 
     def ids(self, target: Target, prompt: str | list[int], param: str) -> list[int]:
         """``prompts.ids(target, prompt, "prompt")``: the ids of a text, or the given ids.
@@ -77,3 +86,15 @@ class Prompts:
         if len(ids) > self.max_tokens:
             message = f"{param} has {len(ids)} tokens; this server allows {self.max_tokens}"
             raise APIError(400, message, code="context_length_exceeded", param=param)
+
+
+def with_context(messages: list[dict[str, str]], context: TeacherContext) -> list[dict[str, str]]:
+    """``with_context(request.turns(), target.context)``: the context's turns, then the request's.
+
+    Two system turns become one, since not every chat template takes a second.
+    """
+    shown = turns_of("", context)[:-1]  # without the prompt
+    if shown and shown[0]["role"] == messages[0]["role"] == "system":
+        both = {"role": "system", "content": f"{shown[0]['content']}\n\n{messages[0]['content']}"}
+        return [both, *shown[1:], *messages[1:]]
+    return [*shown, *messages]

@@ -2,6 +2,7 @@
 
 resolver = ModelResolver(registry, family, load_router)
 resolver.resolve("healthcare-small", caller).reference           # "healthcare-small@3", the champion today
+resolver.resolve("healthcare", caller).cascade                   # its steps: healthcare-tiny, healthcare-small, teacher
 await resolver.route(["Can my landlord keep it?"], caller)       # legal-small, with domain, score, threshold and reason
 
 No answer, error or header names a student that the caller's API key does not allow.
@@ -18,7 +19,8 @@ from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
 
-from factory.config.schema import FamilySpec
+from factory.config.names import RESERVED, is_name
+from factory.config.schema import FamilySpec, TeacherContext
 from factory.data.router import DomainRouter, Route
 from factory.errors import RegistryError
 from factory.registry.manifest import StudentManifest
@@ -33,7 +35,10 @@ TEACHER, AUTO, REFUSE = "teacher", "auto", "refuse"
 
 @dataclass(frozen=True)
 class Target:
-    """Who answers one request, and why. Without a ``version`` it is the teacher."""
+    """Who answers one request, and why. Without a ``version`` it is the teacher.
+
+    A cascade is its first step, with every step in ``cascade``: whoever asks one model only asks that.
+    """
 
     version: Version | None
     base: str  # what an engine loads: a base's reference, or "teacher"
@@ -42,6 +47,8 @@ class Target:
     threshold: float | None = None
     reason: str = "named in the request"
     routing_ms: float | None = None  # with the wait for the router
+    cascade: tuple[Target, ...] = ()  # every step, this one included
+    student: Version | None = None  # of the teacher in a cascade: the student before it, whose context and notice count
 
     @property
     def reference(self) -> str:
@@ -66,8 +73,17 @@ class Target:
         return bool(manifest and manifest.notice and manifest.append_notice)
 
     @property
+    def context(self) -> TeacherContext:
+        """What a teacher is shown before the request's messages: the domain's context in a cascade, else nothing."""
+        if self.student is None or not isinstance(self.student.manifest, StudentManifest):
+            return TeacherContext()
+        kept = self.student.manifest.teacher_context
+        return TeacherContext.model_validate({key: kept[key] for key in TeacherContext.model_fields if key in kept})
+
+    @property
     def _student(self) -> StudentManifest | None:
-        manifest = self.version.manifest if self.version else None
+        version = self.version or self.student
+        manifest = version.manifest if version else None
         return manifest if isinstance(manifest, StudentManifest) else None
 
 
@@ -83,13 +99,31 @@ class ModelResolver:
 
     def resolve(self, model: str, caller: Caller) -> Target:
         """``resolver.resolve("healthcare-small@champion", caller)``. Raises: what ``find_version`` does."""
-        if model != TEACHER:
-            return _student_target(find_version(self.registry, model, caller))
-        caller.require(TEACHER)
-        return Target(None, TEACHER)
+        if model == TEACHER:
+            caller.require(TEACHER)
+            return Target(None, TEACHER)
+        if steps := self._cascade(model, caller):
+            return replace(steps[0], cascade=steps)
+        return _student_target(find_version(self.registry, model, caller))
+
+    def _cascade(self, domain: str, caller: Caller) -> tuple[Target, ...]:
+        """The steps of a domain's cascade that exist and that the caller may use; none for a name of anything else.
+
+        Without a student there is no cascade: the teacher alone would tell whoever may use it which domains there are.
+        """
+        if not is_name(domain) or domain in RESERVED or kind_of(self.registry.root, domain):
+            return ()
+        configured = self.family.serve.cascade
+        students = []
+        for name in (f"{domain}-{size}" for size in configured if size != TEACHER):
+            with suppress(APIError):  # not in the registry, or not allowed
+                students.append(replace(_student_target(find_version(self.registry, name, caller)), domain=domain))
+        if students and configured[-1] == TEACHER and caller.may(TEACHER):
+            return (*students, Target(None, TEACHER, domain=domain, student=students[-1].version))
+        return tuple(students)
 
     async def route(self, texts: Sequence[str], caller: Caller) -> Target:
-        """``await resolver.route([last_turn, conversation], caller)``: the student of the domain, in the default size.
+        """``await resolver.route([last_turn, text], caller)``: the domain's cascade, else its student in the default size.
 
         Of several texts the one that the router is surest of decides, the first of equals: "And in children?" belongs to the
         question before it, and a new subject to itself (docs/log.md, "conversations").
@@ -110,15 +144,18 @@ class ModelResolver:
         if route.domain is None:
             reason = f"the router abstained: best score {route.score:.3f}, threshold {route.threshold:.3f}"
             return self._fallback(reason, None, caller)
+        reason = f"the router chose {route.domain} with score {route.score:.3f}"
+        if steps := self._cascade(route.domain, caller):
+            return replace(steps[0], cascade=steps, reason=reason)
         name = f"{route.domain}-{self.family.default_size}"
         if not caller.may(name):
             return self._fallback("the router chose a student that this API key does not allow", None, caller)
         try:
             target = self.resolve(name, caller)
         except APIError:
-            reason = f"the router chose {route.domain}, but {name} is not in the registry"
-            return self._fallback(reason, route.domain, caller)
-        return replace(target, reason=f"the router chose {route.domain} with score {route.score:.3f}")
+            missing = f"the router chose {route.domain}, but {name} is not in the registry"
+            return self._fallback(missing, route.domain, caller)
+        return replace(target, reason=reason)
 
     def _fallback(self, reason: str, domain: str | None, caller: Caller) -> Target:
         fallback, family = self.family.serve.fallback, self.family.name
@@ -134,20 +171,24 @@ class ModelResolver:
 
     def list_models(self, caller: Caller) -> list[dict[str, object]]:
         """``resolver.list_models(caller)``: every name that this caller may request, as ``describe`` describes it."""
-        models = []
+        models: list[dict[str, object]] = []
+        domains: dict[str, None] = {}  # that may have a cascade, in order
         students = groupby(self.registry.versions("student"), key=attrgetter("name"))  # one scan; sorted by name and number
         for name, summaries in ((name, list(group)) for name, group in students if caller.may(name)):
+            domains |= {name.removesuffix(f"-{size}"): None for size in self.family.serve.cascade if name.endswith(f"-{size}")}
             aliases = sorted(f"{name}@{alias}" for summary in summaries for alias in summary.aliases)
             for reference in (name, *aliases, *(summary.reference for summary in summaries)):
                 with suppress(APIError):  # no valid version, or a damaged one
                     models.append(self.describe(reference, caller))
+        cascades = [domain for domain in domains if self._cascade(domain, caller)]
         teacher = [TEACHER] if caller.may(TEACHER) else []
-        return [*models, *(self.describe(name, caller) for name in (*teacher, AUTO))]
+        return [*models, *(self.describe(name, caller) for name in (*cascades, *teacher, AUTO))]
 
     def describe(self, name: str, caller: Caller) -> dict[str, object]:
         """``resolver.describe("healthcare-small", caller)``: OpenAI's model object.
 
-        ``root`` is the checksum of the version's manifest (of the teacher, its reference); ``parent`` is the base.
+        ``root`` is the checksum of the version's manifest (of the teacher, its reference); ``parent`` is the base. A cascade
+        has its ``steps`` instead.
 
         Raises: what ``resolve`` does.
         """
@@ -155,6 +196,8 @@ class ModelResolver:
         if name == AUTO:
             return model
         target = self.resolve(name, caller)
+        if target.cascade:
+            return model | {"steps": [step.reference for step in target.cascade], "notice": target.notice}
         if target.version is None:
             return model | {"root": self.family.teacher.model, "parent": None}
         version = target.version

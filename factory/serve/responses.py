@@ -122,7 +122,7 @@ class ChatFormat:
 
     def choice(self, index: int, choice: JsonObject) -> JsonObject:
         text = (choice["message"].get("content") or "") + _appended(self.notice)
-        message = {"role": "assistant", "content": text, "refusal": None}
+        message = {"role": "assistant", "content": text, "refusal": choice["message"].get("refusal")}
         return {"index": index, "message": message, "finish_reason": choice["finish_reason"], "logprobs": _logprobs(choice)}
 
     def chunk_choices(self, index: int, choice: JsonObject) -> Iterator[JsonObject]:
@@ -131,6 +131,8 @@ class ChatFormat:
             yield _delta(index, {"role": "assistant", "content": ""})
         if delta.get("content"):
             yield _delta(index, {"content": delta["content"]}) | {"logprobs": _logprobs(choice)}
+        if delta.get("refusal"):
+            yield _delta(index, {"refusal": delta["refusal"]})
         if finish_reason and self.notice:
             yield _delta(index, {"content": _appended(self.notice)})
         if finish_reason:
@@ -228,6 +230,11 @@ def completion_logprobs(content: Sequence[JsonObject], offset: int, top: int) ->
         "top_logprobs": tops if top else None,
         "text_offset": offsets,
     }
+
+
+def appended_notice(target: Target) -> str:
+    """What ``append_notice: true`` in a domain's YAML adds to every answer."""
+    return target.notice if target.appends_notice else ""
 
 
 def _appended(notice: str) -> str:

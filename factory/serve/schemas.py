@@ -59,7 +59,7 @@ HARMLESS = {"tool_choice": ("none", "auto"), "function_call": ("none", "auto")} 
 
 
 class Request(BaseModel):
-    """``model`` is a student's name, ``NAME@3``, ``NAME@champion``, ``teacher`` or ``auto``."""
+    """``model`` is a student's name, ``NAME@3``, ``NAME@champion``, ``teacher``, ``auto`` or a domain with a cascade."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 

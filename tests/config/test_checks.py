@@ -59,6 +59,27 @@ def test_a_source_id_of_a_domain_and_of_a_router_s_pool_is_refused(tmp_path: Pat
     assert said(tmp_path, mistake) == "law.yaml: sources.0.id: a source in the pool of family small has this id; rename one"
 
 
+@pytest.mark.parametrize(
+    ("step", "hint"),
+    [("mnii", "did you mean mini? "), ("techer", "did you mean teacher? "), ("huge", "")],
+)
+def test_an_unknown_step_of_a_cascade_suggests_the_closest(tmp_path: Path, step: str, hint: str) -> None:
+    [mistake] = mistakes(tmp_path, small_family=family(serve={"cascade": ["mini", step]}))
+    where, _, message = mistake.partition(": serve.cascade.1: ")
+    assert message == f"no size {step!r}; {hint}sizes here: mini; the last step may be teacher"
+    assert (tmp_path / "small.family.yaml").read_text().splitlines()[int(where.partition(":")[2]) - 1].endswith(f"- {step}")
+
+
+def test_a_domain_called_as_a_student_is_refused_where_domains_have_cascades(tmp_path: Path) -> None:
+    both = {"law-mini": domain(name="law-mini", sources=[SOURCE | {"id": "others"}])}
+    load(tmp_path, **both)
+    [mistake] = mistakes(tmp_path, small_family=family(serve={"cascade": ["mini", "teacher"]}), **both)
+    assert said(tmp_path, mistake) == (
+        "law-mini.yaml: name: law-mini is the student of domain law with size mini, and would be the cascade of this domain, "
+        "too; rename one"
+    )
+
+
 # ------------------------------------------------------------------------------------------------------ files that are named
 
 

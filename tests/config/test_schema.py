@@ -243,6 +243,47 @@ def test_an_unknown_default_size_lists_the_sizes(tmp_path: Path) -> None:
     assert "default_size 'huge' is not one of the sizes: mini" in mistake
 
 
+SIZES = {"mini": {"layers": 1}, "midi": {"layers": 2}}
+
+
+@pytest.mark.parametrize(
+    ("serve", "expected"),
+    [
+        ({"cascade": ["mini", "mini"]}, "serve.cascade: mini is there twice; name each step once"),
+        ({"cascade": ["teacher", "mini"]}, "serve.cascade: teacher is the last to be asked; move it to the end"),
+        ({"cascade": ["mini"]}, "serve: a cascade of mini alone has nobody to pass a question on to; add a step, or abstain"),
+        (
+            {"cascade": ["mini", "teacher"], "abstain": "Ask."},
+            "serve: abstain has no effect after teacher, whose answer is always kept; leave one of them out",
+        ),
+        (
+            {"abstain": "Ask."},
+            "serve: abstain has no effect without a cascade; add cascade: [a size, ...] or leave abstain out",
+        ),
+        ({"cascade": ["mini", "midi"], "keep": 0}, "serve.keep: must be more than 0 (found 0)"),
+        ({"cascade": ["mini", "midi"], "keep": 1.5}, "serve.keep: must be at most 1 (found 1.5)"),
+        ({"cascade": "mini"}, "serve.cascade: must be a list (found 'mini')"),
+    ],
+)
+def test_a_cascade_that_cannot_be_followed_says_why(tmp_path: Path, serve: dict[str, Any], expected: str) -> None:
+    [mistake] = mistakes(tmp_path, small_family=family(sizes=SIZES, serve=serve))
+    assert said(tmp_path, mistake).startswith(f"small.family.yaml: {expected}")
+
+
+@pytest.mark.parametrize(
+    "serve",
+    [
+        {},
+        {"cascade": ["mini", "teacher"]},
+        {"cascade": ["mini", "midi"], "keep": 1},
+        {"cascade": ["mini"], "abstain": "Ask a nurse."},
+    ],
+)
+def test_a_cascade_ends_with_the_teacher_a_student_or_a_text(tmp_path: Path, serve: dict[str, Any]) -> None:
+    found = load(tmp_path, small_family=family(sizes=SIZES, serve=serve)).family("small").serve
+    assert (found.cascade, found.keep) == (tuple(serve.get("cascade", ())), serve.get("keep", 0.95))
+
+
 # ------------------------------------------------------------------------------------------------------ many together
 
 

@@ -28,12 +28,14 @@ def registry(tmp_path: Path) -> Registry:
     return registry
 
 
-def resolver(registry: Registry, route: Route | None = None, fallback: str = TEACHER) -> ModelResolver:
+def resolver(
+    registry: Registry, route: Route | None = None, fallback: str = TEACHER, cascade: tuple[str, ...] = ()
+) -> ModelResolver:
     """Without a route, loading the router fails."""
     family: Any = SimpleNamespace(
         name="default",
         default_size="small",
-        serve=SimpleNamespace(fallback=fallback),
+        serve=SimpleNamespace(fallback=fallback, cascade=cascade),
         teacher=SimpleNamespace(model="path:./teacher"),
     )
 
@@ -184,3 +186,109 @@ def test_a_family_without_a_fallback_answers_400(registry: Registry) -> None:
     with pytest.raises(APIError, match="name a model") as error:
         asyncio.run(resolver(registry, routed(None), fallback="refuse").route(["What is gout?"], Caller()))
     assert (error.value.status, error.value.code) == (400, "router_abstained")
+
+
+# ------------------------------------------------------------------------------------------------------------- cascades
+
+SIZES = ("tiny", "small", TEACHER)
+NOBODY = "nobody"  # a domain without a student
+
+
+def steps(found: ModelResolver, model: str, caller: Caller) -> list[str]:
+    return [step.reference for step in found.resolve(model, caller).cascade]
+
+
+def test_a_domain_is_its_cascade_and_whoever_asks_one_model_asks_the_first(registry: Registry) -> None:
+    manifests.publish(registry, "healthcare-tiny")
+    target = resolver(registry, cascade=SIZES).resolve("healthcare", Caller())
+    assert [step.reference for step in target.cascade] == ["healthcare-tiny@1", "healthcare-small@1", TEACHER]
+    assert (target.reference, target.domain, target.reason) == ("healthcare-tiny@1", "healthcare", "named in the request")
+    assert not any(step.cascade for step in target.cascade)
+
+
+def test_the_teacher_of_a_cascade_has_the_context_and_the_notice_of_the_student_before_it(registry: Registry) -> None:
+    manifests.publish(registry, "healthcare-tiny", teacher_context={"system": "of tiny", "examples": []}, notice="No advice.")
+    turn = {"prompt": "What is gout?", "completion": "An illness."}
+    context = {"system": "Be brief.", "examples": [turn], "sources": {"long": {"system": "Be long.", "examples": []}}}
+    second = manifests.publish(registry, notice="Ask a doctor.", append_notice=True, teacher_context=context)
+    registry.promote(second.reference, override="a test")
+    teacher = resolver(registry, cascade=SIZES).resolve("healthcare", Caller()).cascade[-1]
+    assert (teacher.context.system, [one.prompt for one in teacher.context.examples]) == ("Be brief.", ["What is gout?"])
+    assert (teacher.notice, teacher.appends_notice, teacher.domain) == ("Ask a doctor.", True, "healthcare")
+    alone = resolver(registry, cascade=SIZES).resolve(TEACHER, Caller())
+    assert (alone.context.system, alone.notice) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("models", "expected"),
+    [
+        ({"*"}, ["healthcare-tiny@1", "healthcare-small@1", TEACHER]),
+        ({"healthcare-small", TEACHER}, ["healthcare-small@1", TEACHER]),
+        ({"healthcare-tiny"}, ["healthcare-tiny@1"]),
+    ],
+)
+def test_a_cascade_has_the_steps_that_the_key_allows(registry: Registry, models: set[str], expected: list[str]) -> None:
+    manifests.publish(registry, "healthcare-tiny")
+    assert steps(resolver(registry, cascade=SIZES), "healthcare", Caller(frozenset(models))) == expected
+
+
+def test_a_cascade_leaves_out_a_student_that_is_not_in_the_registry(registry: Registry) -> None:
+    assert steps(resolver(registry, cascade=SIZES), "healthcare", Caller()) == ["healthcare-small@1", TEACHER]
+
+
+@pytest.mark.parametrize(
+    ("model", "cascade"), [(NOBODY, SIZES), ("healthcare", ()), ("default", SIZES), ("../healthcare", SIZES)]
+)
+def test_a_name_without_a_cascade_is_an_unknown_model(registry: Registry, model: str, cascade: tuple[str, ...]) -> None:
+    with pytest.raises(APIError) as error:
+        resolver(registry, cascade=cascade).resolve(model, Caller())
+    assert (error.value.status, error.value.code) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize("model", ["healthcare", NOBODY])
+def test_a_key_for_the_teacher_alone_learns_no_domain(registry: Registry, model: str) -> None:
+    with pytest.raises(APIError) as error:
+        resolver(registry, cascade=SIZES).resolve(model, Caller(frozenset({TEACHER})))
+    assert (error.value.status, error.value.message) == (403, f"this API key does not allow {model}")
+
+
+def test_a_student_called_as_a_domain_is_the_student(registry: Registry) -> None:
+    manifests.publish(registry, "healthcare-small-tiny")
+    target = resolver(registry, cascade=SIZES).resolve("healthcare-small", Caller())
+    assert (target.reference, target.cascade) == ("healthcare-small@1", ())
+
+
+def test_cascades_are_listed_for_those_who_may_use_a_step(registry: Registry) -> None:
+    manifests.publish(registry, "healthcare-tiny", notice="No advice.")
+    manifests.publish(registry, "secret-small")
+    found = resolver(registry, cascade=SIZES)
+    listed = {model["id"]: model for model in found.list_models(HEALTHCARE)}
+    assert [name for name in listed if "@" not in str(name)] == ["healthcare-small", "healthcare", AUTO]
+    assert listed["healthcare"]["steps"] == ["healthcare-small@1"]
+    everything = {model["id"]: model for model in found.list_models(Caller())}
+    assert {"healthcare", "secret"} <= set(everything)
+    assert everything["healthcare"]["steps"] == ["healthcare-tiny@1", "healthcare-small@1", TEACHER]
+    assert "healthcare" not in {model["id"] for model in found.list_models(Caller(frozenset({TEACHER})))}
+
+
+def test_auto_goes_on_with_the_cascade_of_the_routers_domain(registry: Registry) -> None:
+    found = resolver(registry, routed("healthcare"), cascade=SIZES)
+    target = asyncio.run(found.route(["What is gout?"], Caller()))
+    assert [step.reference for step in target.cascade] == ["healthcare-small@1", TEACHER]
+    assert (target.reason, target.score) == ("the router chose healthcare with score 0.700", 0.7)
+
+
+def test_auto_needs_no_student_of_the_default_size_where_the_cascade_has_another(registry: Registry) -> None:
+    manifests.publish(registry, "legal-tiny")
+    found = resolver(registry, routed("legal"), cascade=SIZES)
+    target = asyncio.run(found.route(["What is a lease?"], Caller(frozenset({"legal-tiny"}))))
+    assert [step.reference for step in target.cascade] == ["legal-tiny@1"]
+
+
+@pytest.mark.parametrize(
+    ("domain", "reason"), [(None, "the router abstained"), ("legal", "legal-small is not in the registry")]
+)
+def test_auto_falls_back_without_a_cascade(registry: Registry, domain: str | None, reason: str) -> None:
+    target = asyncio.run(resolver(registry, routed(domain), cascade=SIZES).route(["What is gout?"], Caller()))
+    assert (target.reference, target.cascade) == (TEACHER, ())
+    assert reason in target.reason

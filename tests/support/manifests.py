@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,14 +138,23 @@ def base(name: str = "default-small-base", number: int = 1, **more: Any) -> Vers
 BASE = "default-small-base"
 
 
-def publish(registry: Registry, name: str = "healthcare-small", kind: str = "student", **more: Any) -> Version:
-    """``publish(registry, seed=7)``: a version with two small files; of a student, on ``default-small-base@1``."""
+def publish(
+    registry: Registry,
+    name: str = "healthcare-small",
+    kind: str = "student",
+    *,
+    files: Mapping[str, str] | None = None,
+    **more: Any,
+) -> Version:
+    """``publish(registry, seed=7)``: two small files and ``files``; a student is on ``default-small-base@1``."""
     if kind == "student" and "base" not in more and not registry.versions("base", BASE):
         publish(registry, BASE, "base")
     with registry.stage(name) as folder:
         (folder / "adapter_model.safetensors").write_bytes(b"weights")
         (folder / "tokenizer").mkdir()
         (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+        for path, content in (files or {}).items():
+            (folder / path).write_text(content)
         manifest = student_manifest(name, **more) if kind == "student" else base_manifest(name, **more)
         return registry.publish(manifest, folder)
 

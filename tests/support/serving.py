@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 from safetensors.torch import load_file, save_file
 
 from factory.config.load import load_specs
+from factory.evaluation.confidence import Confidence
 from factory.models.embedding_head import EmbeddingHead
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
@@ -23,7 +25,13 @@ from factory.serve.server import Options, config, listen, make_app
 def running(workplace: Any, **options: Any) -> Iterator[str]:
     """``with running(workplace, limits=Limits(parallel=1)) as url:``; at its end requests are answered and engines closed."""
     specs, chosen = load_specs(workplace.domains), Options(port=0, **{"threads": 1} | options)
-    app = make_app(Registry(workplace.root / "registry"), specs, specs.family("default"), chosen)
+    with listening_app(make_app(Registry(workplace.root / "registry"), specs, specs.family("default"), chosen), chosen) as url:
+        yield url
+
+
+@contextmanager
+def listening_app(app: FastAPI, chosen: Options) -> Iterator[str]:
+    """``with listening_app(app, Options(port=0)) as url:``"""
     with listen(chosen) as listening:
         server = uvicorn.Server(config(app, chosen.limits))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -42,6 +50,7 @@ def publish_again(
     seed: int | None = None,
     card: str | None = None,
     head: EmbeddingHead | None = None,
+    confidence: Confidence | None = None,
     **changes: Any,
 ) -> Version:
     """``publish_again(registry, verdict=...)``: a copy of ``plants-mini@1``; a seed adds noise to its adapter."""
@@ -53,6 +62,8 @@ def publish_again(
             add_noise(folder / "adapter_model.safetensors", seed)
         if head is not None:
             head.save(folder)
+        if confidence is not None:
+            confidence.save(folder)
         if card is not None:
             (folder / "README.md").write_text(card)
         return registry.publish(first.manifest.model_copy(update={"name": name} | changes), folder)
