@@ -513,6 +513,41 @@ def retrieval_row(name: str, size: int, milliseconds: float, row: dict[str, Any]
     return [name, f"{size / 1e6:.1f}", f"{milliseconds:.0f}", *metrics]
 
 
+def cascade_page() -> str:
+    """Every pair of models, once they are measured."""
+    if not (ROOT / "docs" / "results" / "cascade.json").is_file():
+        return with_generated(
+            "docs/cascade.md", {"cascade": "Not measured yet: `python scripts/bench/cascade.py` measures it.\n"}
+        )
+    report = results("cascade.json")
+    return with_generated("docs/cascade.md", {"cascade": cascade_table(report)})
+
+
+def cascade_table(report: dict[str, Any]) -> str:
+    """A row for each pair and each part of an answer that decides, at the threshold that was fitted on validation prompts."""
+    head = (
+        "asked first, then",
+        "decides",
+        "asked of both",
+        "golden set passed",
+        "the same at random",
+        "ahead",
+        "compute",
+        "cached",
+    )
+    rows = []
+    for pair in report["pairs"]:
+        at, (ahead, low, high) = pair["at_threshold"], pair["at_threshold"]["ahead"]
+        part = {"whole": "the whole answer", "beginning": "its first 8 tokens"}[pair["part"]]
+        shares = [f"{at[key]:.1%}" for key in ("share", "passed", "at_random")]
+        costs = [f"{at[key]:.0%}" for key in ("compute", "cached")]
+        models, beside = f"{pair['small']}, {pair['large']}", f"{ahead:+.3f} [{low:+.3f}, {high:+.3f}]"
+        rows.append((models, part, *shares, beside, *costs))
+    alone = "; ".join(f"{name} {one['passed']:.1%}" for name, one in report["alone"].items())
+    asked = f"{report['questions']} questions of {report['topics']} topics, `keep: {report['keep']:g}`"
+    return f"{table(head, rows)}\n{asked}. Golden set passed alone: {alone}.\n"
+
+
 def trainers_page() -> str:
     parts = [TRAINERS_HEAD]
     for title, (file, command) in TRAINERS.items():
@@ -580,6 +615,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/results/objective.md": objective_page,
     "docs/results/references.md": references_page,
     "docs/results/retrieval.md": retrieval_page,
+    "docs/cascade.md": cascade_page,
     "docs/results/students.md": students_page,
     "docs/results/trainers.md": trainers_page,
     "docs/results/training.md": training_page,
