@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 from factory.cache import cache_key, remove_folder
+from factory.config.schema import DistillConfig
 from factory.data.router import DomainRouter
 from factory.pipeline.adapter import TrainedAdapter
 from factory.pipeline.base import StudentBase
@@ -53,13 +54,7 @@ def publish_student(
         base=base.version.reference,
         path=(*base.manifest.path, base.version.reference),
         dataset=data.info,
-        training=Training(
-            curve=tuple(adapter.training.curve),
-            config=settings.distill.model_dump(),
-            examples=len(adapter.training_set.indices),
-            gradient_shares=adapter.training.gradient_shares,
-            kept_step=adapter.training.kept_step,
-        ),
+        training=_training(adapter, settings.distill),
         soft_targets=adapter.training_set.targets.describe() if adapter.training_set.targets else None,
         teacher_adaptation=data.adaptation,
         embedding=embedding.info if embedding else None,
@@ -87,3 +82,13 @@ def publish_student(
         version = context.registry.publish(manifest, staged)
     remove_folder(adapter.folder)
     return version
+
+
+def _training(adapter: TrainedAdapter, config: DistillConfig) -> Training:
+    return Training(
+        curve=tuple(adapter.training.curve),
+        config=config.model_dump(),
+        examples=len(adapter.training_set.indices),
+        gradient_shares=adapter.training.gradient_shares,
+        kept_step=adapter.training.kept_step,
+    )

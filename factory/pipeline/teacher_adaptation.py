@@ -35,7 +35,7 @@ from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.fine_tuning import hold_out, sft_arguments
 from factory.registry.manifest import TeacherAdaptationInfo
 from factory.registry.plain_json import plain_json, to_json
-from factory.reports.view import describe_adaptation
+from factory.reports.describe import describe_adaptation
 
 FORMAT = 1  # raised when the training changes, so that older adapters are not taken for it
 MIN_REFERENCES = 20  # of the training split: fewer would be learnt by heart

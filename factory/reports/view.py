@@ -16,15 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from factory.data.drops import describe_dropped
 from factory.evaluation.metrics import METRICS, Metric, is_detail, metric_named
+from factory.reports.describe import (
+    describe_adaptation,
+    describe_confidence,
+    describe_growth,
+    describe_head,
+    describe_risk,
+    describe_rounding,
+    describe_vocabulary,
+)
 from factory.reports.format import format_metric, format_number
 
 if TYPE_CHECKING:
     from factory.registry.manifest import (
         BaseManifest,
-        ConfidenceInfo,
-        EmbeddingInfo,
         EnergyInfo,
-        EvalReport,
         HealingReport,
         MetricValue,
         PersonalDataInfo,
@@ -32,10 +38,7 @@ if TYPE_CHECKING:
         SoftTargetsInfo,
         SourceInfo,
         StudentManifest,
-        TeacherAdaptationInfo,
         Training,
-        VocabularyGrowth,
-        VocabularyInfo,
     )
     from factory.registry.size_choice import SizeChoice
 
@@ -240,13 +243,13 @@ def _lineage(manifest: AnyManifest) -> list[Row]:
         Row("layers kept", ", ".join(map(str, base.layers or ())) if base else ""),
         Row("neurons kept of every MLP", format_number(base.intermediate_size) if base and base.intermediate_size else ""),
         *(_size_choice(base.size_choice) if base and base.size_choice else ()),
-        Row("vocabulary", _vocabulary(base.vocabulary) if base else ""),
+        Row("vocabulary", describe_vocabulary(base.vocabulary) if base else ""),
         Row("grown from", base.grown_from or "" if base else "", code=True),
-        Row("tokens added", "; ".join(map(_growth, base.grown)) if base else ""),
-        Row("weights rounded to", _rounding(base) if base else ""),
+        Row("tokens added", "; ".join(map(describe_growth, base.grown)) if base else ""),
+        Row("weights rounded to", describe_rounding(base) if base else ""),
         Row("embedding head", describe_head(student.embedding) if student and student.embedding else ""),
         Row("confidence", describe_confidence(student.confidence) if student and student.confidence else ""),
-        Row("wrong of the answers kept", _risk_coverage(student.evaluation) if student else ""),
+        Row("wrong of the answers kept", describe_risk(student.evaluation) if student else ""),
         Row("router", student.router or "" if student else "", code=True),
         Row("family", manifest.family),
         Row("profile", manifest.profile),
@@ -272,51 +275,6 @@ def _size_choice(choice: SizeChoice) -> list[Row]:
         for place, one in enumerate(choice.candidates)
     ]
     return [Row("why this size", choice.reason + ahead), *tried]
-
-
-def describe_adaptation(info: TeacherAdaptationInfo) -> str:
-    """``describe_adaptation(manifest.teacher_adaptation)`` → "60 steps on 412 references; bits/byte of held-out ones …"."""
-    before, after, fewer = (format_metric(one) for one in (info.before, info.after, info.fewer))
-    return (
-        f"{info.settings['steps']} steps on {info.references:,} references of the domain; bits/byte of held-out ones "
-        f"{before} → {after}, {fewer} fewer"
-    )
-
-
-def describe_head(info: EmbeddingInfo) -> str:
-    """``describe_head(manifest.embedding)`` → "960 dimensions, fitted on 2,000 unlabelled texts beside pypi:…"."""
-    return f"{info.dimensions} dimensions, fitted on {info.texts:,} unlabelled texts beside {info.encoder}"
-
-
-def describe_confidence(info: ConfidenceInfo) -> str:
-    """``describe_confidence(manifest.confidence)`` → "fitted on 200 answers, 71.0 % of them right: …"."""
-    return (
-        f"fitted on {info.examples:,} answers, {format_number(info.right, '%')} of them right: to the teacher at most "
-        f"{info.margin:g} nats/token less likely than the data set's own"
-    )
-
-
-def _risk_coverage(report: EvalReport) -> str:
-    """``17.0 % of all; 9.1 % of the surest half``, of the answers to test prompts."""
-    kept = {round(coverage, 1): risk for coverage, risk in report.risk_coverage}
-    shown = {0.3: "the surest 30 %", 0.5: "the surest half", 0.8: "the surest 80 %", 1.0: "all"}
-    return "; ".join(f"{format_number(kept[share], '%')} of {name}" for share, name in shown.items() if share in kept)
-
-
-def _rounding(base: BaseManifest) -> str:
-    return f"{base.quantization}; KL {format_number(base.quantization_kl)} nats/token" if base.quantization else ""
-
-
-def _vocabulary(vocabulary: VocabularyInfo) -> str:
-    return (
-        f"{vocabulary.kept:,} of {vocabulary.teacher:,} tokens, {format_number(vocabulary.kept_mass, '%')} of the teacher's "
-        f"probability mass; KL to the full teacher {format_number(vocabulary.kl_to_full_teacher)} nats/token"
-    )
-
-
-def _growth(grown: VocabularyGrowth) -> str:
-    before, after = (format_number(share, "%") for share in (grown.growth_before, grown.growth_after))
-    return f"{grown.rows:,} for {grown.domain}, whose text took {before} more than the teacher's, and now {after}"
 
 
 def _data(manifest: AnyManifest) -> list[Row]:
