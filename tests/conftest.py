@@ -9,6 +9,21 @@ from pathlib import Path
 import pytest
 from support.workplace import Refused, Result, Workplace, make_models
 
+from factory.models import device
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_dtype(request: pytest.FixtureRequest) -> Iterator[None]:
+    """float32 on every CPU, so that what tests count and keep as golden does not depend on the machine.
+
+    Tests with the real teacher, which run by themselves, compute as a user's build does.
+    """
+    multiplies = device._multiplies_bfloat16
+    with pytest.MonkeyPatch.context() as patched:
+        if not all(item.get_closest_marker("slow") for item in request.session.items):
+            patched.setattr(device, "_multiplies_bfloat16", lambda where: where.type == "cuda" and multiplies(where))
+        yield
+
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Workplace:

@@ -9,8 +9,11 @@ import torch
 from support import tiny
 
 from factory.errors import UsageError
+from factory.models import device
 from factory.models.attention import load_causal_model
 from factory.models.device import compute_dtype, mixed_precision, pick_device
+
+MULTIPLIES = device._multiplies_bfloat16  # as it is before tests have one dtype
 
 
 def test_auto_uses_the_gpu_only_if_there_is_one(monkeypatch: Any) -> None:
@@ -30,6 +33,7 @@ def test_a_missing_gpu_and_an_unknown_device_are_refused(device: str, message: s
 
 def with_bfloat16(monkeypatch: pytest.MonkeyPatch, supported: bool) -> None:
     """A CPU that has, or has not, products of bfloat16."""
+    monkeypatch.setattr(device, "_multiplies_bfloat16", MULTIPLIES)
     operations: Any = torch.ops.mkldnn
     monkeypatch.setattr(operations, "_is_mkldnn_bf16_supported", lambda: supported, raising=False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
@@ -49,5 +53,6 @@ def test_a_model_is_held_and_multiplied_in_what_the_device_multiplies(
 
 
 def test_without_onednn_models_are_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_multiplies_bfloat16", MULTIPLIES)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert compute_dtype(tiny.CPU) == torch.float32
