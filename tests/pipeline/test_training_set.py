@@ -124,7 +124,8 @@ def test_a_student_goes_on_with_its_own_samples_after_the_stored_answers(
 def test_a_stop_during_the_own_samples_loses_neither_phase(built: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     distill = built.family["distill"] | {"on_policy": {"steps": 3, "learning_rate": 2e-3}}
     built.write("default.family.yaml", built.family | {"distill": distill})
-    monkeypatch.setattr(training_arguments, "SAVE_EVERY", 1)
+    for every in ("SAVE_EVERY", "LOG_EVERY"):
+        monkeypatch.setattr(training_arguments, every, 1)
     whole = build_student(built.context(), "plants", "mini")
     steps: list[int] = []
 
