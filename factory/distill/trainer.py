@@ -29,7 +29,7 @@ from factory.distill.training_report import TrainingReport, learning_curve
 from factory.errors import TrainingError
 from factory.models.base import Base, check_vocabularies
 from factory.models.chat import stop_tokens
-from factory.models.device import mixed_precision
+from factory.models.device import mixed_precision, small_activations
 from factory.models.forward import Batch, States, hidden_states, make_batch, mean_pool, unwrap
 from factory.models.generation import sample
 from factory.models.lora import fused_adapters, merged_adapters
@@ -149,7 +149,7 @@ class DistillTrainer(GKDTrainer):
         elif self.config.seq_kd:
             inputs["sampled"] = self._sampled(self.teacher.model, [s.teacher_prompt for s in chosen])
         step: Any = super(GKDTrainer, self).training_step  # skips GKDTrainer, which would sample again
-        with fused_adapters(model):
+        with fused_adapters(model), small_activations(self.teacher.device):
             loss: Tensor = step(model, inputs, num_items_in_batch)
         return loss
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from support import tiny
+from torch import nn
 
 from factory.errors import UsageError
 from factory.models import device
 from factory.models.attention import load_causal_model
-from factory.models.device import compute_dtype, mixed_precision, pick_device
+from factory.models.device import compute_dtype, mixed_precision, pick_device, small_activations
 
 MULTIPLIES = device._multiplies_bfloat16  # as it is before tests have one dtype
 
@@ -56,3 +59,71 @@ def test_without_onednn_models_are_float32(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(device, "_multiplies_bfloat16", MULTIPLIES)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert compute_dtype(tiny.CPU) == torch.float32
+
+
+def kept_dtypes(monkeypatch: pytest.MonkeyPatch, compute: Callable[[], torch.Tensor]) -> list[torch.dtype]:
+    """Of what backward is given for each tensor that forward kept."""
+    hooks, found = torch.autograd.graph.saved_tensors_hooks, list[torch.dtype]()
+
+    def watched(pack: Any, unpack: Any) -> Any:
+        def unpacking(kept: tuple[torch.Tensor, torch.dtype]) -> torch.Tensor:
+            found.append(kept[0].dtype)
+            whole: torch.Tensor = unpack(kept)
+            return whole
+
+        return hooks(pack, unpacking)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.autograd.graph, "saved_tensors_hooks", watched)
+        with small_activations(tiny.CPU):
+            compute().backward()
+    return found
+
+
+def test_activations_are_kept_in_bfloat16_where_products_are_float32_and_weights_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight = nn.Parameter(torch.randn(256, 256))
+
+    def compute() -> torch.Tensor:
+        hidden = torch.randn(300, 256) @ weight
+        return ((hidden * 2) @ weight).square().sum()
+
+    with_bfloat16(monkeypatch, False)
+    dtypes = kept_dtypes(monkeypatch, compute)
+    assert torch.bfloat16 in dtypes and torch.float32 in dtypes
+    assert weight.grad is not None and weight.grad.dtype == torch.float32
+    with_bfloat16(monkeypatch, True)
+    assert kept_dtypes(monkeypatch, compute) == []
+
+
+def test_what_several_layers_keep_is_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_bfloat16(monkeypatch, False)
+    packed: list[int] = []
+    original = torch.Tensor.to
+
+    def counting(tensor: torch.Tensor, *given: Any, **more: Any) -> torch.Tensor:
+        packed.extend([1] * (given == (torch.bfloat16,)))
+        return original(tensor, *given, **more)
+
+    weights = [nn.Parameter(torch.randn(256, 256)) for _ in range(3)]
+    with small_activations(tiny.CPU):
+        hidden = torch.randn(300, 256) @ weights[0] * 1.5
+        monkeypatch.setattr(torch.Tensor, "to", counting)
+        torch.stack([(hidden @ weight).sum() for weight in weights]).sum().backward()
+    assert len(packed) == 1
+
+
+def test_gradients_are_near_those_of_whole_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_bfloat16(monkeypatch, False)
+    monkeypatch.setattr(device, "LARGE", 1)
+
+    def gradient(small: bool) -> torch.Tensor:
+        model: Any = tiny.llama()
+        with small_activations(tiny.CPU) if small else nullcontext():
+            model(input_ids=torch.tensor([[5, 6, 7, 8]]), labels=torch.tensor([[5, 6, 7, 8]])).loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    whole, rounded = gradient(False), gradient(True)
+    assert not torch.equal(whole, rounded)
+    assert torch.cosine_similarity(whole, rounded, dim=0) > 0.999
