@@ -24,14 +24,13 @@ import numpy as np
 from factory.config.load import load_specs
 from factory.errors import FactoryError
 from factory.evaluation.answer_confidence import answer_with_signals
-from factory.evaluation.answers import Answer
+from factory.evaluation.answers import Answer, generate_answers
 from factory.evaluation.confidence import FIRST, Confidence
 from factory.evaluation.fidelity import fixed_model
 from factory.evaluation.golden_set import Question, asked_questions, load_golden_set, marks
 from factory.inference import load_version
 from factory.models.base import trim_teacher
 from factory.models.chat import NO_CONTEXT, prompt_ids
-from factory.models.generation import generate_ids
 from factory.pipeline.context import BuildContext, make_context, resolve_models
 from factory.registry.manifest import StudentManifest
 from factory.registry.plain_json import plain_json, to_json
@@ -132,7 +131,8 @@ def ask_student(context: BuildContext, reference: str, questions: Sequence[Quest
         "beginning": np.array([confidence.of_beginning(one) for one in tokens]),
     }
     thresholds = {part: confidence.threshold(keep, beginning=part == "beginning") for part in sure}
-    return Asked(reference, _passed(teacher.tokenizer, questions, answers), compute, compute, begun, sure, thresholds)
+    texts = [Answer(str(teacher.tokenizer.decode(ids, skip_special_tokens=True)).strip(), True) for ids in answers]
+    return Asked(reference, np.array(marks(questions, texts), dtype=bool), compute, compute, begun, sure, thresholds)
 
 
 def ask_teacher(context: BuildContext, manifest: StudentManifest, questions: Sequence[Question]) -> Asked:
@@ -141,17 +141,13 @@ def ask_teacher(context: BuildContext, manifest: StudentManifest, questions: Seq
     shown, tokenizer = context.specs.domain(manifest.domain).teacher_context, models.tokenizer
     prompts = [prompt_ids(tokenizer, one.prompt, shown) for one in questions]
     bare = [prompt_ids(tokenizer, one.prompt, NO_CONTEXT) for one in questions]
-    answers = generate_ids(models.teacher.model, tokenizer, prompts, max_new_tokens=manifest.max_completion_tokens)
+    asked = [one.prompt for one in questions]
+    answers = generate_answers(models.teacher.model, tokenizer, asked, shown, manifest.max_completion_tokens)
     costs = [
-        models.teacher.parameters * np.array([len(p) + len(a) for p, a in zip(read, answers, strict=True)], dtype=float)
+        models.teacher.parameters * np.array([len(p) + len(a.ids) for p, a in zip(read, answers, strict=True)], dtype=float)
         for read in (prompts, bare)
     ]
-    return Asked("teacher", _passed(tokenizer, questions, answers), *costs, costs[0], {}, {})
-
-
-def _passed(tokenizer: Any, questions: Sequence[Question], answers: Sequence[Sequence[int]]) -> np.ndarray:
-    texts = [Answer(str(tokenizer.decode(ids, skip_special_tokens=True)).strip(), True) for ids in answers]
-    return np.array(marks(questions, texts), dtype=bool)
+    return Asked("teacher", np.array(marks(questions, answers), dtype=bool), *costs, costs[0], {}, {})
 
 
 # ----------------------------------------------------------------------------------------------------------------- a pair
