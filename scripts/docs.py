@@ -539,11 +539,11 @@ def cascade_table(report: dict[str, Any]) -> str:
     for pair in report["pairs"]:
         at, (ahead, low, high) = pair["at_threshold"], pair["at_threshold"]["ahead"]
         part = {"whole": "the whole answer", "beginning": "its first 8 tokens"}[pair["part"]]
-        shares = [f"{at[key]:.1%}" for key in ("share", "passed", "at_random")]
-        costs = [f"{at[key]:.0%}" for key in ("compute", "cached")]
+        shares = [f"{100 * at[key]:.1f} %" for key in ("share", "passed", "at_random")]
+        costs = [f"{100 * at[key]:.0f} %" for key in ("compute", "cached")]
         models, beside = f"{pair['small']}, {pair['large']}", f"{ahead:+.3f} [{low:+.3f}, {high:+.3f}]"
         rows.append((models, part, *shares, beside, *costs))
-    alone = "; ".join(f"{name} {one['passed']:.1%}" for name, one in report["alone"].items())
+    alone = "; ".join(f"{name} {100 * one['passed']:.1f} %" for name, one in report["alone"].items())
     asked = f"{report['questions']} questions of {report['topics']} topics, `keep: {report['keep']:g}`"
     return f"{table(head, rows)}\n{asked}. Golden set passed alone: {alone}.\n"
 
