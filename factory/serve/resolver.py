@@ -104,6 +104,9 @@ class ModelResolver:
             return Target(None, TEACHER)
         if steps := self._cascade(model, caller):
             return replace(steps[0], cascade=steps)
+        for name in self._students(model):
+            if caller.may(name) and kind_of(self.registry.root, name):
+                find_version(self.registry, name, caller)  # says why that step cannot be asked
         return _student_target(find_version(self.registry, model, caller))
 
     def _cascade(self, domain: str, caller: Caller) -> tuple[Target, ...]:
@@ -111,16 +114,19 @@ class ModelResolver:
 
         Without a student there is no cascade: the teacher alone would tell whoever may use it which domains there are.
         """
-        if not is_name(domain) or domain in RESERVED or kind_of(self.registry.root, domain):
-            return ()
-        configured = self.family.serve.cascade
-        students = []
-        for name in (f"{domain}-{size}" for size in configured if size != TEACHER):
-            with suppress(APIError):  # not in the registry, or not allowed
+        configured, students = self.family.serve.cascade, []
+        for name in self._students(domain):
+            with suppress(APIError):  # not in the registry, not allowed, or no version that passed
                 students.append(replace(_student_target(find_version(self.registry, name, caller)), domain=domain))
         if students and configured[-1] == TEACHER and caller.may(TEACHER):
             return (*students, Target(None, TEACHER, domain=domain, student=students[-1].version))
         return tuple(students)
+
+    def _students(self, domain: str) -> list[str]:
+        """Names of a cascade's students, whether they exist or not; none for a name of anything else."""
+        if not is_name(domain) or domain in RESERVED or kind_of(self.registry.root, domain):
+            return []
+        return [f"{domain}-{size}" for size in self.family.serve.cascade if size != TEACHER]
 
     async def route(self, texts: Sequence[str], caller: Caller) -> Target:
         """``await resolver.route([last_turn, text], caller)``: the domain's cascade, else its student in the default size.

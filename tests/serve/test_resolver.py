@@ -236,6 +236,16 @@ def test_a_cascade_leaves_out_a_student_that_is_not_in_the_registry(registry: Re
     assert steps(resolver(registry, cascade=SIZES), "healthcare", Caller()) == ["healthcare-small@1", TEACHER]
 
 
+def test_a_cascade_whose_students_all_failed_their_gates_says_so(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    manifests.publish(registry, verdict={"status": "failed", "reasons": ("KL too high",)})
+    with pytest.raises(APIError, match=r"healthcare-small.*gates") as refused:
+        resolver(registry, cascade=SIZES).resolve("healthcare", Caller())
+    assert refused.value.status == 404
+    with pytest.raises(APIError, match=r"no such model|not allow"):  # and not to a key that may not know of it
+        resolver(registry, cascade=SIZES).resolve("healthcare", Caller(frozenset({TEACHER})))
+
+
 @pytest.mark.parametrize(
     ("model", "cascade"), [(NOBODY, SIZES), ("healthcare", ()), ("default", SIZES), ("../healthcare", SIZES)]
 )
