@@ -81,50 +81,45 @@ def direct_path(
     return DistillationPath("direct", cut.base, cut.teacher, concat(parts), cut.base.shape.layers)
 
 
-def stepwise_path(
-    context: BuildContext,
-    models: FamilyModels,
-    cut: CutBase,
-    size: SizeSpec,
-    larger: Version,
-    datasets: Sequence[DomainDataset],
-) -> DistillationPath:
-    """``stepwise_path(context, models, cut, size, larger, datasets)``: cut from the larger base, taught by the teacher.
+@dataclass(frozen=True)
+class SmallerCut:
+    """What a larger base is cut to, for a small size."""
 
-    What is left out is what that base needs least (Minitron, arXiv 2407.14679).
-    """
-    direct, (base, _, layers) = direct_path(context, models, cut, datasets), _cut_from(context, cut, size, larger)
-    return replace(direct, name="stepwise", base=replace(base, shape=replace(base.shape, layers=layers)), layers=layers)
+    base: Base  # its layers are numbered as the larger base's
+    larger: Teacher  # the larger base, where it is to teach
+    layers: tuple[int, ...] | None  # the same layers, numbered as the original teacher's
 
 
-def assistant_path(
-    context: BuildContext,
-    models: FamilyModels,
-    cut: CutBase,
-    size: SizeSpec,
-    larger: Version,
-    datasets: Sequence[DomainDataset],
-) -> DistillationPath:
-    """``assistant_path(context, models, cut, size, larger, datasets)``: cut from and taught by the larger base.
-
-    It has learnt what the contexts say, so it teaches without them (Mirzadeh et al. 2019, arXiv 1902.03393).
-    """
-    config, (base, teacher, layers) = context.settings().heal, _cut_from(context, cut, size, larger)
-    plain = [data.without_context().first(config.share) for data in datasets]
-    training_set = concat([make_training_set(context, models, data, teacher, config) for data in plain])
-    return DistillationPath("teacher_assistant", base, teacher, training_set, layers)
-
-
-def _cut_from(
-    context: BuildContext, cut: CutBase, size: SizeSpec, larger: Version
-) -> tuple[Base, Teacher, tuple[int, ...] | None]:
-    """A base with the layers that the larger one needs most; that one as a teacher; the layers as the original teacher's."""
+def cut_larger(context: BuildContext, cut: CutBase, size: SizeSpec, larger: Version) -> SmallerCut:
+    """``cut_larger(context, cut, size, larger).base``: with the layers that the larger base needs most."""
     between = load_base(larger.folder, context.device)
     teacher = assistant_teacher(larger, between, context.device)
     seen = [replace(one, teacher_prompt=one.prompt) for one in cut.calibration]
     base = prune_teacher(teacher, between.shape.tokens, [dimensions_of(size, teacher.config)], seen).base
     to_device(base, context.device)
-    return base, teacher, layers_of_teacher(base, between)
+    return SmallerCut(base, teacher, layers_of_teacher(base, between))
+
+
+def stepwise_path(direct: DistillationPath, smaller: SmallerCut) -> DistillationPath:
+    """``stepwise_path(direct_path(...), cut_larger(...))``: cut from the larger base, taught by the teacher.
+
+    What is left out is what that base needs least (Minitron, arXiv 2407.14679).
+    """
+    base = replace(smaller.base, shape=replace(smaller.base.shape, layers=smaller.layers))
+    return replace(direct, name="stepwise", base=base, layers=smaller.layers)
+
+
+def assistant_path(
+    context: BuildContext, models: FamilyModels, smaller: SmallerCut, datasets: Sequence[DomainDataset]
+) -> DistillationPath:
+    """``assistant_path(context, models, cut_larger(...), datasets)``: cut from and taught by the larger base.
+
+    It has learnt what the contexts say, so it teaches without them (Mirzadeh et al. 2019, arXiv 1902.03393).
+    """
+    config = context.settings().heal
+    plain = [data.without_context().first(config.share) for data in datasets]
+    training_set = concat([make_training_set(context, models, data, smaller.larger, config) for data in plain])
+    return DistillationPath("teacher_assistant", smaller.base, smaller.larger, training_set, smaller.layers)
 
 
 def choose_path(
@@ -140,12 +135,16 @@ def choose_path(
     Where it says ``auto``, all are tried for a share of the steps and measured beside the teacher. The best of those that are
     ahead of the direct one by more than their interval is kept, else the direct one.
     """
-    others = {"stepwise": stepwise_path, "assistant": assistant_path}
-    if context.family.path != "auto":
-        path = others[context.family.path](context, models, cut, size, larger, datasets)
+    smaller, wanted = cut_larger(context, cut, size, larger), context.family.path
+    paths = []
+    if wanted != "assistant":
+        direct = direct_path(context, models, cut, datasets)
+        paths += [direct, stepwise_path(direct, smaller)]
+    if wanted != "stepwise":
+        paths.append(assistant_path(context, models, smaller, datasets))
+    if wanted != "auto":
+        path = paths[-1]
         return path, PathChoice(chosen=path.name, teacher_assistant=larger.reference, reason="the family file says so")
-    paths = [direct_path(context, models, cut, datasets)]
-    paths += [make(context, models, cut, size, larger, datasets) for make in others.values()]
     probes = {path.name: probe(context, path, cut.teacher, datasets) for path in paths}
     best, ahead = best_path({name: one.sums for name, one in probes.items()}, context.bootstrap)
     chosen = best if ahead.low > 0 else "direct"

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from healing import with_healing
+
 from factory.config.load import load_specs
-from factory.config.schema import Profile
-from factory.energy import Meter
 from factory.evaluation.fidelity import fixed_model, measure
 from factory.evaluation.stats import paired_difference, summarize
 from factory.models.base import load_base, trim_teacher
@@ -85,10 +85,8 @@ def make_bases(context: BuildContext, models: FamilyModels, size: str, steps: in
 
 def with_path(context: BuildContext, path: Any, steps: int) -> BuildContext:
     """The same build with another ``path`` and other healing steps."""
-    family, profile = context.family, context.family.profiles.get(context.profile, Profile())
-    profile = profile.model_copy(update={"heal": profile.heal | {"steps": steps}})
-    changed = {"path": path, "profiles": family.profiles | {context.profile: profile}}
-    return replace(context, family=family.model_copy(update=changed), meter=Meter())
+    changed = with_healing(context, {"steps": steps})
+    return replace(changed, family=changed.family.model_copy(update={"path": path}))
 
 
 def compare(context: BuildContext, models: FamilyModels, versions: Mapping[str, Version]) -> list[Result]:

@@ -23,7 +23,7 @@ from factory.pipeline.base_choice import choose_base
 from factory.pipeline.context import BuildContext, FamilyModels, resolve_models
 from factory.pipeline.cutting import cut_base
 from factory.pipeline.dataset import make_dataset
-from factory.pipeline.healing import direct_path, stepwise_path
+from factory.pipeline.healing import cut_larger, direct_path, stepwise_path
 from factory.pipeline.plan import plan
 from factory.registry.manifest import BaseManifest
 from factory.registry.versions import Version
@@ -261,7 +261,8 @@ def test_a_stepwise_base_is_cut_from_the_larger_one_and_taught_by_the_teacher(wi
     datasets = [make_dataset(context, models, one) for one in context.public_domains]
     base = load_base(larger.folder, context.device)
     cut = cut_base(context, models, spec, datasets, base.shape.tokens)
-    path, direct = stepwise_path(context, models, cut, spec, larger, datasets), direct_path(context, models, cut, datasets)
+    direct = direct_path(context, models, cut, datasets)
+    path = stepwise_path(direct, cut_larger(context, cut, spec, larger))
     assert path.teacher is cut.teacher and path.training_set.examples == direct.training_set.examples
     assert path.base.shape.layers == path.layers and len(path.layers or ()) == 1
     weights, theirs = path.base.model.state_dict(), base.model.state_dict()
