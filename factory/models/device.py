@@ -80,4 +80,9 @@ def _reshaped(tensor: Tensor, whole: Tensor) -> bool:
 def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return onednn_multiplies_bfloat16()
+
+
+def onednn_multiplies_bfloat16() -> bool:
+    """``onednn_multiplies_bfloat16()``: whether this CPU has products of bfloat16."""
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from factory.models.device import onednn_multiplies_bfloat16
+
 PACKED_BYTES = 2**30  # of weights that are held a second time
 X86 = ("x86_64", "amd64")
 
@@ -44,8 +46,7 @@ def can_pack(weights: Sequence[Tensor]) -> bool:
         platform.machine().lower() in X86  # oneDNN multiplies by another library on ARM, where this was not tried
         and all(weight.dtype == torch.bfloat16 and weight.device.type == "cpu" for weight in weights)
         and sum(weight.nbytes for weight in weights) <= PACKED_BYTES
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        and onednn_multiplies_bfloat16()
     )
 
 
