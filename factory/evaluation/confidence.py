@@ -26,7 +26,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from factory.errors import RegistryError
-from factory.evaluation.stats import BootstrapConfig, FloatArray, by_cluster, ratio
+from factory.evaluation.stats import BootstrapConfig, FloatArray, by_cluster, cluster_resamples, percentiles, ratio
 from factory.registry.manifest import MetricValue
 
 FILE = "confidence.json"
@@ -127,8 +127,11 @@ class Confidence:
 
     def save(self, folder: Path) -> None:
         """``confidence.save(folder)``: as ``confidence.json``."""
-        content = {"signals": SIGNALS, "first": FIRST, "top": TOP, **asdict(self)}
-        (folder / FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (folder / FILE).write_text(json.dumps(self.content(), indent=1) + "\n", encoding="utf-8")
+
+    def content(self) -> dict[str, Any]:
+        """``confidence.content()["first"]``: as plain values, with what its numbers are of."""
+        return {"signals": SIGNALS, "first": FIRST, "top": TOP, **asdict(self)}
 
     @classmethod
     def load(cls, folder: Path) -> Confidence | None:
@@ -245,16 +248,11 @@ def _with_interval(
     bootstrap: BootstrapConfig,
 ) -> MetricValue:
     """A percentile interval; clusters are resampled."""
-    names, places = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
-    members = [np.flatnonzero(places == cluster) for cluster in range(len(names))]
-    rng, value = np.random.default_rng(bootstrap.seed), statistic(confidences, right)
-    found = []
-    for _ in range(bootstrap.resamples):
-        rows = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
-        found.append(statistic(confidences[rows], right[rows]))
-    kept = np.array(found)[np.isfinite(found)]
-    low, high = np.percentile(kept, [2.5, 97.5]) if np.isfinite(value) and len(kept) else (value, value)
-    return MetricValue(value, float(low), float(high), len(right), len(names))
+    labels, value = np.asarray(clusters, dtype=str), statistic(confidences, right)
+    drawn = cluster_resamples(labels, bootstrap.resamples, bootstrap.seed)
+    found = np.array([statistic(confidences[rows], right[rows]) for rows in drawn])
+    low, high = percentiles(found, 2.5) if np.isfinite(value) and np.isfinite(found).any() else (value, value)
+    return MetricValue(value, low, high, len(right), len(np.unique(labels)))
 
 
 def risk_coverage(confidences: FloatArray, right: np.ndarray, points: int = 10) -> list[tuple[float, float]]:

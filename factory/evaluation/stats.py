@@ -14,7 +14,7 @@ intervals do in 89 to 92 % (tests/evaluation/test_stats.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -218,16 +218,21 @@ def relation_alignment(
     n = len(student)
     if n < MIN_ALIGNED:
         return MetricValue(np.nan, np.nan, np.nan, n)
-    ours, theirs, rng = cosines(student), cosines(teacher), np.random.default_rng(bootstrap.seed)
-    value = _spearman(ours, theirs, np.arange(n))
-    names, places = np.unique(np.arange(n) if labels is None else np.asarray(labels, dtype=str), return_inverse=True)
+    ours, theirs = cosines(student), cosines(teacher)
+    value, clusters = _spearman(ours, theirs, np.arange(n)), np.arange(n) if labels is None else np.asarray(labels, dtype=str)
+    drawn = cluster_resamples(clusters, min(bootstrap.resamples, MAX_ALIGNMENT_RESAMPLES), bootstrap.seed)
+    resampled = [_spearman(ours, theirs, rows) for rows in drawn]
+    low, high = percentiles(np.array(resampled), 2.5) if np.isfinite(value) else (value, value)
+    return MetricValue(value, low, high, n, len(np.unique(clusters)))
+
+
+def cluster_resamples(labels: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """``for rows in cluster_resamples(topics, 1000, seed=0):`` (E,) labels; the rows of as many clusters, drawn at random."""
+    names, places = np.unique(labels, return_inverse=True)
     members = [np.flatnonzero(places == cluster) for cluster in range(len(names))]
-    resampled = [
-        _spearman(ours, theirs, np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))]))
-        for _ in range(min(bootstrap.resamples, MAX_ALIGNMENT_RESAMPLES))
-    ]
-    low, high = _percentiles(np.array(resampled), 2.5) if np.isfinite(value) else (value, value)
-    return MetricValue(value, low, high, n, len(members))
+    rng = np.random.default_rng(seed)
+    for _ in range(resamples):
+        yield np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
 
 
 def cosines(embeddings: FloatArray) -> FloatArray:
@@ -307,7 +312,7 @@ def _measured(
         return MetricValue(value, value, value, n, fewest)
     resampled = _resampled(samples, statistic, bootstrap)
     if fewest < MIN_STUDENTIZED:
-        low, high = _percentiles(resampled.value, 100 * _expanded_tail(fewest))
+        low, high = percentiles(resampled.value, 100 * _expanded_tail(fewest))
     else:
         distances = _studentized(resampled, value, error)
         lower, upper = np.quantile(distances, [0.025, 0.975], method="inverted_cdf")
@@ -338,8 +343,8 @@ def _studentized(resampled: Linear, value: float, error: float) -> FloatArray:
     return np.asarray(distances[~np.isnan(off)])
 
 
-def _percentiles(values: FloatArray, tail: float) -> tuple[float, float]:
-    """The percentiles ``tail`` and 100 - ``tail`` of the finite values."""
+def percentiles(values: FloatArray, tail: float) -> tuple[float, float]:
+    """``percentiles(resampled, 2.5)``: those of ``tail`` and 100 - ``tail`` of the finite values."""
     low, high = np.percentile(values[np.isfinite(values)], [tail, 100 - tail])
     return float(low), float(high)
 

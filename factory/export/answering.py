@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from factory.evaluation.confidence import FIRST, SIGNALS, TOP, Confidence
+from factory.evaluation.confidence import Confidence
 from factory.export import reference
 from factory.models.chat import stop_tokens
 from factory.registry.manifest import StudentManifest
@@ -35,23 +34,23 @@ def write_answering(version: Version, tokenizer: PreTrainedTokenizerBase, folder
         "append_notice": manifest.append_notice,
         "stop": [str(tokenizer.convert_ids_to_tokens(token)) for token in stop_tokens(tokenizer)],
         "max_tokens": manifest.max_completion_tokens,
-        "confidence": describe_confidence(confidence) if confidence else None,
+        "confidence": exported_confidence(confidence) if confidence else None,
     }
     (folder / ANSWERING).write_bytes(to_json(content))
     if confidence:
         shutil.copyfile(str(reference.__file__), folder / REFERENCE)
 
 
-def describe_confidence(confidence: Confidence) -> dict[str, Any]:
-    """``describe_confidence(confidence)["thresholds"]["0.95"]["whole"]``: what ``confidence.py`` reads, and thresholds.
+def exported_confidence(confidence: Confidence) -> dict[str, Any]:
+    """``exported_confidence(confidence)["thresholds"]["0.95"]["whole"]``: what ``confidence.py`` reads, and thresholds.
 
     The answers that it was fitted on stay in the registry.
     """
-    fitted = asdict(confidence)
+    fitted = confidence.content()
     for part in ("whole", "beginning"):
         del fitted[part]["held_out"]
     thresholds = {
         f"{keep:g}": {part: confidence.threshold(keep, beginning=part == "beginning") for part in ("whole", "beginning")}
         for keep in KEEP
     }
-    return {"signals": list(SIGNALS), "first": FIRST, "top": TOP, **fitted, "thresholds": thresholds}
+    return fitted | {"thresholds": thresholds}

@@ -17,7 +17,7 @@ from support import tiny
 
 from factory.evaluation.confidence import Confidence, TokenSignal, fit_confidence, token_signal
 from factory.export import reference
-from factory.export.answering import describe_confidence, write_answering
+from factory.export.answering import exported_confidence, write_answering
 
 APPLICATION = """
 import json, sys
@@ -46,14 +46,14 @@ CONFIDENCE = fitted()
 @given(TOKENS)
 @settings(max_examples=100)
 def test_the_reference_function_says_what_the_registry_s_confidence_says(tokens: list[tuple[float, list[float]]]) -> None:
-    about = json.loads(json.dumps(describe_confidence(CONFIDENCE)))
+    about = json.loads(json.dumps(exported_confidence(CONFIDENCE)))
     signals = [token_signal(log_prob, top) for log_prob, top in tokens]
     assert reference.confidence(about, tokens) == pytest.approx(CONFIDENCE.of_answer(signals), abs=1e-9)
     assert reference.confidence(about, tokens, "beginning") == pytest.approx(CONFIDENCE.of_beginning(signals), abs=1e-9)
 
 
 def test_thresholds_are_the_registry_s_and_the_answers_stay_there() -> None:
-    about = describe_confidence(CONFIDENCE)
+    about = exported_confidence(CONFIDENCE)
     assert about["thresholds"]["0.95"]["whole"] == CONFIDENCE.threshold(0.95, beginning=False)
     assert about["thresholds"]["0.9"]["beginning"] == CONFIDENCE.threshold(0.9, beginning=True)
     assert "held_out" not in json.dumps(about)
