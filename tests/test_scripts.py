@@ -21,9 +21,10 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """``run("bench/seconds.py", "plants-mini")``: in this process; what it prints."""
+    """``run("bench/seconds.py", "plants-mini")``: in this process, its folder on the path as Python puts it; what it prints."""
 
     def run_script(name: str, *arguments: object) -> str:
+        monkeypatch.syspath_prepend((SCRIPTS / name).parent)
         monkeypatch.setattr(sys, "argv", [str(SCRIPTS / name), *map(str, arguments)])
         runpy.run_path(str(SCRIPTS / name), run_name="__main__")
         return capsys.readouterr().out

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import exporting
+from support import exporting, specs
 from support.tiny import CPU
 
 from factory.models.embedding_head import BATCH
@@ -26,7 +26,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Scorer, 
 
     root: Path = tmp_path_factory.mktemp("scoring")
     registry, version = exporting.publish_student(root)
-    family: Any = None
+    family = specs.load(root).family("small")
     scorer = Scorer(registry, no_models, CPU)
     yield scorer, ModelResolver(registry, family, no_models).resolve(version.reference, Caller())
     scorer.close()
