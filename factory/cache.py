@@ -105,6 +105,19 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def is_held(lock: Path) -> bool:
+    """``is_held(Path("x.lock"))``: whether a living process holds it; also where only another user could tell."""
+    from filelock import FileLock, Timeout  # imported here: most commands lock nothing
+
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
 def full_disk(doing: str, where: Path | str, kind: type[FactoryError] = StorageError) -> FactoryError:
     """``raise full_disk("cannot write healthcare-small", folder)``."""
     return kind(f"{doing}: no space left on the disk that holds {where}; free some, then run the command again")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from factory.cli import answers, domains, machine, research, serving, students
+from factory.cli import answers, domains, machine, registry, research, serving, students
 from factory.cli.terminal import OneLineErrors
 
 COMMANDS: dict[str, list[Callable[..., None]]] = {
@@ -27,6 +27,15 @@ COMMANDS: dict[str, list[Callable[..., None]]] = {
         answers.explain,
         answers.benchmark,
         students.export,
+    ],
+    "Registry": [
+        registry.verify,
+        registry.history,
+        registry.demote,
+        registry.delete,
+        registry.import_,
+        registry.reindex,
+        registry.gc,
     ],
     "Serving": [serving.serve],
     "Research": [research.experiment],

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from factory.pipeline.adapter_matrix import AdapterMatrix
     from factory.pipeline.benchmark import BenchmarkReport
     from factory.pipeline.plan import Step
+    from factory.registry.garbage import Garbage
+    from factory.registry.ledger import AliasMove
 
 
 def make_table(rows: Iterable[Sequence[str]], headings: Sequence[str] = (), *, right: int = 0) -> Table:
@@ -109,6 +111,27 @@ def _preview_rows(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         answer = " ".join(row["completion"].split())
         rows += [("", ""), (row["source"], row["prompt"]), ("refusal" if row["refusal"] else "answer", answer)]
     return rows
+
+
+# --------------------------------------------------------------------------------------------------------------- registry
+
+
+def history_table(moves: Sequence[AliasMove]) -> Table:
+    """``print_table(history_table(registry.history()))``: a row per move, the oldest first."""
+    ends = [[f"{move.name}@{number}" if number else "-" for number in (move.before, move.number)] for move in moves]
+    rows = [[move.at, move.by, f"{move.name}@{move.alias}", *end] for move, end in zip(moves, ends, strict=True)]
+    return make_table(rows, ["when", "who", "alias", "from", "to"])
+
+
+def garbage_json(found: Sequence[Garbage]) -> list[dict[str, Any]]:
+    """``print_json(garbage_json(find_garbage(registry)))``: a dict per file or folder."""
+    return [{"path": str(one.path), "bytes": one.bytes, "why": one.why} for one in found]
+
+
+def garbage_table(found: Sequence[Garbage]) -> Table:
+    """``print_table(garbage_table(find_garbage(registry)))``: a row per file or folder."""
+    rows = [[str(one.path), one.why, format_number(one.bytes, "bytes")] for one in found]
+    return make_table(rows, ["not needed", "why", "size"], right=1)
 
 
 # ------------------------------------------------------------------------------------------------------------ experiments

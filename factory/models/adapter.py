@@ -10,18 +10,18 @@ by the settings below alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedConfig
 
 from factory.errors import ModelResolutionError, in_one_line
 from factory.models.dimensions import empty_model
+from factory.models.shapes import Shapes, misfit_of, stored_shapes
 
 SETTINGS = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -38,8 +38,6 @@ IGNORED = {  # they change no answer, or concern training alone
 MAX_RANK = 1024
 MAX_ALPHA = 2**16
 MAX_TARGETS = 4096  # names of modules
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def load_adapter(model: Any, folder: Path, name: str = "default") -> PeftModel:
@@ -64,7 +62,7 @@ def check_adapter(folder: Path, base: PreTrainedConfig) -> LoraConfig:
     Raises: ModelResolutionError as ``load_adapter`` does.
     """
     settings = read_settings(folder)
-    if misfit := _misfit(_found(folder), _expected(folder, base, settings)):
+    if misfit := misfit_of(stored_shapes(folder / WEIGHTS), _expected(folder, base, settings)):
         raise ModelResolutionError(f"the adapter in {folder} does not fit its base: {misfit}; build or fetch it again")
     return settings
 
@@ -124,25 +122,3 @@ def _expected(folder: Path, base: PreTrainedConfig, settings: LoraConfig) -> Sha
 def _is_named(module: str, targets: Iterable[str]) -> bool:
     """As peft compares: the whole name, or its end."""
     return any(f".{module}".endswith(f".{target}") for target in targets)
-
-
-def _found(folder: Path) -> Shapes:
-    path = folder / WEIGHTS
-    try:
-        with safe_open(path, "pt") as file:
-            names = file.keys()
-            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise ModelResolutionError(f"{path} cannot be read ({in_one_line(error)}); build it again") from None
-
-
-def _misfit(found: Shapes, expected: Shapes) -> str | None:
-    if not expected:
-        return "no module has one of its target_modules' names"
-    foreign, missing = sorted(found.keys() - expected.keys()), sorted(expected.keys() - found.keys())
-    if foreign:
-        return f"{len(foreign)} of its weights belong to no module, {foreign[0]} for one"
-    if missing:
-        return f"it lacks {len(missing)} of {len(expected)} weights, {missing[0]} for one"
-    wrong = sorted(key for key in expected if found[key] != expected[key])
-    return f"{wrong[0]} has shape {list(found[wrong[0]])}, and {list(expected[wrong[0]])} is needed" if wrong else None

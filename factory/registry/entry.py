@@ -35,3 +35,16 @@ class MetricValue:
     def __str__(self) -> str:
         """``0.412 [0.380, 0.440]``."""
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+class ImportInfo(Entry):
+    """Where a version was published that `factory import` took in."""
+
+    reference: str  # there
+    created: str
+    manifest_sha256: str
+
+
+class FileInfo(Entry):
+    sha256: str
+    bytes: Count

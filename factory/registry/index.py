@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 from factory.config.names import is_name
 from factory.errors import RegistryError
-from factory.registry.references import is_number, visible_names
-from factory.registry.versions import COLUMNS, FOLDERS, load_version, summary_row, tree
+from factory.registry.layout import FOLDERS, is_number, tree, visible_names
+from factory.registry.ledger import Ledger, read_ledger
+from factory.registry.versions import COLUMNS, load_version, summary_row
 
 Key = tuple[str, str, int]  # kind, name, number
 Row = tuple[Any, ...]  # the values of COLUMNS
 
-INDEX_LAYOUT = 3  # raise it when Summary or the manifest's schema version changes: older indexes are then rebuilt
+INDEX_LAYOUT = 4  # raise it when Summary or the manifest's schema version changes: older indexes are then rebuilt
 # SQLite's codes of an index that is not damaged, but cannot be written now: busy, locked, read-only, I/O error, disk full,
 # cannot open.
 UNUSABLE = (5, 6, 8, 10, 13, 14)
@@ -31,19 +32,20 @@ class Index(NamedTuple):
     invalid: list[Key]
 
 
-def read_index(root: Path) -> Index:
+def read_index(root: Path, *, rebuild: bool = False) -> Index:
     """``read_index(Path("registry")).rows``: up to date with the folders, by kind, name and number.
 
-    A damaged index is rebuilt; where it cannot be written, it is built in memory.
+    A damaged index is rebuilt, and any other where ``rebuild`` says so; where it cannot be written, it is built in memory.
+    Raises: RegistryError where the ledger cannot be read.
     """
-    on_disk = _scan(root)
+    on_disk = _scan(root, read_ledger(root))
     if not on_disk:
         return Index([], [])
     path = root / "index.sqlite"
     for where in (str(path), str(path), ":memory:"):
         try:
             with contextlib.closing(sqlite3.connect(where, timeout=1.0)) as connection:
-                return _update(connection, root, on_disk)
+                return _update(connection, root, on_disk, rebuild)
         except sqlite3.Error as error:
             if where == ":memory:":
                 raise
@@ -55,10 +57,10 @@ def read_index(root: Path) -> Index:
     raise AssertionError("the index in memory returns or raises")
 
 
-def _scan(root: Path) -> dict[Key, str]:
-    """A stamp of each numbered folder, which differs once a file in it is new, changed or gone."""
+def _scan(root: Path, ledger: Ledger) -> dict[Key, str]:
+    """A stamp of each numbered folder, which differs once a file in it is new, changed or gone, or its entry in the ledger."""
     return {
-        (kind, name, int(number)): _stamp(f"{root}/{folder}/{name}/{number}")
+        (kind, name, int(number)): _stamp(f"{root}/{folder}/{name}/{number}", ledger.stamp(name, int(number)))
         for kind, folder in FOLDERS.items()
         for name in visible_names(root / folder)
         if is_name(name)  # others cannot be published, and SQLite cannot hold some of them
@@ -67,19 +69,19 @@ def _scan(root: Path) -> dict[Key, str]:
     }
 
 
-def _stamp(folder: str) -> str:
-    """Of what ``load_version`` looks at: names, kinds, lengths and times of files."""
+def _stamp(folder: str, published: str | None) -> str:
+    """Of what ``load_version`` looks at: names, kinds, lengths and times of files, and what the ledger says of it."""
     try:
         states = sorted((path, state.st_mode, state.st_size, state.st_mtime_ns) for path, state in tree(folder).items())
     except OSError:  # gone meanwhile, or closed to us
         return ""
-    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((published, states)).encode()).hexdigest()[:16]
 
 
-def _update(connection: sqlite3.Connection, root: Path, on_disk: Mapping[Key, str]) -> Index:
+def _update(connection: sqlite3.Connection, root: Path, on_disk: Mapping[Key, str], rebuild: bool) -> Index:
     everything = f"SELECT stamp, {', '.join(COLUMNS)} FROM versions ORDER BY kind DESC, name, number"
     (layout,) = connection.execute("PRAGMA user_version").fetchone()
-    if layout != INDEX_LAYOUT:
+    if rebuild or layout != INDEX_LAYOUT:
         with connection:
             connection.execute("DROP TABLE IF EXISTS versions")
             connection.execute(f"CREATE TABLE versions (stamp, {', '.join(COLUMNS)}, PRIMARY KEY (kind, name, number))")

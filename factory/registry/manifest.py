@@ -18,6 +18,8 @@ from factory.config.quantization import Grid
 from factory.errors import RegistryError, in_one_line
 from factory.registry.entry import Entry as Entry
 from factory.registry.entry import MetricValue as MetricValue
+from factory.registry.entry import FileInfo as FileInfo
+from factory.registry.entry import ImportInfo as ImportInfo
 from factory.registry.entry import Count, Number
 from factory.registry.plain_json import plain_json
 from factory.registry.size_choice import SizeChoice
@@ -267,11 +269,6 @@ def _check_time(text: str) -> str:
     return text
 
 
-class FileInfo(Entry):
-    sha256: str
-    bytes: Count
-
-
 class Manifest(Entry):
     """What bases and students share. The registry fills in the fields below the line; a build leaves them out."""
 
@@ -292,6 +289,7 @@ class Manifest(Entry):
     git_commit: str | None
     seconds: dict[str, float]  # by stage
     energy: EnergyInfo
+    imported: ImportInfo | None = None  # None: built here
     # ------
     version: Count = 0
     created: Annotated[str, AfterValidator(_check_time)] = ""  # UTC, ISO 8601

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import from_json
-
 from factory.errors import RegistryError
 
 
@@ -45,6 +43,8 @@ def parse_json(data: bytes) -> Any:
     Raises: ValueError for what it never writes, and Python's own parser reads or dies of: half a surrogate pair, NaN, numbers of
         thousands of digits, hundreds of nested lists.
     """
+    from pydantic_core import from_json  # imported here: a checksum needs none of it
+
     return from_json(data, allow_inf_nan=False)
 
 

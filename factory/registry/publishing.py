@@ -10,25 +10,27 @@ One rename makes a version visible, so it is complete or it is not there.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from factory.cache import FULL_DISK, full_disk, replace_file, sha256, storage_errors, sync
+from factory.cache import FULL_DISK, full_disk, is_held, sha256, storage_errors, sync
 from factory.config.names import check_name
 from factory.errors import FactoryError, RegistryError
+from factory.registry.layout import FOLDERS, MANIFEST, kind_of, numbers
+from factory.registry.ledger import adopt, locked, with_version, write_ledger
 from factory.registry.records import RECORDS, utc_now
-from factory.registry.references import is_number, kind_of, numbers, resolve
-from factory.registry.versions import FOLDERS, MANIFEST
+from factory.registry.references import resolve
 
 if TYPE_CHECKING:
     from factory.registry.manifest import BaseManifest, StudentManifest
+    from factory.registry.versions import Version
 
 STAGING = ".staging"
+HELD = ".lock"  # the suffix of a staged folder's lock
 FORESEEN = (FactoryError, OSError, KeyboardInterrupt, SystemExit)  # after anything else a staged folder stays: doctor names it
 
 
@@ -39,11 +41,15 @@ def staging_folder(root: Path, name: str) -> Iterator[Path]:
     After an error that nobody foresaw it is kept, for it may hold the work of hours.
     Raises: RegistryError for an unsafe name, StorageError where the disk refuses.
     """
+    from filelock import FileLock  # imported here: reading never locks
+
     check_name(name)
     with storage_errors(f"cannot create a folder for {name} in {root}"):
-        staging = root / STAGING
-        staging.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=staging))
+        (root / STAGING).mkdir(parents=True, exist_ok=True)
+        folder = root / STAGING / f"{name}-{secrets.token_hex(4)}"
+        held = FileLock(_lock_of(folder))
+        held.acquire()
+        folder.mkdir(mode=0o700)
     try:
         yield folder
     except FORESEEN as error:
@@ -51,7 +57,23 @@ def staging_folder(root: Path, name: str) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             raise full_disk(f"cannot write {name}", folder) from error
         raise
-    shutil.rmtree(folder, ignore_errors=True)  # one that was not published
+    else:
+        shutil.rmtree(folder, ignore_errors=True)  # one that was not published
+    finally:
+        _lock_of(folder).unlink(missing_ok=True)
+        held.release()
+
+
+def abandoned(root: Path) -> list[Path]:
+    """``abandoned(root)``: staged folders and their locks that no living process holds."""
+    staging = root / STAGING
+    entries = sorted(staging.iterdir()) if staging.is_dir() else []
+    return [path for path in entries if not is_held(path if path.suffix == HELD else _lock_of(path))]
+
+
+def _lock_of(folder: Path) -> Path:
+    """Held by the process that fills a staged folder; the system lets go of it when that process ends, however it ends."""
+    return folder.with_name(f"{folder.name}{HELD}")
 
 
 def publish(root: Path, manifest: BaseManifest | StudentManifest, staged: Path) -> int:
@@ -63,7 +85,8 @@ def publish(root: Path, manifest: BaseManifest | StudentManifest, staged: Path) 
             raise RegistryError(f"cannot publish {name}: {RECORDS} belongs to the registry; remove it from the folder")
         with storage_errors(f"cannot publish {name}"):
             content["files"] = seal(staged)
-            return _rename_to_next_number(root, manifest.kind, name, staged, content)
+            with locked(root):
+                return _rename_to_next_number(root, manifest.kind, staged, content)
     except FORESEEN:
         if staged.parent.resolve() == (root / STAGING).resolve():
             shutil.rmtree(staged, ignore_errors=True)
@@ -81,12 +104,16 @@ def _complete(root: Path, manifest: BaseManifest | StudentManifest) -> dict[str,
         raise RegistryError(f"cannot publish {manifest.kind} {name}: a {taken} already has that name; choose another")
     own: dict[str, Any] = {"created": utc_now()}
     if manifest.kind == "student":
-        try:
-            base = resolve(root, manifest.base)
-        except RegistryError as error:
-            raise RegistryError(f"cannot publish {name}: its base is not in {root} ({error})") from None
+        base = _base_of(root, name, manifest.base)
         own |= {"base": base.reference, "base_sha256": base.manifest.manifest_sha256}
     return to_dict(manifest) | own
+
+
+def _base_of(root: Path, name: str, reference: str) -> Version:
+    try:
+        return resolve(root, reference)
+    except RegistryError as error:
+        raise RegistryError(f"cannot publish {name}: its base is not in {root} ({error})") from None
 
 
 def seal(staged: Path) -> dict[str, dict[str, Any]]:
@@ -114,37 +141,24 @@ def seal(staged: Path) -> dict[str, dict[str, Any]]:
     return sealed
 
 
-def _rename_to_next_number(root: Path, kind: str, name: str, staged: Path, content: dict[str, Any]) -> int:
-    """The rename fails where another publisher took the number meanwhile; then the next one is tried."""
+def _rename_to_next_number(root: Path, kind: str, staged: Path, content: dict[str, Any]) -> int:
+    """Callers hold the lock. The ledger comes first: a folder without an entry is none of ours, an entry without a folder is harmless."""
     from factory.registry.plain_json import checksum, to_json
 
-    folder = root / FOLDERS[kind] / name
-    last = folder / ".last"  # a number is not reused, even after its folder was deleted
-    while True:
-        content["version"] = max([_last_number(last), *numbers(root, kind, name)]) + 1
-        content["manifest_sha256"] = checksum(content)
-        _write_read_only(staged / MANIFEST, to_json(content))
-        sync(staged)
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            os.rename(staged, folder / str(content["version"]))
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            continue
-        sync(folder)
-        with contextlib.suppress(OSError):  # the version is published; losing this note is harmless
-            replace_file(last, f"{content['version']}\n".encode())
-        return int(content["version"])
-
-
-def _last_number(path: Path) -> int:
-    """0 where there is no such note, or no number in it: then the folders alone say which numbers are taken."""
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
-        return 0
-    return int(text) if is_number(text) else 0
+    name, ledger = content["name"], adopt(root)
+    if kind == "student":
+        _base_of(root, name, content["base"])  # deleted meanwhile?
+    folder, taken = root / FOLDERS[kind] / name, (ledger.published or {}).get(name, {})
+    number = max([0, *taken, *numbers(root, kind, name)]) + 1  # no number is used again, even after its folder was deleted
+    content |= {"version": number}
+    content["manifest_sha256"] = checksum(content)
+    _write_read_only(staged / MANIFEST, to_json(content))
+    sync(staged)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_ledger(root, with_version(ledger, name, number, content["manifest_sha256"]))
+    os.rename(staged, folder / str(number))
+    sync(folder)
+    return number
 
 
 def _write_read_only(path: Path, content: bytes) -> None:

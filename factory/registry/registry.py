@@ -10,7 +10,7 @@
     <root>/students/<name>/<number>/manifest.json   and the adapter's files
     <root>/bases/<name>/<number>/manifest.json      and the base's files
     <root>/.../<number>/records.jsonl               what was recorded later; only appended
-    <root>/aliases.json                             {name: {alias: number}}
+    <root>/registry.json                            what was published here, and every move of an alias
     <root>/index.sqlite                             may be deleted at any time
     <root>/.staging/                                what is being written; never listed
 
@@ -20,29 +20,23 @@ The manifests are the truth. A version appears by one rename, so it is complete 
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, Literal
 
-from factory.cache import replace_file, sha256, storage_errors
+from factory.cache import sha256, storage_errors
 from factory.config.names import check_name, is_name
 from factory.errors import GateError, RegistryError, in_one_line
 from factory.registry.index import Key, read_index
-from factory.registry.publishing import STAGING, publish, staging_folder
+from factory.registry.layout import FOLDERS, MANIFEST, kind_of, links, numbers, shown, tree, visible_names
+from factory.registry.ledger import LEDGER, AliasMove, adopt, locked, read_ledger, rebuild_ledger, with_move, write_ledger
+from factory.registry.publishing import publish, staging_folder
 from factory.registry.records import RECORDS, append_record, new_record, read_records
-from factory.registry.references import (
-    ALIASES,
-    CHAMPION,
-    kind_of,
-    numbers,
-    read_aliases,
-    resolve,
-    visible_names,
-)
-from factory.registry.versions import COLUMNS, FOLDERS, MANIFEST, Summary, Version, links, load_version, shown, tree
+from factory.registry.references import CHAMPION, resolve
+from factory.registry.removal import delete_version, leftovers
+from factory.registry.versions import COLUMNS, Summary, Version, load_version
 
 if TYPE_CHECKING:
     from factory.registry.manifest import BaseManifest, StudentManifest
@@ -103,17 +97,45 @@ class Registry:
         problems = self.verify(version)
         if problems:
             raise RegistryError(f"{version.reference} is damaged, {alias} was not moved: {problems[0]}")
-        with storage_errors(f"cannot write {self.root / ALIASES}"), self._locked():  # read, change, replace as one step
-            aliases = read_aliases(self.root)
-            current = aliases.get(version.name, {}).get(CHAMPION) if alias == CHAMPION else None
+        with storage_errors(f"cannot write {self.root / LEDGER}"), locked(self.root):  # read, change, replace as one step
+            ledger, version = adopt(self.root), self.resolve(version.reference)  # it may have been deleted meanwhile
+            current = ledger.aliases.get(version.name, {}).get(CHAMPION) if alias == CHAMPION else None
             objections = _objections(version, current)
             _check_override(version, alias, objections, override)
             if override is not None:  # first, so that no alias is without its reason
                 reason = {"alias": alias, "reason": override.strip(), "gates": objections}
                 append_record(version.folder, new_record("override", reason))
-            aliases.setdefault(version.name, {})[alias] = version.number
-            replace_file(self.root / ALIASES, (json.dumps(aliases, indent=1) + "\n").encode())
+            write_ledger(self.root, with_move(ledger, version.name, alias, version.number))
         return load_version(self.root, version.kind, version.name, version.number)
+
+    def demote(self, ref: str) -> AliasMove:
+        """``registry.demote("healthcare-small@champion")`` removes the alias; the version stays.
+
+        Raises: RegistryError where there is no such alias.
+        """
+        name, _, alias = ref.partition("@")
+        with storage_errors(f"cannot write {self.root / LEDGER}"), locked(self.root):
+            ledger = adopt(self.root)
+            if alias not in (known := ledger.aliases.get(name, {})):
+                there = ", ".join(f"{name}@{one}" for one in sorted(known)) or "none"
+                raise RegistryError(f"{ref} is no alias, so there is nothing to remove; aliases of {name}: {there}")
+            ledger = with_move(ledger, name, alias, None)
+            write_ledger(self.root, ledger)
+        return ledger.moves[-1]
+
+    def delete(self, ref: str) -> None:
+        """``registry.delete("healthcare-small@3")``: gone for good; its number is not used again.
+
+        Raises: RegistryError for anything but a version's number, and while an alias points at it or students stand on it.
+        """
+        delete_version(self.root, ref)
+
+    def reindex(self) -> bool:
+        """``registry.reindex()`` reads every manifest anew; whether ``registry.json`` had to be made anew, without its aliases."""
+        with storage_errors(f"cannot write {self.root}"), locked(self.root):
+            rebuilt = rebuild_ledger(self.root)
+        read_index(self.root, rebuild=True)
+        return rebuilt
 
     def record(self, version: Version, kind: str, content: Mapping[str, Any]) -> Version:
         """``registry.record(version, "review", {"wins": 7}).records[-1]``: kept for good, with the time.
@@ -123,25 +145,17 @@ class Registry:
             StorageError: for a version that is gone, or where the disk is full or refuses.
         """
         record = new_record(kind, content)
-        with storage_errors(f"cannot record a {kind} of {version.reference}"), self._locked():
+        with storage_errors(f"cannot record a {kind} of {version.reference}"), locked(self.root):
             append_record(version.folder, record)
         return load_version(self.root, version.kind, version.name, version.number)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One process and thread at a time changes aliases and records."""
-        from filelock import FileLock  # imported here: `factory list` never locks
-
-        with FileLock(self.root / ".lock"):
-            yield
 
     # ------------------------------------------------------------------------------------------------------ reading
 
     def resolve(self, ref: str) -> Version:
         """``registry.resolve("healthcare-small" | "healthcare-small@3" | "healthcare-small@champion")``.
 
-        A bare name is its champion unless that failed its gates, else its newest version that is complete and has not
-        failed. Only ``@champion`` resolves to a champion that failed and was promoted with an override.
+        A bare name is its champion unless that failed its gates, else its newest version that is complete, has not failed and
+        was built here. Only ``@champion`` resolves to a champion that failed and was promoted with an override.
 
         Raises:
             RegistryError: for a version that does not exist or is damaged; names what exists and what is close.
@@ -150,7 +164,7 @@ class Registry:
 
     def versions(self, kind: Kind | None = None, name: str | None = None) -> list[Summary]:
         """``registry.versions("student")`` from the index, by kind, name and number; what is in ``invalid`` is not."""
-        every = read_aliases(self.root)
+        every = read_ledger(self.root).aliases
         found = []
         for row in read_index(self.root).rows:
             if (kind and row[0] != kind) or (name and row[1] != name):
@@ -190,7 +204,11 @@ class Registry:
 
     def aliases(self, name: str) -> dict[str, int]:
         """``registry.aliases("healthcare-small")["champion"]`` → 3."""
-        return read_aliases(self.root).get(name, {})
+        return read_ledger(self.root).aliases.get(name, {})
+
+    def history(self, name: str | None = None) -> list[AliasMove]:
+        """``registry.history("healthcare-small")``: every move of its aliases, the oldest first; of all names without one."""
+        return [move for move in read_ledger(self.root).moves if name in (None, move.name)]
 
     # ------------------------------------------------------------------------------------------------------- checking
 
@@ -215,21 +233,31 @@ class Registry:
         problems += [f"{shown(path)} is not in the manifest" for path in sorted(files - set(recorded) - {MANIFEST, RECORDS})]
         return problems + read_records(version.folder)[1] + self._base_problems(version)
 
+    def verify_lineage(self, ref: str) -> dict[str, list[str]]:
+        """``registry.verify_lineage("healthcare-small")["healthcare-small@3"]``: ``verify`` of a version and of its lineage."""
+        version = self.resolve(ref)
+        return {one.reference: self.verify(one) for one in (version, *self.lineage([version]).values())}
+
+    def verify_all(self) -> dict[str, list[str]]:
+        """``registry.verify_all()["healthcare-small@3"]``: ``verify`` of every version; what is none is there with the reason."""
+        invalid = {f"{name}@{number}": [reason] for (_, name, number), reason in self.invalid().items()}
+        return invalid | {one.reference: self.verify(self.resolve(one.reference)) for one in self.versions()}
+
     def problems(self) -> list[str]:
         """``registry.problems()`` for ``factory doctor``: what is not listed or cannot be resolved, and why. Hashes nothing."""
-        found = [f"{FOLDERS[kind]}/{name}/{number}: {reason}" for (kind, name, number), reason in self.invalid().items()]
+        left = {str(one.path.relative_to(self.root)): f"{one.why}; `factory gc` removes it" for one in leftovers(self.root)}
+        invalid = {f"{FOLDERS[kind]}/{name}/{number}": reason for (kind, name, number), reason in self.invalid().items()}
+        found = [f"{shown(path)}: {reason}" for path, reason in (invalid | left).items()]
         for summary in self.versions():
             version = load_version(self.root, summary.kind, summary.name, summary.number)
             more = read_records(version.folder)[1] + self._base_problems(version)
             found += [f"{FOLDERS[version.kind]}/{version.name}/{version.number}: {problem}" for problem in more]
         found += self._bad_names()
-        for name, aliases in read_aliases(self.root).items():
+        for name, aliases in read_ledger(self.root).aliases.items():
             kind = kind_of(self.root, name)
             there = numbers(self.root, kind, name) if kind else []
             found += [f"{name}@{a} points at {n}, which is gone" for a, n in aliases.items() if n not in there]
-        staging = self.root / STAGING
-        left = sorted(staging.iterdir()) if staging.is_dir() else []
-        return found + [f"{STAGING}/{shown(path.name)}: left by a build that was killed or failed, or is still running" for path in left]
+        return found
 
     def _bad_names(self) -> list[str]:
         """Folders with versions in them whose names are none."""

@@ -7,22 +7,19 @@ version.manifest.evaluation.metrics["kl"].value
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
 from factory.config.names import check_name
 from factory.errors import RegistryError
+from factory.registry.layout import FOLDERS, MANIFEST, links, tree
+from factory.registry.ledger import objection, read_ledger
 from factory.registry.records import read_records
 
 if TYPE_CHECKING:
     from factory.registry.manifest import BaseManifest, StudentManifest
-
-FOLDERS: dict[str, str] = {"student": "students", "base": "bases"}
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -90,12 +87,13 @@ def load_version(root: Path, kind: str, name: str, number: int) -> Version:
     What it returns is a version: listed, resolved, promoted, shown. What it refuses is none of these, and ``Registry.problems``
     says why.
     Raises: RegistryError for a manifest that is missing, unreadable, malformed, of another schema version, or of another
-        name or number than its folder; for a file that is missing or has another length; for a link in place of a file.
+        name or number than its folder; for a folder that was not published here, or was deleted; for a file that is missing or
+        has another length; for a link in place of a file.
     """
     from factory.registry.manifest import parse_manifest  # imported here: `factory list` reads only the index
-    from factory.registry.plain_json import parse_json
+    from factory.registry.plain_json import checksum, parse_json
 
-    folder = root / FOLDERS[kind] / check_name(name) / str(number)
+    folder, ledger = root / FOLDERS[kind] / check_name(name) / str(number), read_ledger(root)
     try:
         found = tree(folder)
         if linked := links(found):
@@ -111,6 +109,10 @@ def load_version(root: Path, kind: str, name: str, number: int) -> Version:
     stated = (manifest.kind, manifest.name, manifest.version)
     if stated != (kind, name, number):
         raise RegistryError(f"its {MANIFEST} belongs to {stated[0]} {stated[1]:.100}@{stated[2]}: the folder was copied or renamed")
+    if manifest.manifest_sha256 != checksum(content):
+        raise RegistryError(f"its {MANIFEST} was changed after publishing: restore it from a backup, or delete the version")
+    if refused := objection(ledger, name, number, manifest.manifest_sha256):
+        raise RegistryError(refused)
     for path, file in manifest.files.items():
         if path not in found or not S_ISREG(found[path].st_mode):
             raise RegistryError(f"{path} is missing")
@@ -118,37 +120,6 @@ def load_version(root: Path, kind: str, name: str, number: int) -> Version:
             raise RegistryError(f"{path} was changed: its length differs")
     records, _ = read_records(folder)
     return Version(kind, name, number, folder, manifest, tuple(records))
-
-
-def tree(folder: Path | str) -> dict[str, os.stat_result]:
-    """``tree(version.folder)["README.md"].st_size``: all that is in a folder, and itself as ``""``; a link is a link.
-
-    Raises: OSError for a folder that is missing or cannot be read.
-    """
-    found, folders = {"": os.lstat(folder)}, [""]
-    for inside in folders if S_ISDIR(found[""].st_mode) else []:
-        with os.scandir(f"{folder}/{inside}") as entries:
-            for entry in entries:
-                path = f"{inside}/{entry.name}" if inside else entry.name
-                found[path] = entry.stat(follow_symlinks=False)
-                if S_ISDIR(found[path].st_mode):
-                    folders.append(path)
-    return found
-
-
-def links(found: Mapping[str, os.stat_result]) -> list[str]:
-    """``links(tree(version.folder))``: one line for each entry that is neither a file of its own nor a folder."""
-    kinds = {path: state.st_mode for path, state in found.items()}
-    return [
-        f"{shown(path) or 'its folder'} is a link or a device; a version has files of its own only, copy the file instead"
-        for path, mode in kinds.items()
-        if not (S_ISREG(mode) or S_ISDIR(mode))
-    ]
-
-
-def shown(path: str) -> str:
-    """``shown(path)``: a name that a terminal can print, even if it is not UTF-8."""
-    return path.encode(errors="backslashreplace").decode()
 
 
 def summary_row(version: Version) -> tuple[Any, ...]:

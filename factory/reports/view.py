@@ -251,6 +251,10 @@ def _lineage(manifest: AnyManifest) -> list[Row]:
         Row("confidence", describe_confidence(student.confidence) if student and student.confidence else ""),
         Row("wrong of the answers kept", describe_risk(student.evaluation) if student else ""),
         Row("router", student.router or "" if student else "", code=True),
+        Row(
+            "imported from",
+            f"{manifest.imported.reference}, published {manifest.imported.created}" if manifest.imported else "",
+        ),
         Row("family", manifest.family),
         Row("profile", manifest.profile),
         Row("seed", str(manifest.seed)),

@@ -23,8 +23,8 @@ from factory.config.names import RESERVED, is_name
 from factory.config.schema import FamilySpec, TeacherContext
 from factory.data.router import DomainRouter, Route
 from factory.errors import RegistryError
+from factory.registry.layout import kind_of
 from factory.registry.manifest import StudentManifest
-from factory.registry.references import kind_of
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
 from factory.serve.auth import Caller, student_name

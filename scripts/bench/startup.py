@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from factory.registry.layout import FOLDERS, MANIFEST
 from factory.registry.manifest import to_dict
 from factory.registry.plain_json import checksum, to_json
 from factory.registry.registry import Registry
-from factory.registry.versions import FOLDERS, MANIFEST
 
 
 def main() -> None:

@@ -200,12 +200,3 @@ def test_a_folder_whose_name_is_none_is_reported_and_hides_nothing(registry: Reg
     problem.encode()
     with pytest.raises(RegistryError, match="bad name"):
         registry.resolve(f"{name}@1")
-
-
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"healthcare-small": {"champion": 1e999}}', '{"\\ud800": {"champion": 1}}'])
-def test_aliases_that_are_none_are_one_line(registry: Registry, content: str) -> None:
-    publish(registry)
-    (registry.root / "aliases.json").write_text(content)
-    with pytest.raises(RegistryError, match=r"aliases\.json cannot be read"):
-        registry.versions()
-    assert registry.resolve("healthcare-small@1").number == 1

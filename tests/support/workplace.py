@@ -90,7 +90,7 @@ class Workplace:
         return make_context(specs, specs.family("default"), registry=Registry(self.root / "registry"), **more)
 
 
-NO_DOMAINS = {"list", "show", "promote", "export"}
+NO_DOMAINS = {"list", "show", "promote", "export", "verify", "history", "demote", "delete", "import", "reindex", "gc"}
 NO_REGISTRY = {"new", "validate"}
 
 

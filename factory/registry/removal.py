@@ -1,0 +1,91 @@
+"""Deleting a version, and what killed processes leave behind.
+
+delete_version(root, "healthcare-small@3")
+for left in leftovers(root):
+    remove(root, left.path)
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from factory.cache import storage_errors, sync
+from factory.errors import RegistryError
+from factory.registry.index import read_index
+from factory.registry.layout import FOLDERS, is_number, kind_of, names, numbers
+from factory.registry.ledger import LEDGER, OLD_ALIASES, adopt, locked, read_ledger, with_version, write_ledger
+from factory.registry.publishing import STAGING, abandoned
+from factory.registry.references import check_number, shorten, unknown_name
+from factory.registry.versions import COLUMNS
+
+MAX_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A file or folder in a registry that nothing needs."""
+
+    path: Path
+    why: str
+
+
+def delete_version(root: Path, reference: str) -> None:
+    """``delete_version(root, "healthcare-small@3")``; see ``Registry.delete``. A damaged one can be deleted, too."""
+    name, _, selector = reference.partition("@")
+    kind = kind_of(root, name)
+    if kind is None:
+        raise unknown_name(root, name)
+    if not is_number(selector):
+        newest = f"{name}@{numbers(root, kind, name)[-1]}"
+        raise RegistryError(f"{reference} does not say which version to delete: give its number, as in {newest}")
+    with storage_errors(f"cannot delete {reference}"), locked(root):
+        check_number(root, kind, name, int(selector), reference)
+        if needed := _needed_by(root, name, int(selector)):
+            raise RegistryError(f"{reference} cannot be deleted: {needed}")
+        write_ledger(root, with_version(adopt(root), name, int(selector), None))  # what a kill leaves from here on is no version
+        remove(root, root / FOLDERS[kind] / name / selector)
+
+
+def _needed_by(root: Path, name: str, number: int) -> str | None:
+    """What to remove first: aliases that point at it, students that stand on it. Callers hold the lock."""
+    aliases = [f"{name}@{alias}" for alias, to in read_ledger(root).aliases.get(name, {}).items() if to == number]
+    if aliases:
+        return f"{shorten(aliases, MAX_NAMED)} points at it; `factory demote {aliases[0]}` first"
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in read_index(root).rows]
+    students = [f"{row['name']}@{row['number']}" for row in rows if row["base"] == f"{name}@{number}"]
+    return f"it is the base of {shorten(students, MAX_NAMED)}; delete these first" if students else None
+
+
+def remove(root: Path, path: Path) -> None:
+    """``remove(root, folder)``: out of sight by one rename, then gone. Raises: OSError where the disk refuses."""
+    staging = root / STAGING
+    staging.mkdir(exist_ok=True)
+    hidden = staging / f"removed-{secrets.token_hex(4)}"
+    os.rename(path, hidden)
+    sync(path.parent)
+    if hidden.is_dir():
+        shutil.rmtree(hidden)
+    else:
+        hidden.unlink()
+
+
+def leftovers(root: Path) -> list[Leftover]:
+    """``leftovers(root)``: what killed processes left in a registry; nothing that a living one writes.
+
+    Raises: RegistryError where the ledger cannot be read.
+    """
+    killed = "left by a process that was killed or failed"
+    ledger, temporaries = read_ledger(root), (f".{LEDGER}-", f".{OLD_ALIASES}-")
+    deleted = [
+        Leftover(root / folder / name / str(number), "what is left of a deleted version")
+        for kind, folder in FOLDERS.items()
+        for name in names(root, kind)
+        for number in numbers(root, kind, name)
+        if ledger.stamp(name, number) == ""
+    ]
+    files = [path for path in sorted(root.glob(".*-*")) if path.name.startswith(temporaries)]
+    return [*deleted, *(Leftover(path, killed) for path in (*abandoned(root), *files))]
