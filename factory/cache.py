@@ -1,8 +1,9 @@
-"""``FACTORY_HOME``: keys of what decides a result, and files and folders that appear whole or not at all.
+"""``FACTORY_HOME``: keys of what decides a result, files and folders that appear whole or not at all, and their checksums.
 
 folder = home() / "data" / f"legal-{cache_key(spec, settings, seed)}"
-with atomic_folder(folder) as new:
-    (new / "rows.json").write_text(...)
+if not is_kept(folder, context.say):  # a damaged one is dropped
+    with kept_folder(folder) as new:
+        (new / "rows.json").write_text(...)
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from factory.errors import FactoryError, StorageError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+SEAL = "checksums.json"  # in a kept folder: the sha256 of each file that was in it when it appeared
 
 
 def home() -> Path:
@@ -93,6 +95,62 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(target)
             raise
+
+
+# --------------------------------------------------------------------------------------------------------------- checksums
+
+
+@contextlib.contextmanager
+def kept_folder(target: Path) -> Iterator[Path]:
+    """``with kept_folder(folder) as new:`` as ``atomic_folder``, and sealed for ``is_kept``."""
+    with atomic_folder(target) as new:
+        yield new
+        seal(new)
+
+
+def seal(folder: Path) -> None:
+    """``seal(checkpoint)``: notes the checksum of every file in it. What is added to the folder later is not covered."""
+    files = {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    replace_file(folder / SEAL, json.dumps(files, indent=1).encode())
+
+
+def is_intact(folder: Path) -> bool:
+    """``is_intact(folder)``: every file is as it was when the folder was sealed. Reads every byte; False without a seal."""
+    try:
+        files = json.loads((folder / SEAL).read_bytes())
+        return all(sha256(folder / name) == checksum for name, checksum in files.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def is_kept(folder: Path, say: Callable[[str], object]) -> bool:
+    """``is_kept(folder, context.say)``: it is there as it was made. A damaged one is removed, and ``say`` hears of it."""
+    if not folder.exists() or is_intact(folder):
+        return folder.exists()
+    say(f"{folder} was damaged: it is dropped and made again")
+    remove_folder(folder)
+    return False
+
+
+def keep(path: Path, content: bytes) -> None:
+    """``keep(path, b"...")``: as ``replace_file``, with a checksum in its first line, for ``kept``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, f"{hashlib.sha256(content).hexdigest()}\n".encode() + content)
+
+
+def kept(path: Path, say: Callable[[str], object]) -> bytes | None:
+    """``kept(path, context.say)``: what ``keep`` wrote; None where there is no such file, or it was damaged, which is said."""
+    try:
+        checksum, _, content = path.read_bytes().partition(b"\n")
+    except OSError:
+        return None
+    if checksum == hashlib.sha256(content).hexdigest().encode():
+        return content
+    say(f"{path} was damaged: it is dropped and made again")
+    return None
+
+
+# ----------------------------------------------------------------------------------------------------------------- folders
 
 
 def folder_bytes(folder: Path) -> int:

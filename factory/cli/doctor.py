@@ -159,7 +159,7 @@ def _home() -> Iterator[Finding]:
     else:
         yield Finding("FACTORY_HOME", "ok", detail)
     for folder in sorted(home.glob("*/")):
-        if folder.name not in (MODELS, "checksums"):
+        if folder.name != MODELS:
             entries = sum(1 for _ in folder.iterdir())
             yield Finding(f"cached {folder.name}", "ok", f"{entries} entries, {_format_bytes(cache.folder_bytes(folder))}")
 

@@ -100,9 +100,7 @@ class Registry:
         """
         check_name(alias, "alias")
         version = self.resolve(ref)
-        problems = self.verify(version)
-        if problems:
-            raise RegistryError(f"{version.reference} is damaged, {alias} was not moved: {problems[0]}")
+        self.require_intact(version)
         with storage_errors(f"cannot write {self.root / ALIASES}"), self._locked():  # read, change, replace as one step
             aliases = read_aliases(self.root)
             current = aliases.get(version.name, {}).get(CHAMPION) if alias == CHAMPION else None
@@ -214,6 +212,18 @@ class Registry:
                 problems.append(f"{path} was changed: its sha256 differs from the manifest's")
         problems += [f"{shown(path)} is not in the manifest" for path in sorted(files - set(recorded) - {MANIFEST, RECORDS})]
         return problems + read_records(version.folder)[1] + self._base_problems(version)
+
+    def require_intact(self, version: Version) -> Version:
+        """``registry.require_intact(registry.resolve(ref)).folder``: before its files are loaded, every byte is compared.
+
+        Raises: RegistryError for a version that is damaged: its name, the file, and how to mend it.
+        """
+        if found := self.verify(version):
+            raise RegistryError(
+                f"{version.reference} is damaged: {found[0]}; restore {version.folder} from a copy, or build it again "
+                "(`factory doctor --verify` reads every version)"
+            )
+        return version
 
     def problems(self) -> list[str]:
         """``registry.problems()`` for ``factory doctor``: what is not listed or cannot be resolved, and why. Hashes nothing."""
