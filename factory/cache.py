@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,7 +23,14 @@ from typing import Any
 from factory.errors import FactoryError, StorageError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+REFUSALS = (*FULL_DISK, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)  # of a disk; no mistake of ours
 SEAL = "checksums.json"  # in a kept folder: the sha256 of each file that was in it when it appeared
+
+TORCH_WORDS = (
+    "inline_container.cc",
+    "PytorchStreamWriter failed",
+    "iostream error",
+)  # not why
 
 
 def home() -> Path:
@@ -168,15 +176,34 @@ def full_disk(doing: str, where: Path | str, kind: type[FactoryError] = StorageE
     return kind(f"{doing}: no space left on the disk that holds {where}; free some, then run the command again")
 
 
+def disk_error(error: BaseException) -> OSError | None:
+    """``disk_error(error)``: what the disk refused, also where safetensors, tokenizers or torch word it; else None."""
+    if isinstance(error, OSError):
+        return error if error.errno in REFUSALS else None
+    text = str(error)
+    if found := re.search(r"\(os error (\d+)\)", text):  # as Rust words it
+        code = int(found[1])
+        return OSError(code, os.strerror(code)) if code in REFUSALS else None
+    if any(words in text for words in TORCH_WORDS):
+        return OSError(errno.EIO, "a checkpoint could not be written; the disk may be full")
+    return None
+
+
 @contextlib.contextmanager
 def storage_errors(doing: str, kind: type[FactoryError] = StorageError) -> Iterator[None]:
     """``with storage_errors(f"cannot write {path}"):`` what the disk refuses becomes one line.
 
-    Raises: StorageError, or ``kind``, in place of an OSError.
+    Raises: StorageError, or ``kind``, in place of an OSError and of what ``disk_error`` recognises.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in FULL_DISK:
-            raise full_disk(doing, error.filename or "it", kind) from error
-        raise kind(f"{doing}: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}") from error
+    except Exception as error:
+        refused = error if isinstance(error, OSError) else disk_error(error)
+        if refused is None:
+            raise
+        if refused.errno in FULL_DISK:
+            raise full_disk(doing, refused.filename or "it", kind) from error
+        where = f" ({refused.filename})" if refused.filename else ""
+        raise kind(
+            f"{doing}: {refused.strerror or refused}{where}; check that disk and its permissions, then run the command again"
+        ) from error

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PrinterCallback, TrainerCallback, TrainerState
 
-from factory.cache import is_kept, remove_folder, seal
+from factory.cache import is_kept, remove_folder, seal, storage_errors
 from factory.config.schema import DistillConfig
 from factory.distill.chunked_loss import position_loss
 from factory.distill.features import feature_projection, last_states, mapped_layers, teacher_features
@@ -114,11 +114,12 @@ class DistillTrainer(GKDTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The projection is part of a checkpoint, so that training resumes with it. A sealed checkpoint is whole."""
         save: Any = super()._save_checkpoint
-        save(model, trial)
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        if state := self.projection.state_dict():
-            save_file(state, folder / PROJECTION)
-        seal(folder)
+        with storage_errors(f"cannot write {folder}"):
+            save(model, trial)
+            if state := self.projection.state_dict():
+                save_file(state, folder / PROJECTION)
+            seal(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -26,10 +26,9 @@ from typing import Any
 
 from filelock import FileLock
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
-from factory.cache import atomic_folder, home, sha256
+from factory.cache import FULL_DISK, atomic_folder, disk_error, home, sha256
 from factory.config.schema import ModelSpec
 from factory.errors import ModelResolutionError, in_one_line
 from factory.models.device import pick_device
@@ -337,15 +336,15 @@ def _stem(name: str) -> str:
 
 @contextlib.contextmanager
 def _disk_errors() -> Iterator[None]:
-    """A full or read-only disk becomes one line; safetensors raises an error of its own, without an errno."""
+    """A full or read-only disk becomes one line."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        code = error.errno if isinstance(error, OSError) else None
-        if code == errno.ENOSPC or "No space left" in str(error):
-            why = f"no space left for models in {home()}: free some, or set"
-        elif code in (errno.EACCES, errno.EROFS):
-            why = f"models cannot be written to {home()} ({in_one_line(error)}): set"
-        else:
+    except Exception as error:
+        refused = disk_error(error)
+        if refused is None:
             raise
+        if refused.errno in FULL_DISK:
+            why = f"no space left for models in {home()}: free some, or set"
+        else:
+            why = f"models cannot be written to {home()} ({in_one_line(refused)}): set"
         raise ModelResolutionError(f"{why} FACTORY_HOME to a folder on another disk") from error

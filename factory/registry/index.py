@@ -18,7 +18,7 @@ from factory.registry.versions import COLUMNS, FOLDERS, load_version, summary_ro
 Key = tuple[str, str, int]  # kind, name, number
 Row = tuple[Any, ...]  # the values of COLUMNS
 
-INDEX_LAYOUT = 3  # raise it when Summary or the manifest's schema version changes: older indexes are then rebuilt
+INDEX_LAYOUT = 5  # raise it when Summary or the manifest's schema version changes: older indexes are then rebuilt
 # SQLite's codes of an index that is not damaged, but cannot be written now: busy, locked, read-only, I/O error, disk full,
 # cannot open.
 UNUSABLE = (5, 6, 8, 10, 13, 14)
@@ -68,9 +68,10 @@ def _scan(root: Path) -> dict[Key, str]:
 
 
 def _stamp(folder: str) -> str:
-    """Of what ``load_version`` looks at: names, kinds, lengths and times of files."""
+    """Of what ``load_version`` looks at: names, kinds, lengths and times of files; of those only ctime cannot be set."""
     try:
-        states = sorted((path, state.st_mode, state.st_size, state.st_mtime_ns) for path, state in tree(folder).items())
+        found = tree(folder).items()
+        states = sorted((path, one.st_mode, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for path, one in found)
     except OSError:  # gone meanwhile, or closed to us
         return ""
     return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
@@ -85,10 +86,10 @@ def _update(connection: sqlite3.Connection, root: Path, on_disk: Mapping[Key, st
             connection.execute(f"CREATE TABLE versions (stamp, {', '.join(COLUMNS)}, PRIMARY KEY (kind, name, number))")
             connection.execute(f"PRAGMA user_version = {INDEX_LAYOUT}")
     rows = connection.execute(everything).fetchall()
-    known: dict[Key, str] = {row[1:4]: row[0] for row in rows}
+    known: dict[Key, str] = {row[1:4]: _unsealed(*row) for row in rows}
     if known != on_disk:
         changed = [key for key, stamp in on_disk.items() if known.get(key) != stamp]
-        fresh = [(on_disk[key], *row) for key in changed if (row := _row(root, *key)) is not None]
+        fresh = [(_sealed(on_disk[key], row), *row) for key in changed if (row := _row(root, *key)) is not None]
         stale = [key for key, stamp in known.items() if on_disk.get(key) != stamp]
         with connection:
             connection.executemany("DELETE FROM versions WHERE kind = ? AND name = ? AND number = ?", stale)
@@ -97,6 +98,17 @@ def _update(connection: sqlite3.Connection, root: Path, on_disk: Mapping[Key, st
         rows = connection.execute(everything).fetchall()
     valid = [row[1:] for row in rows if row[1 + COLUMNS.index("created")] is not None]
     return Index(valid, sorted(on_disk.keys() - {row[:3] for row in valid}))
+
+
+def _sealed(stamp: str, row: Row) -> str:
+    """The stamp with a checksum of the row: SQLite notices a damaged page only where its structure is hit."""
+    return f"{stamp} {hashlib.sha256(repr(row).encode()).hexdigest()[:16]}"
+
+
+def _unsealed(sealed: Any, *row: Any) -> str:
+    """The stamp; one of no folder where the row is not as it was written."""
+    stamp, _, _ = str(sealed).partition(" ")
+    return stamp if sealed == _sealed(stamp, row) else "damaged"
 
 
 def _row(root: Path, kind: str, name: str, number: int) -> Row | None:
