@@ -15,6 +15,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PrinterCallback, TrainerCallback, TrainerState
+from transformers.trainer_utils import rotate_checkpoints
 
 from factory.cache import is_kept, remove_folder, seal, storage_errors
 from factory.config.schema import DistillConfig
@@ -112,14 +113,20 @@ class DistillTrainer(GKDTrainer):
         return optimizer
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The projection is part of a checkpoint, so that training resumes with it. A sealed checkpoint is whole."""
+        """The projection is part of a checkpoint, so that training resumes with it. A sealed checkpoint is whole.
+
+        Older ones go once it is.
+        """
         save: Any = super()._save_checkpoint
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # transformers' own rotation goes by the clock
         with storage_errors(f"cannot write {folder}"):
             save(model, trial)
             if state := self.projection.state_dict():
                 save_file(state, folder / PROJECTION)
             seal(folder)
+        self.args.save_total_limit = limit
+        rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=False)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -232,7 +232,7 @@ def _check_sha256(spec: ModelSpec, found: str) -> None:
 def _with_template(folder: Path, reference: str, template: str, quiet: bool) -> Path:
     """The same model with another chat template: weights are hard links, smaller files are copied."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    state = [(str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    state = [[str(path.relative_to(folder)), checksum] for path, checksum in zip(files, _sha256_of(files), strict=True)]
     key = hashlib.sha256(json.dumps([reference, template, state]).encode()).hexdigest()[:8]
     target = home() / "models" / f"{folder.name}-template-{key}"
 
