@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,15 +78,14 @@ def _stamp(folder: str) -> str:
 
 
 def _update(connection: sqlite3.Connection, root: Path, on_disk: Mapping[Key, str]) -> Index:
-    everything = f"SELECT stamp, {', '.join(COLUMNS)} FROM versions ORDER BY kind DESC, name, number"
     (layout,) = connection.execute("PRAGMA user_version").fetchone()
     if layout != INDEX_LAYOUT:
         with connection:
             connection.execute("DROP TABLE IF EXISTS versions")
             connection.execute(f"CREATE TABLE versions (stamp, {', '.join(COLUMNS)}, PRIMARY KEY (kind, name, number))")
             connection.execute(f"PRAGMA user_version = {INDEX_LAYOUT}")
-    rows = connection.execute(everything).fetchall()
-    known: dict[Key, str] = {row[1:4]: _unsealed(*row) for row in rows}
+    rows = _rows(connection)
+    known: dict[Key, str] = {row[1:4]: row[0].partition(" ")[0] for row in rows}
     if known != on_disk:
         changed = [key for key, stamp in on_disk.items() if known.get(key) != stamp]
         fresh = [(_sealed(on_disk[key], row), *row) for key in changed if (row := _row(root, *key)) is not None]
@@ -95,20 +94,23 @@ def _update(connection: sqlite3.Connection, root: Path, on_disk: Mapping[Key, st
             connection.executemany("DELETE FROM versions WHERE kind = ? AND name = ? AND number = ?", stale)
             marks = ", ".join("?" * (1 + len(COLUMNS)))
             connection.executemany(f"INSERT OR REPLACE INTO versions VALUES ({marks})", fresh)
-        rows = connection.execute(everything).fetchall()
+        rows = _rows(connection)
     valid = [row[1:] for row in rows if row[1 + COLUMNS.index("created")] is not None]
     return Index(valid, sorted(on_disk.keys() - {row[:3] for row in valid}))
 
 
-def _sealed(stamp: str, row: Row) -> str:
+def _sealed(stamp: str, row: Sequence[Any]) -> str:
     """The stamp with a checksum of the row: SQLite notices a damaged page only where its structure is hit."""
-    return f"{stamp} {hashlib.sha256(repr(row).encode()).hexdigest()[:16]}"
+    return f"{stamp} {hashlib.sha256(repr(tuple(row)).encode()).hexdigest()[:16]}"
 
 
-def _unsealed(sealed: Any, *row: Any) -> str:
-    """The stamp; one of no folder where the row is not as it was written."""
-    stamp, _, _ = str(sealed).partition(" ")
-    return stamp if sealed == _sealed(stamp, row) else "damaged"
+def _rows(connection: sqlite3.Connection) -> list[Row]:
+    """Stamp and values, by kind, name and number. Raises: sqlite3.DatabaseError where a row is not as it was written."""
+    rows = connection.execute(f"SELECT stamp, {', '.join(COLUMNS)} FROM versions NOT INDEXED").fetchall()
+    changed = any(sealed != _sealed(str(sealed).partition(" ")[0], row) for sealed, *row in rows)
+    if changed or len({row[1:4] for row in rows}) < len(rows):
+        raise sqlite3.DatabaseError("a row was changed, or is there twice")
+    return sorted(sorted(rows, key=lambda row: row[2:4]), key=lambda row: str(row[1]), reverse=True)
 
 
 def _row(root: Path, kind: str, name: str, number: int) -> Row | None:

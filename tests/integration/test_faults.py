@@ -96,7 +96,7 @@ def test_a_promotion_fails_at_each_of_its_writes(used: Workplace, faults: Faults
     shutil.copytree(used.root, tmp_path / "counted")
     calls = faults.run(tmp_path / "counted", *PROMOTE).calls
     assert len(calls) >= 8
-    for at, error, times in spread(len(calls), 12, seed=0):
+    for at, error, times in spread(len(calls), 8, seed=0):
         check(used, faults.run(used.root, *PROMOTE, at=at, error=error, times=times))
     assert faults.run(used.root, *PROMOTE).exit_code == 0
     assert promoted(used) == (1, ["tests have no gates"])
@@ -108,7 +108,7 @@ def test_a_data_set_fails_at_its_writes_and_is_made_by_the_same_command(
     shutil.copytree(place.root, tmp_path / "counted")
     whole = faults.run(tmp_path / "counted", "data", "stars", "--json")
     failed = 0
-    for at, error, times in spread(len(whole.calls), 8, seed=1):
+    for at, error, times in spread(len(whole.calls), 5, seed=1):
         failed += check(place, faults.run(place.root, "data", "stars", "--json", at=at, error=error, times=times))
     assert failed
     assert json.loads(faults.run(place.root, "data", "stars", "--json").stdout)["counts"] == json.loads(whole.stdout)["counts"]
@@ -120,7 +120,7 @@ def test_an_output_is_whole_or_not_there(used: Workplace, faults: Faults, tmp_pa
     asked = (*command, "--to" if command[0] == "export" else "--out", str(out))
     calls = faults.run(used.root, *asked).calls
     shutil.rmtree(out) if out.is_dir() else out.unlink()
-    for at, error, times in spread(len(calls), 3, seed=2):
+    for at, error, times in spread(len(calls), 2, seed=2):
         if check(used, faults.run(used.root, *asked, at=at, error=error, times=times)):
             assert not out.exists()
     if out.exists():
@@ -130,14 +130,12 @@ def test_an_output_is_whole_or_not_there(used: Workplace, faults: Faults, tmp_pa
 
 def test_a_build_goes_on_after_its_disk_was_full(used: Workplace, faults: Faults) -> None:
     """A second version: the base and the data are there, so the faults meet the stages after them."""
-    calls = faults.run(used.root, "build", "plants").calls
-    for at, error, times in spread(len(calls), 2, seed=3):
-        check(used, faults.run(used.root, "build", "plants", at=at, error=error, times=times))
+    for at, error, times in ((40, errno.EROFS, ALWAYS), (130, errno.ENOSPC, 1)):
+        assert check(used, faults.run(used.root, "build", "plants", at=at, error=error, times=times))
     assert faults.run(used.root, "build", "plants").exit_code == 0
     registry = Registry(used.root / "registry")
-    newest = max(one.number for one in registry.versions("student", "plants-mini"))
-    first, last = (weights_and_facts(registry.resolve(f"plants-mini@{number}"))[0] for number in (2, newest))
-    assert first == last
+    first, second = (registry.resolve(f"plants-mini@{number}").manifest.files for number in (1, 2))
+    assert first["adapter_model.safetensors"] == second["adapter_model.safetensors"]
 
 
 # ------------------------------------------------------------------------------------------------------------------- long
