@@ -121,10 +121,10 @@ def test_an_output_is_whole_or_not_there(used: Workplace, faults: Faults, tmp_pa
     calls = faults.run(used.root, *asked).calls
     shutil.rmtree(out) if out.is_dir() else out.unlink()
     for at, error, times in spread(len(calls), 2, seed=2):
-        if check(used, faults.run(used.root, *asked, at=at, error=error, times=times)):
-            assert not out.exists()
-    if out.exists():
-        shutil.rmtree(out) if out.is_dir() else out.unlink()
+        failed = check(used, faults.run(used.root, *asked, at=at, error=error, times=times))
+        assert out.exists() is not failed
+        if out.exists():
+            shutil.rmtree(out) if out.is_dir() else out.unlink()
     assert faults.run(used.root, *asked).exit_code == 0 and out.exists()
 
 
