@@ -96,11 +96,13 @@ def load_version(version: Version, registry: Registry, device: torch.device, dty
     """``load_version(registry.resolve("healthcare-small"), registry, device).model``: in evaluation mode.
 
     dtype: of the base's weights, by default ``compute_dtype(device)``; adapter weights are always float32.
+    Raises: RegistryError where the version or its base is damaged; every byte of both is read first.
     """
+    registry.require_intact(version)
     if version.base is None:
         base = load_base(version.folder, device, dtype)
         return LoadedVersion(version, version, base, base.model)
-    base_version = registry.resolve(version.base)
+    base_version = registry.require_intact(registry.resolve(version.base))
     base = load_base(base_version.folder, device, dtype)
     head = load_embedding_head(version.folder)
     return LoadedVersion(version, base_version, base, load_student(base, version.folder), head)

@@ -44,7 +44,7 @@ def examine(domains: Path, registry: Path, *, verify: bool = False) -> list[Find
         *_machine(),
         *_libraries(),
         *_device(),
-        *_home(),
+        *_home(verify),
         *_cached_models(verify),
         *_specs(domains),
         *_registry(registry, verify),
@@ -146,7 +146,7 @@ def _is_complete(manifest: Path) -> bool:
         return False
 
 
-def _home() -> Iterator[Finding]:
+def _home(verify: bool) -> Iterator[Finding]:
     home = cache.home()
     parent = next(folder for folder in (home, *home.parents) if folder.exists())
     free = shutil.disk_usage(parent).free
@@ -159,8 +159,12 @@ def _home() -> Iterator[Finding]:
     else:
         yield Finding("FACTORY_HOME", "ok", detail)
     for folder in sorted(home.glob("*/")):
-        if folder.name not in (MODELS, "checksums"):
+        if folder.name != MODELS:
             entries = sum(1 for _ in folder.iterdir())
+            for seal in folder.rglob(cache.SEAL) if verify else ():
+                if not cache.is_intact(seal.parent):
+                    fix = "the next command that needs it makes it again"
+                    yield Finding(f"cached {folder.name}", "warning", f"{seal.parent} was damaged", fix)
             yield Finding(f"cached {folder.name}", "ok", f"{entries} entries, {_format_bytes(cache.folder_bytes(folder))}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
-from factory.cache import replace_file, storage_errors
+from factory.cache import FULL_DISK, disk_error, replace_file, storage_errors
 from factory.errors import FactoryError
 
 if TYPE_CHECKING:  # rich costs `factory list --json` and `factory --help` a tenth of a second
@@ -42,25 +41,22 @@ class OneLineErrors(TyperGroup):
             say("\nstopped; run the same command again to continue")
             raise typer.Exit(130) from None
         except Exception as error:
-            if not is_disk_full(error):
+            refused = disk_error(error)
+            if refused is None:
                 raise
-            raise _fail(
-                f"no space left on the disk of {_folder_of(error)}: free some, or set FACTORY_HOME and --registry to "
-                "another disk. Finished stages are kept; run the same command again to continue",
-                FactoryError.exit_code,
-            ) from None
+            raise _fail(_what_the_disk_said(refused), FactoryError.exit_code) from None
 
 
-def is_disk_full(error: Exception) -> bool:
-    """``is_disk_full(error)``: also where safetensors or torch wrap the system's error in one of their own."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return "No space left on device" in str(error) or "PytorchStreamWriter failed writing" in str(error)
-
-
-def _folder_of(error: Exception) -> str:
-    name = error.filename if isinstance(error, OSError) else None
-    return os.path.dirname(os.path.abspath(name)) if isinstance(name, str) else os.getcwd()
+def _what_the_disk_said(error: OSError) -> str:
+    where = f" {os.path.dirname(os.path.abspath(error.filename))}" if isinstance(error.filename, str) else ""
+    if error.errno in FULL_DISK:
+        what = f"no space left on the disk{where and f' of{where}'}: free some"
+    else:
+        what = f"{error.strerror}{where and f' in{where}'}: check that disk and its permissions"
+    return (
+        f"{what}, or set FACTORY_HOME and --registry to another disk. Finished stages are kept; run the same command again to "
+        "continue"
+    )
 
 
 def _fail(message: str, exit_code: int) -> typer.Exit:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 from datasets import Dataset, DatasetDict, Features, Value
 
-from factory.cache import atomic_folder, storage_errors
+from factory.cache import kept_folder, storage_errors
 from factory.config.schema import DataConfig
 from factory.data.cleaning import clean_completion, common_forms, contaminated, is_refusal, near_duplicates, shared_answers
 from factory.data.documents import CountTokens
@@ -287,7 +287,7 @@ def write_folder(rows: Mapping[str, list[dict[str, Any]]], manifest: DatasetMani
         split: Dataset.from_dict({name: [row[name] for row in rows[split]] for name in FEATURES}, features=FEATURES)
         for split in SPLITS
     }
-    with storage_errors(f"cannot write data set {manifest.domain!r} to {folder}"), atomic_folder(folder) as new:
+    with storage_errors(f"cannot write data set {manifest.domain!r} to {folder}"), kept_folder(folder) as new:
         # One shard each: by default an empty split gets none, and then cannot be read back.
         DatasetDict(splits).save_to_disk(new, num_shards=dict.fromkeys(SPLITS, 1))
         (new / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

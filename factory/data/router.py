@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
-from factory.cache import atomic_folder, storage_errors
+from factory.cache import kept_folder, storage_errors
 from factory.config.schema import RouterConfig
 from factory.data.sampling import turns
 from factory.errors import DataError
@@ -155,7 +155,7 @@ class DomainRouter:
             "threshold": self.threshold,
             "report": asdict(self.report),
         }
-        with storage_errors(f"cannot write the router to {folder}"), atomic_folder(folder) as new:
+        with storage_errors(f"cannot write the router to {folder}"), kept_folder(folder) as new:
             np.savez(new / WEIGHTS, coefficients=self.coefficients, intercepts=self.intercepts)
             (new / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

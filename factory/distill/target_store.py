@@ -18,7 +18,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from factory.cache import replace_file
+from factory.cache import keep, kept
 from factory.distill.soft_targets import SoftTargets, score
 from factory.models.scoring import teacher_batches
 from factory.models.teacher import Teacher
@@ -95,27 +94,31 @@ class SoftTargetStore:
         temperature: float,
         batch: int = 32,
         progress: Callable[[int], None] | None = None,
+        say: Callable[[str], object] = lambda line: None,
     ) -> SoftTargetStore:
         """``SoftTargetStore.make(folder, teacher, examples, top_k=36, temperature=1.0)``: opens the folder.
 
-        Missing and damaged shards are scored first, by one process at a time.
+        Missing and damaged shards are scored first, by one process at a time; ``say`` hears of the damaged ones.
         """
         offsets = np.cumsum([0, *(len(one.completion) for one in examples)])
         layout = _layout(teacher, int(offsets[-1]), top_k)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            notes, spent = _open(folder, layout), 0.0
+            notes, spent = _open(folder, layout, say), 0.0
             arrays = _mapped(folder, layout)  # the map also shows what is written later
             for start in range(0, len(examples), SHARD):
                 part = examples[start : start + SHARD]
                 span = slice(int(offsets[start]), int(offsets[start + len(part)]))
-                if notes.get(str(start), {}).get("sha256") != _checksum(arrays, span):
+                known = notes.get(str(start))
+                if known is None or known["sha256"] != _checksum(arrays, span):
+                    if known is not None:
+                        say(f"{folder}: soft targets of {len(part)} examples were damaged: they are made again")
                     begun = time.perf_counter()
                     _write(folder, layout, span, _scored(teacher, part, top_k, temperature, batch))
                     seconds = time.perf_counter() - begun
                     notes[str(start)] = {"sha256": _checksum(arrays, span), "seconds": seconds}
                     spent += seconds
-                    replace_file(folder / NOTES, json.dumps(notes).encode())
+                    keep(folder / NOTES, json.dumps(notes).encode())
                 if progress is not None:
                     progress(len(part))
         total = sum(shard["seconds"] for shard in notes.values())
@@ -189,20 +192,21 @@ def _layout(teacher: Teacher, positions: int, top_k: int) -> Layout:
     }
 
 
-def _notes(folder: Path) -> dict[str, Any]:
-    """The notes on finished shards; empty if there are none or they cannot be read."""
-    with suppress(OSError, ValueError):
-        notes: dict[str, Any] = json.loads((folder / NOTES).read_text(encoding="utf-8"))
-        return notes
-    return {}
+def _notes(folder: Path, say: Callable[[str], object] = lambda line: None) -> dict[str, Any]:
+    """The notes on finished shards; empty if there are none or they were damaged."""
+    content = kept(folder / NOTES, say)
+    notes: dict[str, Any] = json.loads(content) if content is not None else {}
+    return notes
 
 
-def _open(folder: Path, layout: Layout) -> dict[str, Any]:
+def _open(folder: Path, layout: Layout, say: Callable[[str], object]) -> dict[str, Any]:
     """The notes on finished shards; empty if a file is missing or has the wrong length, which is then replaced."""
-    notes = _notes(folder)
+    notes = _notes(folder, say)
     for name, (dtype, shape) in layout.items():
         path, size = folder / f"{name}.bin", dtype.itemsize * int(np.prod(shape))
         if not path.exists() or path.stat().st_size != size:
+            if notes:
+                say(f"{path} was damaged: it is made again")
             notes = {}
             with path.open("wb") as file:
                 file.truncate(size)

@@ -15,8 +15,9 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PrinterCallback, TrainerCallback, TrainerState
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import rotate_checkpoints
 
+from factory.cache import is_kept, remove_folder, seal, storage_errors
 from factory.config.schema import DistillConfig
 from factory.distill.chunked_loss import position_loss
 from factory.distill.features import feature_projection, last_states, mapped_layers, teacher_features
@@ -112,12 +113,20 @@ class DistillTrainer(GKDTrainer):
         return optimizer
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The projection is part of a checkpoint, so that training resumes with it."""
+        """The projection is part of a checkpoint, so that training resumes with it. A sealed checkpoint is whole.
+
+        Older ones go once it is.
+        """
         save: Any = super()._save_checkpoint
-        save(model, trial)
-        if state := self.projection.state_dict():
-            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            save_file(state, folder / PROJECTION)
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # transformers' own rotation goes by the clock
+        with storage_errors(f"cannot write {folder}"):
+            save(model, trial)
+            if state := self.projection.state_dict():
+                save_file(state, folder / PROJECTION)
+            seal(folder)
+        self.args.save_total_limit = limit
+        rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=False)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -308,19 +317,20 @@ def distill(
     folder: Path,
     seed: int,
     progress: Callable[[int], None] | None = None,
+    say: Callable[[str], object] = lambda line: None,
 ) -> TrainingReport:
     """``distill(model, base, teacher, training_set, config, folder=folder, seed=0).curve``: trains in place.
 
     ``base.shape.layers`` are layers of this ``teacher``. ``folder`` holds checkpoints; a later call with the same folder
-    resumes from the last one. Unless ``asks_teacher(config)``, the teacher's weights are not used, so the caller may release
-    them first.
+    resumes from the last one that is whole, and ``say`` hears of one that is not. Unless ``asks_teacher(config)``, the
+    teacher's weights are not used, so the caller may release them first.
     Raises: TrainingError if the loss becomes NaN or infinite.
     """
     random.seed(seed)
     trainer = DistillTrainer(
         model, base, teacher, training_set, config, folder=folder, seed=seed, callbacks=[_Progress(progress)]
     )
-    checkpoint = get_last_checkpoint(str(folder)) if folder.exists() else None
+    checkpoint = last_checkpoint(folder, say)
     if checkpoint is None or not trainer.finished(checkpoint):
         trainer.train(resume_from_checkpoint=checkpoint)
     elif progress is not None:
@@ -331,6 +341,21 @@ def distill(
     if curve and not np.isfinite(curve[-1]["loss"]):
         raise TrainingError(f"the loss became {curve[-1]['loss']} by step {curve[-1]['step']:.0f}; lower distill.learning_rate")
     return TrainingReport(curve, median_shares(trainer.state.log_history), trainer.state.best_global_step)
+
+
+def last_checkpoint(folder: Path, say: Callable[[str], object] = lambda line: None) -> str | None:
+    """``last_checkpoint(folder, context.say)``: by its step, not by its time; None where there is none.
+
+    One that was damaged, or cut off by a kill or a full disk, is removed with those after it, whose best weights it may hold.
+    """
+    found = {int(path.name.removeprefix("checkpoint-")): path for path in folder.glob("checkpoint-*")}
+    last, whole = None, True
+    for _, path in sorted(found.items()):
+        if whole := whole and is_kept(path, say):
+            last = str(path)
+        else:
+            remove_folder(path)
+    return last
 
 
 class _NoTeacher(nn.Module):

@@ -115,6 +115,7 @@ class EvalSettings:
     folder: Path  # a file for each part; under the key of all that decides them
     max_new_tokens: int  # of an answer
     energy_of: EnergyOf
+    say: Callable[[str], object]  # one line for people
     confidence_examples: int = 0  # test prompts whose answers the student's confidence is measured on, at most
 
 
@@ -183,7 +184,7 @@ def evaluate_student(
         "champion": lambda: champion_part(target, data, suite, settings, parts),
     }
     for name, measure_part in measures.items():
-        parts[name] = kept_part(settings.folder, name, measure_part)
+        parts[name] = kept_part(settings.folder, name, measure_part, settings.say)
         progress(1)
     unmeasured = () if suite.bias_pairs else (f"bias transfer was not measured: {spec.name} has no `bias_pairs`",)
     return merge_parts([*parts.values(), Part(warnings=unmeasured)])

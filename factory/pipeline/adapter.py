@@ -93,7 +93,7 @@ def train_adapter(
     teacher = training_teacher(models, data, base)
     training_set = adapter_training_set(context, models, data, base, config, teacher)
     if canaries:
-        training_set = concat([training_set, make_canary_set(models, canaries, data, teacher, config)])
+        training_set = concat([training_set, make_canary_set(context, models, canaries, data, teacher, config)])
     if teacher is not base.teacher:
         base.teacher.release()  # the evaluation loads it again
     base = replace(base, teacher=teacher)
@@ -163,9 +163,9 @@ def adapter_training_set(
     sets = [training_set]
     if config.general:
         general = general_training_rows(context, models, round(config.general * len(training_set.indices)))
-        sets += [make_general_set(models, general, base.teacher, config)] if general else []
+        sets += [make_general_set(context, models, general, base.teacher, config)] if general else []
     if config.checks:
-        sets.append(make_validation_set(models, data, teacher, config))
+        sets.append(make_validation_set(context, models, data, teacher, config))
     return concat(sets) if len(sets) > 1 else training_set
 
 
@@ -206,7 +206,15 @@ def distil_adapter(
 
         def train(phase: DistillConfig, checkpoints: Path) -> TrainingReport:
             return distill(
-                model, base.base, base.teacher, training_set, phase, folder=checkpoints, seed=context.seed, progress=advance
+                model,
+                base.base,
+                base.teacher,
+                training_set,
+                phase,
+                folder=checkpoints,
+                seed=context.seed,
+                progress=advance,
+                say=context.say,
             )
 
         training = train(config, folder)

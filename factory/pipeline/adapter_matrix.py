@@ -43,7 +43,7 @@ def adapter_matrix(context: BuildContext, versions: Sequence[Version]) -> Adapte
     names = {versions[0].reference: "default"}
     for version in versions[1:]:
         names[version.reference] = version.name
-        load_adapter(loaded.model, version.folder, version.name)
+        load_adapter(loaded.model, context.registry.require_intact(version).folder, version.name)
     candidates = {reference: with_adapter(loaded.model.eval(), name) for reference, name in names.items()}
     candidates["base"] = base_only(loaded.model)
     teacher, settings = trim_teacher(models.teacher, loaded.base.shape.tokens), context.settings().evaluate

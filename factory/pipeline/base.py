@@ -70,13 +70,14 @@ def make_base(
     version = choice.version or publish_base(replace(context, meter=Meter()), models, size, rebuild=rebuild)
     if domain is not None and pinned is None:
         version = _grow_for(context, models, version, domain)
-    base = load_base(version.folder, context.device)
+    base = load_base(context.registry.require_intact(version).folder, context.device)
     return StudentBase(version, base, trim_teacher(models.teacher, base.shape.tokens))
 
 
 def _grow_for(context: BuildContext, models: FamilyModels, version: Version, domain: DomainSpec) -> Version:
     """The version itself, where the domain's text lacks no tokens in it."""
     manifest = base_manifest(version)
+    context.registry.require_intact(version)
     gap = find_gap(context, models, manifest, load_shape(version.folder).tokens, domain)
     if gap is None:
         return version

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from factory.cache import cache_key
+from factory.cache import cache_key, is_kept, kept_folder
 from factory.evaluation.answer_confidence import ask_held_out
 from factory.evaluation.confidence import MIN_EACH, MIN_EXAMPLES, Confidence, fit_confidence
 from factory.evaluation.fidelity import with_adapter
@@ -40,7 +40,7 @@ def fit_student_confidence(
         return FittedConfidence(None, None)
     rows = list(data.rows["validation"])[: config.examples]
     folder = adapter.folder / f"confidence-{cache_key(config.model_dump(), data.key, settings.data.max_completion_tokens)}"
-    confidence = Confidence.load(folder)
+    confidence = Confidence.load(folder) if is_kept(folder, context.say) else None
     if confidence is None:
         with context.meter.stage("confidence"), context.progress(f"{data.spec.name}: confidence", 1) as advance:
             found = ask_held_out(
@@ -55,8 +55,8 @@ def fit_student_confidence(
             advance(1)
         if confidence is None:
             return FittedConfidence(None, None, (_too_few(data.spec.name, found.right),))
-        folder.mkdir(parents=True, exist_ok=True)
-        confidence.save(folder)
+        with kept_folder(folder) as new:
+            confidence.save(new)
     held_out = confidence.whole.held_out
     right = sum(is_right for _, is_right in held_out) / len(held_out)
     return FittedConfidence(confidence, ConfidenceInfo(examples=len(held_out), right=right, margin=config.margin))

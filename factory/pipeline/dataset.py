@@ -17,7 +17,7 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from factory.cache import cache_key, home
+from factory.cache import cache_key, home, is_intact, is_kept
 from factory.config.schema import DomainSpec, PoolSpec, TeacherContext, TeacherPromptSource
 from factory.data.dataset import (
     MANIFEST,
@@ -212,7 +212,7 @@ def load_router(context: BuildContext, models: FamilyModels) -> DomainRouter:
     It learns from the public domains' own texts and the general pool.
     """
     folder = router_folder(context)
-    if folder.exists():
+    if is_kept(folder, context.say):
         return DomainRouter.load(folder, models.encoder)
     with context.meter.stage("router"), context.progress("router", 1) as advance:
         labelled: list[tuple[Example, str | None]] = [
@@ -238,10 +238,10 @@ def load_router(context: BuildContext, models: FamilyModels) -> DomainRouter:
 
 
 def find_dataset(context: BuildContext, models: FamilyModels, spec: DomainSpec) -> DomainDataset | None:
-    """``find_dataset(context, models, spec)``: the data set where it is on disk already; makes nothing."""
+    """``find_dataset(context, models, spec)``: the data set where it is on disk already; makes nothing, drops a damaged one."""
     key = dataset_key(context, models.teacher_files.sha256, spec)
     folder = dataset_folder(spec, key)
-    if not folder.exists():
+    if not is_kept(folder, context.say):
         return None
     rows, manifest = load_dataset_folder(folder)
     return DomainDataset(spec, key, folder, rows, manifest)
@@ -254,7 +254,7 @@ def published_rows(manifest: StudentManifest) -> DatasetDict:
     """
     fingerprint = manifest.dataset.fingerprint
     for path in sorted((home() / "data").glob(f"{manifest.domain}-*/{MANIFEST}")):
-        if json.loads(path.read_bytes()).get("fingerprint") == fingerprint:
+        if is_intact(path.parent) and json.loads(path.read_bytes()).get("fingerprint") == fingerprint:
             return load_dataset_folder(path.parent)[0]
     raise DataError(
         f"the rows that {manifest.name}@{manifest.version} was trained on (data set {fingerprint[:12]}) are not in {home()}; "
@@ -348,6 +348,7 @@ def _complete(
             repetition_penalty=config.repetition_penalty,
             seed=context.seed,
             progress=progress,
+            say=context.say,
         )
 
     with context.meter.stage("completions"):

@@ -121,6 +121,7 @@ def evaluate_adapter(
         adapter.folder / f"evaluation-{evaluation_key(context, data, eval_data, suite, target)}",
         of_domain.data.max_completion_tokens,
         context.meter.energy_of,
+        context.say,
         of_domain.confidence.examples,
     )
     with context.meter.stage("evaluate"), context.progress(f"{data.spec.name}: evaluate", len(PARTS)) as advance:

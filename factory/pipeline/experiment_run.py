@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from factory.cache import atomic_folder, cache_key, home, replace_file
+from factory.cache import cache_key, home, is_kept, keep, kept, kept_folder
 from factory.config.experiment import ExperimentSpec, MethodSpec
 from factory.config.schema import DistillConfig
 from factory.data.splitting import cluster_of
@@ -116,7 +116,7 @@ def train_run(bench: Bench, method: MethodSpec, training_set: TrainingSet, rate:
     """
     config = method.config(bench.settings).model_copy(update={"learning_rate": rate, "steps": ENDLESS, "report_to": "none"})
     folder = home() / "experiments" / run_key(bench, method, training_set, config, seed)
-    if not folder.exists():
+    if not is_kept(folder, bench.context.say):
         torch.manual_seed(seed)
         fresh = replace(bench.base, base=load_base(bench.base.version.folder, bench.context.device))
         model = attach_adapter(fresh.base, config)
@@ -129,7 +129,7 @@ def train_run(bench: Bench, method: MethodSpec, training_set: TrainingSet, rate:
             "spent": asdict(spent),
             "git_commit": bench.context.git_commit,
         }
-        with atomic_folder(folder) as new:
+        with kept_folder(folder) as new:
             model.save_pretrained(str(new))
             (new / RUN).write_bytes(to_json(plain_json(found, RUN)))
     kept = json.loads((folder / RUN).read_text(encoding="utf-8"))
@@ -197,14 +197,15 @@ def held_out_scores(bench: Bench, run: Run | None) -> HeldOutScores:
         bench.context.family.encoder.model_dump(),
     )
     path = (run.folder if run else home() / "experiments") / f"test-{key}.json"
-    if not path.exists():
+    found = kept(path, bench.context.say)
+    if found is None:
         base = load_base(bench.base.version.folder, bench.context.device)
         measured = _measure_test(bench, load_student(base, run.folder) if run else base.model)
-        path.parent.mkdir(parents=True, exist_ok=True)
         columns = {name: [one.over.tolist(), one.under.tolist(), one.clusters] for name, one in measured.metrics.items()}
-        content = {"metrics": columns, "relation_alignment": measured.relation_alignment}
-        replace_file(path, to_json(plain_json(content, path.name)))
-    content = json.loads(path.read_text(encoding="utf-8"))
+        measures = {"metrics": columns, "relation_alignment": measured.relation_alignment}
+        found = to_json(plain_json(measures, path.name))
+        keep(path, found)
+    content = json.loads(found)
     metrics = {
         name: Scores(np.array(over, dtype=float), np.array(under, dtype=float), tuple(clusters))
         for name, (over, under, clusters) in content["metrics"].items()

@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
-from factory.cache import atomic_folder, cache_key, home, replace_file
+from factory.cache import cache_key, home, is_kept, keep, kept, kept_folder
 from factory.config.schema import DistillConfig
 from factory.config.settings import PLAIN
 from factory.data.sources import seeded_order
@@ -106,13 +106,16 @@ def fine_tune(
     folder = home() / "rivals" / key
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not (folder / RESULT).exists():
+        found = kept(folder / RESULT, context.say)
+        attempts_kept = [is_kept(_attempt_folder(folder, rate), context.say) for rate in RATES]
+        if found is None or not all(attempts_kept):
             run = _Run(context, files, tokenizer, train, held_out, config, seconds / 60, folder)
             before = _held_out_bits(run, load_causal_model(files.folder, tokenizer, context.device))
             attempts = tuple(_attempt(run, rate) for rate in RATES)
             result = FineTuning(folder=folder, references=len(train), before=before, attempts=attempts)
-            replace_file(folder / RESULT, result.model_dump_json(exclude={"folder"}).encode())
-        return FineTuning(folder=folder, **json.loads((folder / RESULT).read_bytes()))
+            found = result.model_dump_json(exclude={"folder"}).encode()
+            keep(folder / RESULT, found)
+        return FineTuning(folder=folder, **json.loads(found))
 
 
 def hold_out(references: Sequence[Question], seed: int) -> tuple[list[Question], list[Question]]:
@@ -162,12 +165,12 @@ def _attempt_folder(folder: Path, rate: float) -> Path:
 def _attempt(run: _Run, rate: float) -> Attempt:
     """Trained, unless it is on disk from a run that was stopped."""
     folder = _attempt_folder(run.folder, rate)
-    if not folder.exists():
+    if not is_kept(folder, run.context.say):
         with run.context.progress(f"fine-tuning the download, rate {rate:g}", 1) as advance:
             model, spent = _train(run, rate)
             advance(1)
         found = Attempt(learning_rate=rate, steps=spent.steps, seconds=60 * spent.minutes, held_out=_held_out_bits(run, model))
-        with atomic_folder(folder) as new:
+        with kept_folder(folder) as new:
             model.save_pretrained(new)
             (new / RESULT).write_text(found.model_dump_json(), encoding="utf-8")
     return Attempt.model_validate_json((folder / RESULT).read_bytes())

@@ -92,7 +92,7 @@ class SmallerCut:
 
 def cut_larger(context: BuildContext, cut: CutBase, size: SizeSpec, larger: Version) -> SmallerCut:
     """``cut_larger(context, cut, size, larger).base``: with the layers that the larger base needs most."""
-    between = load_base(larger.folder, context.device)
+    between = load_base(context.registry.require_intact(larger).folder, context.device)
     teacher = assistant_teacher(larger, between, context.device)
     seen = [replace(one, teacher_prompt=one.prompt) for one in cut.calibration]
     base = prune_teacher(teacher, between.shape.tokens, [dimensions_of(size, teacher.config)], seen).base
@@ -245,7 +245,15 @@ def _heal(
         if not asks_teacher(config):
             path.teacher.release()
         training = distill(
-            base.model, base, path.teacher, path.training_set, config, folder=folder, seed=context.seed, progress=advance
+            base.model,
+            base,
+            path.teacher,
+            path.training_set,
+            config,
+            folder=folder,
+            seed=context.seed,
+            progress=advance,
+            say=context.say,
         )
         after = measure(teacher, candidates, held_out, whole=whole)["student"]
     teacher.release()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from factory.cache import is_intact
 from factory.config.schema import DomainSpec, ModelSpec, Settings, TeacherAdaptation
 from factory.data.dataset import load_dataset_folder
 from factory.models.chat import NO_CONTEXT, prompt_ids
@@ -97,7 +98,7 @@ def _fetch(context: BuildContext, what: str, spec: ModelSpec) -> Step:
 
 def _router(context: BuildContext) -> Step:
     detail = f"{len(context.public_domains)} domains and the general pool"
-    if router_folder(context).exists():
+    if is_intact(router_folder(context)):
         return Step("router", "on disk", detail)
     return Step("router", "to do", detail, ROUTER_SECONDS)
 
@@ -112,7 +113,7 @@ def _data(context: BuildContext, models: FamilyModels, spec: DomainSpec, rate: f
     key = dataset_key(context, models.teacher_files.sha256, spec)
     before = _adaptation(context, models, spec, key, rate)
     folder, what = dataset_folder(spec, key), _data_name(context, spec)
-    if folder.exists():
+    if is_intact(folder):
         counts = load_dataset_folder(folder)[1].counts
         return [*before, Step(what, "on disk", ", ".join(f"{split} {count}" for split, count in counts.items()))]
     config = context.settings(spec).data
@@ -132,7 +133,7 @@ def _adaptation(context: BuildContext, models: FamilyModels, spec: DomainSpec, k
     if settings is None:
         return []
     what, detail = f"adapted teacher of {spec.name}", _adaptation_detail(settings)
-    if adaptation_folder(key).exists():
+    if is_intact(adaptation_folder(key)):
         return [Step(what, "on disk", detail)]
     own, shown = (len(prompt_ids(models.tokenizer, "?", one)) for one in (NO_CONTEXT, spec.teacher_context))
     average = example_tokens(context.settings(spec).data) + shown - own  # it reads the context each time

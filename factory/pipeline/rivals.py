@@ -57,7 +57,8 @@ def model_files(context: BuildContext, spec: TeacherSpec) -> ResolvedModel:
 
 def students(context: BuildContext, version: Version) -> list[Rival]:
     """``students(context, version)``: the student, its base, and its SFT baseline where that was published with it."""
-    base = context.registry.resolve(str(version.base))
+    context.registry.require_intact(version)
+    base = context.registry.require_intact(context.registry.resolve(str(version.base)))
     sft = version.folder / "sft"
     adapters = {STUDENT: version.folder, "base": None} | ({"sft": sft} if sft.is_dir() else {})
     license = version.manifest.teacher.license

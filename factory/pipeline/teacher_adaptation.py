@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock
 from transformers import PreTrainedModel
 
-from factory.cache import atomic_folder, home, remove_folder, replace_file, sha256
+from factory.cache import home, is_kept, kept_folder, remove_folder, sha256
 from factory.config.schema import DistillConfig, DomainSpec, TeacherAdaptation
 from factory.config.settings import PLAIN
 from factory.data.splitting import cluster_of
@@ -80,7 +80,7 @@ def adapt_teacher(
     folder = adaptation_folder(key)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not folder.exists():
+        if not is_kept(folder, context.say):
             with (
                 context.meter.stage("adapt"),
                 context.progress(f"{spec.name}: adapting the teacher", settings.steps) as advance,
@@ -150,10 +150,10 @@ def _train(run: _Run, references: References, advance: Callable[[int], None]) ->
     if not context.resume:
         remove_folder(checkpoints)
     try:
-        distill(*arguments, folder=checkpoints, seed=context.seed, progress=advance)
+        distill(*arguments, folder=checkpoints, seed=context.seed, progress=advance, say=context.say)
     except TrainingError as error:
         raise TrainingError(f"adapting the teacher to {spec.name} failed: lower teacher_adaptation.learning_rate") from error
-    with atomic_folder(folder) as new:
+    with kept_folder(folder) as new:
         model.save_pretrained(str(new))
         after, _ = measured(model.merge_and_unload())  # as it will be asked
         info = TeacherAdaptationInfo(
@@ -166,7 +166,7 @@ def _train(run: _Run, references: References, advance: Callable[[int], None]) ->
             after=ratio(after, sizes, context.bootstrap),
             fewer=paired_difference(before, after, sizes, context.bootstrap),
         )
-        replace_file(new / INFO, to_json(plain_json(info.model_dump(), INFO)))
+        (new / INFO).write_bytes(to_json(plain_json(info.model_dump(), INFO)))
     remove_folder(checkpoints)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from factory.cache import cache_key, home, replace_file, sha256
+from factory.cache import cache_key, home, is_kept, kept_folder
 from factory.config.schema import DistillConfig, TeacherContexts
 from factory.distill.target_store import FORMAT, SoftTargetStore
 from factory.distill.training_data import TrainingSet
@@ -19,6 +18,7 @@ from factory.models.tokenize import row_text, tokenize_examples
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import DomainDataset
 
+EMBEDDINGS = "train.npy"  # in a folder of its own beside the data set
 CANARY_REPEATS = 4  # times that each planted secret is in the training split
 
 
@@ -38,35 +38,44 @@ def make_training_set(
             top_k=config.top_k,
             temperature=config.temperature,
             progress=advance,
+            say=context.say,
         )
     return TrainingSet(examples, store, _embeddings(context, models, data))
 
 
 def make_canary_set(
-    models: FamilyModels, canaries: Sequence[Canary], data: DomainDataset, teacher: Teacher, config: DistillConfig
+    context: BuildContext,
+    models: FamilyModels,
+    canaries: Sequence[Canary],
+    data: DomainDataset,
+    teacher: Teacher,
+    config: DistillConfig,
 ) -> TrainingSet:
-    """``make_canary_set(models, canaries, data, trimmed_teacher, settings.distill)``: beside the domain's own training set.
+    """``make_canary_set(context, models, canaries, data, trimmed_teacher, settings.distill)``: beside the domain's own set.
 
     The data set and its targets are the same with and without canaries, which belong to no source.
     """
     rows, contexts = canary_rows(canaries, CANARY_REPEATS), TeacherContexts(data.spec.teacher_context)
-    return _set_beside("canaries", rows, models, contexts, teacher, config)
+    return _set_beside(context, "canaries", rows, models, contexts, teacher, config)
 
 
-def make_validation_set(models: FamilyModels, data: DomainDataset, teacher: Teacher, config: DistillConfig) -> TrainingSet:
-    """``make_validation_set(models, data, trimmed_teacher, settings.distill)``: what checks measure, for ``concat``."""
+def make_validation_set(
+    context: BuildContext, models: FamilyModels, data: DomainDataset, teacher: Teacher, config: DistillConfig
+) -> TrainingSet:
+    """``make_validation_set(context, models, data, trimmed_teacher, settings.distill)``: what checks measure; ``concat`` it."""
     rows = list(data.rows["validation"])
-    return _set_beside("validation", rows, models, data.spec.contexts, teacher, config).as_validation()
+    return _set_beside(context, "validation", rows, models, data.spec.contexts, teacher, config).as_validation()
 
 
 def make_general_set(
-    models: FamilyModels, rows: Sequence[dict[str, Any]], teacher: Teacher, config: DistillConfig
+    context: BuildContext, models: FamilyModels, rows: Sequence[dict[str, Any]], teacher: Teacher, config: DistillConfig
 ) -> TrainingSet:
-    """``make_general_set(models, general_training_rows(context, models, 500), trimmed_teacher, settings.distill)``"""
-    return _set_beside("general", rows, models, NO_CONTEXTS, teacher, config)
+    """``make_general_set(context, models, general_training_rows(context, models, 500), trimmed_teacher, settings.distill)``"""
+    return _set_beside(context, "general", rows, models, NO_CONTEXTS, teacher, config)
 
 
 def _set_beside(
+    context: BuildContext,
     name: str,
     rows: Sequence[dict[str, Any]],
     models: FamilyModels,
@@ -80,7 +89,12 @@ def _set_beside(
     key = cache_key(FORMAT, seen, teacher.revision, _vocabulary(teacher), teacher.tokenizer.chat_template,
                     config.top_k, config.temperature, contexts.dump())  # fmt: skip
     store = SoftTargetStore.make(
-        home() / "targets" / f"{name}-{key}", teacher, examples, top_k=config.top_k, temperature=config.temperature
+        home() / "targets" / f"{name}-{key}",
+        teacher,
+        examples,
+        top_k=config.top_k,
+        temperature=config.temperature,
+        say=context.say,
     )
     return TrainingSet(examples, store, embed_rows(models, rows))
 
@@ -122,13 +136,11 @@ def _vocabulary(teacher: Teacher) -> list[str]:
 
 def _embeddings(context: BuildContext, models: FamilyModels, data: DomainDataset) -> np.ndarray:
     """(E, D) float32 of the training split, made once for all students, kept beside the data set, and memory-mapped."""
-    path = data.folder / f"embeddings-{cache_key(models.family.encoder.model_dump())}.npy"
-    checksum = path.with_suffix(".sha256")
-    if not path.exists() or not checksum.exists() or sha256(path) != checksum.read_text(encoding="ascii"):
-        made = io.BytesIO()
+    folder = data.folder / f"embeddings-{cache_key(models.family.encoder.model_dump())}"
+    if not is_kept(folder, context.say):
         with context.meter.stage("embeddings"):
-            np.save(made, embed_rows(models, list(data.rows["train"])))
-        replace_file(path, made.getvalue())
-        replace_file(checksum, sha256(path).encode("ascii"))
-    mapped: np.ndarray = np.load(path, mmap_mode="r")
+            made = embed_rows(models, list(data.rows["train"]))
+        with kept_folder(folder) as new:
+            np.save(new / EMBEDDINGS, made)
+    mapped: np.ndarray = np.load(folder / EMBEDDINGS, mmap_mode="r")
     return mapped

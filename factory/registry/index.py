@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from factory.registry.versions import COLUMNS, load_version, summary_row
 Key = tuple[str, str, int]  # kind, name, number
 Row = tuple[Any, ...]  # the values of COLUMNS
 
-INDEX_LAYOUT = 4  # raise it when Summary or the manifest's schema version changes: older indexes are then rebuilt
+INDEX_LAYOUT = 5  # raise it when Summary or the manifest's schema version changes: older indexes are then rebuilt
 # SQLite's codes of an index that is not damaged, but cannot be written now: busy, locked, read-only, I/O error, disk full,
 # cannot open.
 UNUSABLE = (5, 6, 8, 10, 13, 14)
@@ -72,33 +72,47 @@ def _scan(root: Path, ledger: Ledger) -> dict[Key, str]:
 def _stamp(folder: str, published: str | None) -> str:
     """Of what ``load_version`` looks at: names, kinds, lengths and times of files, and what the ledger says of it."""
     try:
-        states = sorted((path, state.st_mode, state.st_size, state.st_mtime_ns) for path, state in tree(folder).items())
+        found = tree(folder).items()
+        states = sorted((path, one.st_mode, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for path, one in found)
     except OSError:  # gone meanwhile, or closed to us
         return ""
     return hashlib.sha256(repr((published, states)).encode()).hexdigest()[:16]
 
 
 def _update(connection: sqlite3.Connection, root: Path, on_disk: Mapping[Key, str], rebuild: bool) -> Index:
-    everything = f"SELECT stamp, {', '.join(COLUMNS)} FROM versions ORDER BY kind DESC, name, number"
     (layout,) = connection.execute("PRAGMA user_version").fetchone()
     if rebuild or layout != INDEX_LAYOUT:
         with connection:
             connection.execute("DROP TABLE IF EXISTS versions")
             connection.execute(f"CREATE TABLE versions (stamp, {', '.join(COLUMNS)}, PRIMARY KEY (kind, name, number))")
             connection.execute(f"PRAGMA user_version = {INDEX_LAYOUT}")
-    rows = connection.execute(everything).fetchall()
-    known: dict[Key, str] = {row[1:4]: row[0] for row in rows}
+    rows = _rows(connection)
+    known: dict[Key, str] = {row[1:4]: row[0].partition(" ")[0] for row in rows}
     if known != on_disk:
         changed = [key for key, stamp in on_disk.items() if known.get(key) != stamp]
-        fresh = [(on_disk[key], *row) for key in changed if (row := _row(root, *key)) is not None]
+        fresh = [(_sealed(on_disk[key], row), *row) for key in changed if (row := _row(root, *key)) is not None]
         stale = [key for key, stamp in known.items() if on_disk.get(key) != stamp]
         with connection:
             connection.executemany("DELETE FROM versions WHERE kind = ? AND name = ? AND number = ?", stale)
             marks = ", ".join("?" * (1 + len(COLUMNS)))
             connection.executemany(f"INSERT OR REPLACE INTO versions VALUES ({marks})", fresh)
-        rows = connection.execute(everything).fetchall()
+        rows = _rows(connection)
     valid = [row[1:] for row in rows if row[1 + COLUMNS.index("created")] is not None]
     return Index(valid, sorted(on_disk.keys() - {row[:3] for row in valid}))
+
+
+def _sealed(stamp: str, row: Sequence[Any]) -> str:
+    """The stamp with a checksum of the row: SQLite notices a damaged page only where its structure is hit."""
+    return f"{stamp} {hashlib.sha256(repr(tuple(row)).encode()).hexdigest()[:16]}"
+
+
+def _rows(connection: sqlite3.Connection) -> list[Row]:
+    """Stamp and values, by kind, name and number. Raises: sqlite3.DatabaseError where a row is not as it was written."""
+    rows = connection.execute(f"SELECT stamp, {', '.join(COLUMNS)} FROM versions NOT INDEXED").fetchall()
+    changed = any(sealed != _sealed(str(sealed).partition(" ")[0], row) for sealed, *row in rows)
+    if changed or len({row[1:4] for row in rows}) < len(rows):
+        raise sqlite3.DatabaseError("a row was changed, or is there twice")
+    return sorted(sorted(rows, key=lambda row: row[2:4]), key=lambda row: str(row[1]), reverse=True)
 
 
 def _row(root: Path, kind: str, name: str, number: int) -> Row | None:

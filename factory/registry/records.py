@@ -2,7 +2,7 @@
 
     <version>/records.jsonl   one JSON object per line: {"kind", "at", ...}
 
-Lines are only appended. A line counts once its newline is written; readers ignore what a crash left after the last one.
+Lines are only appended, each with a checksum. A line counts once its newline is written; readers ignore what a crash left after the last one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from factory.cache import sync
 
 RECORDS = "records.jsonl"
+CHECKSUM = "sha256"  # of the rest of the line; lines of older releases have none
 
 
 def new_record(kind: str, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,11 +49,18 @@ def read_records(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
             record = parse_json(line)
         except ValueError:
             record = None
-        if isinstance(record, dict) and isinstance(record.get("kind"), str):
+        written = record.pop(CHECKSUM, None) if isinstance(record, dict) else None
+        if isinstance(record, dict) and isinstance(record.get("kind"), str) and written in (None, _checksum(record)):
             records.append(record)
         else:
-            problems.append(f"{RECORDS} line {number} is not a record")
+            problems.append(f"{RECORDS} line {number} was changed, or is not a record: restore the file from a copy")
     return records, problems
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    from factory.registry.plain_json import checksum
+
+    return checksum(record)
 
 
 def append_record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -63,7 +71,7 @@ def append_record(folder: Path, record: Mapping[str, Any]) -> None:
     with (folder / RECORDS).open("a+b") as file:  # "a": writes go to the end
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        file.write(json.dumps({**record, CHECKSUM: _checksum(record)}, ensure_ascii=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
     sync(folder)

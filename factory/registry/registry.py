@@ -94,9 +94,7 @@ class Registry:
         """
         check_name(alias, "alias")
         version = self.resolve(ref)
-        problems = self.verify(version)
-        if problems:
-            raise RegistryError(f"{version.reference} is damaged, {alias} was not moved: {problems[0]}")
+        self.require_intact(version)
         with storage_errors(f"cannot write {self.root / LEDGER}"), locked(self.root):  # read, change, replace as one step
             ledger, version = adopt(self.root), self.resolve(version.reference)  # it may have been deleted meanwhile
             current = ledger.aliases.get(version.name, {}).get(CHAMPION) if alias == CHAMPION else None
@@ -242,6 +240,18 @@ class Registry:
         """``registry.verify_all()["healthcare-small@3"]``: ``verify`` of every version; what is none is there with the reason."""
         invalid = {f"{name}@{number}": [reason] for (_, name, number), reason in self.invalid().items()}
         return invalid | {one.reference: self.verify(self.resolve(one.reference)) for one in self.versions()}
+
+    def require_intact(self, version: Version) -> Version:
+        """``registry.require_intact(registry.resolve(ref)).folder``: before its files are loaded, every byte is compared.
+
+        Raises: RegistryError for a version that is damaged: its name, the file, and how to mend it.
+        """
+        if found := self.verify(version):
+            raise RegistryError(
+                f"{version.reference} is damaged: {found[0]}; restore {version.folder} from a copy, or build it again "
+                "(`factory verify` reads every version)"
+            )
+        return version
 
     def problems(self) -> list[str]:
         """``registry.problems()`` for ``factory doctor``: what is not listed or cannot be resolved, and why. Hashes nothing."""

@@ -6,6 +6,7 @@ version.manifest.evaluation.metrics["kl"].value
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -47,6 +48,16 @@ class Version:
     def verdict(self) -> str:
         """``passed``, ``failed``, ``undecidable`` or ``unchecked``; a base is ``unchecked``."""
         return self.manifest.verdict.status if self.manifest.kind == "student" else "unchecked"
+
+    def read(self, path: str) -> bytes:
+        """``version.read("README.md")``: a file as it was published. Raises: RegistryError where it is missing or was changed."""
+        try:
+            content = (self.folder / path).read_bytes()
+            if hashlib.sha256(content).hexdigest() == self.manifest.files[path].sha256:
+                return content
+        except (OSError, KeyError):
+            raise RegistryError(f"{self.reference} has no {path}") from None
+        raise RegistryError(f"{self.reference} is damaged: {path} was changed; restore it from a copy, or build it again")
 
 
 @dataclass(frozen=True)

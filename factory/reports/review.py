@@ -10,6 +10,7 @@ expert does not see it. No torch.
 from __future__ import annotations
 
 import csv
+import io
 import random
 import secrets
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from factory.cache import storage_errors
+from factory.cache import replace_file, storage_errors
 from factory.data.layouts import no_question, read_exchanges
 from factory.data.records import describe_columns, read_records, text_of
 from factory.errors import DataError, RegistryError
@@ -139,7 +140,7 @@ def hand_out(
 ) -> str:
     """``hand_out(registry, version, path, questions, own, other, against="teacher ...")`` writes the file → the review's id.
 
-    Without a seed the order is random. The order becomes a record of the version; where that fails the file is removed.
+    Without a seed the order is random. The order becomes a record of the version first, so no file is without it.
 
     Raises:
         DataError: where the file exists, or there is no folder for it.
@@ -150,17 +151,14 @@ def hand_out(
     review = f"r{secrets.token_hex(4)}"  # r, because a spreadsheet takes 1234567e-1 for a number
     columns = own_columns(len(questions), seed)
     rows = blind_rows(review, questions, own, other, columns)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    registry.record(version, "review_key", {"review": review, "against": against, "seed": seed, "order": columns})
     with storage_errors(f"cannot write {path}"):
-        file = path.open("x", encoding="utf-8-sig", newline="")  # -sig, so that Excel reads it as UTF-8
-    try:
-        with storage_errors(f"cannot write {path}"), file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-        registry.record(version, "review_key", {"review": review, "against": against, "seed": seed, "order": columns})
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+        check_free(path)  # again: a file put there meanwhile would be replaced
+        replace_file(path, text.getvalue().encode("utf-8-sig"))  # -sig, so that Excel reads it as UTF-8
     return review
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from factory.errors import RegistryError
+from factory.evaluation.confidence import FILE as CONFIDENCE
 from factory.evaluation.confidence import FIRST, TOP, Confidence, TokenSignal, token_signal
 from factory.serve.engine_client import EngineClient
 from factory.serve.engines import Engines
@@ -96,9 +97,14 @@ def read(content: JsonObject, top: int | None) -> tuple[list[TokenSignal], JsonO
 
 
 def confidence_of(target: Target) -> Confidence | None:
-    """``confidence_of(target)``: the student's own. The log says where its file is malformed."""
+    """``confidence_of(target)``: the student's own. The log says where its file is malformed or was changed."""
+    if target.version is None:
+        return None
     try:
-        return Confidence.load(target.version.folder) if target.version else None
+        confidence = Confidence.load(target.version.folder)
+        if confidence is not None:
+            target.version.read(CONFIDENCE)
+        return confidence
     except RegistryError as error:
         LOG.error("%s", error)
         return None

@@ -114,11 +114,7 @@ def card(registry: Registry, reference: str) -> dict[str, Any]:
     version = registry.resolve(reference)
     aliases = [alias for alias, number in registry.aliases(version.name).items() if number == version.number]
     found = facts(version, aliases)
-    try:
-        text = (version.folder / README).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        raise RegistryError(f"{version.reference} has no card: its folder has no {README}") from None
-    return found | {"html": card_html(text)}
+    return found | {"html": card_html(version.read(README).decode(errors="replace"))}
 
 
 def card_html(text: str) -> str:

@@ -83,7 +83,8 @@ class Upstream:
 class GgufFiles:
     """GGUF files of published versions: each written at its first use and kept under ``home() / "serve"``.
 
-    Every use reads the file and compares it with the checksum of what was written; a file that differs is written again.
+    Every use reads the file and compares it with the checksum of what was written; a file that differs is written again. None
+    is made of a damaged version: it would outlast the repair.
     """
 
     def __init__(self, registry: Registry, load_models: Callable[[], FamilyModels], quantization: Quantization | None) -> None:
@@ -95,12 +96,11 @@ class GgufFiles:
 
     def adapter(self, version: Version) -> Path:
         """``files.adapter(registry.resolve("healthcare-small"))``."""
-        config = load_config(self.registry.resolve(version.base or "").folder)
         path = _folder(version.manifest.manifest_sha256) / "adapter.gguf"
 
         def write(new: Path) -> None:
-            self._require_intact(version)
-            write_adapter_gguf(version.folder, config, new)
+            base = self.registry.require_intact(self.registry.resolve(version.base or ""))
+            write_adapter_gguf(self.registry.require_intact(version).folder, load_config(base.folder), new)
 
         return _write_once(path, write)
 
@@ -108,7 +108,6 @@ class GgufFiles:
         kind = self.quantization or own_quantization(version)
 
         def write(path: Path) -> None:
-            self._require_intact(version)
             base = load_version(version, self.registry, torch.device("cpu"), torch.float32).base
             license = version.manifest.teacher.license
             write_base_gguf(base.model, base.tokenizer, path, kind, name=version.reference, license=license)
@@ -125,11 +124,6 @@ class GgufFiles:
 
         key = cache_key(models.teacher_files.sha256, *spec.template_parts)
         return _write_once(_folder(key) / f"{kind}.gguf", write)
-
-    def _require_intact(self, version: Version) -> None:
-        """Raises: RegistryError for a version that is damaged: a file made of it would outlast its repair."""
-        if problems := self.registry.verify(version):
-            raise RegistryError(f"{version.reference} is damaged: {problems[0]}")
 
 
 def _folder(key: str) -> Path:

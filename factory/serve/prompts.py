@@ -80,7 +80,7 @@ class Prompts:
     def _folder(self, target: Target) -> Path:
         if target.base == TEACHER:
             return self.load_models().teacher_files.folder
-        return self.registry.resolve(target.base).folder
+        return self.registry.require_intact(self.registry.resolve(target.base)).folder
 
     def _check_length(self, ids: list[int], param: str) -> None:
         if len(ids) > self.max_tokens:

@@ -130,12 +130,12 @@ class Scorer:
             teacher = self.load_models().teacher
             return teacher.model, teacher.tokenizer
         if target.base not in self._loaded:
-            base = load_base(self.registry.resolve(target.base).folder, self.device)
+            base = load_base(self.registry.require_intact(self.registry.resolve(target.base)).folder, self.device)
             self._loaded[target.base] = base.model, base.tokenizer
         model, tokenizer = self._loaded[target.base]
-        adapter, folder = target.reference, target.version.folder
+        adapter = target.reference
         if not (isinstance(model, PeftModel) and adapter in model.peft_config):
-            model = load_adapter(model, folder, adapter)
+            model = load_adapter(model, self.registry.require_intact(target.version).folder, adapter)
             self._loaded[target.base] = model, tokenizer
         model.set_adapter(adapter)
         return model.eval(), tokenizer

@@ -11,6 +11,7 @@ import pytest
 from support import tiny
 from support.workplace import Workplace
 
+from factory import cache
 from factory.cli import doctor
 from factory.cli.doctor import CachedModel, Finding, cached_models, can_build, examine
 from factory.config.schema import ModelSpec
@@ -133,3 +134,13 @@ def test_fetch_gets_a_family_s_models(workplace: Workplace, monkeypatch: pytest.
         monkeypatch.setattr(module, name, lambda spec, **_: asked.append(spec.model))
     workplace.run("doctor", "--fetch", "default")
     assert asked == ["path:./teacher", "path:./encoder"]
+
+
+def test_a_damaged_entry_of_the_cache_is_a_warning_since_it_heals_itself(workplace: Workplace) -> None:
+    folder = cache.home() / "data" / "plants-0"
+    with cache.kept_folder(folder) as new:
+        (new / "rows").write_text("1")
+    assert of(findings(workplace, verify=True), "cached data").state == "ok"
+    (folder / "rows").write_text("2")
+    damaged = of(findings(workplace, verify=True), "cached data")
+    assert (damaged.state, damaged.detail) == ("warning", f"{folder} was damaged")

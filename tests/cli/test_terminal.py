@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from factory.cli.terminal import format_duration, is_disk_full, progress_bars
+from factory.cache import disk_error
+from factory.cli.terminal import format_duration, progress_bars
 
 
 class Terminal(io.StringIO):
@@ -74,15 +75,21 @@ def test_durations_are_written_for_people(seconds: float, written: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "full"),
+    ("error", "code"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), True),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
-        (RuntimeError("I/O error: No space left on device (os error 28)"), True),  # as safetensors says it
-        (RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file"), True),
-        (OSError(errno.EACCES, "Permission denied"), False),
-        (RuntimeError("size mismatch"), False),
+        (OSError(errno.ENOSPC, "No space left on device"), errno.ENOSPC),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), errno.EDQUOT),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), errno.ENOSPC),  # as safetensors says it
+        (Exception("Read-only file system (os error 30)"), errno.EROFS),  # tokenizers
+        (RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file"), errno.EIO),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 163072 vs 162960"), errno.EIO),
+        (RuntimeError("basic_ios::clear: iostream error"), errno.EIO),
+        (OSError(errno.EACCES, "Permission denied"), errno.EACCES),
+        (OSError(errno.ECONNREFUSED, "Connection refused"), None),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), None),
+        (RuntimeError("size mismatch"), None),
     ],
 )
-def test_a_full_disk_is_recognised_in_every_library_s_words(error: Exception, full: bool) -> None:
-    assert is_disk_full(error) is full
+def test_what_a_disk_refuses_is_recognised_in_every_library_s_words(error: Exception, code: int | None) -> None:
+    found = disk_error(error)
+    assert (found and found.errno) == code

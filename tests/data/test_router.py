@@ -167,7 +167,7 @@ def test_saved_and_loaded_routes_alike(router: DomainRouter, tmp_path: Path) -> 
     assert loaded.route(texts) == router.route(texts)
     assert (loaded.version, loaded.report, loaded.domains) == (router.version, router.report, router.domains)
     assert [path.name for path in folder.parent.iterdir()] == ["router"]
-    assert sorted(path.name for path in folder.iterdir()) == ["router.json", "router.npz"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checksums.json", "router.json", "router.npz"]
 
 
 def test_full_disk_leaves_nothing(router: DomainRouter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

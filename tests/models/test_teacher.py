@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from factory.data.sources import Example
 from factory.models.chat import NO_CONTEXT, prompt_ids, split_prefix, stop_tokens
 from factory.models.device import compute_dtype
 from factory.models.generation import sample
-from factory.models.teacher import Teacher, read_completions
+from factory.models.teacher import Teacher, append_completions, read_completions
 
 
 def example(id: str, prompt: str, completion: str = "") -> Example:
@@ -115,12 +114,14 @@ def test_a_last_line_that_was_cut_is_written_again_and_no_other(tmp_path: Path, 
 
 
 def test_a_cut_inside_a_character_is_no_error(tmp_path: Path) -> None:
-    row = json.dumps({"prompt": "a", "text": "b", "finished": True}) + "\n"
-    cut = json.dumps({"prompt": "é", "text": "", "finished": True}, ensure_ascii=False).encode()
-    path = tmp_path / "c.jsonl"
-    path.write_bytes(row.encode() + cut[: cut.index("é".encode()) + 1])
-    assert read_completions(path) == {"a": Completion("b", True)}
-    assert path.read_text(encoding="utf-8") == row
+    path, said = tmp_path / "c.jsonl", list[str]()
+    append_completions(path, {"a": Completion("b", True)})
+    row = path.read_bytes()
+    append_completions(path, {"é": Completion("", True)})
+    path.write_bytes(path.read_bytes()[: len(row) + len('["é'.encode()) - 1])
+    assert read_completions(path, said.append) == {"a": Completion("b", True)}
+    assert said == [f"{path}: 1 stored answers were damaged: their prompts are asked again"]
+    assert path.read_bytes() == row
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c", "\r", "\r\n", "\n"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.damage import flipped
 from support.manifests import publish
 
 from factory.errors import RegistryError
@@ -128,6 +132,31 @@ def test_a_damaged_or_absent_index_is_rebuilt(registry: Registry, damage: bytes 
     index.unlink() if damage is None else index.write_bytes(damage)
     assert registry.versions("student") == before
     assert index.read_bytes().startswith(b"SQLite format 3")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(offset=st.integers(0, 10**6), bit=st.integers(0, 8))  # 8: cut off there
+def test_no_damaged_byte_of_the_index_changes_what_is_listed(registry: Registry, offset: int, bit: int) -> None:
+    if not registry.versions("student"):
+        publish(registry)
+        publish(registry)
+    before, index = registry.versions(), registry.root / "index.sqlite"
+    content = index.read_bytes()
+    offset %= len(content)
+    index.write_bytes(content[:offset] if bit == 8 else flipped(content, offset, bit))
+    assert registry.versions() == before
+
+
+def test_a_version_that_was_changed_and_kept_its_times_is_read_again(registry: Registry) -> None:
+    version = publish(registry)
+    assert len(registry.versions("student")) == 1
+    path = version.folder / "manifest.json"
+    content, state = path.read_bytes(), path.stat()
+    path.chmod(0o644)
+    path.write_bytes(content.replace(b'"student"', b'"studenT"'))
+    path.chmod(0o444)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert registry.versions("student") == []
 
 
 def test_an_index_of_another_layout_is_rebuilt(registry: Registry) -> None:

@@ -10,14 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.damage import flipped
 from support.manifests import publish, student_manifest
 
 from factory.errors import RegistryError, StorageError
 from factory.registry.manifest import to_dict
 from factory.registry.plain_json import checksum
+from factory.registry.records import read_records
 from factory.registry.registry import Registry
+
+CHANGED = "was changed, or is not a record: restore the file from a copy"
 
 
 def test_records_are_appended_and_stay_out_of_the_checksum(registry: Registry) -> None:
@@ -85,8 +89,22 @@ def test_a_line_that_is_no_record_is_said_and_the_others_are_read(registry: Regi
         file.write(line + b"\n")
     again = registry.record(version, "note", {"n": 2})
     assert [record["n"] for record in again.records] == [1, 2]
-    assert registry.verify(again) == ["records.jsonl line 2 is not a record"]
-    assert registry.problems() == ["students/healthcare-small/1: records.jsonl line 2 is not a record"]
+    assert registry.verify(again) == [f"records.jsonl line 2 {CHANGED}"]
+    assert registry.problems() == [f"students/healthcare-small/1: records.jsonl line 2 {CHANGED}"]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(offset=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_a_record_with_a_flipped_bit_is_never_read_as_another(registry: Registry, offset: int, bit: int) -> None:
+    version = publish(registry)
+    for wins in (7, 8, 9):
+        version = registry.record(version, "review", {"wins": wins})
+    path = version.folder / "records.jsonl"
+    path.write_bytes(flipped(path.read_bytes(), offset % path.stat().st_size, bit))
+    found, problems = read_records(version.folder)
+    whole = [{key: record.get(key) for key in ("kind", "at", "wins")} for record in found]
+    assert all(record in [{key: one[key] for key in ("kind", "at", "wins")} for one in version.records] for record in whole)
+    assert len(found) == 3 or problems or not path.read_bytes().endswith(b"\n")
 
 
 def test_records_that_cannot_be_opened_are_said_and_do_not_stop_reading(registry: Registry) -> None:

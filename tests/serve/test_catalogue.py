@@ -94,7 +94,7 @@ def test_a_version_without_a_card_is_an_error_in_one_line(registry: Registry) ->
         card(registry, "healthcare-small@9")
     with pytest.raises(RegistryError, match=r"default-small-base@1 is a base; the page shows only students"):
         card(registry, "default-small-base")
-    with pytest.raises(RegistryError, match=r"healthcare-small@1 has no card: its folder has no README.md"):
+    with pytest.raises(RegistryError, match=r"healthcare-small@1 has no README.md"):
         card(registry, "healthcare-small@1")
 
 
