@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from factory.errors import FactoryError, StorageError
+from factory.leftovers import clear, temporary_file, temporary_folder
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -60,18 +61,20 @@ def replace_file(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """``with atomic_file(path) as new:`` write to ``new``; it becomes ``path`` unless something is raised."""
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        sync(temporary)
-        temporary.chmod(0o644)  # mkstemp's is 0o600
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """``with atomic_file(path) as new:`` write to ``new``; it becomes ``path`` unless something is raised.
+
+    Here and in ``atomic_folder``, what processes that were killed meanwhile have left beside it is removed first.
+    """
+    clear(_temporaries(target))
+    with temporary_file(target.parent, f".{target.name}-") as temporary:
+        try:
+            yield temporary
+            sync(temporary)
+            temporary.chmod(0o644)  # mkstemp's is 0o600
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
@@ -81,18 +84,26 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     A folder that is there already is replaced, and put back where the rename fails.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
-        new, old = Path(temporary) / "new", Path(temporary) / "old"
-        new.mkdir()  # 0o755, where the temporary folder itself is 0o700
-        yield new
-        if target.exists():
-            target.rename(old)
+    clear(_temporaries(target))
+    with temporary_folder(target.parent, f".{target.name}-") as temporary:
         try:
-            new.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
+            new, old = temporary / "new", temporary / "old"
+            new.mkdir()  # 0o755, where the temporary folder itself is 0o700
+            yield new
+            if target.exists():
+                target.rename(old)
+            try:
+                new.rename(target)
+            except OSError:
+                if old.exists():
+                    old.rename(target)
+                raise
+        finally:
+            remove_folder(temporary)
+
+
+def _temporaries(target: Path) -> Iterator[Path]:
+    return target.parent.glob(f".{glob.escape(target.name)}-????????")
 
 
 def folder_bytes(folder: Path) -> int:

@@ -15,9 +15,10 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PrinterCallback, TrainerCallback, TrainerState
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from factory.config.schema import DistillConfig
+from factory.distill.checkpoints import SeededOrder, last_checkpoint
 from factory.distill.chunked_loss import position_loss
 from factory.distill.features import feature_projection, last_states, mapped_layers, teacher_features
 from factory.distill.gradients import SHARE_OF, gradient_shares, measured_steps, median_shares
@@ -111,13 +112,18 @@ class DistillTrainer(GKDTrainer):
             optimizer.add_param_group({"params": parameters, "weight_decay": 0.0})
         return optimizer
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> SeededOrder:
+        rows: Any = self.train_dataset
+        return SeededOrder(self.args.train_batch_size, rows["length"], seed=self.args.seed)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The projection is part of a checkpoint, so that training resumes with it."""
-        save: Any = super()._save_checkpoint
-        save(model, trial)
+        """The projection is part of a checkpoint, so that training resumes with it; a checkpoint's state is written last."""
         if state := self.projection.state_dict():
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
             save_file(state, folder / PROJECTION)
+        save: Any = super()._save_checkpoint
+        save(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -129,14 +135,14 @@ class DistillTrainer(GKDTrainer):
         """As any checkpoint: with the projection, and the adapter stays trainable."""
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
-    def finished(self, checkpoint: str) -> bool:
+    def finished(self, checkpoint: Path) -> bool:
         """``trainer.finished(checkpoint)``: whether the training has ended; the kept weights and the curve are then loaded."""
-        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         ended = state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]  # by its checks, too
         if state.global_step < self.config.steps and not ended:
             return False
         kept = state.best_global_step or state.global_step
-        self._load_from_checkpoint(str(Path(checkpoint).with_name(f"checkpoint-{kept}")))
+        self._load_from_checkpoint(str(checkpoint.with_name(f"checkpoint-{kept}")))
         self.state = state
         return True
 
@@ -320,9 +326,9 @@ def distill(
     trainer = DistillTrainer(
         model, base, teacher, training_set, config, folder=folder, seed=seed, callbacks=[_Progress(progress)]
     )
-    checkpoint = get_last_checkpoint(str(folder)) if folder.exists() else None
+    checkpoint = last_checkpoint(folder)
     if checkpoint is None or not trainer.finished(checkpoint):
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     elif progress is not None:
         progress(config.steps)
     unwrap(model).eval()

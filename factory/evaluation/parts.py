@@ -46,3 +46,8 @@ def kept_part(folder: Path, name: str, measure: Callable[[], Part]) -> Part:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(path, to_json(plain_json(found.model_dump(), name)))
     return found
+
+
+def count_parts(folder: Path) -> int:
+    """``count_parts(folder)``: how many are kept there."""
+    return len(list(folder.glob("*.json")))

@@ -6,13 +6,15 @@ import ctypes
 import gc
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from filelock import FileLock
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
@@ -93,29 +95,32 @@ class Teacher:
         repetition_penalty: float,
         seed: int,
         progress: Progress | None = None,
+        note: Callable[[Path, int, int], None] = lambda path, of, before: None,
     ) -> dict[str, Completion]:
         """``teacher.complete(examples, context, folder=folder, ...)[example.id].text``: greedy completions of those without.
 
         They are cached in ``folder`` as JSON lines, in a file named by the cache key of what decides them, so an
-        interrupted run loses at most ``CHUNK`` prompts and other builds do not repeat a prompt.
+        interrupted run loses at most ``CHUNK`` prompts and other builds do not repeat a prompt. A line is a chunk, whole or not
+        there: a run that goes on asks in the same batches, on which the last bits of logits depend. One process at a time asks.
+        ``note`` hears of that file, of how many are missing in it, and of how many it has.
         """
         template = self.tokenizer.chat_template
         key = cache_key(self.revision, context.model_dump(), max_new_tokens, repetition_penalty, template)
         path = folder / f"{key}.jsonl"
-        known = read_completions(path)
         wanted = [example for example in examples if not example.completion]
-        missing = sorted({example.prompt for example in wanted} - known.keys(), key=lambda prompt: (len(prompt), prompt))
-        if progress is not None:
-            progress(len({example.prompt for example in wanted}) - len(missing))
         folder.mkdir(parents=True, exist_ok=True)
-        for start in range(0, len(missing), CHUNK):
-            chunk = missing[start : start + CHUNK]
-            written = self._write(chunk, context, max_new_tokens, repetition_penalty, seed, progress)
-            with path.open("a", encoding="utf-8") as file:
-                for prompt, completion in written.items():
-                    row = {"prompt": prompt, "text": completion.text, "finished": completion.finished}
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            known |= written
+        with FileLock(path.with_suffix(".lock")):
+            known = read_completions(path)
+            missing = sorted({example.prompt for example in wanted} - known.keys(), key=lambda prompt: (len(prompt), prompt))
+            if missing:
+                note(path, len(missing), len(known))
+            if progress is not None:
+                progress(len({example.prompt for example in wanted}) - len(missing))
+            for start in range(0, len(missing), CHUNK):
+                chunk = missing[start : start + CHUNK]
+                written = self._write(chunk, context, max_new_tokens, repetition_penalty, seed, progress)
+                append_completions(path, written)
+                known |= written
         return {example.id: known[example.prompt] for example in wanted}
 
     def _write(
@@ -170,17 +175,39 @@ class Teacher:
         return [text for text in texts if text]
 
 
+def append_completions(path: Path, written: Mapping[str, Completion]) -> None:
+    """``append_completions(path, {prompt: completion})``: as one line."""
+    rows = [{"prompt": prompt, "text": one.text, "finished": one.finished} for prompt, one in written.items()]
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(rows, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def read_completions(path: Path) -> dict[str, Completion]:
     """``read_completions(path)``: completions by prompt; an incomplete last line is removed from the file."""
-    if not path.exists():
-        return {}
     known: dict[str, Completion] = {}
-    whole = 0  # bytes: a line may be cut inside a character, and text has more line ends (U+2028)
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            os.truncate(path, whole)
-            break
-        row = json.loads(line)
-        known[row["prompt"]] = Completion(row["text"], row["finished"])
+    whole = 0  # bytes
+    for line in _lines(path):
+        known |= {row["prompt"]: Completion(row["text"], row["finished"]) for row in _rows(line)}
         whole += len(line)
+    if path.exists() and path.stat().st_size > whole:
+        os.truncate(path, whole)
     return known
+
+
+def count_completions(path: Path) -> int:
+    """``count_completions(path)``: how many there are, also while another process writes them."""
+    return sum(len(_rows(line)) for line in _lines(path))
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The complete ones; as bytes, since a line may be cut inside a character, and text has more line ends (U+2028)."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith(b"\n")]
+
+
+def _rows(line: bytes) -> list[dict[str, Any]]:
+    """Of one chunk; older files have a line for each prompt."""
+    content = json.loads(line)
+    return content if isinstance(content, list) else [content]

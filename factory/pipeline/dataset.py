@@ -348,6 +348,7 @@ def _complete(
             repetition_penalty=config.repetition_penalty,
             seed=context.seed,
             progress=progress,
+            note=partial(context.note.add, "answers"),
         )
 
     with context.meter.stage("completions"):

@@ -19,10 +19,11 @@ import numpy as np
 from filelock import FileLock
 from transformers import PreTrainedModel
 
-from factory.cache import atomic_folder, home, remove_folder, replace_file, sha256
+from factory.cache import atomic_folder, home, replace_file, sha256
 from factory.config.schema import DistillConfig, DomainSpec, TeacherAdaptation
 from factory.config.settings import PLAIN
 from factory.data.splitting import cluster_of
+from factory.distill.checkpoints import remove_checkpoints
 from factory.distill.trainer import distill
 from factory.errors import DataError, TrainingError
 from factory.evaluation.benchmark import Question, bits_per_byte, question_clusters
@@ -148,7 +149,7 @@ def _train(run: _Run, references: References, advance: Callable[[int], None]) ->
         before, sizes = measured(model)
     folder, checkpoints = adaptation_folder(run.key), home() / "distill" / f"teacher-{run.key}"
     if not context.resume:
-        remove_folder(checkpoints)
+        remove_checkpoints(checkpoints)
     try:
         distill(*arguments, folder=checkpoints, seed=context.seed, progress=advance)
     except TrainingError as error:
@@ -167,7 +168,7 @@ def _train(run: _Run, references: References, advance: Callable[[int], None]) ->
             fewer=paired_difference(before, after, sizes, context.bootstrap),
         )
         replace_file(new / INFO, to_json(plain_json(info.model_dump(), INFO)))
-    remove_folder(checkpoints)
+    remove_checkpoints(checkpoints)
 
 
 def _held_apart(run: _Run, references: References) -> tuple[Rows, Rows, Any]:

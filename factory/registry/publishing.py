@@ -13,7 +13,6 @@ import contextlib
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from factory.cache import FULL_DISK, full_disk, replace_file, sha256, storage_errors, sync
 from factory.config.names import check_name
 from factory.errors import FactoryError, RegistryError
+from factory.leftovers import clear, temporary_folder
 from factory.registry.records import RECORDS, utc_now
 from factory.registry.references import is_number, kind_of, numbers, resolve
 from factory.registry.versions import FOLDERS, MANIFEST
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from factory.registry.manifest import BaseManifest, StudentManifest
 
 STAGING = ".staging"
+FAILED = ".failed"
 FORESEEN = (FactoryError, OSError, KeyboardInterrupt, SystemExit)  # after anything else a staged folder stays: doctor names it
 
 
@@ -36,22 +37,29 @@ FORESEEN = (FactoryError, OSError, KeyboardInterrupt, SystemExit)  # after anyth
 def staging_folder(root: Path, name: str) -> Iterator[Path]:
     """``with staging_folder(root, "healthcare-small") as folder:`` an empty folder, removed afterwards unless published.
 
-    After an error that nobody foresaw it is kept, for it may hold the work of hours.
+    What builds that were killed have left is removed first. After an error that nobody foresaw the folder is kept, under a name
+    that ends with ``.failed``, for it may hold the work of hours.
     Raises: RegistryError for an unsafe name, StorageError where the disk refuses.
     """
     check_name(name)
-    with storage_errors(f"cannot create a folder for {name} in {root}"):
-        staging = root / STAGING
-        staging.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=staging))
-    try:
-        yield folder
-    except FORESEEN as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in FULL_DISK:
-            raise full_disk(f"cannot write {name}", folder) from error
-        raise
-    shutil.rmtree(folder, ignore_errors=True)  # one that was not published
+    staging = root / STAGING
+    with contextlib.ExitStack() as stack:
+        with storage_errors(f"cannot create a folder for {name} in {root}"):
+            staging.mkdir(parents=True, exist_ok=True)
+            clear(path for path in staging.iterdir() if not path.name.endswith(FAILED))
+            folder = stack.enter_context(temporary_folder(staging, f"{name}-"))
+        try:
+            yield folder
+        except FORESEEN as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in FULL_DISK:
+                raise full_disk(f"cannot write {name}", folder) from error
+            raise
+        except BaseException:
+            with contextlib.suppress(OSError):  # it is published already
+                folder.rename(folder.with_name(folder.name + FAILED))
+            raise
+        shutil.rmtree(folder, ignore_errors=True)  # one that was not published
 
 
 def publish(root: Path, manifest: BaseManifest | StudentManifest, staged: Path) -> int:

@@ -90,6 +90,8 @@ def test_work_is_kept_where_publishing_fails_for_a_reason_that_nobody_foresaw(
     assert (kept / "adapter_model.safetensors").read_bytes() == b"weights"
     [problem] = registry.problems()
     assert problem == f".staging/{kept.name}: left by a build that was killed or failed, or is still running"
+    publish(registry)
+    assert registry.problems() == [problem] and kept.name.endswith(".failed")
 
 
 def test_a_build_that_stops_while_staging_leaves_nothing(registry: Registry) -> None:
@@ -112,6 +114,17 @@ def test_a_killed_process_leaves_nothing_that_is_listed(registry: Registry) -> N
     assert registry.resolve("healthcare-small").number == 1
     assert len(registry.problems()) == 1
     assert ".staging/healthcare-small-" in registry.problems()[0]
+    with registry.stage("legal-small"):
+        assert [path.name[:12] for path in (registry.root / ".staging").iterdir()] == ["legal-small-"]
+    assert registry.problems() == []
+
+
+def test_what_another_process_is_staging_is_left_alone(registry: Registry) -> None:
+    with registry.stage("healthcare-small") as folder:
+        (folder / "half").write_text("half")
+        code = "import sys; from factory.registry.registry import Registry\nwith Registry(sys.argv[1]).stage('legal-small'): pass"
+        subprocess.run([sys.executable, "-c", code, str(registry.root)], check=True)
+        assert (folder / "half").read_text() == "half"
 
 
 @pytest.mark.parametrize("call", ["fsync", "mkdir", "rename"])
