@@ -1,8 +1,8 @@
 """Tiny builds in processes of their own, which are killed, or sent a signal, at an event of a stage.
 
-    with Killer(folder) as killer:
-        killer.build(place)                             # undisturbed: the number of events in each stage
-        killer.build(place, Moment("healing", 12))      # SIGKILL at the twelfth event in healing
+    killer = Killer(folder)                     # with ENVIRONMENT in the environment
+    killer.build(place)                         # undisturbed: the number of events in each stage
+    killer.build(place, Moment("healing", 12))  # SIGKILL at the twelfth event in healing
 
 An event is a file that is opened, made, renamed or removed. What is in the middle of one, as a half-written file, is met by a
 delay after it. Each build is a fork of a process that has loaded torch, with one thread.
@@ -27,19 +27,18 @@ from typing import Any
 
 from support.workplace import Workplace
 
-STAGES = {  # of a function of the pipeline, the innermost on the stack
+STAGES = {  # of a function of the pipeline, the outermost on the stack; in the order of a build
     "load_context": "resolve",
     "plan": "resolve",
     "resolve_models": "resolve",
-    "make_dataset": "data set",
-    "load_router": "data set",
-    "make_general_rows": "data set",
-    "make_base": "cutting",
+    "make_dataset": "data sets",
+    "choose_base_tokens": "cutting",
     "cut_base": "cutting",
-    "make_training_set": "soft targets",
-    "make_validation_set": "soft targets",
+    "require_teachers": "cutting",
+    "direct_path": "soft targets",
     "heal_base": "healing",
-    "_publish": "publishing",
+    "_publish": "publishing the base",
+    "gather_eval_data": "router",
     "train_adapter": "adapter",
     "fit_student_confidence": "evaluation",
     "evaluate_adapter": "evaluation",
@@ -76,7 +75,6 @@ class Killer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        os.environ.update(ENVIRONMENT)
         self._processes = multiprocessing.get_context("forkserver")
         self._processes.set_forkserver_preload(PRELOAD)
 
@@ -130,7 +128,8 @@ def in_small_parts() -> None:
     from factory.models import teacher
 
     energy._tracker, energy.MIN_SECONDS = no_energy, 0.0
-    teacher.CHUNK, target_store.SHARD, training_arguments.SAVE_EVERY = 16, 8, 4  # type: ignore[misc]
+    teacher.CHUNK, target_store.SHARD = 16, 8
+    training_arguments.SAVE_EVERY, training_arguments.LOG_EVERY = 4, 2  # type: ignore[misc]
 
 
 def no_energy() -> None:
@@ -156,12 +155,12 @@ def record_work(note: Callable[..., None]) -> None:
         setattr(owner, name, wrapped)
 
     after(Teacher, "_write", "asked", lambda teacher, prompts, *_: list(prompts))
-    after(target_store, "_write", "scored", lambda folder, layout, span, arrays: [f"{folder.name} {span.start}"])
+    after(target_store, "_write", "scored", lambda folder, layout, span, arrays: [stored(layout, arrays)])
     after(
         DistillTrainer,
         "training_step",
         "trained",
-        lambda trainer, *_: [f"{Path(trainer.args.output_dir).parent.name} {trainer.state.global_step + 1}"],
+        lambda trainer, *_: [f"{Path(trainer.args.output_dir).name} {trainer.state.global_step + 1}"],
     )
     original = evaluate.kept_part
 
@@ -173,6 +172,13 @@ def record_work(note: Callable[..., None]) -> None:
         return original(folder, name, noted)
 
     evaluate.kept_part = kept_part
+
+
+def stored(layout: Any, arrays: Any) -> str:
+    """A shard's checksum, as the notes of its store have it."""
+    from factory.distill.target_store import _checksum
+
+    return _checksum({name: arrays[name].astype(dtype) for name, (dtype, _) in layout.items()}, slice(None))
 
 
 def watch(root: Path, events: Counter[str], moment: Moment | None, note: Callable[..., None]) -> None:
@@ -205,9 +211,10 @@ def watch(root: Path, events: Counter[str], moment: Moment | None, note: Callabl
 
 
 def stage_of(frame: FrameType | None) -> str | None:
-    """``stage_of(sys._getframe())``: of the innermost function that has one."""
+    """``stage_of(sys._getframe())``: of the outermost function that has one."""
+    found = None
     while frame is not None:
         if frame.f_code.co_name in STAGES and "factory" in frame.f_code.co_filename:
-            return STAGES[frame.f_code.co_name]
+            found = STAGES[frame.f_code.co_name]
         frame = frame.f_back
-    return None
+    return found
