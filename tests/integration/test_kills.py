@@ -44,7 +44,7 @@ DERIVED = [
     "evaluation.sizes.student.bytes",  # the base's folder, with its manifest and its card
 ]
 ORDER = list(dict.fromkeys(STAGES.values()))
-SEED, KILLS, PER_BUILD = 24, 100, 4
+SEED, KILLS = 24, 100
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
 
 
@@ -185,19 +185,16 @@ def leftovers(place: Workplace) -> list[str]:
     return [str(path.relative_to(place.root)) for path in (*temporary, *(registry / ".staging").iterdir(), *unfinished)]
 
 
-def a_moment(stage: str, events: dict[str, int], rng: random.Random) -> Moment:
-    """At an event, or within a tenth of a second after it: in the middle of what a library writes, or of a computation."""
-    return Moment(stage, rng.randint(1, events[stage]), rng.choice([0.0, rng.uniform(0, 0.1)]))
-
-
 def test_a_build_that_is_killed_in_every_stage_publishes_what_an_undisturbed_one_does(
     killer: Killer, undisturbed: Undisturbed, models_folder: Path
 ) -> None:
     rng, build = random.Random(SEED), Kills(killer, make_place(killer.folder, models_folder))
     for stage in ORDER:
-        build.run(a_moment(stage, undisturbed.events, rng))
-    assert build.stages.total() == len(ORDER)
-    build.finish(undisturbed)
+        build.run(Moment(stage, rng.randint(1, undisturbed.events[stage])))
+    assert build.stages == dict.fromkeys(ORDER, 1)
+    last = build.finish(undisturbed)
+    assert last is not None
+    assert ("unfinished build: 72 of 72 answers" in last.stderr) != ("plants-mini@1 was published already" in last.stderr)
 
 
 def test_ctrl_c_and_sigterm_leave_a_build_that_goes_on_and_say_how(
@@ -222,13 +219,12 @@ def test_ctrl_c_and_sigterm_leave_a_build_that_goes_on_and_say_how(
 @pytest.mark.slow
 @pytest.mark.big
 def test_a_hundred_kills_lose_nothing(killer: Killer, undisturbed: Undisturbed, models_folder: Path) -> None:
-    rng, stages = random.Random(SEED), Counter[str](dict.fromkeys(ORDER, 0))
-    builds = 0
+    """At an event, or within a tenth of a second after it: in the middle of what a library writes, or of a computation."""
+    rng, stages, builds = random.Random(SEED), Counter[str](), 0
     while stages.total() < KILLS:
         build, builds = Kills(killer, make_place(killer.folder, models_folder)), builds + 1
-        chosen = sorted(sorted(ORDER, key=lambda stage: (stages[stage], rng.random()))[:PER_BUILD], key=ORDER.index)
-        for stage in chosen:
-            moment = a_moment(stage, undisturbed.events, rng)
+        for stage in ORDER:
+            moment = Moment(stage, rng.randint(1, undisturbed.events[stage]), rng.choice([0.0, rng.uniform(0, 0.1)]))
             ran = build.run(moment)
             print(f"build {builds}: event {moment.count} of {stage} + {moment.delay:.3f} s: killed in {ran.killed_in}")
             if ran.killed_in is None or build.ended:
@@ -236,4 +232,4 @@ def test_a_hundred_kills_lose_nothing(killer: Killer, undisturbed: Undisturbed, 
         build.finish(undisturbed)
         stages += build.stages
     print(f"{stages.total()} kills in {builds} builds: {dict(stages)}")
-    assert min(stages[stage] for stage in ORDER) > 0
+    assert stages.keys() >= set(ORDER)
