@@ -72,6 +72,8 @@ def build_student(context: BuildContext, domain: str, size: str, options: BuildO
     key = build_key(context, models, spec, size, options, suite)
     with begun(home() / "builds" / f"{student_name(domain, size)}-{key}.json", context.say) as unfinished:
         if published := unfinished.published(context.registry):
+            with context.registry.stage(published.name):  # which removes what that build left in the registry
+                pass
             context.say(f"{published.reference} was published already, by a build that was stopped at its very end")
             return published
         if context.resume and (found := unfinished.found()):

@@ -46,7 +46,7 @@ def staging_folder(root: Path, name: str) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         with storage_errors(f"cannot create a folder for {name} in {root}"):
             staging.mkdir(parents=True, exist_ok=True)
-            clear(path for path in staging.iterdir() if not path.name.endswith(FAILED))
+            clear(_left_behind(root))
             folder = stack.enter_context(temporary_folder(staging, f"{name}-"))
         try:
             yield folder
@@ -60,6 +60,13 @@ def staging_folder(root: Path, name: str) -> Iterator[Path]:
                 folder.rename(folder.with_name(folder.name + FAILED))
             raise
         shutil.rmtree(folder, ignore_errors=True)  # one that was not published
+
+
+def _left_behind(root: Path) -> Iterator[Path]:
+    """Staged folders and temporary files: of this registry, and of none but it."""
+    yield from (path for path in (root / STAGING).iterdir() if not path.name.endswith(FAILED))
+    for pattern in (".*-????????", *(f"{kind}/*/.*-????????" for kind in FOLDERS.values())):
+        yield from root.glob(pattern)
 
 
 def publish(root: Path, manifest: BaseManifest | StudentManifest, staged: Path) -> int:

@@ -119,6 +119,16 @@ def test_a_killed_process_leaves_nothing_that_is_listed(registry: Registry) -> N
     assert registry.problems() == []
 
 
+def test_temporary_files_of_killed_processes_go_with_the_next_publication_of_any_name(registry: Registry) -> None:
+    publish(registry)
+    left = [registry.root / path for path in ("students/healthcare-small/..last-6ndm4rrr", ".aliases.json-x_1z9abc")]
+    kept = [registry.root / path for path in ("students/healthcare-small/.last", "students/healthcare-small/notes", ".lock")]
+    for path in (*left, *kept):
+        path.touch()
+    with registry.stage("legal-small"):
+        assert [path.exists() for path in (*left, *kept)] == [False, False, True, True, True]
+
+
 def test_what_another_process_is_staging_is_left_alone(registry: Registry) -> None:
     with registry.stage("healthcare-small") as folder:
         (folder / "half").write_text("half")
