@@ -46,7 +46,12 @@ STAGES = {  # of a function of the pipeline, the outermost on the stack; in the 
 }
 EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod"}
 PRELOAD = ["factory.cli.app", "factory.pipeline.build", "factory.pipeline.plan", "sentence_transformers", "codecarbon"]
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "GIT_DIR": os.devnull,  # no commit in a manifest: somebody may commit, or edit a file, while builds are killed
+}
 
 
 @dataclass(frozen=True)
