@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from factory.errors import FactoryError, StorageError
+from factory.leftovers import clear, temporary_file, temporary_folder
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 REFUSALS = (*FULL_DISK, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)  # of a disk; no mistake of ours
@@ -70,18 +71,20 @@ def replace_file(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """``with atomic_file(path) as new:`` write to ``new``; it becomes ``path`` unless something is raised."""
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        sync(temporary)
-        temporary.chmod(0o644)  # mkstemp's is 0o600
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """``with atomic_file(path) as new:`` write to ``new``; it becomes ``path`` unless something is raised.
+
+    Here and in ``atomic_folder``, what processes that were killed meanwhile have left beside it is removed first.
+    """
+    clear(_temporaries(target))
+    with temporary_file(target.parent, f".{target.name}-") as temporary:
+        try:
+            yield temporary
+            sync(temporary)
+            temporary.chmod(0o644)  # mkstemp's is 0o600
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
@@ -91,18 +94,26 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     A folder that is there already is replaced, and put back where the rename fails.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
-        new, old = Path(temporary) / "new", Path(temporary) / "old"
-        new.mkdir()  # 0o755, where the temporary folder itself is 0o700
-        yield new
-        if target.exists():
-            target.rename(old)
+    clear(_temporaries(target))
+    with temporary_folder(target.parent, f".{target.name}-") as temporary:
         try:
-            new.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
+            new, old = temporary / "new", temporary / "old"
+            new.mkdir()  # 0o755, where the temporary folder itself is 0o700
+            yield new
+            if target.exists():
+                target.rename(old)
+            try:
+                new.rename(target)
+            except OSError:
+                if old.exists():
+                    old.rename(target)
+                raise
+        finally:
+            remove_folder(temporary)
+
+
+def _temporaries(target: Path) -> Iterator[Path]:
+    return target.parent.glob(f".{glob.escape(target.name)}-????????")
 
 
 # --------------------------------------------------------------------------------------------------------------- checksums
@@ -134,6 +145,7 @@ def is_intact(folder: Path) -> bool:
 def is_kept(folder: Path, say: Callable[[str], object]) -> bool:
     """``is_kept(folder, context.say)``: it is there as it was made. A damaged one is removed, and ``say`` hears of it."""
     if not folder.exists() or is_intact(folder):
+        mark_used(folder)
         return folder.exists()
     say(f"{folder} was damaged: it is dropped and made again")
     remove_folder(folder)
@@ -153,9 +165,16 @@ def kept(path: Path, say: Callable[[str], object]) -> bytes | None:
     except OSError:
         return None
     if checksum == hashlib.sha256(content).hexdigest().encode():
+        mark_used(path)
         return content
     say(f"{path} was damaged: it is dropped and made again")
     return None
+
+
+def mark_used(path: Path) -> None:
+    """``mark_used(folder)``: now, for ``factory gc``, which removes what was not used for weeks."""
+    with contextlib.suppress(OSError):  # not there, or read-only
+        os.utime(path)
 
 
 # ----------------------------------------------------------------------------------------------------------------- folders
@@ -169,19 +188,6 @@ def folder_bytes(folder: Path) -> int:
 def remove_folder(folder: Path) -> None:
     """``remove_folder(checkpoints)``: gone, also where it never was."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def is_held(lock: Path) -> bool:
-    """``is_held(Path("x.lock"))``: whether a living process holds it; also where only another user could tell."""
-    from filelock import FileLock, Timeout  # imported here: most commands lock nothing
-
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except (Timeout, OSError):
-        return True
 
 
 def full_disk(doing: str, where: Path | str, kind: type[FactoryError] = StorageError) -> FactoryError:

@@ -6,7 +6,9 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ if TYPE_CHECKING:  # rich costs `factory list --json` and `factory --help` a ten
     from factory.pipeline.context import ProgressBar
 
 LINE_EVERY = 60.0  # seconds between two progress lines of a stage where stderr is not a terminal
+STOPPED = "stopped; run the same command again to continue"
 PIPE_WIDTH = 160  # columns of a table that goes to a file or another command
 
 
@@ -34,12 +37,16 @@ class OneLineErrors(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with ended_by_sigterm(ctx):
+                return super().invoke(ctx)
         except FactoryError as error:
             raise _fail(str(error), error.exit_code) from None
+        except Terminated:
+            say(STOPPED)
+            raise typer.Exit(128 + signal.SIGTERM) from None
         except KeyboardInterrupt:
-            say("\nstopped; run the same command again to continue")
-            raise typer.Exit(130) from None
+            say(f"\n{STOPPED}")  # a terminal has written ^C
+            raise typer.Exit(128 + signal.SIGINT) from None
         except Exception as error:
             refused = disk_error(error)
             if refused is None:
@@ -57,6 +64,34 @@ def _what_the_disk_said(error: OSError) -> str:
         f"{what}, or set FACTORY_HOME and --registry to another disk. Finished stages are kept; run the same command again to "
         "continue"
     )
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which a service manager, a container or a shutdown sends: cleaned up after like Ctrl-C."""
+
+
+@contextmanager
+def ended_by_sigterm(ctx: Any) -> Iterator[None]:
+    """``with ended_by_sigterm(ctx):`` SIGTERM raises Terminated, unless it means something else to whoever called us.
+
+    A server that has answered what was open ends by the signal itself, as service managers expect.
+    """
+
+    def terminate(*_: Any) -> None:
+        if ctx.invoked_subcommand == "serve":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+        raise Terminated
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not ours:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _fail(message: str, exit_code: int) -> typer.Exit:

@@ -174,6 +174,16 @@ def describe_store(folder: Path) -> dict[str, float]:
     return {"bytes": size, "teacher_seconds": sum(shard["seconds"] for shard in _notes(folder).values())}
 
 
+def finished_shards(folder: Path) -> int:
+    """``finished_shards(folder)``: of a store that may be unfinished, as its notes have them."""
+    return len(_notes(folder))
+
+
+def shard_count(examples: int) -> int:
+    """``shard_count(600)`` → 3."""
+    return -(-examples // SHARD)
+
+
 def join_stores(stores: Sequence[SoftTargetStore]) -> SoftTargetStore:
     """``join_stores([healthcare, legal])``: the examples of several stores in sequence; nothing is copied."""
     return SoftTargetStore(tuple(part for store in stores for part in store.parts))

@@ -15,10 +15,11 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PrinterCallback, TrainerCallback, TrainerState
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer import TRAINER_STATE_NAME
 
-from factory.cache import is_kept, remove_folder, seal, storage_errors
+from factory.cache import seal, storage_errors
 from factory.config.schema import DistillConfig
+from factory.distill.checkpoints import SeededOrder, keep_newest, last_checkpoint
 from factory.distill.chunked_loss import position_loss
 from factory.distill.features import feature_projection, last_states, mapped_layers, teacher_features
 from factory.distill.gradients import SHARE_OF, gradient_shares, measured_steps, median_shares
@@ -112,6 +113,10 @@ class DistillTrainer(GKDTrainer):
             optimizer.add_param_group({"params": parameters, "weight_decay": 0.0})
         return optimizer
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> SeededOrder:
+        rows: Any = self.train_dataset
+        return SeededOrder(self.args.train_batch_size, rows["length"], seed=self.args.seed)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The projection is part of a checkpoint, so that training resumes with it. A sealed checkpoint is whole.
 
@@ -126,7 +131,7 @@ class DistillTrainer(GKDTrainer):
                 save_file(state, folder / PROJECTION)
             seal(folder)
         self.args.save_total_limit = limit
-        rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=False)
+        keep_newest(folder.parent, limit or 1, self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -138,14 +143,14 @@ class DistillTrainer(GKDTrainer):
         """As any checkpoint: with the projection, and the adapter stays trainable."""
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
-    def finished(self, checkpoint: str) -> bool:
+    def finished(self, checkpoint: Path) -> bool:
         """``trainer.finished(checkpoint)``: whether the training has ended; the kept weights and the curve are then loaded."""
-        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         ended = state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]  # by its checks, too
         if state.global_step < self.config.steps and not ended:
             return False
         kept = state.best_global_step or state.global_step
-        self._load_from_checkpoint(str(Path(checkpoint).with_name(f"checkpoint-{kept}")))
+        self._load_from_checkpoint(str(checkpoint.with_name(f"checkpoint-{kept}")))
         self.state = state
         return True
 
@@ -332,7 +337,7 @@ def distill(
     )
     checkpoint = last_checkpoint(folder, say)
     if checkpoint is None or not trainer.finished(checkpoint):
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     elif progress is not None:
         progress(config.steps)
     unwrap(model).eval()
@@ -341,21 +346,6 @@ def distill(
     if curve and not np.isfinite(curve[-1]["loss"]):
         raise TrainingError(f"the loss became {curve[-1]['loss']} by step {curve[-1]['step']:.0f}; lower distill.learning_rate")
     return TrainingReport(curve, median_shares(trainer.state.log_history), trainer.state.best_global_step)
-
-
-def last_checkpoint(folder: Path, say: Callable[[str], object] = lambda line: None) -> str | None:
-    """``last_checkpoint(folder, context.say)``: by its step, not by its time; None where there is none.
-
-    One that was damaged, or cut off by a kill or a full disk, is removed with those after it, whose best weights it may hold.
-    """
-    found = {int(path.name.removeprefix("checkpoint-")): path for path in folder.glob("checkpoint-*")}
-    last, whole = None, True
-    for _, path in sorted(found.items()):
-        if whole := whole and is_kept(path, say):
-            last = str(path)
-        else:
-            remove_folder(path)
-    return last
 
 
 class _NoTeacher(nn.Module):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 
 from factory.config.schema import DistillConfig
+from factory.distill.checkpoints import SeededOrder
 from factory.distill.training_arguments import training_arguments
 from factory.models.base import Base, check_vocabularies
 from factory.models.teacher import Teacher
@@ -28,9 +29,13 @@ with warnings.catch_warnings():
 
 
 class CountingGKDTrainer(GKDTrainer):
-    """trl's trainer, which also counts the answer tokens of its losses."""
+    """trl's trainer in our order of examples, which also counts the answer tokens of its losses."""
 
     teacher_tokens = 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SeededOrder:
+        rows: Any = self.train_dataset
+        return SeededOrder(self.args.train_batch_size, rows["length"], seed=self.args.seed)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

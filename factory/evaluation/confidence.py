@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
+from factory.cache import replace_file
 from factory.errors import RegistryError
 from factory.evaluation.stats import BootstrapConfig, FloatArray, by_cluster, cluster_resamples, percentiles, ratio
 from factory.registry.manifest import MetricValue
@@ -127,7 +128,7 @@ class Confidence:
 
     def save(self, folder: Path) -> None:
         """``confidence.save(folder)``: as ``confidence.json``."""
-        (folder / FILE).write_text(json.dumps(self.content(), indent=1) + "\n", encoding="utf-8")
+        replace_file(folder / FILE, (json.dumps(self.content(), indent=1) + "\n").encode())
 
     def content(self) -> dict[str, Any]:
         """``confidence.content()["first"]``: as plain values, with what its numbers are of."""

@@ -46,3 +46,8 @@ def kept_part(folder: Path, name: str, measure: Callable[[], Part], say: Callabl
     with storage_errors(f"cannot keep what was measured in {folder}"):
         keep(path, to_json(plain_json(found.model_dump(), name)))
     return found
+
+
+def count_parts(folder: Path) -> int:
+    """``count_parts(folder)``: how many are kept there."""
+    return len(list(folder.glob("*.json")))

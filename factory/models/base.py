@@ -147,6 +147,8 @@ def attach_adapter(base: Base, config: DistillConfig) -> PeftModel:
     model = get_peft_model(base.model, lora)
     if not isinstance(model, PeftModel):
         raise TrainingError(f"peft made no adapter for {type(base.model).__name__}")
+    own: Any = model.peft_config["default"]
+    own.target_modules = sorted(own.target_modules)  # a set, which each process would write in another order
     return model
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import hashlib
 import json
 import os
@@ -267,8 +266,6 @@ def _make_once(folder: Path, reference: str, pins: dict[str, Any], make: Callabl
             return
         if folder.exists() and not quiet:
             print(f"{folder} was damaged: it is dropped and made again", file=sys.stderr)
-        for leftover in folder.parent.glob(f".{glob.escape(folder.name)}-????????"):  # atomic_folder's, of a killed process
-            shutil.rmtree(leftover, ignore_errors=True)
         with atomic_folder(folder) as new:
             make(new)
             _write_manifest(new, reference, pins)

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from factory.cache import cache_key, replace_file
+from factory.cache import cache_key, mark_used, replace_file
 from factory.config.schema import TeacherContext, TeacherPromptSource
 from factory.data.dataset import Completion
 from factory.data.sources import Example
@@ -95,27 +96,33 @@ class Teacher:
         seed: int,
         progress: Progress | None = None,
         say: Callable[[str], object] = lambda line: None,
+        note: Callable[[Path, int, int], None] = lambda path, of, before: None,
     ) -> dict[str, Completion]:
         """``teacher.complete(examples, context, folder=folder, ...)[example.id].text``: greedy completions of those without.
 
         They are cached in ``folder`` as JSON lines, in a file named by the cache key of what decides them, so an
-        interrupted run loses at most ``CHUNK`` prompts and other builds do not repeat a prompt. ``say`` hears of lines that
-        were damaged, whose prompts are asked again.
+        interrupted run loses at most ``CHUNK`` prompts and other builds do not repeat a prompt. A line is a chunk, whole or not
+        there: a run that goes on asks in the same batches, on which the last bits of logits depend. One process at a time asks.
+        ``note`` hears of that file, of how many are missing in it, and of how many it has; ``say`` of damaged answers.
         """
         template = self.tokenizer.chat_template
         key = cache_key(self.revision, context.model_dump(), max_new_tokens, repetition_penalty, template)
         path = folder / f"{key}.jsonl"
-        known = read_completions(path, say)
         wanted = [example for example in examples if not example.completion]
-        missing = sorted({example.prompt for example in wanted} - known.keys(), key=lambda prompt: (len(prompt), prompt))
-        if progress is not None:
-            progress(len({example.prompt for example in wanted}) - len(missing))
         folder.mkdir(parents=True, exist_ok=True)
-        for start in range(0, len(missing), CHUNK):
-            chunk = missing[start : start + CHUNK]
-            written = self._write(chunk, context, max_new_tokens, repetition_penalty, seed, progress)
-            append_completions(path, written)
-            known |= written
+        with FileLock(path.with_suffix(".lock")):
+            known = read_completions(path, say)
+            mark_used(path)
+            missing = sorted({example.prompt for example in wanted} - known.keys(), key=lambda prompt: (len(prompt), prompt))
+            if missing:
+                note(path, len(missing), len(known))
+            if progress is not None:
+                progress(len({example.prompt for example in wanted}) - len(missing))
+            for start in range(0, len(missing), CHUNK):
+                chunk = missing[start : start + CHUNK]
+                written = self._write(chunk, context, max_new_tokens, repetition_penalty, seed, progress)
+                append_completions(path, written)
+                known |= written
         return {example.id: known[example.prompt] for example in wanted}
 
     def _write(
@@ -171,42 +178,47 @@ class Teacher:
 
 
 def append_completions(path: Path, written: Mapping[str, Completion]) -> None:
-    """``append_completions(path, {"What is gout?": Completion("Gout is ...", True)})``: as lines, each with a checksum."""
-    with _locked(path), path.open("ab") as file:
-        file.write(_lines(written))
+    """``append_completions(path, {prompt: completion})``: as one line, with a checksum."""
+    rows = [[prompt, one.text, one.finished] for prompt, one in written.items()]
+    with path.open("ab") as file:
+        file.write(json.dumps([_checksum(rows), rows], ensure_ascii=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_completions(path: Path, say: Callable[[str], object] = lambda line: None) -> dict[str, Completion]:
-    """``read_completions(path, context.say)``: completions by prompt. Damaged and incomplete lines are removed, and said."""
-    if not path.exists():
-        return {}
-    with _locked(path):
-        *lines, cut_off = path.read_bytes().split(b"\n")  # bytes: a line may be cut inside a character; text has more line ends
-        rows = [_read_row(line) for line in lines]
-        known = dict(row for row in rows if row is not None)
-        if damaged := rows.count(None) + bool(cut_off):
-            say(f"{path}: {damaged} stored answers were damaged: their prompts are asked again")
-            replace_file(path, _lines(known))
-    return known
+    """``read_completions(path, context.say)``: completions by prompt, for who holds the file's lock.
+
+    Lines that a kill has cut off or that were damaged are removed; ``say`` hears of damage.
+    """
+    lines = _lines(path)
+    whole = [line for line in lines if _rows(line)]
+    if len(whole) < len(lines):
+        say(f"{path}: answers in {len(lines) - len(whole)} of {len(lines)} lines were damaged: their prompts are asked again")
+    if path.exists() and path.stat().st_size > sum(map(len, whole)):
+        replace_file(path, b"".join(whole))
+    return {prompt: Completion(text, finished) for line in whole for prompt, text, finished in _rows(line)}
 
 
-def _read_row(line: bytes) -> tuple[str, Completion] | None:
-    """None for a line that is not as ``_lines`` wrote it."""
+def count_completions(path: Path) -> int:
+    """``count_completions(path)``: how many there are, also while another process writes them."""
+    return sum(len(_rows(line)) for line in _lines(path))
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The complete ones; as bytes, since a line may be cut inside a character, and text has more line ends (U+2028)."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [line + b"\n" for line in lines]
+
+
+def _rows(line: bytes) -> list[tuple[str, str, bool]]:
+    """Of one chunk; nothing of a line that is not as it was written."""
     with suppress(ValueError, TypeError):
-        prompt, text, finished, checksum = json.loads(line)
-        if checksum == _row_checksum(prompt, text, finished):
-            return prompt, Completion(text, finished)
-    return None
+        checksum, rows = json.loads(line)
+        if checksum == _checksum(rows):
+            return [(prompt, text, finished) for prompt, text, finished in rows]
+    return []
 
 
-def _lines(completions: Mapping[str, Completion]) -> bytes:
-    rows = [(prompt, one.text, one.finished) for prompt, one in completions.items()]
-    return "".join(json.dumps([*row, _row_checksum(*row)], ensure_ascii=False) + "\n" for row in rows).encode()
-
-
-def _row_checksum(*row: object) -> str:
-    return hashlib.sha256(json.dumps(row).encode()).hexdigest()[:16]
-
-
-def _locked(path: Path) -> FileLock:
-    return FileLock(f"{path}.lock")
+def _checksum(rows: Sequence[Sequence[object]]) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]

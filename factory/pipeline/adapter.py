@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from factory.cache import cache_key, home, remove_folder
+from factory.cache import cache_key, home
 from factory.config.schema import DistillConfig, DomainSpec
 from factory.config.settings import PLAIN
+from factory.distill.checkpoints import remove_checkpoints
 from factory.distill.gradients import gradient_warnings
 from factory.distill.trainer import asks_teacher, distill
 from factory.distill.training_data import TrainingSet, concat
@@ -50,6 +51,7 @@ class TrainedAdapter:
     training_set: TrainingSet
     check: TeacherCheck
     warnings: tuple[str, ...]
+    sft_folder: Path | None = None  # checkpoints of the SFT baseline, kept as long
 
     @property
     def files(self) -> Path:
@@ -99,14 +101,14 @@ def train_adapter(
     base = replace(base, teacher=teacher)
     model, training, folder = distil_adapter(context, data, base, training_set, config, "distill")
     warnings += gradient_warnings(training.gradient_shares, "distill")
+    sft_folder = None
     if baselines:
         plain = config.model_copy(update=PLAIN)
         fresh = replace(base, base=load_base(base.version.folder, context.device))
         sft, _, sft_folder = distil_adapter(context, data, fresh, replace(training_set, targets=None), plain, "sft")
         sft.save_pretrained(sft_folder / "final")
         load_adapter(model, sft_folder / "final", "sft")
-        remove_folder(sft_folder)
-    trained = TrainedAdapter(model, folder, training, training_set, check, tuple(warnings))
+    trained = TrainedAdapter(model, folder, training, training_set, check, tuple(warnings), sft_folder)
     model.save_pretrained(trained.files)  # the SFT baseline in a folder of its own
     return trained
 
@@ -200,11 +202,12 @@ def distil_adapter(
         context.progress(f"{data.spec.name}: {stage}", config.steps + (own.steps if own else 0)) as advance,
     ):
         if not context.resume:
-            remove_folder(folder)
+            remove_checkpoints(folder)
         if not asks_teacher(config):
             base.teacher.release()  # its soft targets are stored
 
         def train(phase: DistillConfig, checkpoints: Path) -> TrainingReport:
+            context.note.add("training", checkpoints, phase.steps)
             return distill(
                 model,
                 base.base,

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from factory.cache import remove_folder
 from factory.config.schema import DomainSpec, SizeSpec
+from factory.distill.checkpoints import remove_checkpoints
 from factory.distill.gradients import gradient_warnings
 from factory.energy import Meter
 from factory.evaluation.healing import healing_warnings
@@ -64,6 +64,7 @@ def make_base(
     A base that is not pinned is grown by the tokens that the ``domain``'s text lacks.
     Raises: TrainingError where the teacher pre-check fails for a domain, unless the context is to ``force`` it.
     """
+    rebuild = rebuild and not context.note.has_base(base_name(context, size))  # one that was stopped after it did
     choice = choose_base(context, models.teacher_files.sha256, size, pinned=pinned, rebuild=rebuild)
     if choice.reason:
         context.say(choice.reason)
@@ -126,7 +127,7 @@ def publish_base(
     vocabulary = vocabulary_info(models, made.teacher, made.vocabulary_cost, chosen_by)
     manifest = _healed_manifest(context, models, size, key, vocabulary, made, healed, rounded, choice, datasets)
     version = _publish(context, rounded.base, manifest)
-    remove_folder(heal_folder(context, path, context.settings().heal))
+    remove_checkpoints(heal_folder(context, path, context.settings().heal))
     return version
 
 
@@ -155,7 +156,9 @@ def _publish(context: BuildContext, base: Base, manifest: BaseManifest) -> Versi
     with context.registry.stage(manifest.name) as folder:
         save_base(base, folder)
         (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
-        return context.registry.publish(manifest, folder)
+        version = context.registry.publish(manifest, folder)
+    context.note.add("base", version.folder, 1)
+    return version
 
 
 def _trimmed_manifest(

@@ -11,23 +11,25 @@ build goes on where it was and nothing is made twice.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
+from factory.cache import cache_key, home
 from factory.config.schema import DomainSpec
 from factory.distill.losses import find_loss
 from factory.distill.trainer import asks_teacher
 from factory.energy import Meter
 from factory.evaluation.gates import judge
-from factory.evaluation.memorization import make_canaries
-from factory.evaluation.suite import load_eval_suite
+from factory.evaluation.memorization import Canary, make_canaries
+from factory.evaluation.suite import EvalSuite, load_eval_suite
 from factory.pipeline.adapter import check_targets, train_adapter
 from factory.pipeline.base import make_base
 from factory.pipeline.confidence import fit_student_confidence
-from factory.pipeline.context import BuildContext, resolve_models
-from factory.pipeline.dataset import make_dataset
+from factory.pipeline.context import BuildContext, FamilyModels, resolve_models
+from factory.pipeline.dataset import dataset_key, general_key, make_dataset
 from factory.pipeline.embedding import fit_head
 from factory.pipeline.evaluate import evaluate_adapter, find_champion, gather_eval_data
 from factory.pipeline.publish import publish_student, student_name
+from factory.pipeline.unfinished import begun
 from factory.registry.versions import Version
 
 PRIVATE_CANARIES = 16  # fewer could not show that none is extracted
@@ -67,13 +69,35 @@ def build_student(context: BuildContext, domain: str, size: str, options: BuildO
     models = resolve_models(context.family, context.specs.root, context.device)
     for note in models.teacher_files.notes:
         context.say(f"teacher: {note}")
+    key = build_key(context, models, spec, size, options, suite)
+    with begun(home() / "builds" / f"{student_name(domain, size)}-{key}.json", context.say) as unfinished:
+        if published := unfinished.published(context.registry):
+            with context.registry.stage(published.name):  # which removes what that build left in the registry
+                pass
+            context.say(f"{published.reference} was published already, by a build that was stopped at its very end")
+            return published
+        if context.resume and (found := unfinished.found()):
+            context.say(f"going on with an unfinished build: {found}")
+        return _make(replace(context, note=unfinished), models, spec, size, options, suite, canaries)
+
+
+def _make(
+    context: BuildContext,
+    models: FamilyModels,
+    spec: DomainSpec,
+    size: str,
+    options: BuildOptions,
+    suite: EvalSuite,
+    canaries: Sequence[Canary],
+) -> Version:
+    """Every stage after `resolve`."""
     data = make_dataset(context, models, spec)
     base = make_base(context, models, size, spec, pinned=options.base, rebuild=options.rebuild_base)
     eval_data = gather_eval_data(context, models, data, canaries)
     adapter = train_adapter(context, models, data, base, canaries=canaries, baselines=options.baselines)
     embedding = fit_head(context, models, data, base, adapter)
     confidence = fit_student_confidence(context, data, base, adapter)
-    champion = find_champion(context, models, student_name(domain, size))
+    champion = find_champion(context, models, student_name(spec.name, size))
     evaluation = evaluate_adapter(
         context, models, data, eval_data, suite, base, adapter, embedding, confidence.confidence, champion
     )
@@ -91,6 +115,25 @@ def build_student(context: BuildContext, domain: str, size: str, options: BuildO
         verdict,
         router=eval_data.router,
         canaries=len(canaries),
+    )
+
+
+def build_key(
+    context: BuildContext, models: FamilyModels, spec: DomainSpec, size: str, options: BuildOptions, suite: EvalSuite
+) -> str:
+    """``build_key(context, models, spec, "small", options, suite)``: of all that decides a student, and of its registry."""
+    sha256, domains = models.teacher_files.sha256, {one.name: one for one in (*context.public_domains, spec)}
+    return cache_key(
+        str(context.registry.root.resolve()),
+        size,
+        asdict(options),
+        context.profile,
+        context.seed,
+        context.family.model_dump(),
+        spec.model_dump(),
+        suite,
+        [dataset_key(context, sha256, one) for one in domains.values()],
+        general_key(context),
     )
 
 

@@ -24,6 +24,7 @@ from factory.models.device import pick_device
 from factory.models.references import ResolvedModel, load_encoder
 from factory.models.teacher import Teacher
 from factory.models.templates import resolve_teacher
+from factory.pipeline.unfinished import NO_NOTE, BuildNote
 from factory.registry.provenance import git_commit
 from factory.registry.registry import Registry
 
@@ -54,6 +55,7 @@ class BuildContext:
     force: bool = False  # build even where the teacher pre-check fails; the card says so
     git_commit: str | None = field(default_factory=git_commit)  # of the code that runs, whatever is committed meanwhile
     meter: Meter = field(default_factory=Meter)  # of the version that is being made
+    note: BuildNote = NO_NOTE  # of where the build keeps what it makes, for one that goes on with it
     progress: ProgressBar = no_progress
     say: Callable[[str], None] = say_nothing  # one line for people
 

@@ -349,6 +349,7 @@ def _complete(
             seed=context.seed,
             progress=progress,
             say=context.say,
+            note=partial(context.note.add, "answers"),
         )
 
     with context.meter.stage("completions"):

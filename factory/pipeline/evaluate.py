@@ -124,6 +124,7 @@ def evaluate_adapter(
         context.say,
         of_domain.confidence.examples,
     )
+    context.note.add("evaluation", settings.folder, len(PARTS))
     with context.meter.stage("evaluate"), context.progress(f"{data.spec.name}: evaluate", len(PARTS)) as advance:
         measured = evaluate_student(target, eval_data, suite, settings, advance)
         warnings = data_warnings(models, data, base, adapter, measured.metrics["kl"].value)
@@ -166,6 +167,7 @@ def evaluation_key(
         [(task.name, who, scores.tolist()) for task in target.tasks for who, scores in task.scores.items()],
         target.champion.reference if target.champion else None,
         [canary.completion for canary in eval_data.canaries],
+        [*target.trained],  # with the SFT baseline or without
         context.seed,
     )
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from factory.cache import cache_key, home, remove_folder
+from factory.cache import cache_key, home
 from factory.config.schema import HealConfig, SizeSpec
+from factory.distill.checkpoints import remove_checkpoints
 from factory.distill.trainer import asks_teacher, distill
 from factory.distill.training_data import TrainingSet, concat
 from factory.distill.training_report import TrainingReport
@@ -179,7 +180,7 @@ def probe(
     folder = heal_folder(context, tried, short)
     with context.meter.stage("probe"):
         healing = _heal(context, tried, teacher, datasets, short, folder, f"probe, {path.name}", whole)
-    remove_folder(folder)
+    remove_checkpoints(folder)
     return healing
 
 
@@ -236,11 +237,12 @@ def _heal(
     """Trains the path's base in place, measured beside the teacher before and after."""
     held_out = held_out_examples(datasets, teacher)
     base, candidates = path.base, {"student": fixed_model(path.base.model)}
+    context.note.add("healing", folder, config.steps)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"), context.progress(f"base: {what}", config.steps) as advance:
         before = measure(teacher, candidates, held_out)["student"]
         if not context.resume:
-            remove_folder(folder)
+            remove_checkpoints(folder)
         teacher.release()  # measured; from here on only who teaches is asked, and only for samples
         if not asks_teacher(config):
             path.teacher.release()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 
-from factory.cache import cache_key, remove_folder
+from factory.cache import cache_key, sha256
 from factory.config.schema import DistillConfig
 from factory.data.router import DomainRouter
+from factory.distill.checkpoints import remove_checkpoints
 from factory.pipeline.adapter import TrainedAdapter
 from factory.pipeline.base import StudentBase
 from factory.pipeline.confidence import FittedConfidence
@@ -15,6 +16,7 @@ from factory.pipeline.dataset import DomainDataset
 from factory.pipeline.embedding import FittedHead
 from factory.pipeline.evaluate import Evaluation
 from factory.pipeline.provenance import energy_info, family_fields
+from factory.pipeline.unfinished import WEIGHTS
 from factory.registry.manifest import StudentManifest, Training, Verdict
 from factory.registry.versions import Version
 from factory.reports.card import model_card
@@ -72,6 +74,7 @@ def publish_student(
         seconds=dict(context.meter.seconds),
         energy=energy_info(context.meter, evaluation.per_1000_tokens_wh),
     )
+    context.note.publishing(context.registry, manifest.name, sha256(adapter.files / WEIGHTS))
     with context.registry.stage(manifest.name) as staged:
         shutil.copytree(adapter.files, staged, dirs_exist_ok=True)
         if embedding is not None:
@@ -80,7 +83,9 @@ def publish_student(
             confidence.confidence.save(staged)
         (staged / "README.md").write_text(model_card(manifest), encoding="utf-8")
         version = context.registry.publish(manifest, staged)
-    remove_folder(adapter.folder)
+    for folder in (adapter.folder, adapter.sft_folder):
+        if folder is not None:
+            remove_checkpoints(folder)
     return version
 
 

@@ -19,10 +19,11 @@ import numpy as np
 from filelock import FileLock
 from transformers import PreTrainedModel
 
-from factory.cache import home, is_kept, kept_folder, remove_folder, sha256
+from factory.cache import home, is_kept, kept_folder, replace_file, sha256
 from factory.config.schema import DistillConfig, DomainSpec, TeacherAdaptation
 from factory.config.settings import PLAIN
 from factory.data.splitting import cluster_of
+from factory.distill.checkpoints import remove_checkpoints
 from factory.distill.trainer import distill
 from factory.errors import DataError, TrainingError
 from factory.evaluation.benchmark import Question, bits_per_byte, question_clusters
@@ -148,7 +149,7 @@ def _train(run: _Run, references: References, advance: Callable[[int], None]) ->
         before, sizes = measured(model)
     folder, checkpoints = adaptation_folder(run.key), home() / "distill" / f"teacher-{run.key}"
     if not context.resume:
-        remove_folder(checkpoints)
+        remove_checkpoints(checkpoints)
     try:
         distill(*arguments, folder=checkpoints, seed=context.seed, progress=advance, say=context.say)
     except TrainingError as error:
@@ -166,8 +167,8 @@ def _train(run: _Run, references: References, advance: Callable[[int], None]) ->
             after=ratio(after, sizes, context.bootstrap),
             fewer=paired_difference(before, after, sizes, context.bootstrap),
         )
-        (new / INFO).write_bytes(to_json(plain_json(info.model_dump(), INFO)))
-    remove_folder(checkpoints)
+        replace_file(new / INFO, to_json(plain_json(info.model_dump(), INFO)))
+    remove_checkpoints(checkpoints)
 
 
 def _held_apart(run: _Run, references: References) -> tuple[Rows, Rows, Any]:

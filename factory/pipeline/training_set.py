@@ -9,7 +9,7 @@ import numpy as np
 
 from factory.cache import cache_key, home, is_kept, kept_folder
 from factory.config.schema import DistillConfig, TeacherContexts
-from factory.distill.target_store import FORMAT, SoftTargetStore
+from factory.distill.target_store import FORMAT, SoftTargetStore, shard_count
 from factory.distill.training_data import TrainingSet
 from factory.evaluation.memorization import Canary, canary_rows
 from factory.models.chat import NO_CONTEXTS
@@ -30,9 +30,11 @@ def make_training_set(
     ``teacher`` has the student's vocabulary. Soft targets and embeddings that are on disk already are read, not made.
     """
     examples = tokenize_examples(data.rows["train"], teacher.tokenizer, data.spec.contexts)
+    folder = data.targets_folder(_targets_key(data, teacher, config))
+    context.note.add("targets", folder, shard_count(len(examples)))
     with context.meter.stage("targets"), context.progress(f"{data.spec.name}: soft targets", len(examples)) as advance:
         store = SoftTargetStore.make(
-            data.targets_folder(_targets_key(data, teacher, config)),
+            folder,
             teacher,
             examples,
             top_k=config.top_k,

@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from factory.cache import folder_bytes, home, is_held
+from factory.cache import folder_bytes, home
 from factory.errors import StorageError
+from factory.leftovers import is_held
 from factory.registry.publishing import STAGING
 from factory.registry.registry import Registry
 from factory.registry.removal import leftovers, remove
 
-KINDS = ("completions", "data", "distill", "experiments", "heal", "rivals", "routers", "serve", "targets", "teachers")
+KINDS = ("builds", "completions", "data", "distill", "experiments", "heal", "rivals", "routers", "serve", "targets", "teachers")
 ROWS = "manifest.json"  # in the folder of a data set
 DAY = 86_400  # seconds
 
@@ -85,8 +86,10 @@ def _fingerprint(path: Path) -> str | None:
 
 
 def _last_used(path: Path) -> float:
+    """The newest time of an entry and of what is directly in it."""
     try:
-        return path.lstat().st_mtime
+        inside = path.iterdir() if path.is_dir() else ()
+        return max((one.lstat().st_mtime for one in (path, *inside)), default=0.0)
     except OSError:  # gone meanwhile
         return time.time()
 

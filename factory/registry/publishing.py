@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from factory.cache import FULL_DISK, full_disk, is_held, sha256, storage_errors, sync
+from factory.cache import FULL_DISK, full_disk, sha256, storage_errors, sync
 from factory.config.names import check_name
 from factory.errors import FactoryError, RegistryError
 from factory.registry.layout import FOLDERS, MANIFEST, kind_of, numbers
 from factory.registry.ledger import adopt, locked, with_version, write_ledger
+from factory.leftovers import clear, is_held, temporary_folder
 from factory.registry.records import RECORDS, utc_now
 from factory.registry.references import resolve
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from factory.registry.versions import Version
 
 STAGING = ".staging"
-HELD = ".lock"  # the suffix of a staged folder's lock
+FAILED = ".failed"
 FORESEEN = (FactoryError, OSError, KeyboardInterrupt, SystemExit)  # after anything else a staged folder stays: doctor names it
 
 
@@ -38,42 +38,44 @@ FORESEEN = (FactoryError, OSError, KeyboardInterrupt, SystemExit)  # after anyth
 def staging_folder(root: Path, name: str) -> Iterator[Path]:
     """``with staging_folder(root, "healthcare-small") as folder:`` an empty folder, removed afterwards unless published.
 
-    After an error that nobody foresaw it is kept, for it may hold the work of hours.
+    What builds that were killed have left is removed first. After an error that nobody foresaw the folder is kept, under a name
+    that ends with ``.failed``, for it may hold the work of hours.
     Raises: RegistryError for an unsafe name, StorageError where the disk refuses.
     """
-    from filelock import FileLock  # imported here: reading never locks
-
     check_name(name)
-    with storage_errors(f"cannot create a folder for {name} in {root}"):
-        (root / STAGING).mkdir(parents=True, exist_ok=True)
-        folder = root / STAGING / f"{name}-{secrets.token_hex(4)}"
-        held = FileLock(_lock_of(folder))
-        held.acquire()
-        folder.mkdir(mode=0o700)
-    try:
-        yield folder
-    except FORESEEN as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in FULL_DISK:
-            raise full_disk(f"cannot write {name}", folder) from error
-        raise
-    else:
-        shutil.rmtree(folder, ignore_errors=True)  # one that was not published
-    finally:
-        _lock_of(folder).unlink(missing_ok=True)
-        held.release()
-
-
-def abandoned(root: Path) -> list[Path]:
-    """``abandoned(root)``: staged folders and their locks that no living process holds."""
     staging = root / STAGING
-    entries = sorted(staging.iterdir()) if staging.is_dir() else []
-    return [path for path in entries if not is_held(path if path.suffix == HELD else _lock_of(path))]
+    with contextlib.ExitStack() as stack:
+        with storage_errors(f"cannot create a folder for {name} in {root}"):
+            staging.mkdir(parents=True, exist_ok=True)
+            clear(_temporaries(root))
+            folder = stack.enter_context(temporary_folder(staging, f"{name}-"))
+        try:
+            yield folder
+        except FORESEEN as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in FULL_DISK:
+                raise full_disk(f"cannot write {name}", folder) from error
+            raise
+        except BaseException:
+            with contextlib.suppress(OSError):  # it is published already
+                folder.rename(folder.with_name(folder.name + FAILED))
+            raise
+        shutil.rmtree(folder, ignore_errors=True)  # one that was not published
 
 
-def _lock_of(folder: Path) -> Path:
-    """Held by the process that fills a staged folder; the system lets go of it when that process ends, however it ends."""
-    return folder.with_name(f"{folder.name}{HELD}")
+def left_behind(root: Path) -> Iterator[Path]:
+    """``left_behind(root)``: staged folders and temporary files of processes that were killed, of this registry alone.
+
+    Not those of processes that live, nor what was kept after an error that nobody foresaw.
+    """
+    yield from (path for path in _temporaries(root) if not is_held(path))
+
+
+def _temporaries(root: Path) -> Iterator[Path]:
+    staging = root / STAGING
+    yield from (path for path in sorted(staging.glob("*")) if path.suffix != FAILED)
+    for pattern in (".*-????????", *(f"{kind}/*/.*-????????" for kind in FOLDERS.values())):
+        yield from sorted(root.glob(pattern))
 
 
 def publish(root: Path, manifest: BaseManifest | StudentManifest, staged: Path) -> int:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from factory.cache import storage_errors, sync
+from factory.cache import remove_folder, storage_errors, sync
 from factory.errors import RegistryError
 from factory.registry.index import read_index
 from factory.registry.layout import FOLDERS, is_number, kind_of, names, numbers
-from factory.registry.ledger import LEDGER, OLD_ALIASES, adopt, locked, read_ledger, with_version, write_ledger
-from factory.registry.publishing import STAGING, abandoned
+from factory.registry.ledger import adopt, locked, read_ledger, with_version, write_ledger
+from factory.registry.publishing import FAILED, STAGING, left_behind
 from factory.registry.references import check_number, shorten, unknown_name
 from factory.registry.versions import COLUMNS
 
@@ -61,16 +60,19 @@ def _needed_by(root: Path, name: str, number: int) -> str | None:
 
 
 def remove(root: Path, path: Path) -> None:
-    """``remove(root, folder)``: out of sight by one rename, then gone. Raises: OSError where the disk refuses."""
+    """``remove(root, folder)``: out of sight by one rename, then gone; the next build may be quicker.
+
+    Raises: OSError where the disk refuses the rename.
+    """
     staging = root / STAGING
     staging.mkdir(exist_ok=True)
     hidden = staging / f"removed-{secrets.token_hex(4)}"
     os.rename(path, hidden)
     sync(path.parent)
     if hidden.is_dir():
-        shutil.rmtree(hidden)
+        remove_folder(hidden)
     else:
-        hidden.unlink()
+        hidden.unlink(missing_ok=True)
 
 
 def leftovers(root: Path) -> list[Leftover]:
@@ -78,8 +80,7 @@ def leftovers(root: Path) -> list[Leftover]:
 
     Raises: RegistryError where the ledger cannot be read.
     """
-    killed = "left by a process that was killed or failed"
-    ledger, temporaries = read_ledger(root), (f".{LEDGER}-", f".{OLD_ALIASES}-")
+    ledger = read_ledger(root)
     deleted = [
         Leftover(root / folder / name / str(number), "what is left of a deleted version")
         for kind, folder in FOLDERS.items()
@@ -87,5 +88,6 @@ def leftovers(root: Path) -> list[Leftover]:
         for number in numbers(root, kind, name)
         if ledger.stamp(name, number) == ""
     ]
-    files = [path for path in sorted(root.glob(".*-*")) if path.name.startswith(temporaries)]
-    return [*deleted, *(Leftover(path, killed) for path in (*abandoned(root), *files))]
+    killed = [Leftover(path, "left by a process that was killed") for path in left_behind(root)]
+    failed = [Leftover(path, "kept from a build that failed") for path in sorted((root / STAGING).glob(f"*{FAILED}"))]
+    return [*deleted, *killed, *failed]

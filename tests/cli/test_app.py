@@ -6,6 +6,9 @@ import ast
 import errno
 import inspect
 import re
+import signal
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +22,7 @@ import factory.pipeline.base
 import factory.pipeline.build
 from factory.cli import app
 from factory.cli.app import COMMANDS
+from factory.cli.terminal import Terminated
 from factory.distill.target_store import SoftTargetStore
 from factory.errors import FactoryError, GateError, UsageError
 from factory.registry.registry import Registry
@@ -110,8 +114,8 @@ def test_a_full_disk_anywhere_else_is_one_line_with_the_folder(
     assert str(with_models.root / "home" / "targets") in line and "FACTORY_HOME" in line
 
 
-@pytest.mark.parametrize(("raised", "exit_code"), [(KeyboardInterrupt, 130), (ZeroDivisionError, 1)])
-def test_ctrl_c_says_how_to_continue_and_a_bug_keeps_its_traceback(
+@pytest.mark.parametrize(("raised", "exit_code"), [(KeyboardInterrupt, 130), (Terminated, 143), (ZeroDivisionError, 1)])
+def test_ctrl_c_and_sigterm_say_how_to_continue_and_a_bug_keeps_its_traceback(
     with_models: Workplace, monkeypatch: pytest.MonkeyPatch, raised: type[BaseException], exit_code: int
 ) -> None:
     def stop(*_: Any, **__: Any) -> None:
@@ -120,5 +124,37 @@ def test_ctrl_c_says_how_to_continue_and_a_bug_keeps_its_traceback(
     monkeypatch.setattr(factory.pipeline.build, "build_student", stop)
     result = with_models.run("build", "plants")
     assert result.exit_code == exit_code
-    assert ("run the same command again to continue" in result.stderr) == (raised is KeyboardInterrupt)
-    assert isinstance(result.exception, SystemExit if raised is KeyboardInterrupt else raised)
+    stopped = raised is not ZeroDivisionError
+    assert ("stopped; run the same command again to continue" in result.stderr.splitlines()) == stopped
+    assert isinstance(result.exception, SystemExit if stopped else raised)
+
+
+SLEEPING = """
+import sys, time
+import factory.cli.{module} as module
+from factory.cli import app
+
+def sleep(*_, **__):
+    print("here", flush=True)
+    time.sleep(60)
+
+module.choose = sleep
+sys.argv = ["factory", "{command}", *{arguments}]
+app()
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "arguments", "returned"),
+    [("students", "build", ["plants"], 143), ("serving", "serve", [], -signal.SIGTERM)],
+)
+def test_sigterm_ends_a_command_in_one_line_and_a_server_by_the_signal_itself(
+    module: str, command: str, arguments: list[str], returned: int
+) -> None:
+    code = SLEEPING.format(module=module, command=command, arguments=arguments)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "here\n"
+    process.terminate()
+    _, errors = process.communicate()
+    assert process.returncode == returned
+    assert errors == ("stopped; run the same command again to continue\n" if returned > 0 else "")

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from support import tiny
 from torch import Tensor, nn
-from transformers.trainer_utils import get_last_checkpoint
 
 import factory.distill.trainer as module
 from factory.config.schema import DistillConfig
 from factory.distill import training_arguments
+from factory.distill.checkpoints import checkpoints
 from factory.distill.target_store import SoftTargetStore
 from factory.distill.trainer import PROJECTION, DistillTrainer, distill
 from factory.distill.training_data import TrainingSet, concat
@@ -268,6 +268,6 @@ def test_the_projection_is_that_of_the_best_check(training_set: TrainingSet, tmp
     assert same(dict(running.projection.state_dict()), best) and not same(best, last)
     assert weights_of(running.model)  # the adapter is still trainable
     again = trainer(training_set, config(feature=1.0), tmp_path, width=16)
-    assert again.finished(str(get_last_checkpoint(str(tmp_path))))
+    assert again.finished(checkpoints(tmp_path)[-1])
     assert same(dict(again.projection.state_dict()), best)
     assert same(weights_of(again.model), weights_of(running.model))

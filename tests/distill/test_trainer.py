@@ -637,6 +637,7 @@ def test_a_damaged_checkpoint_is_not_resumed_from_and_the_training_is_as_undistu
     base, settings = tiny.base(), config()
     model = adapter(base, settings)
     distill(model, base, TEACHER, training_set, settings, folder=folder, seed=0, say=said.append)
-    assert said == [f"{folder / 'checkpoint-3'} was damaged: it is dropped and made again"]
+    unsealed = name == "checksums.json" and kind == "gone"  # as a kill leaves it: no damage
+    assert said == ([] if unsealed else [f"{folder / 'checkpoint-3'} was damaged: it is dropped and made again"])
     ours, theirs = (get_peft_model_state_dict(one) for one in (model, first))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

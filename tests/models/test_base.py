@@ -73,6 +73,13 @@ def with_adapter(base: Base) -> PeftModel:
     return model.eval()
 
 
+def test_an_adapter_s_config_is_the_same_in_every_process() -> None:
+    """Sets of names are in another order in each, and a published file has a checksum."""
+    config: Any = attach_adapter(tiny.base(), CONFIG).peft_config["default"]
+    names = config.to_dict()["target_modules"]
+    assert names == sorted(names) and len(names) == 7
+
+
 # ---------------------------------------------------------------------------------------------------------- trimming
 
 

@@ -100,17 +100,25 @@ def test_a_stop_between_two_writes_loses_only_what_was_not_written(
     assert whole == complete(teacher, tmp_path / "at once", examples)
 
 
-def test_a_last_line_that_was_cut_is_written_again_and_no_other(tmp_path: Path, asked: list[int]) -> None:
-    teacher = tiny.teacher()
-    whole = complete(teacher, tmp_path)
+def test_a_last_line_that_was_cut_is_written_again_in_the_same_batch_and_no_other(
+    tmp_path: Path, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 2)
+    teacher, examples = tiny.teacher(), [example(f"s/{i}", f"{word} {i}") for i, word in enumerate(tiny.WORDS[:5])]
+    whole = complete(teacher, tmp_path, examples)
     [path] = tmp_path.glob("*.jsonl")
-    content = path.read_bytes()
-    for cut in (content[:-1], content[:-9], content[: content.index(b"\n") + 4]):
-        path.write_bytes(cut)
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    for kept, batches in (
+        (first + second + third[:-1], [1]),
+        (first + second + third[:4], [1]),
+        (first + second[:-9], [2, 1]),
+        (first[: first.index(b"]") + 1], [2, 2, 1]),  # the first of its two answers is whole
+    ):
+        path.write_bytes(kept)
         asked.clear()
-        assert complete(teacher, tmp_path) == whole
-        assert asked == [1]
-        assert path.read_bytes() == content
+        assert complete(teacher, tmp_path, examples) == whole
+        assert asked == batches
+        assert path.read_bytes() == first + second + third
 
 
 def test_a_cut_inside_a_character_is_no_error(tmp_path: Path) -> None:
@@ -118,9 +126,9 @@ def test_a_cut_inside_a_character_is_no_error(tmp_path: Path) -> None:
     append_completions(path, {"a": Completion("b", True)})
     row = path.read_bytes()
     append_completions(path, {"é": Completion("", True)})
-    path.write_bytes(path.read_bytes()[: len(row) + len('["é'.encode()) - 1])
+    path.write_bytes(path.read_bytes()[: path.read_bytes().index("é".encode()) + 1])
     assert read_completions(path, said.append) == {"a": Completion("b", True)}
-    assert said == [f"{path}: 1 stored answers were damaged: their prompts are asked again"]
+    assert said == []  # a kill's, no damage
     assert path.read_bytes() == row
 
 

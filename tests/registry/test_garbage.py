@@ -35,7 +35,8 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 def age(path: Path, days: float) -> None:
     then = time.time() - days * 86_400
-    os.utime(path, (then, then))
+    for one in (path, *(path.iterdir() if path.is_dir() else ())):
+        os.utime(one, (then, then))
 
 
 def found(registry: Registry, days: float = 30) -> dict[str, str]:

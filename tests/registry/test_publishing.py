@@ -78,10 +78,12 @@ def test_work_is_kept_where_publishing_fails_for_a_reason_that_nobody_foresaw(
     with monkeypatch.context() as patched, pytest.raises(RuntimeError):
         patched.setattr("factory.registry.publishing.seal", broken)
         publish(registry)
-    [kept] = (registry.root / ".staging").iterdir()  # and no lock
+    [kept] = (registry.root / ".staging").iterdir()
     assert (kept / "adapter_model.safetensors").read_bytes() == b"weights"
     [problem] = registry.problems()
-    assert problem == f".staging/{kept.name}: left by a process that was killed or failed; `factory gc` removes it"
+    assert problem == f".staging/{kept.name}: kept from a build that failed; `factory gc` removes it"
+    publish(registry)
+    assert registry.problems() == [problem] and kept.name.endswith(".failed")
 
 
 def test_a_build_that_stops_while_staging_leaves_nothing(registry: Registry) -> None:
@@ -102,7 +104,29 @@ def test_a_killed_process_leaves_nothing_that_is_listed(registry: Registry) -> N
     assert subprocess.run([sys.executable, "-c", code, str(registry.root)], check=False).returncode == 9
     assert [s.reference for s in registry.versions("student")] == ["healthcare-small@1"]
     assert registry.resolve("healthcare-small").number == 1
-    assert [problem.startswith(".staging/healthcare-small-") for problem in registry.problems()] == [True, True]  # and its lock
+    assert len(registry.problems()) == 1
+    assert ".staging/healthcare-small-" in registry.problems()[0]
+    with registry.stage("legal-small"):
+        assert [path.name[:12] for path in (registry.root / ".staging").iterdir()] == ["legal-small-"]
+    assert registry.problems() == []
+
+
+def test_temporary_files_of_killed_processes_go_with_the_next_publication_of_any_name(registry: Registry) -> None:
+    publish(registry)
+    left = [registry.root / path for path in ("students/healthcare-small/..last-6ndm4rrr", ".aliases.json-x_1z9abc")]
+    kept = [registry.root / path for path in ("students/healthcare-small/.last", "students/healthcare-small/notes", ".lock")]
+    for path in (*left, *kept):
+        path.touch()
+    with registry.stage("legal-small"):
+        assert [path.exists() for path in (*left, *kept)] == [False, False, True, True, True]
+
+
+def test_what_another_process_is_staging_is_left_alone(registry: Registry) -> None:
+    with registry.stage("healthcare-small") as folder:
+        (folder / "half").write_text("half")
+        code = "import sys; from factory.registry.registry import Registry\nwith Registry(sys.argv[1]).stage('legal-small'): pass"
+        subprocess.run([sys.executable, "-c", code, str(registry.root)], check=True)
+        assert (folder / "half").read_text() == "half"
 
 
 @pytest.mark.parametrize("call", ["fsync", "mkdir", "rename"])
