@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from factory.cache import FULL_DISK
 from factory.errors import ModelResolutionError, in_one_line
 
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}  # can run code when loaded
@@ -126,7 +126,13 @@ def load_refusals(folder: Path) -> Iterator[None]:
     """``with load_refusals(folder):`` what transformers raises for it becomes one line, a ModelResolutionError."""
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise
+        raise ModelResolutionError(f"{folder} cannot be loaded: {in_one_line(error)}") from error
+    except ModelResolutionError:
+        raise
+    except Exception as error:  # its readers of odd settings raise dozens of kinds
         if "trust_remote_code" in str(error):
             raise ModelResolutionError(
                 f"{folder} needs code of its own, which is never run; choose a model that transformers knows"
