@@ -32,13 +32,15 @@ from support.gguf import tiny_gguf
 from support.manifests import publish
 from support.workplace import FAMILY, PLANTS, domain
 
-from factory.config.load import load_methods, load_specs, read_folder
+from factory.config.load import load_methods, load_specs
 from factory.config.schema import TeacherSpec
 from factory.config.settings import DistillConfig
 from factory.data.documents import read_document
 from factory.data.layouts import read_exchanges
 from factory.data.records import read_records
 from factory.errors import MAX_LINE, DataError, FactoryError, ModelResolutionError, RegistryError, ServeError, SpecError
+from factory.evaluation.bias import load_pairs
+from factory.evaluation.confidence import FIRST, SIGNALS, TOP, Confidence
 from factory.evaluation.items import Item, load_items
 from factory.models.adapter import check_adapter
 from factory.models.base import attach_adapter
@@ -207,12 +209,12 @@ def written(name: str, content: bytes | str) -> Callable[[Path], Path]:
     return make
 
 
-def spec_folder(name: str) -> Callable[[Path], Path]:
+def spec_folder(name: str, dump: Callable[[Any], str] = json.dumps) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         (folder / "teacher").mkdir()
         (folder / "encoder").mkdir()
         for file, content in SPECS.items():
-            (folder / file).write_text(json.dumps(content))
+            (folder / file).write_text(dump(content))
         return folder / name
 
     return make
@@ -354,16 +356,26 @@ def aliases(path: Path) -> None:
     read_aliases(path.parent)
 
 
+def confidence(path: Path) -> None:
+    Confidence.load(path.parent)
+
+
+def pairs(path: Path) -> None:
+    load_pairs([path.name], path.parent)
+
+
+SIGNALS_OF = dict.fromkeys(("means", "scales", "weights"), [0.5] * len(SIGNALS)) | {"bias": 0.0, "held_out": [[0.5, True]]}
+CONFIDENCE = {"signals": SIGNALS, "first": FIRST, "top": TOP, "margin": 0.1, "whole": SIGNALS_OF, "beginning": SIGNALS_OF}
+PAIRS = {"axes": {"gender": [{"groups": [["he", "she"]], "templates": ["{group} {is|was} a nurse"]}]}}
 PAGE = "<html><head><title>a</title><body><p>b &amp; c<table><tr><td>d</table>"
 ITEMS = '{"prompt": "a", "topic": "b"}\n{"prompt": "c"}\n'
 CSV = 'question,answer\n"Why, then?",So.\nHow?,"Thus,\nso."\n'
 KEYS = '{"a-long-key": ["healthcare-small"], "another": "*"}'
-AS_PEOPLE_WRITE = written("plants.yaml", yaml.safe_dump(domain("plants", PLANTS), sort_keys=False))
 KINDS = [
     Kind("domain", spec_folder("plants.yaml"), specs, SpecError, json_damage),
     Kind("family", spec_folder("default.family.yaml"), specs, SpecError, json_damage),
     Kind("pool", spec_folder("general.pool.yaml"), specs, SpecError, json_damage),
-    Kind("YAML", AS_PEOPLE_WRITE, lambda path: read_folder(path.parent), SpecError, damaged),
+    Kind("YAML", spec_folder("plants.yaml", yaml.safe_dump), specs, SpecError, damaged),
     Kind("methods", written("m.yaml", json.dumps(EXPERIMENT)), methods, SpecError, json_damage),
     Kind("jsonl", table("a.jsonl"), exchanges, DataError, damaged),
     Kind("jsonl.gz", written("a.jsonl.gz", gzip.compress(ITEMS.encode())), exchanges, DataError, gzip_damage),
@@ -387,6 +399,9 @@ KINDS = [
     Kind("manifest.json", version("manifest.json"), manifest, RegistryError, json_damage),
     Kind("records.jsonl", version("records.jsonl"), kept_records, RegistryError, damaged),
     Kind("aliases.json", version("aliases.json"), aliases, RegistryError, json_damage),
+    Kind("confidence.json", written("confidence.json", json.dumps(CONFIDENCE)), confidence, RegistryError, json_damage),
+    Kind("bias pairs", written("a.yaml", json.dumps(PAIRS)), pairs, SpecError, json_damage),
+    Kind("bias pairs of jsonl", written("a.jsonl", '{"stereotype": "a b", "other": "c b"}\n'), pairs, SpecError, json_damage),
     Kind("keys", written("keys.yaml", KEYS), Keys.load, ServeError, json_damage),
 ]
 
