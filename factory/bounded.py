@@ -1,6 +1,6 @@
 """Work on what strangers wrote, in a process that ends at its limits of time and memory.
 
-reader = Bounded(read_pages, seconds=60, memory=2 << 30, output=1 << 26)
+reader = Bounded(read_pages, Limits(seconds=60, memory=2 << 30, output=1 << 26))
 pages = list(reader.ask(Path("leave.pdf")))
 
 The readers of PDF, Word, Excel, Parquet and GGUF, and Jinja, have no limit of their own: a page of a PDF may loop, a cell of a
@@ -34,7 +34,7 @@ ITEM, END, RAISED = "item", "end", "raised"
 
 
 class BoundedError(Exception):
-    """``str(error)`` → "it takes more than 60 seconds": the work failed, or ended at a limit. ``at_limit`` tells which."""
+    """``str(error)`` → "it takes more than 60 seconds": the work failed, or ended at a limit, which ``at_limit`` tells."""
 
     def __init__(self, message: str, at_limit: bool = False) -> None:
         super().__init__(message)
@@ -79,8 +79,8 @@ class Bounded:
             self._idle.append(process)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):  # the last where it ended within an item
             code = process.popen.wait()
-            if code != IDLE_END:
-                raise BoundedError(_how_it_ended(code, self.limits), at_limit=True) from None
+            if code != IDLE_END or answer.kind is not None:
+                raise _ended(code, self.limits) from None
         finally:
             if answer.kind not in (END, RAISED):  # also where the caller wants no more
                 process.stop()
@@ -134,10 +134,10 @@ def _stop(popen: subprocess.Popen[bytes], owner: int) -> None:
             pipe.close()  # type: ignore[union-attr]
 
 
-def _how_it_ended(code: int, limits: Limits) -> str:
+def _ended(code: int, limits: Limits) -> BoundedError:
     if code in (-signal.SIGPROF, -signal.SIGALRM):
-        return f"it takes more than {limits.seconds} seconds"
-    return f"its reader ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+        return BoundedError(f"it takes more than {limits.seconds} seconds", at_limit=True)
+    return BoundedError(f"its reader ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}")
 
 
 # ------------------------------------------------------------------------------------------------------ in the process
@@ -153,7 +153,9 @@ def main(name: str, limits: Limits) -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     module, _, attribute = name.partition(":")
     function = getattr(importlib.import_module(module), attribute)
-    resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    memory = limits.memory if hard == resource.RLIM_INFINITY else min(limits.memory, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, hard))
     while select.select([sys.stdin], [], [], IDLE)[0]:
         try:
             arguments = pickle.load(sys.stdin.buffer)

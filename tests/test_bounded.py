@@ -37,6 +37,8 @@ def work(what):
         os.kill(os.getpid(), signal.SIGSEGV)
     if what == "leave":
         os._exit(0)
+    if what == "leave as one without work":
+        os._exit(3)
     if what == "print":
         print("noise"); os.write(1, b"more noise")
     if what == "raise ours":
@@ -74,6 +76,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bounded]
         ("one large", "it holds more than 1 MB of text"),
         ("crash", "its reader ended with SIGSEGV"),
         ("leave", "its reader ended with exit code 0"),
+        ("leave as one without work", "its reader ended with exit code 3"),
         ("exit", "its reader ended with exit code 7"),
         ("raise", "two lines"),
     ],
@@ -82,7 +85,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bounded]
 def test_what_has_no_end_ends_at_a_limit_and_the_next_call_is_answered(reader: Bounded, what: str, why: str) -> None:
     with pytest.raises(BoundedError) as caught:
         list(reader.ask(what))
-    assert str(caught.value) == why and caught.value.at_limit == (what != "raise")
+    assert str(caught.value) == why and caught.value.at_limit == why.startswith("it ")
     assert list(reader.ask("well")) == ["well", "done"]
 
 
