@@ -15,15 +15,26 @@ FactoryError             exit code 1 of the command that ends with it, unless an
 
 from typing import ClassVar
 
+MAX_LINE = 1_000  # characters of a message, which may quote a file
+
 
 class FactoryError(Exception):
-    """``except FactoryError`` catches every error with a one-line message meant for the user."""
+    """``except FactoryError`` catches every error with a one-line message meant for the user.
+
+    Whatever a message quotes, it is one printable line of at most ``MAX_LINE`` characters.
+    """
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_bounded_line(str(message)))
 
 
 class SpecError(FactoryError):
     """Raised with all mistakes of all files, one a line."""
+
+    def __init__(self, message: object = "") -> None:
+        Exception.__init__(self, "\n".join(map(_bounded_line, str(message).split("\n"))))
 
 
 class ModelResolutionError(FactoryError):
@@ -69,6 +80,11 @@ class GateError(RegistryError):
 def printable(text: str) -> str:
     """``printable(key)``: what a file says, in one line for a terminal. Control characters are escaped, as in ``\\x1b``."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def _bounded_line(text: str) -> str:
+    line = printable(text)
+    return line if len(line) <= MAX_LINE else line[: MAX_LINE - 4] + " ..."
 
 
 def in_one_line(error: BaseException) -> str:

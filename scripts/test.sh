@@ -9,6 +9,7 @@ ruff format --check .
 mypy
 lint-imports
 factory validate
+python scripts/supply_chain.py --audit  # licences; known vulnerabilities, where the package index can be asked
 
 # Two workers with one torch thread each; tests with the real teacher run alone, on all cores.
 slow="slow and not big"

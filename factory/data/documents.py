@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from html.parser import HTMLParser
 from pathlib import Path
 
+from factory.bounded import Bounded, BoundedError, Limits
 from factory.data.encoding import encoding_of, open_text
 from factory.data.records import CONTROL, EXTRAS, Say, beside, plain_text, silent
 from factory.errors import DataError, in_one_line
@@ -19,6 +21,7 @@ from factory.errors import DataError, in_one_line
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 PARAGRAPH_END = re.compile(r"\n\s*\n")
 SHOWN = 5  # names of skipped files
+LIMITS = Limits(seconds=120, memory=2 << 30, output=1 << 28)  # of one document
 
 CountTokens = Callable[[str], int]
 
@@ -58,7 +61,7 @@ def _files(folder: Path) -> list[Path]:
     found: list[Path] = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
+        found += [path for name in names if not name.startswith(".") and (path := Path(parent, name)).is_file()]
     return sorted(found)
 
 
@@ -71,18 +74,29 @@ def _describe_skipped(skipped: dict[str, str]) -> str:
 
 
 def read_document(path: Path) -> str:
-    """``read_document(Path("leave.pdf"))``: its text, paragraphs apart.
+    """``read_document(Path("leave.pdf"))``: its text, paragraphs apart; read in a process that ends at its limits.
 
-    Raises: DataError for a damaged document, or one whose reader is not installed.
+    Raises: DataError for a damaged document, one that takes too long, or one whose reader is not installed.
     """
+    try:
+        return "".join(_reader().ask(path))
+    except BoundedError as error:
+        raise DataError(f"cannot read {path}: {in_one_line(error)}; mend it, or take it out of the folder") from None
+
+
+@lru_cache(maxsize=1)
+def _reader() -> Bounded:
+    return Bounded(parse_document, LIMITS)
+
+
+def parse_document(path: Path) -> Iterator[str]:
+    """``"".join(parse_document(path))``: what ``read_document``'s process does."""
     read = _read_by(path)
     assert read is not None
     try:
-        return read(path)
+        yield read(path)
     except ImportError as error:
         raise DataError(f"{path} needs {error.name}: {EXTRAS}, or take it out of the folder") from None
-    except Exception as error:  # parsers of damaged files raise dozens of kinds
-        raise DataError(f"cannot read {path}: {in_one_line(error)}; mend it, or take it out of the folder") from error
 
 
 def _read_by(path: Path) -> Callable[[Path], str] | None:

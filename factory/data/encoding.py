@@ -5,14 +5,17 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+from collections.abc import Iterator
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, TextIO, cast
 
 import charset_normalizer
 
 BLOCK = 1 << 20  # bytes that are read at once
+MAX_UNPACKED = 1 << 32  # bytes of a file, also when unpacked: a gzipped one may grow a thousandfold
+MAX_LINES = 100_000_000
+MAX_RECORD = 1 << 26  # characters of a line, of a JSON record and of a CSV cell: an open quote does not fill the memory
 ENCODINGS = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "shift_jis", "gb18030", "big5", "euc_kr"]  # besides Unicode
 CONTROL = bytes(set(range(0x20)) - set(b"\t\n\r"))  # which make a text look like none
 BYTE_ORDER_MARKS = {  # UTF-32's first: UTF-16's begins the same
@@ -34,10 +37,19 @@ def open_text(path: Path, encoding: str) -> TextIO:
     return io.TextIOWrapper(open_bytes(path), encoding, newline="")
 
 
+def lines_of(file: TextIO) -> Iterator[str]:
+    """``for line in lines_of(file):`` each with its end. Raises: ValueError for one of more than ``MAX_RECORD`` characters."""
+    for number, line in enumerate(iter(partial(file.readline, MAX_RECORD + 1), ""), start=1):
+        if len(line) > MAX_RECORD:
+            raise ValueError(f"line {number} has more than {MAX_RECORD:,} characters")
+        yield line
+
+
 def encoding_of(path: Path) -> str:
     """``encoding_of(path)`` → "utf-8": by its byte order mark, else UTF-8 where that fits, else guessed.
 
-    Raises: ValueError with the first wrong line where most lines outside ASCII are UTF-8, and so some are damaged.
+    Raises: ValueError with the first wrong line where most lines outside ASCII are UTF-8, and so some are damaged; for a file
+        of more than ``MAX_UNPACKED`` bytes or ``MAX_LINES`` lines.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     good = line = 0
@@ -47,16 +59,18 @@ def encoding_of(path: Path) -> str:
         start = file.read(4)
         for mark, encoding in BYTE_ORDER_MARKS.items():
             if start.startswith(mark):
+                for _ in _pieces(file):
+                    pass
                 return encoding
         file.seek(0)
-        for piece in chain(iter(partial(file.readline, BLOCK), b""), [b""]):
+        for piece in _pieces(file):
             try:
                 good += not decoder.decode(piece, final=not piece).isascii()
             except UnicodeDecodeError:
                 decoder.reset()
                 bad.append(line + 1)
                 sample += piece if len(sample) < BLOCK else b""
-            line += piece.endswith(b"\n")
+            line += piece.count(b"\n")
     if good > len(bad) > 0:
         raise ValueError(f"line {bad[0]} is not UTF-8, as {good} others are; mend it, or save the file as UTF-8")
     if not bad:
@@ -65,6 +79,17 @@ def encoding_of(path: Path) -> str:
     if guess is None:
         raise ValueError(f"line {bad[0]} is not UTF-8; save the file as UTF-8")
     return guess.encoding
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    """Blocks of whole lines where they are ASCII, otherwise single lines; at last b""."""
+    size = lines = 0
+    while block := file.read(BLOCK // 4) + file.readline(BLOCK // 4):
+        size, lines = size + len(block), lines + block.count(b"\n")
+        if size > MAX_UNPACKED or lines > MAX_LINES:
+            raise ValueError(f"it has more than {MAX_LINES:,} lines or {MAX_UNPACKED:,} bytes, unpacked; split it")
+        yield from [block] if block.isascii() else io.BytesIO(block)
+    yield b""
 
 
 def describe_encoding(encoding: str) -> str:

@@ -12,18 +12,31 @@ import csv
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, TextIO
 
-from factory.data.encoding import BLOCK, describe_encoding, encoding_of, open_bytes, open_text
+from factory.bounded import Bounded, Limits
+from factory.data.encoding import (
+    BLOCK,
+    MAX_RECORD,
+    MAX_UNPACKED,
+    describe_encoding,
+    encoding_of,
+    lines_of,
+    open_bytes,
+    open_text,
+)
 from factory.errors import DataError, in_one_line
 
-MAX_RECORD = 1 << 26  # characters of a JSON record or a CSV cell, so that an unclosed bracket or quote does not fill the memory
+TABLE_LIMITS = Limits(seconds=120, memory=2 << 30, output=MAX_UNPACKED)
+BATCH = 256  # rows
 DELIMITERS = (",", ";", "\t", "|")
 EXTRAS = "pip install 'student-factory[files]'"
 
@@ -99,8 +112,8 @@ def read_json_lines(path: Path, say: Say) -> Iterator[Record]:
     """One object per line; blank lines are skipped."""
     encoding = encoding_of(path)
     say(f"JSON lines{describe_encoding(encoding)}")
-    with open_text(path, encoding) as lines:
-        for number, line in enumerate(lines, start=1):
+    with open_text(path, encoding) as file:
+        for number, line in enumerate(lines_of(file), start=1):
             if line.strip():
                 place = f"line {number}"
                 try:
@@ -198,7 +211,8 @@ def distinct_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def check_distinct(names: Sequence[str], problem: str) -> None:
     """Raises: ValueError with the first name that is there twice."""
     if len(set(names)) < len(names):
-        raise ValueError(f"{problem} {next(name for name in names if names.count(name) > 1)!r}; rename one")
+        [(name, _)] = Counter(names).most_common(1)
+        raise ValueError(f"{problem} {name!r}; rename one")
 
 
 def as_record(value: Any, place: str) -> Record:
@@ -215,12 +229,12 @@ def read_csv(path: Path, say: Say) -> Iterator[Record]:
     encoding = encoding_of(path)
     csv.field_size_limit(MAX_RECORD)  # for every reader of this process; its own, 131,072, is less than some articles have
     with open_text(path, encoding) as file:
-        first = next((line for line in file if line.strip()), "")
+        first = next((line for line in lines_of(file) if line.strip()), "")
         delimiter = max(DELIMITERS, key=lambda one: len(next(csv.reader([first], delimiter=one), [])))
         separated = "tabs" if delimiter == "\t" else repr(delimiter)
         say(f"CSV separated by {separated}{describe_encoding(encoding)}")
         file.seek(0)
-        yield from table_records(csv_rows(file, delimiter))
+        yield from table_records(csv_rows(lines_of(file), delimiter))
 
 
 def csv_rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
@@ -236,6 +250,29 @@ def csv_rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
             raise ValueError(f"the row that starts on line {start} is not valid CSV ({error}); is a quote open?") from error
 
 
+def read_binary(path: Path, say: Say) -> Iterator[Record]:
+    """Parquet or Excel, in a process that ends at its limits: a small file may stand for any number of rows."""
+    for said, records in _binary_reader().ask(path):
+        for line in said:
+            say(line)
+        yield from records
+
+
+@lru_cache(maxsize=1)
+def _binary_reader() -> Bounded:
+    return Bounded(read_batches, TABLE_LIMITS)
+
+
+def read_batches(path: Path) -> Iterator[tuple[list[str], list[Record]]]:
+    """``for said, records in read_batches(path):`` what ``read_binary``'s process does; the last batch is empty."""
+    said: list[str] = []
+    records = BINARY_READERS[kind_of(path)](path, said.append)
+    while batch := list(islice(records, BATCH)):
+        yield said, batch
+        said.clear()
+    yield said, []
+
+
 def read_parquet(path: Path, say: Say) -> Iterator[Record]:
     """Nested columns are lists and dictionaries."""
     import pyarrow.parquet
@@ -244,7 +281,7 @@ def read_parquet(path: Path, say: Say) -> Iterator[Record]:
     with open_bytes(path) as file:
         table = pyarrow.parquet.ParquetFile(file)
         check_distinct(table.schema_arrow.names, "two columns are called")
-        rows = chain.from_iterable(batch.to_pylist() for batch in table.iter_batches(batch_size=1024))
+        rows = chain.from_iterable(batch.to_pylist() for batch in table.iter_batches(batch_size=BATCH, use_threads=False))
         for number, row in enumerate(rows, start=1):
             yield Record(f"row {number}", row)
 
@@ -292,9 +329,10 @@ READERS: dict[str, Callable[[Path, Say], Iterator[Record]]] = {
     ".json": read_json,
     ".csv": read_csv,
     ".tsv": read_csv,
-    ".parquet": read_parquet,
-    ".xlsx": read_excel,
+    ".parquet": read_binary,
+    ".xlsx": read_binary,
 }
+BINARY_READERS: dict[str, Callable[[Path, Say], Iterator[Record]]] = {".parquet": read_parquet, ".xlsx": read_excel}
 
 
 # ------------------------------------------------------------------------------------------------------------------- cells

@@ -26,9 +26,10 @@ import numpy as np
 from scipy.stats import rankdata
 
 from factory.cache import replace_file
-from factory.errors import RegistryError
+from factory.errors import RegistryError, in_one_line
 from factory.evaluation.stats import BootstrapConfig, FloatArray, by_cluster, cluster_resamples, percentiles, ratio
 from factory.registry.manifest import MetricValue
+from factory.registry.plain_json import parse_json
 
 FILE = "confidence.json"
 FIRST = 8  # tokens of a beginning
@@ -141,13 +142,15 @@ class Confidence:
         if not path.exists():
             return None
         try:
-            content = json.loads(path.read_bytes())
+            content = parse_json(path.read_bytes())
             if (tuple(content["signals"]), content["first"], content["top"]) != (SIGNALS, FIRST, TOP):
                 raise ValueError("it has other signals")
             whole, beginning = (_calibration(content[name]) for name in ("whole", "beginning"))
             return cls(float(content["margin"]), whole, beginning)
-        except (ValueError, KeyError, TypeError) as error:
-            raise RegistryError(f"{path} is not a student's confidence ({error}); build the student again") from None
+        except (OSError, ValueError, LookupError, TypeError, OverflowError) as error:
+            raise RegistryError(
+                f"{path} is not a student's confidence ({in_one_line(error)}); build the student again"
+            ) from None
 
 
 def _calibration(content: dict[str, Any]) -> Calibration:

@@ -8,13 +8,11 @@ Ollama does not read Jinja. The text that a chat template puts around each messa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from factory.errors import ExportError, in_one_line
-from factory.models.chat import stop_tokens
+from factory.errors import ExportError, ModelResolutionError, in_one_line
+from factory.models.chat import render_as_is, stop_tokens
 
 ROLES = ("system", "user", "assistant")
 Messages = list[dict[str, str]]
@@ -43,7 +41,7 @@ def message_format(tokenizer: PreTrainedTokenizerBase) -> MessageFormat:
     try:
         found = _split_template(tokenizer)
         same = all(found.render(messages) == _render(tokenizer, messages, prompt=True) for messages in _conversations())
-    except (ValueError, TemplateError) as error:
+    except (ValueError, ModelResolutionError) as error:
         raise ExportError(
             f"the chat template cannot be converted for Ollama ({in_one_line(error)}); use --format gguf"
         ) from error
@@ -119,8 +117,7 @@ def _added(longer: str, shorter: str) -> str:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, prompt: bool = False) -> str:
-    text: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    return str(text)
+    return render_as_is(tokenizer, messages, prompt=prompt)
 
 
 def _go_literal(text: str) -> str:

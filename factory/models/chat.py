@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from factory.config.chat_template import render_template
 from factory.config.schema import TeacherContext, TeacherContexts
 from factory.errors import ModelResolutionError
 
@@ -119,13 +119,24 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | Non
 def render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, prompt: bool) -> str:
     """``render(tokenizer, messages("What is gout?"), prompt=True)``: the text; a ``prompt`` ends where an answer begins.
 
-    A special token in a message is text (``plain_text``).
+    A special token in a message is text (``plain_text``). Raises: ModelResolutionError as ``render_as_is`` does.
     """
-    if not tokenizer.chat_template:
+    return render_as_is(tokenizer, plain_turns(tokenizer, turns), prompt=prompt)
+
+
+def render_as_is(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, prompt: bool) -> str:
+    """``render_as_is(tokenizer, turns, prompt=True)``: as ``tokenizer.apply_chat_template``, in bounded time and memory.
+
+    Raises: ModelResolutionError where there is no chat template, or it fails, refuses the turns or is too slow.
+    """
+    template = tokenizer.chat_template
+    if not template or not isinstance(template, str):
         raise ModelResolutionError("the teacher has no chat template; set teacher.chat_template in the family file")
-    plain = plain_turns(tokenizer, turns)
-    text: Any = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=prompt)
-    return str(text)
+    given = {"messages": turns, "tools": None, "documents": None, "add_generation_prompt": prompt}
+    try:
+        return render_template(template, {**tokenizer.special_tokens_map, **given})
+    except ValueError as error:
+        raise ModelResolutionError(f"the chat template refuses these messages: {error}") from None
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -22,6 +22,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
+from factory.errors import ModelResolutionError, in_one_line
 from factory.models.device import mixed_precision
 from factory.models.forward import hidden_states, make_batch, mean_pool
 from factory.models.scoring import length_batches
@@ -55,9 +56,18 @@ class EmbeddingHead:
 
 
 def load_embedding_head(folder: Path) -> EmbeddingHead | None:
-    """``load_embedding_head(version.folder)``: None where a version has none."""
+    """``load_embedding_head(version.folder)``: None where there is none. Raises: ModelResolutionError for a damaged one."""
     path = folder / EMBEDDING_HEAD
-    return EmbeddingHead(**load_file(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        found = load_file(path)
+    except Exception as error:  # safetensors' own, and NumPy's for kinds of numbers that it lacks
+        raise ModelResolutionError(f"{path} cannot be read ({in_one_line(error)}); build it again") from None
+    weight, bias = found.get("weight"), found.get("bias")
+    if weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1] or weight.dtype != np.float32:
+        raise ModelResolutionError(f"{path} is not an embedding head: a weight (D, H) and a bias (D,); build it again")
+    return EmbeddingHead(weight, bias)
 
 
 def fit_embedding_head(states: np.ndarray, embeddings: np.ndarray) -> EmbeddingHead:

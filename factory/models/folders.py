@@ -13,14 +13,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from factory.cache import FULL_DISK
 from factory.errors import ModelResolutionError, in_one_line
 
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}  # can run code when loaded
 WEIGHTS = "model.safetensors"  # or, where there is no such file, the shards that WEIGHTS_INDEX names
 WEIGHTS_INDEX = "model.safetensors.index.json"
+LARGEST = {"num_hidden_layers": 1000, "hidden_size": 1 << 20, "vocab_size": 1 << 24}  # of any model so far, and then some
 MODULES = "modules.json"  # of sentence-transformers: the folder of each module
 
 
@@ -93,10 +94,21 @@ def _read(path: Path, kind: type, name: str) -> Any:
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """``load_config(resolved.folder).vocab_size``. Raises: ModelResolutionError where transformers refuses."""
+    """``load_config(resolved.folder).vocab_size``.
+
+    Raises: ModelResolutionError where transformers refuses, and for sizes that no model has: an empty model of a billion layers
+        would fill the memory.
+    """
     with load_refusals(folder):
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        return config
+        text = config.get_text_config()
+        sizes = {name: getattr(text, name, 0) for name in LARGEST}
+    for name, size in sizes.items():
+        if isinstance(size, int) and not 0 <= size <= LARGEST[name]:
+            raise ModelResolutionError(
+                f"{folder / 'config.json'}: {name} is {size!r:.40}; at most {LARGEST[name]:,} are possible"
+            )
+    return config
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -111,6 +123,7 @@ def load_weights(folder: Path, dtype: torch.dtype) -> Any:
 
     Raises: ModelResolutionError where transformers refuses, or would fill missing weights with random numbers.
     """
+    load_config(folder)  # for its checks
     untyped: Any = AutoModelForCausalLM  # its stubs know no output_loading_info
     with load_refusals(folder):
         model, loading = untyped.from_pretrained(
@@ -126,7 +139,13 @@ def load_refusals(folder: Path) -> Iterator[None]:
     """``with load_refusals(folder):`` what transformers raises for it becomes one line, a ModelResolutionError."""
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise
+        raise ModelResolutionError(f"{folder} cannot be loaded: {in_one_line(error)}") from error
+    except ModelResolutionError:
+        raise
+    except Exception as error:  # its readers of odd settings raise dozens of kinds
         if "trust_remote_code" in str(error):
             raise ModelResolutionError(
                 f"{folder} needs code of its own, which is never run; choose a model that transformers knows"

@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from factory.config.chat_template import PINNED, TEMPLATE_DATE, THINKING, template_variables
@@ -76,10 +75,12 @@ def usable_template(tokenizer: PreTrainedTokenizerBase, spec: TeacherSpec) -> Ch
 
     Raises: ModelResolutionError if it cannot be used, with the reason and a template that would work.
     """
-    given = spec.chat_template or (tokenizer.get_chat_template() if tokenizer.chat_template else None)
-    if given is None:
+    if not spec.chat_template and not tokenizer.chat_template:
         raise ModelResolutionError(f"{spec.model} has no chat template; {_advice(tokenizer)}")
     try:
+        given = spec.chat_template or tokenizer.get_chat_template()
+        if not isinstance(given, str):
+            raise ValueError(f"it is a {type(given).__name__}, not text")
         return _settled(tokenizer, given, spec.chat_template_kwargs)
     except ValueError as error:
         raise ModelResolutionError(
@@ -166,7 +167,7 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, prompt: bool = True) -> str:
     try:
         return render(tokenizer, turns, prompt=prompt)
-    except (TemplateError, TypeError) as error:
+    except ModelResolutionError as error:
         raise ValueError(f"it fails on plain messages ({in_one_line(error)})") from error
 
 

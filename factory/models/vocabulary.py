@@ -33,12 +33,12 @@ from itertools import chain, islice, pairwise
 from typing import Any
 
 import torch
-from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from factory.errors import ModelResolutionError, TrainingError
+from factory.models.chat import render_as_is
 
 # Added tokens without a meaning yet (Gemma 3 has 6,242); kept only if a text contains them.
 PLACEHOLDER = re.compile(r"<\|?(unused|reserved|extra_id)\w*?\d+\|?>|\[unused\d+\]")
@@ -271,8 +271,8 @@ def _rendered_template(tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
     turns = [{"role": role, "content": ""} for role in ("system", "user", "assistant", "user")]
     for conversation in (turns[1:], turns):
         try:
-            yield str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
-        except TemplateError:
+            yield render_as_is(tokenizer, conversation, prompt=True)
+        except ModelResolutionError:
             continue
 
 

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
 from factory.config.schema import TeacherContext
+from factory.errors import ModelResolutionError
 from factory.models.chat import messages as turns_of
 from factory.models.chat import plain_turns, render
 from factory.models.folders import load_tokenizer
@@ -41,8 +40,8 @@ class Prompts:
         turns = plain_turns(tokenizer, with_context(messages, target.context))
         try:
             text = render(tokenizer, turns, prompt=True)
-        except TemplateError as error:
-            message = f"the chat template of {target.base} refuses these messages: {error}"
+        except ModelResolutionError as error:
+            message = f"{target.base}: {error}"
             raise APIError(400, message, code="invalid_messages", param="messages") from None
         self._check_length(tokenizer(text, add_special_tokens=False)["input_ids"], "messages")
         return turns

@@ -9,7 +9,9 @@ import pytest
 import yaml
 from support.workplace import Refused, Workplace
 
-from factory.config.chat_template import PINNED, template_variables
+from factory.bounded import Bounded, Limits
+from factory.config import chat_template
+from factory.config.chat_template import MAX_TEMPLATE, PINNED, read_template, render_template, template_variables
 from factory.config.schema import TeacherSpec
 
 PLAIN = "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
@@ -22,6 +24,54 @@ def teacher(template: str | None = PLAIN, **settings: Any) -> TeacherSpec:
 def test_the_variables_of_a_template_are_those_that_it_does_not_set_itself() -> None:
     text = "{% set a = b %}{% for m in messages %}{{ m + a }}{% generation %}{{ c }}{% endgeneration %}{% break %}{% endfor %}"
     assert template_variables(text) == {"b", "c", "messages"}
+
+
+NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+DOUBLED = "{% set ns = namespace(t='a' * 99) %}{% for i in range(60) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}"
+HOSTILE = {
+    "loops": (NESTED, "it takes more than 1 seconds"),
+    "loops on a condition": ("{% if messages | length > 1 %}" + NESTED + "{% endif %}", "it takes more than 1 seconds"),
+    "a power": ("{{ 9 ** (9 ** 9) }}", "it takes more than 1 seconds"),
+    "a long text": ("{{ 'a' * 10 ** 10 }}", "it takes more than 256 MB of memory"),
+    "a doubled text": (DOUBLED, "it takes more than 256 MB of memory"),
+    "a padded text": ("{{ 'a'.ljust(9000000) }}", "it holds more than 1 MB of text"),
+    "calls of itself": ("{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}", "it is nested too deep"),
+    "brackets": ("{{ " + "(" * 9000 + "1" + ")" * 9000 + " }}", "it is nested too deep"),
+    "blocks": ("{% if true %}" * 3000, "it is nested too deep"),
+    "Python": ("{{ ''.__class__.__mro__ }}", "access to attribute '__class__' of 'str' object is unsafe."),
+    "files": ("{% include '/etc/passwd' %}", "no loader for this environment specified"),
+    "an error of Python's": ("{{ 1 / 0 }}", "division by zero"),
+    "no Jinja": ("a\n{{ b", "line 2 of the chat template is not valid Jinja: "),
+    "a refusal": ("{{ raise_exception('no\nsystem turn') }}", "no system turn"),
+    "size": ("a" * (MAX_TEMPLATE + 1), "a chat template has at most 200,000 characters, this one 200,001"),
+}
+
+
+@pytest.fixture(scope="module")
+def small() -> Bounded:
+    return Bounded(read_template, Limits(seconds=1, memory=1 << 28, output=1 << 20))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_template_is_refused_in_one_line(name: str, small: Bounded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "_process", lambda: small)
+    monkeypatch.setattr(chat_template, "_AT_LIMIT", type(chat_template._AT_LIMIT)())
+    template, why = HOSTILE[name]
+    for _ in range(2):  # one that ended at a limit is not tried again
+        with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
+            render_template(template, {"messages": ["a", "b"]})
+        assert str(caught.value).startswith(why)
+    assert (template in chat_template._AT_LIMIT) == why.startswith(("it takes", "it holds"))
+    assert render_template("{{ messages[0] }}", {"messages": ["a"]}) == "a"
+
+
+@pytest.mark.parametrize("text", ["{{ 'a' * 10 ** 10 }}", "{{ 10 ** 10 ** 10 }}", "{{ " + "(" * 9000, "{% if a %}" * 3000])
+def test_a_hostile_template_s_variables_cost_no_more(text: str, small: Bounded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "_process", lambda: small)
+    try:
+        assert template_variables(text) == frozenset()
+    except ValueError as error:
+        assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import io
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.data.documents import cut_chunks, document_files, read_document, read_documents
+from factory.bounded import Bounded, Limits
+from factory.data import documents
+from factory.data.documents import cut_chunks, document_files, parse_document, read_document, read_documents
 from factory.errors import DataError
 
 PAGE = """<!doctype html><html><head><title>Leave</title><style>p {color: red}</style>
@@ -115,9 +123,8 @@ def test_a_reader_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: py
         return real(name, *arguments, **named)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    (tmp_path / "a.pdf").write_bytes(a_pdf("Leave."))
     with pytest.raises(DataError, match=r"a\.pdf needs pypdf: pip install 'student-factory\[files\]', or take it out"):
-        texts_of(tmp_path)
+        list(parse_document(tmp_path / "a.pdf"))
 
 
 def test_a_missing_or_empty_folder_says_what_is_there(tmp_path: Path) -> None:
@@ -126,6 +133,49 @@ def test_a_missing_or_empty_folder_says_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     with pytest.raises(DataError, match=r"no text in \.txt, .* files in .*: a\.png"):
         texts_of(tmp_path)
+
+
+def word(body: str) -> bytes:
+    """A document of Word whose body is this XML."""
+    file = io.BytesIO()
+    pytest.importorskip("docx").Document().save(file)
+    made = io.BytesIO()
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            text = old.read(name)
+            if name == "word/document.xml":
+                text = re.sub(rb"<w:body>.*</w:body>", b"<w:body>" + body.encode() + b"</w:body>", text, flags=re.DOTALL)
+            new.writestr(name, text)
+    return made.getvalue()
+
+
+SPANS = "<w:tbl><w:tr><w:tc><w:tcPr><w:gridSpan w:val='999999999'/></w:tcPr><w:p/></w:tc></w:tr></w:tbl>"
+TEXT = "<w:p><w:r><w:t>" + "a" * 900_000 + "</w:t></w:r></w:p>"
+BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "a cell of a billion columns": ("spans.docx", lambda: word(SPANS)),
+    "a text a thousand times as large as its file": ("text.docx", lambda: word(TEXT * 300)),
+    "a page that a megabyte of operators draws": ("long.pdf", lambda: a_pdf("Leave.) Tj (" * 200_000)),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a process's memory")
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_one_line_and_other_documents_are_read(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Bounded(parse_document, Limits(seconds=4, memory=1 << 28, output=1 << 20))
+    monkeypatch.setattr(documents, "_reader", lambda: small)
+    file, made = BOMBS[name]
+    (tmp_path / file).write_bytes(made())
+    assert (tmp_path / file).stat().st_size < 3_000_000
+    with pytest.raises(DataError, match=f"cannot read .*{file}: it (takes|holds) more than .*; mend it, or take it out"):
+        texts_of(tmp_path)
+    (tmp_path / "a.md").write_text("Leave.")
+    assert read_document(tmp_path / "a.md") == "Leave."
+
+
+def test_a_pipe_among_documents_is_left(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    (tmp_path / "b.txt").write_text("Leave.")
+    assert texts_of(tmp_path) == {"b.txt": "Leave."}
 
 
 WORDS = st.sampled_from(["One.", "two", "three!", "\n\n", "four?", "a-word-that-is-long"])

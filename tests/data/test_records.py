@@ -6,7 +6,10 @@ import csv
 import gzip
 import io
 import json
+import re
+import sys
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
@@ -19,8 +22,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory.data import records
-from factory.data.records import CONTROL, READERS, Record, beside, describe_value, plain_text, read_records, text_of
+from factory.bounded import Bounded, Limits
+from factory.data import encoding, records
+from factory.data.records import (
+    CONTROL,
+    READERS,
+    Record,
+    beside,
+    check_distinct,
+    describe_value,
+    plain_text,
+    read_batches,
+    read_records,
+    text_of,
+)
 from factory.errors import DataError
 
 ROWS = [{"question": "Why, then?", "answer": 'So; "always".'}, {"question": "How?\nAnd when?", "answer": "Thus\t| so."}]
@@ -221,6 +236,64 @@ def test_a_malformed_file_is_one_line(tmp_path: Path, name: str, content: str | 
     with pytest.raises(DataError, match=words) as caught:
         list(read_records(write(tmp_path / name, content)))
     assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def rows_far_apart() -> bytes:
+    """A sheet whose second row is said to be the row of number 99,999,999,999."""
+    file, made = io.BytesIO(as_excel(ROWS)), io.BytesIO()
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(made, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, re.sub(rb'r="([A-Z]?)4"', rb'r="\g<1>99999999999"', old.read(name)))
+    return made.getvalue()
+
+
+def one_text_many_times() -> bytes:
+    file = io.BytesIO()
+    column = pyarrow.array(["x" * 100_000]).dictionary_encode()
+    indices = pyarrow.array([0] * 300_000, pyarrow.int32())
+    table = pyarrow.table({"q": pyarrow.DictionaryArray.from_arrays(indices, column.dictionary)})
+    pyarrow.parquet.write_table(table, file)
+    return file.getvalue()
+
+
+BOMBS = {
+    "a.xlsx": rows_far_apart,
+    "a.parquet": one_text_many_times,
+    "a.parquet.gz": lambda: gzip.compress(one_text_many_times()),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a process's memory")
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_small_file_that_stands_for_endless_rows_is_one_line(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Bounded(read_batches, Limits(seconds=4, memory=1 << 29, output=1 << 26))
+    monkeypatch.setattr(records, "_binary_reader", lambda: small)
+    path = write(tmp_path / name, BOMBS[name]())
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(DataError, match=f"cannot read .*{name}: it (takes|holds) more than"):
+        for _ in read_records(path):
+            pass
+
+
+def test_a_line_and_a_file_that_never_end_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "MAX_RECORD", 1000)
+    for name in ("a.jsonl", "a.csv"):
+        with pytest.raises(DataError, match="line 2 has more than 1,000 characters"):
+            list(read_records(write(tmp_path / name, '{"a": "b"}\n' + "x" * 2000)))
+    monkeypatch.setattr(encoding, "MAX_UNPACKED", 1 << 28)
+    monkeypatch.setattr(encoding, "MAX_LINES", 1 << 27)
+    for text in (b"\n", b" ", "\ufeff".encode("utf-16-le")):
+        packed = gzip.compress(text * (1 << 22)) * 70  # members of a gzip file are joined
+        assert len(packed) < 1_000_000
+        with pytest.raises(DataError, match=r"it has more than .* lines or .* bytes, unpacked; split it"):
+            list(read_records(write(tmp_path / "a.jsonl.gz", packed)))
+
+
+def test_a_name_twice_among_a_million_is_found_at_once() -> None:
+    with pytest.raises(ValueError, match="two columns are called 'x'"):
+        check_distinct([*map(str, range(1_000_000)), "x", "x"], "two columns are called")
 
 
 def test_parquet_with_one_name_for_two_columns_is_refused(tmp_path: Path) -> None:

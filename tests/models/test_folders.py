@@ -181,3 +181,13 @@ def test_an_encoder_s_modules_lie_in_its_folder_and_are_the_library_s_own(folder
     with pytest.raises(ModelResolutionError, match="needs code of its own, which is never run"):
         load_encoder(ModelSpec(model="path:own", license="mit"), "cpu", root=tmp_path)
     assert not (tmp_path / MARK).exists()
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "hidden_size", "vocab_size"])
+def test_a_model_that_is_said_to_be_larger_than_any_is_refused_before_memory_is_taken_for_it(tmp_path: Path, name: str) -> None:
+    tiny.saved(tmp_path, tiny.llama(layers=1))
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {name: 10**9}))
+    for load in (load_config, lambda folder: load_weights(folder, torch.float32)):
+        with pytest.raises(ModelResolutionError, match=rf"config\.json: {name} is 1000000000; at most [\d,]+ are possible"):
+            load(tmp_path)

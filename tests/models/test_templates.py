@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import trl
 import yaml
+from jinja2 import TemplateError
 from support import tiny
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from factory.config.schema import TeacherSpec
 from factory.errors import ModelResolutionError
-from factory.models.chat import NO_CONTEXT, completion_ids, end_of_turn, messages, prompt_ids, render, stop_tokens
+from factory.models.chat import NO_CONTEXT, completion_ids, end_of_turn, messages, prompt_ids, render, render_as_is, stop_tokens
 from factory.models.templates import ChatTemplate, resolve_teacher, usable_template
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -50,6 +51,26 @@ def test_a_prompt_is_followed_by_its_answer_and_the_answer_by_a_token_of_its_own
     assert end_of_turn(tokenizer) in tokenizer.added_tokens_decoder
     if not name.startswith("deepseek"):  # which forgets the block in turns that are over
         assert whole.startswith(prompt + "it is sugar" + tokenizer.decode([end_of_turn(tokenizer)]))
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+@pytest.mark.parametrize("prompt", [False, True])
+def test_a_template_is_rendered_as_transformers_renders_it(name: str, prompt: bool) -> None:
+    tokenizer = tiny.with_control_tokens(SHIPPED[name])
+    for turns in (messages("what is light"), messages("how is it treated", tiny.CONTEXT)):
+        try:
+            theirs = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+        except (TemplateError, TypeError):
+            with pytest.raises(ModelResolutionError):
+                render_as_is(tokenizer, turns, prompt=prompt)
+        else:
+            assert render_as_is(tokenizer, turns, prompt=prompt) == theirs
+
+
+def test_a_looping_template_is_refused_when_it_is_settled() -> None:
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}" + tiny.CHATML
+    with pytest.raises(ModelResolutionError, match=r"it fails on plain messages \(.*it takes more than 5 seconds\); this one"):
+        settle(tiny.with_control_tokens(tiny.CHATML), loops)
 
 
 @usable
