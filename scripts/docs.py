@@ -548,6 +548,43 @@ def cascade_table(report: dict[str, Any]) -> str:
     return f"{table(head, rows)}\n{asked}. Golden set passed alone: {alone}.\n"
 
 
+def serving_page() -> str:
+    return with_generated("docs/results/serving.md", {"load": load_tables(results("serving.json"))})
+
+
+def load_tables(report: dict[str, Any]) -> str:
+    """What became of the requests of scripts/bench/load.py, how long answers took, and the memory of the processes."""
+
+    def counts(kind: str) -> str:
+        return ", ".join(f"{n:,} with {what}" for what, n in sorted(report[kind].items())) or "none"
+
+    sent = sum(report["answers"].values())
+    rows = [
+        ["proper requests, a second", f"{report['offered']:.1f}; capacity measured before: {report['capacity']:.1f}"],
+        ["proper requests, by status", f"{sent:,}: {counts('answers')}"],
+        ["answers that were another's, or not as they should be", str(len(report["wrong"]))],
+        ["nonsense, by status", counts("nonsense")],
+        ["clients that left", f"{report['left']:,}"],
+        ["clients that stalled", counts("stalled")],
+    ]
+    latency = [[when, *(f"{1000 * one:,.0f} ms" for one in values)] for when, values in report["latency"].items()]
+    memory = [
+        [
+            name,
+            *(f"{one[key]:.0f} MB" for key in ("first_mb", "last_mb", "peak_mb")),
+            "{:+.2f} [{:+.2f}, {:+.2f}]".format(*one["mb_per_minute"]),
+        ]
+        for name, one in report["memory"].items()
+    ]
+    return "\n".join(
+        [
+            table((f"{report['seconds'] / 60:.1f} minutes", ""), rows),
+            table(("an answer takes", "p50", "p95"), latency),
+            table(("memory", "first", "last", "most", "slope of the second half, MB a minute"), memory),
+        ]
+    )
+
+
 def trainers_page() -> str:
     parts = [TRAINERS_HEAD]
     for title, (file, command) in TRAINERS.items():
@@ -616,6 +653,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/results/references.md": references_page,
     "docs/results/retrieval.md": retrieval_page,
     "docs/cascade.md": cascade_page,
+    "docs/results/serving.md": serving_page,
     "docs/results/students.md": students_page,
     "docs/results/trainers.md": trainers_page,
     "docs/results/training.md": training_page,

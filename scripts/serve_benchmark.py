@@ -140,7 +140,7 @@ def bare_llamacpp(gguf: Path, adapters: Sequence[Path]) -> Iterator[tuple[str, s
 
 
 def bare(gguf: Path, adapters: Sequence[Path]) -> None:
-    """Runs llama.cpp in this process until stdin closes; prints its URL and key."""
+    """Runs llama.cpp until stdin closes; prints its URL and key."""
     with LlamaServer(gguf, adapters=adapters, parallel=Limits().parallel, context=Limits().context) as server:
         print(server.url, server.headers["Authorization"].removeprefix("Bearer "), flush=True)
         sys.stdin.read()
@@ -276,17 +276,17 @@ def memory(given: argparse.Namespace) -> list[str]:
 
 
 def hold(count: int, gguf: Path, adapter: Path) -> Iterator[int]:
-    """Resident bytes of this process with ``count`` adapters loaded, then again after 17 answers."""
+    """Resident bytes of an engine with ``count`` adapters loaded, then again after 17 answers."""
     with LlamaServer(gguf, adapters=[adapter] * count) as server:
-        yield resident()
+        yield resident(server.pid)
         for turn in range(1 + FURTHER):
             body = {"prompt": [1, 2, 3], "n_predict": 8, "lora": lora_choice(count, turn % count)}
             httpx.post(f"{server.url}/completion", headers=server.headers, json=body, timeout=600).raise_for_status()
-        yield resident()
+        yield resident(server.pid)
 
 
-def resident() -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+def resident(pid: int) -> int:
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) * 1024
 
 

@@ -165,3 +165,15 @@ def test_students_stand_beside_their_teacher_at_equal_bytes(built: Workplace, ru
     assert teacher["q4_1"]["bytes"] < teacher["q5_1"]["bytes"] < teacher["q8_0"]["bytes"]
     assert teacher["q8_0"]["metrics"]["kl_whole_teacher"]["value"] < teacher["q4_1"]["metrics"]["kl_whole_teacher"]["value"]
     assert "<svg" in (tmp_path / "rows.svg").read_text(encoding="utf-8")
+
+
+def test_a_storm_loses_and_crosses_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten seconds of what the benchmark does for ten minutes, on tiny students."""
+    monkeypatch.setenv("FACTORY_HOME", str(tmp_path / "home"))
+    run("bench/load.py", "--minutes", 1 / 6, "--save", tmp_path / "saved.json")
+    report = json.loads((tmp_path / "saved.json").read_text(encoding="utf-8"))
+    assert report["wrong"] == []
+    assert set(report["answers"]) <= {"200", "429"} and report["answers"]["200"] > 10
+    assert set(report["nonsense"]) <= {"400", "404", "413", "422", "429", "ClientOSError"}
+    assert report["left"] and sum(report["nonsense"].values())
+    assert report["latency"]["after"][0] < 10 * report["latency"]["before"][0] + 0.5

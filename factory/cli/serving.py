@@ -46,6 +46,10 @@ def serve(
     queue_per_key: Annotated[
         int | None, typer.Option("--queue-per-key", min=1, help="Requests of one API key; half of --queue if left out.")
     ] = None,
+    memory: Annotated[
+        int | None,
+        typer.Option("--memory", parser=read_bytes, metavar="SIZE", help="Of models: 4GB; half of the machine's if left out."),
+    ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Per engine; every core if left out.")] = None,
     max_body: Annotated[int, typer.Option("--max-body", min=1, help="Bytes per request.")] = 1_000_000,
     max_prompt: Annotated[int, typer.Option("--max-prompt", min=1, help="Prompt tokens per request.")] = 1024,
@@ -62,13 +66,25 @@ def serve(
     """Serve students over HTTP with OpenAI's API, and a web page to try them on. Ctrl-C stops it."""
     specs, chosen, _ = choose(domains, family=family)
     here, server = Registry(registry), _load_server()
-    limits = server.Limits(max_body, max_prompt, max_output, timeout, parallel, queue, queue_per_key, strict)
+    limits = server.Limits(max_body, max_prompt, max_output, timeout, parallel, queue, queue_per_key, strict, memory=memory)
     hosts = tuple(allowed_host or ())
     options = server.Options(host, port, hosts, api_keys, upstream, upstream_key, quantization, threads, device, limits)
     with server.listen(options) as listening:
         app = server.make_app(here, specs, chosen, options)
         typer.echo(_announcement(here, f"http://{host}:{listening.getsockname()[1]}"))
         server.run(app, listening, limits)
+
+
+def read_bytes(text: str) -> int:
+    """``read_bytes("4GB")``. Raises: typer.BadParameter, so that the command ends with exit code 2."""
+    from factory.config.quantities import BYTES, read_quantity
+
+    found = read_quantity(text, BYTES)
+    if found == text and text.isdecimal():
+        found = int(text)
+    if not isinstance(found, int) or found <= 0:
+        raise typer.BadParameter(f"{text!r}: expected 4GB, 600MB or a number of bytes")
+    return found
 
 
 def _announcement(registry: Registry, url: str) -> str:

@@ -1,14 +1,23 @@
-"""A llama.cpp server in this process, on a loopback port: one GGUF base, LoRA adapters chosen per request.
+"""A llama.cpp server on a loopback port, in a process of its own: one GGUF base, LoRA adapters chosen per request.
 
 with LlamaServer(base, adapters=[healthcare, legal], parallel=4) as server:
     httpx.post(f"{server.url}/v1/chat/completions", headers=server.headers, json={..., "lora": lora_choice(2, 0)})
+
+A crash or a request that never ends takes that process alone: ``close()`` ends it whatever it does, and it ends with this one.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import secrets
+import select
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +28,7 @@ from numpy.typing import NDArray
 
 from factory.errors import ServeError
 
+PROGRAM = Path(__file__).with_name("llama_process.py")
 MIN_LOG_PROB = -104.0  # llama.cpp takes the logarithm of a float32 probability, which is zero below this
 
 
@@ -49,8 +59,14 @@ class LlamaServer:
         self.adapters = tuple(adapters)
         key = secrets.token_urlsafe(16)  # other users of this machine can reach the port
         self.headers = {"Authorization": f"Bearer {key}"}
-        self._server: Any = _start(gguf, self.adapters, parallel, context, threads or os.cpu_count() or 1, key, logs)
-        self.url = str(self._server.listening_address)
+        settings = {"gguf": str(gguf), "adapters": list(map(str, adapters)), "parallel": parallel, "context": context}
+        settings |= {"threads": threads or os.cpu_count() or 1, "key": key, "logs": logs}
+        self._process = _spawn()
+        try:
+            self.url = _start(self._process, settings)
+        except BaseException:
+            _end(self._process)
+            raise
         self._client = httpx.Client(base_url=self.url, headers=self.headers, timeout=600)
 
     def __enter__(self) -> LlamaServer:
@@ -59,13 +75,30 @@ class LlamaServer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Free the port and the memory; a second call does nothing.
+    @property
+    def pid(self) -> int:
+        """Of the process that llama.cpp runs in."""
+        return self._process.pid
 
-        Running requests are cut off, which can block the interpreter for two seconds: let them finish first.
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs. It may be stuck all the same.
+
+        A process that dies closes its files one after another, its end of this pipe before the connections of its requests.
         """
+        return self._process.poll() is None and not _has_closed(self._process)
+
+    @property
+    def ending(self) -> str:
+        """``server.ending`` → "signal SIGSEGV" or "exit code 1", once it is not alive."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        return _ending(self._process)
+
+    def close(self) -> None:
+        """Ends the process, whatever it does: running requests are cut off. A second call does nothing."""
         self._client.close()
-        self._server = None  # its destructor stops and joins the threads
+        _end(self._process)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """``server.tokenize(["What is gout?"])``: ids without begin-of-text; the text of a special token is that token."""
@@ -122,10 +155,21 @@ class LlamaServer:
         return int(self._get("/v1/models")["data"][0]["meta"]["n_vocab"])
 
     def _get(self, path: str) -> Any:
-        return _content(self._client.get(path), path)
+        return self._content("GET", path)
 
     def _post(self, path: str, **body: Any) -> Any:
-        return _content(self._client.post(path, json=body), path)
+        return self._content("POST", path, body)
+
+    def _content(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        try:
+            response = self._client.request(method, path, json=body)
+        except httpx.TransportError as error:
+            problem = type(error).__name__ if self.alive else f"it ended by {self.ending}"
+            raise ServeError(f"llama.cpp did not answer {path}: {problem}") from None
+        if response.is_error:
+            text = " ".join(response.text.split())[:300]
+            raise ServeError(f"llama.cpp refused {path} ({response.status_code}): {text}")
+        return response.json()
 
 
 def lora_choice(count: int, chosen: int | None) -> list[dict[str, float]]:
@@ -136,38 +180,52 @@ def lora_choice(count: int, chosen: int | None) -> list[dict[str, float]]:
     return [{"id": index, "scale": float(index == chosen)} for index in range(count)]
 
 
-def _start(gguf: Path, adapters: Sequence[Path], parallel: int, context: int, threads: int, key: str, logs: bool) -> Any:
+def _spawn() -> subprocess.Popen[str]:
+    """The process, before it has its settings. Ctrl-C is for its owner alone, which may have requests to finish first."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise ServeError("llama.cpp is not installed: pip install 'student-factory[serve]'")
+    command = [sys.executable, "-P", str(PROGRAM)]  # -P: its folder has modules with common names
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def _start(process: subprocess.Popen[str], settings: dict[str, Any]) -> str:
+    """The server's address, once it has loaded its files."""
+    assert process.stdin is not None and process.stdout is not None
+    with suppress(BrokenPipeError):  # it has ended already
+        process.stdin.write(json.dumps(settings) + "\n")
+        process.stdin.flush()
+    line = process.stdout.readline()
+    said = json.loads(line) if line else {}
+    if "url" in said:
+        return str(said["url"])
+    process.wait()
+    why = "not a supported GGUF, or an adapter of another base" if "refused" in said else f"it ended by {_ending(process)}"
+    raise ServeError(f"llama.cpp cannot load {', '.join([settings['gguf'], *settings['adapters']])}: {why}")
+
+
+def _has_closed(process: subprocess.Popen[str]) -> bool:
+    """Whether its output has ended: after its address it writes nothing."""
+    if process.stdout is None or process.stdout.closed:
+        return True
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(process.stdout, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with suppress(OSError):  # what could not be written
+            if pipe is not None:
+                pipe.close()
+
+
+def _ending(process: subprocess.Popen[str]) -> str:
+    code = process.poll()
     try:
-        import xllamacpp
-    except ImportError as error:
-        raise ServeError("llama.cpp is not installed: pip install 'student-factory[serve]'") from error
-    params = xllamacpp.CommonParams()
-    params.model.path = str(gguf)
-    params.lora_adapters = [_adapter_info(xllamacpp, path) for path in adapters]
-    params.n_parallel, params.n_ctx = parallel, parallel * context
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key]  # the kernel chooses a free port
-    params.cors_origins = ""  # no web page may send requests
-    params.endpoint_metrics, params.endpoint_slots, params.ui, params.warmup = True, False, False, False
-    params.fit_params = False  # fail rather than shrink the context
-    params.cache_ram_mib = 0  # this cache ignores adapters: one would get the keys and values of another
-    params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE  # leave the answer whole
-    params.sse_ping_interval = 1  # seconds; the server notices a close() as often
-    params.verbosity = 3 if logs else 0
-    try:
-        return xllamacpp.Server(params)
-    except (RuntimeError, ValueError) as error:
-        files = ", ".join(str(path) for path in (gguf, *adapters))
-        raise ServeError(f"llama.cpp cannot load {files}: not a supported GGUF, or an adapter of another base") from error
-
-
-def _adapter_info(xllamacpp: Any, path: Path) -> Any:
-    adapter = xllamacpp.CommonAdapterLoraInfo()
-    adapter.path, adapter.scale = str(path), 0.0
-    return adapter
-
-
-def _content(response: httpx.Response, path: str) -> Any:
-    if response.is_error:
-        raise ServeError(f"llama.cpp refused {path} ({response.status_code}): {' '.join(response.text.split())[:300]}")
-    return response.json()
+        return f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+    except ValueError:
+        return f"signal {-(code or 0)}"

@@ -14,6 +14,8 @@ from factory.serve.engines import Lease
 from factory.serve.limits import APIError
 from factory.serve.schemas import JsonObject
 
+MAX_LINE = 10_000_000  # bytes of one event
+
 
 class EngineClient:
     """``await EngineClient().answer(lease, "/chat/completions", body)``; cancelling the call closes the engine's side too."""
@@ -32,7 +34,8 @@ class EngineClient:
     async def answer(self, lease: Lease, path: str, body: JsonObject) -> JsonObject:
         """``await client.answer(lease, "/chat/completions", body)``: the engine's JSON object.
 
-        Raises: APIError 400 where the engine rejects the request, 429 where it is busy, 502 for any other failure.
+        Raises: APIError 400 where the engine rejects the request, 429 where it is busy, 503 where it cannot be reached or ends
+            meanwhile, 502 for any other failure.
         """
         async with self._open(lease, path, body) as response:
             content = _parse(await response.read())
@@ -42,7 +45,7 @@ class EngineClient:
 
     @asynccontextmanager
     async def events(self, lease: Lease, path: str, body: JsonObject) -> AsyncIterator[AsyncIterator[JsonObject]]:
-        """``async with client.events(lease, path, body) as events:`` raises what ``answer`` raises before the first event."""
+        """``async with client.events(lease, path, body) as events:`` raises what ``answer`` raises, also in the middle."""
         async with self._open(lease, path, body) as response:
             yield _events(response)
 
@@ -59,20 +62,37 @@ class EngineClient:
                     raise _engine_error(response.status, await response.read())
                 yield response
         except ClientError as error:
-            raise APIError(502, f"the engine cannot be reached ({type(error).__name__})", code="engine_failed") from None
+            raise _gone(error) from None
 
 
 async def _events(response: ClientResponse) -> AsyncIterator[JsonObject]:
     """The JSON of every event; an event is one ``data:`` line."""
+    async for line in _lines(response):
+        data = line.removeprefix(b"data:").strip()
+        if data == line or data == b"[DONE]":
+            continue
+        content = _parse(data)
+        yield content if isinstance(content, dict) else {"error": {"message": "the engine sent a malformed event"}}
+
+
+async def _lines(response: ClientResponse) -> AsyncIterator[bytes]:
+    """Raises: APIError 503 where the engine ends in the middle; 502 for a line without an end."""
     rest = b""
-    async for part in response.content.iter_any():
-        *lines, rest = (rest + part).split(b"\n")
-        for line in lines:
-            data = line.removeprefix(b"data:").strip()
-            if data == line or data == b"[DONE]":
-                continue
-            content = _parse(data)
-            yield content if isinstance(content, dict) else {"error": {"message": "the engine sent a malformed event"}}
+    try:
+        async for part in response.content.iter_any():
+            *lines, rest = (rest + part).split(b"\n")
+            if len(rest) > MAX_LINE:
+                raise APIError(502, "the engine sent a line without an end", code="bad_engine")
+            for line in lines:
+                yield line
+    except ClientError as error:
+        raise _gone(error) from None
+
+
+def _gone(error: ClientError) -> APIError:
+    """What was asked of it is lost, and may be asked again: of the next engine, or of the same upstream."""
+    message = f"the engine has ended or cannot be reached ({type(error).__name__}); try again in 1 s"
+    return APIError(503, message, code="engine_failed", headers={"Retry-After": "1"})
 
 
 def _parse(data: bytes) -> Any:

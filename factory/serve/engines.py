@@ -1,20 +1,13 @@
-"""llama.cpp engines: one per base, started at its first request, replaced when a request needs an adapter that it lacks.
+"""Where answers are generated, and the GGUF files that engines on this machine load (pool.py runs them).
 
-    pool = Pool(GgufFiles(registry, load_models, "q8_0"), limits)
-    async with pool.lease(resolver.resolve("healthcare-small", caller)) as lease:
-        ...  # POST to lease.url with lease.extra in the body
-    await pool.close()
-
-A running llama.cpp cannot load another adapter. So a request for a version that the engine lacks starts a second engine for
-the same base with more adapters. New requests go to the new engine, and the old one is closed once its own are answered.
-Meanwhile the old engine goes on answering requests for the adapters that it has.
+async with engines.lease(resolver.resolve("healthcare-small", caller)) as lease:
+    ...  # POST to lease.url with lease.extra in the body
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,21 +17,16 @@ import torch
 
 from factory.cache import cache_key, home, replace_file, sha256
 from factory.config.quantization import DEFAULT, Quantization
-from factory.errors import RegistryError, ServeError
 from factory.export.gguf import own_quantization, write_adapter_gguf, write_base_gguf
 from factory.inference import load_version
 from factory.models.folders import load_config
-from factory.models.llama_server import LlamaServer, lora_choice
 from factory.pipeline.context import FamilyModels
-from factory.registry.references import CHAMPION
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
-from factory.serve.limits import Limits
 from factory.serve.resolver import TEACHER, Target
-from factory.serve.scheduler import AdapterScheduler
 
 FORMAT = 3  # raised when the GGUF writers change, so that older files are written again
-MAX_PREVIOUS = 8  # adapters that a new engine takes over because they were requested by number
+CACHE_BYTES = 2  # of a number in llama.cpp's cache
 
 
 @dataclass(frozen=True)
@@ -104,6 +92,15 @@ class GgufFiles:
 
         return _write_once(path, write)
 
+    def bytes_per_token(self, reference: str) -> int:
+        """``files.bytes_per_token("default-small-base@1")``: what an engine's cache takes for each token of its context."""
+        teacher = reference == TEACHER
+        found = self.load_models().teacher.config if teacher else load_config(self.registry.resolve(reference).folder)
+        config = found.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * CACHE_BYTES * config.num_hidden_layers * heads * width)  # keys and values
+
     def _base(self, version: Version) -> Path:
         kind = self.quantization or own_quantization(version)
 
@@ -142,131 +139,3 @@ def _write_once(path: Path, write: Callable[[Path], object]) -> Path:
 
 def _content(path: Path) -> bytes:
     return f"{path.stat().st_size} {sha256(path)}\n".encode()
-
-
-# ------------------------------------------------------------------------------------------------------------- engines
-
-
-class Engine:
-    """One llama.cpp server, the adapters that it was started with, and the number of requests that it answers."""
-
-    def __init__(self, server: LlamaServer, adapters: tuple[str, ...], slots: int) -> None:
-        self.server, self.adapters, self.scheduler = server, adapters, AdapterScheduler(slots)
-        self.users, self.retired = 0, False
-
-    def has(self, target: Target) -> bool:
-        return target.version is None or target.reference in self.adapters
-
-    def lease(self, target: Target) -> Lease:
-        chosen = self.adapters.index(target.reference) if target.version else None
-        # Sample from the whole distribution unless the request says otherwise: llama.cpp's own defaults would cut it.
-        extra = {"lora": lora_choice(len(self.adapters), chosen), "top_k": 0, "min_p": 0.0}
-        return Lease(f"{self.server.url}/v1", extra, self.server.headers)
-
-
-class Pool:
-    """``async with pool.lease(target) as lease:`` an engine that has the target's adapter, and one of its slots."""
-
-    def __init__(self, files: GgufFiles, limits: Limits, threads: int | None = None) -> None:
-        self.files, self.limits, self.threads = files, limits, threads
-        self._engines: dict[str, Engine] = {}  # by base: those that get new requests
-        self._draining: set[Engine] = set()  # replaced, and still answering
-        self._closing: set[asyncio.Task[None]] = set()
-        self._starting: dict[str, asyncio.Task[None]] = {}  # by base
-
-    @asynccontextmanager
-    async def lease(self, target: Target) -> AsyncIterator[Lease]:
-        """Raises: ServeError if no engine can be started."""
-        engine = await self._engine_for(target)
-        engine.users += 1  # nothing is awaited in between, so the engine cannot have been closed
-        try:
-            async with engine.scheduler.slot(target.reference):
-                yield engine.lease(target)
-        finally:
-            engine.users -= 1
-            self._close_if_done(engine)
-
-    def count(self) -> int:
-        """Engines in memory."""
-        return len(self._engines) + len(self._draining)
-
-    async def close(self) -> None:
-        """Closes every engine, also one that is still starting."""
-        await asyncio.gather(*self._starting.values(), return_exceptions=True)
-        self._draining.update(self._engines.values())
-        self._engines.clear()
-        await asyncio.gather(*self._closing, *map(self._close, list(self._draining)))
-
-    async def _engine_for(self, target: Target) -> Engine:
-        while True:
-            engine = self._engines.get(target.base)
-            if engine is not None and engine.has(target):
-                return engine
-            task, ours = self._starting.get(target.base), False
-            if task is None:
-                task, ours = asyncio.create_task(self._replace(target)), True
-                self._starting[target.base] = task
-                task.add_done_callback(lambda _: self._starting.pop(target.base))
-            try:
-                await asyncio.shield(task)  # a cancelled request leaves the engine to the next one
-            except ServeError:
-                if ours:  # a start for another request may have failed because of that request's version
-                    raise
-
-    async def _replace(self, target: Target) -> None:
-        """Starts an engine of the target's base that gets all new requests; the previous one, if any, drains."""
-        previous = self._engines.get(target.base)
-        engine = await asyncio.to_thread(self._start, target, previous.adapters if previous else ())
-        self._engines[target.base] = engine
-        if previous is not None:
-            previous.retired = True
-            self._draining.add(previous)
-            self._close_if_done(previous)
-
-    def _start(self, target: Target, previous: tuple[str, ...]) -> Engine:
-        """Raises: ServeError, whatever fails."""
-        try:
-            adapters = self._adapter_files(target, previous) if target.version else {}
-            server = LlamaServer(
-                self.files.base(target.base),
-                adapters=list(adapters.values()),
-                parallel=self.limits.parallel,
-                context=self.limits.context,
-                threads=self.threads,
-            )
-        except Exception as error:  # torch, gguf or the disk: this request fails, the server goes on
-            raise ServeError(f"the engine for {target.reference} did not start ({type(error).__name__}: {error})") from error
-        return Engine(server, tuple(adapters), self.limits.parallel)
-
-    def _adapter_files(self, target: Target, previous: tuple[str, ...]) -> dict[str, Path]:
-        """GGUF files by reference, without those of other versions that cannot be written: only their requests fail."""
-        files = {}
-        for version in self._wanted_versions(target, previous):
-            try:
-                files[version.reference] = self.files.adapter(version)
-            except Exception:
-                if version.reference == target.reference:
-                    raise
-        return files
-
-    def _wanted_versions(self, target: Target, previous: tuple[str, ...]) -> Iterator[Version]:
-        """The target, what the students' names and champions on this base mean, and some of the previous adapters."""
-        registry, seen = self.files.registry, set()
-        names = dict.fromkeys(summary.name for summary in registry.versions("student") if summary.base == target.base)
-        likely = [reference for name in names for reference in (name, f"{name}@{CHAMPION}")]
-        for reference in (target.reference, *likely, *previous[:MAX_PREVIOUS]):
-            with contextlib.suppress(RegistryError):  # no champion, no valid version, or deleted
-                version = registry.resolve(reference)
-                if version.base == target.base and version.reference not in seen:
-                    seen.add(version.reference)
-                    yield version
-
-    def _close_if_done(self, engine: Engine) -> None:
-        if engine.retired and not engine.users:
-            task = asyncio.create_task(self._close(engine))  # a task of its own: the last request may be cancelled
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
-
-    async def _close(self, engine: Engine) -> None:
-        await asyncio.to_thread(engine.server.close)
-        self._draining.discard(engine)

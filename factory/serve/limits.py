@@ -6,9 +6,11 @@ raise APIError(400, "max_tokens is 9000; this server allows 1 to 1024", code="in
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -46,6 +48,7 @@ class Limits:
     strict: bool = False  # refuse fields that would be ignored
     connections: int = 512  # open at once; the one that has waited longest for a request makes room for a new one
     transfer_seconds: int = 30  # for a request to arrive, and for a client to read what is sent
+    memory: int | None = None  # bytes that models may take, about; None: half of the machine's
 
     @property
     def per_key(self) -> int:
@@ -56,6 +59,37 @@ class Limits:
     def context(self) -> int:
         """Tokens of prompt and output together."""
         return self.prompt_tokens + self.output_tokens
+
+    @property
+    def engine_memory(self) -> int:
+        """Of llama.cpp's engines together; the rest is for what transformers does."""
+        return self._memory * 3 // 4
+
+    @property
+    def adapter_memory(self) -> int:
+        """Of the adapters of one engine."""
+        return self.engine_memory // 4
+
+    @property
+    def model_memory(self) -> int:
+        """Of transformers' models, for embeddings and scoring."""
+        return self._memory // 4
+
+    @property
+    def _memory(self) -> int:
+        return self.memory or machine_memory() // 2
+
+
+def machine_memory() -> int:
+    """``machine_memory()``: bytes, of the container where that has less; 8 GB where the system does not say."""
+    try:
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 8_000_000_000
+    try:
+        return min(found, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # no container, or "max"
+        return found
 
 
 class Queue:

@@ -1,12 +1,12 @@
 """What llama.cpp cannot do, done with transformers: log-probabilities of a prompt, and a student's embeddings.
 
-    scorer = Scorer(registry, load_models, device)
+    scorer = Scorer(registry, load_models, device, memory=4_000_000_000)
     scored = await scorer.score(target, [5, 17, 9], max_tokens=1, top=1)
     scored.token_logprobs                        # (None, -2.1, -0.3, -1.7)
     await scorer.embed(target, [[5, 17], [9]])   # (2, D), unit vectors
 
-Each base is in memory once, with the adapters of its students. A model has one active adapter at a time, so requests are
-worked on one after the other, in a thread of their own.
+Each base is in memory once, with the adapters of its students, and those used least recently make room for others. A model
+has one active adapter at a time, so requests are worked on one after the other, in a thread of their own.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from factory.models.adapter import load_adapter
 from factory.models.base import load_base
 from factory.models.chat import stop_tokens
+from factory.models.device import compute_dtype
 from factory.models.embedding_head import embed_texts, load_embedding_head
 from factory.models.forward import hidden_states, make_batch, output_head
 from factory.models.generation import sample
 from factory.models.tokenize import token_text, token_texts
 from factory.pipeline.context import FamilyModels
 from factory.registry.registry import Registry
-from factory.serve.resolver import Target
+from factory.serve.resolver import TEACHER, Target
 
 T = TypeVar("T")
 
@@ -64,13 +64,29 @@ class AbandonedError(Exception):
     """Ends work in the thread whose request was cancelled or timed out; nobody sees it."""
 
 
-class Scorer:
-    """``Scorer(registry, load_models, device)``: loads each model at its first request and keeps it."""
+@dataclass
+class Loaded:
+    """A base in memory, with adapters by reference, the last used one at the end."""
 
-    def __init__(self, registry: Registry, load_models: Callable[[], FamilyModels], device: torch.device) -> None:
-        self.registry, self.load_models, self.device = registry, load_models, device
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    adapters: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+
+
+class Scorer:
+    """``Scorer(registry, load_models, device, memory)``: loads each model at its first request, keeps ``memory`` bytes of them.
+
+    One model may be larger than that; then it is the only one.
+    """
+
+    def __init__(self, registry: Registry, load_models: Callable[[], FamilyModels], device: torch.device, memory: int) -> None:
+        self.registry, self.load_models, self.device, self.memory = registry, load_models, device, memory
         self._worker = ThreadPoolExecutor(1, "scorer")
-        self._loaded: dict[str, tuple[Any, PreTrainedTokenizerBase]] = {}  # by base: the model with its adapters
+        self._loaded: dict[str, Loaded] = {}  # by base, the last used one at the end
 
     async def score(
         self,
@@ -126,19 +142,48 @@ class Scorer:
 
         Not ``factory.inference.load_version``: that loads a base for every student, and here students share one.
         """
+        loaded = self._loaded.pop(target.base, None)
+        if loaded is None:
+            self._make_room(self._size(target))
+            loaded = self._load(target)
+        self._loaded[target.base] = loaded
+        if target.version is not None:
+            adapter, new = target.reference, target.reference not in loaded.adapters
+            if new:
+                loaded.model = load_adapter(loaded.model, self.registry.require_intact(target.version).folder, adapter)
+            loaded.adapters.pop(adapter, None)
+            loaded.adapters[adapter] = None
+            loaded.model.set_adapter(adapter)
+            if new:
+                self._make_room(0)
+        return loaded.model.eval(), loaded.tokenizer
+
+    def _load(self, target: Target) -> Loaded:
         if target.version is None:
             teacher = self.load_models().teacher
-            return teacher.model, teacher.tokenizer
-        if target.base not in self._loaded:
-            base = load_base(self.registry.require_intact(self.registry.resolve(target.base)).folder, self.device)
-            self._loaded[target.base] = base.model, base.tokenizer
-        model, tokenizer = self._loaded[target.base]
-        adapter = target.reference
-        if not (isinstance(model, PeftModel) and adapter in model.peft_config):
-            model = load_adapter(model, self.registry.require_intact(target.version).folder, adapter)
-            self._loaded[target.base] = model, tokenizer
-        model.set_adapter(adapter)
-        return model.eval(), tokenizer
+            return Loaded(teacher.model, teacher.tokenizer)
+        base = load_base(self.registry.require_intact(self.registry.resolve(target.base)).folder, self.device)
+        return Loaded(base.model, base.tokenizer)
+
+    def _size(self, target: Target) -> int:
+        """Of the base that is to be loaded."""
+        found = self.load_models().teacher if target.version is None else self.registry.resolve(target.base).manifest
+        return int(found.parameters) * compute_dtype(self.device).itemsize
+
+    def _make_room(self, needed: int) -> None:
+        """Gives up bases, then adapters of the last base, from the least recently used one on."""
+        while self._loaded and sum(one.bytes for one in self._loaded.values()) + needed > self.memory:
+            first = next(iter(self._loaded))
+            if len(self._loaded) > 1 or needed:
+                del self._loaded[first]
+                if first == TEACHER:
+                    self.load_models().teacher.release()
+            elif len(self._loaded[first].adapters) > 1:
+                adapter = next(iter(self._loaded[first].adapters))
+                del self._loaded[first].adapters[adapter]
+                self._loaded[first].model.delete_adapter(adapter)
+            else:
+                return
 
 
 def _score(

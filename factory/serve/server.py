@@ -28,9 +28,10 @@ from factory.serve.agreement import Agreements
 from factory.serve.app import gateway
 from factory.serve.auth import KeyFile
 from factory.serve.connections import BoundedConnection
-from factory.serve.engines import Engines, GgufFiles, Pool, Upstream
+from factory.serve.engines import Engines, GgufFiles, Upstream
 from factory.serve.hosts import host_name, is_loopback
 from factory.serve.limits import Limits
+from factory.serve.pool import Pool
 from factory.serve.prompts import Prompts
 from factory.serve.resolver import ModelResolver
 from factory.serve.scoring import Scorer
@@ -65,7 +66,7 @@ def make_app(registry: Registry, specs: Specs, family: FamilySpec, options: Opti
         ModelResolver(registry, family, load_fast_router),
         _engines(GgufFiles(registry, load_models, options.quantization), options),
         Prompts(registry, load_models, options.limits.prompt_tokens),
-        Scorer(registry, load_models, context.device),
+        Scorer(registry, load_models, context.device, options.limits.model_memory),
         Agreements(registry, specs, context.device),
         limits=options.limits,
         keys=KeyFile(options.api_keys),
@@ -84,6 +85,7 @@ def _load_fast_router(context: BuildContext, models: FamilyModels) -> DomainRout
 def run(app: FastAPI, listening: socket.socket, limits: Limits) -> None:
     """``run(app, listen(options), options.limits)``: until SIGINT or SIGTERM; open requests are answered first."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each write to a client that has left
     uvicorn.Server(config(app, limits)).run(sockets=[listening])
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +23,7 @@ from support import tiny
 
 from factory.errors import ServeError
 from factory.export.gguf import write_adapter_gguf, write_base_gguf
+from factory.models import llama_server
 from factory.models.llama_server import LlamaServer, lora_choice
 
 
@@ -53,6 +57,7 @@ class Files:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     folder = tmp_path_factory.mktemp("llama")
     base: Any = tiny.llama()
+    base.config.max_position_embeddings = 1024
     write_base_gguf(base, tiny.tokenizer(), folder / "base.gguf", "f16", name="tiny", license="apache-2.0")
     config = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     torch.manual_seed(3)
@@ -117,6 +122,41 @@ def test_no_adapter_reads_the_prompt_cache_of_another(files: Files) -> None:
     assert np.abs(row - files.expected(None, one)[-1]).max() < TOLERANCE
 
 
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_a_long_prompt_to_one_adapter_leaves_nothing_for_another(files: Files, parallel: int) -> None:
+    """The same 700 tokens to every adapter in turn, and to all at once, as to engines that have seen nothing before."""
+    options: dict[str, Any] = {"adapters": files.adapters, "parallel": parallel, "context": 1024, "threads": 1}
+    prompt = some_ids(700, seed=5)
+
+    def answer(server: LlamaServer, adapter: int | None) -> tuple[list[int], np.ndarray]:
+        """Token ids, and (V,) log-probabilities of the first one."""
+        body = {"prompt": prompt, "n_predict": 12, "n_probs": 360, "ignore_eos": True, "temperature": 0, "return_tokens": True}
+        asked = body | {"lora": lora_choice(2, adapter)}
+        found = httpx.post(f"{server.url}/completion", headers=server.headers, json=asked, timeout=60).json()
+        row = np.zeros(360)
+        for token in found["completion_probabilities"][0]["top_logprobs"]:
+            row[token["id"]] = token["logprob"]
+        return found["tokens"], row
+
+    def distance(one: tuple[list[int], np.ndarray], other: tuple[list[int], np.ndarray]) -> float:
+        return float(np.abs(one[1] - other[1]).max()) if one[0] == other[0] else np.inf
+
+    cold = {}
+    for adapter in (None, 0, 1):
+        with LlamaServer(files.base, **options) as fresh:
+            cold[adapter] = answer(fresh, adapter)
+    for one, other in ((0, 1), (0, None), (1, None)):
+        assert np.abs(cold[one][1] - cold[other][1]).max() > 10 * TOLERANCE
+    with LlamaServer(files.base, **options) as warm:
+        for adapter in (0, 1, 0, None, 1, None, 0):
+            assert distance(answer(warm, adapter), cold[adapter]) == 0, adapter
+        turns = (0, 1, 0, None, 1, None, 0, 0, 1, 1) * 3
+        with ThreadPoolExecutor(6) as pool:
+            found = list(pool.map(lambda adapter: answer(warm, adapter), turns))
+    # One's own cache and other batches round differently.
+    assert all(distance(one, cold[adapter]) < TOLERANCE for one, adapter in zip(found, turns, strict=True))
+
+
 def test_it_tokenizes_as_transformers_does(server: LlamaServer) -> None:
     texts = ["what are the early signs", "", "a  b\n", "<|im_start|>user\nhow is it<|im_end|>", "größer 😀"]
     assert server.tokenize(texts) == tiny.tokenizer()(texts, add_special_tokens=False)["input_ids"]
@@ -164,6 +204,70 @@ def test_close_frees_the_port_during_a_request_and_can_be_called_twice(tmp_path:
     server.close()
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.url}/health")
+
+
+OWNER = """
+import sys
+from pathlib import Path
+from factory.models.llama_server import LlamaServer
+server = LlamaServer(Path(sys.argv[1]), context=512, threads=1)
+print(server.url, server.headers["Authorization"], flush=True)
+sys.stdin.read()
+"""
+ENDLESS = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "string", "pattern": "^(a?){1999}$"}}}
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "in a grammar that takes minutes"])
+def test_it_ends_with_its_owner_also_if_that_is_killed(files: Files, busy: bool) -> None:
+    command = [sys.executable, "-c", OWNER, str(files.base)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        url, _, key = owner.stdout.readline().partition(" ")
+        assert httpx.get(f"{url}/health").is_success
+        if busy:
+            body = {"messages": [{"role": "user", "content": "a"}], "response_format": ENDLESS}
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{url}/v1/chat/completions", headers={"Authorization": key.strip()}, json=body, timeout=1)
+        owner.kill()
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            httpx.get(f"{url}/health")
+        except httpx.TransportError:
+            return
+        time.sleep(0.02)
+    pytest.fail("it has outlived its owner")
+
+
+@pytest.mark.skipif(not hasattr(os, "getsid"), reason="no sessions here")
+def test_ctrl_c_in_a_terminal_is_for_its_owner_alone(server: LlamaServer) -> None:
+    assert os.getsid(server.pid) != os.getsid(0)
+
+
+def test_a_crash_while_it_answers_is_a_one_line_error(files: Files) -> None:
+    with LlamaServer(files.base, context=512, threads=1) as server:
+        assert server.alive
+        os.kill(server.pid, signal.SIGSEGV)
+        with pytest.raises(ServeError, match=r"^llama\.cpp did not answer /tokenize: it ended by signal SIGSEGV$"):
+            while True:
+                server.tokenize(["a"])
+        assert (server.alive, server.ending) == (False, "signal SIGSEGV")
+
+
+def test_a_crash_while_it_loads_is_a_one_line_error(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "crash.py"
+    program.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(llama_server, "PROGRAM", program)
+    with pytest.raises(ServeError, match=r"cannot load .*base\.gguf: it ended by signal SIGSEGV$"):
+        LlamaServer(files.base)
+
+
+def test_its_program_imports_no_torch() -> None:
+    """An engine has to start fast and to be small."""
+    program = "import runpy, sys; runpy.run_path(sys.argv[1]); print(*sys.modules)"
+    command = [sys.executable, "-P", "-c", program, str(llama_server.PROGRAM)]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "numpy", "factory"} & set(loaded)
 
 
 def test_it_logs_only_on_request(files: Files, capfd: pytest.CaptureFixture[str]) -> None:

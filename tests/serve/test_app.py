@@ -741,7 +741,7 @@ def test_an_upstream_server_answers_under_our_model_names(built: Any, tmp_path: 
                 one.chat.completions.create(model="nobody", messages=says("a"))
 
 
-def test_an_unreachable_upstream_is_502(built: Any) -> None:
+def test_an_unreachable_upstream_is_503(built: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
@@ -749,7 +749,7 @@ def test_an_unreachable_upstream_is_502(built: Any) -> None:
         for stream in (False, True):
             with pytest.raises(openai.InternalServerError) as error:
                 one.chat.completions.create(model=STUDENT, messages=says("a"), stream=stream)
-            assert (error.value.status_code, error.value.code) == (502, "engine_failed")
+            assert (error.value.status_code, error.value.code) == (503, "engine_failed")
 
 
 # --------------------------------------------------------------------------------------------------------- description

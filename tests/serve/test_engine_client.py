@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -21,6 +23,19 @@ class Engine(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
+        if self.path == "/events/breaks":  # as one that dies: it has promised more
+            self.send_response(200)
+            self.send_header("content-length", "1000")
+            self.end_headers()
+            self.wfile.write(b'data: {"a": 1}\n\ndata: {"a"')
+            return
+        if self.path == "/events/endless":
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):  # the client has seen enough
+                while True:
+                    self.wfile.write(b"x" * 100_000)
+            return
         self.send_response(int(self.path.rpartition("/")[2]))
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -71,3 +86,34 @@ def test_a_refusal_says_why_and_a_failure_only_that(
         ask(url, status, {"error": error})
     assert (found.value.status, found.value.code, found.value.message) == expected
     assert json.dumps(found.value.body())
+
+
+@pytest.mark.parametrize(
+    ("path", "seen", "expected"),
+    [("/events/breaks", [{"a": 1}], (503, "engine_failed")), ("/events/endless", [], (502, "bad_engine"))],
+)
+def test_a_stream_that_breaks_or_never_ends_a_line_is_one_error(
+    url: str, path: str, seen: list[Any], expected: tuple[int, str]
+) -> None:
+    found = []
+
+    async def run() -> None:
+        client = EngineClient()
+        try:
+            async with client.events(Lease(url), path, {}) as events:
+                async for event in events:
+                    found.append(event)
+        finally:
+            await client.close()
+
+    with pytest.raises(APIError) as error:
+        asyncio.run(run())
+    assert (found, (error.value.status, error.value.code)) == (seen, expected)
+
+
+def test_an_engine_that_is_gone_may_be_asked_again() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        with pytest.raises(APIError, match="ended or cannot be reached") as error:
+            ask(f"http://127.0.0.1:{free.getsockname()[1]}", 200, {})
+    assert (error.value.status, error.value.headers) == (503, {"Retry-After": "1"})

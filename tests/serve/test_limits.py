@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import typer
 
-from factory.serve.limits import APIError, Limits, Queue
+from factory.cli.serving import read_bytes
+from factory.serve.limits import APIError, Limits, Queue, machine_memory
 
 
 def test_a_full_queue_refuses_with_429_and_a_time_to_retry() -> None:
@@ -66,3 +68,27 @@ def test_a_share_is_half_of_the_queue_unless_it_is_given(given: Limits, share: i
 def test_errors_have_openais_format(status: int, error_type: str) -> None:
     body = APIError(status, "no", code="model_not_allowed", param="model").body()
     assert body == {"error": {"message": "no", "type": error_type, "param": "model", "code": "model_not_allowed"}}
+
+
+def test_memory_is_shared_by_engines_and_models() -> None:
+    given = Limits(memory=1600)
+    assert (given.engine_memory, given.adapter_memory, given.model_memory) == (1200, 300, 400)
+
+
+def test_memory_is_half_of_the_machines_unless_it_is_given() -> None:
+    here = machine_memory()
+    assert here > 10**8
+    assert 0.37 < Limits().engine_memory / here < 0.38
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("4GB", 4 * 10**9), ("600MB", 6 * 10**8), ("0.5 GB", 5 * 10**8), ("123456", 123456)]
+)
+def test_sizes_are_written_as_in_the_yaml_files(text: str, value: int) -> None:
+    assert read_bytes(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "4 gigabytes", "4TB", "0MB", "\u00b2", "1e9", "nan"])
+def test_no_other_size_is_taken(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="expected 4GB, 600MB or a number of bytes"):
+        read_bytes(text)

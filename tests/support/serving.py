@@ -19,6 +19,7 @@ from factory.models.embedding_head import EmbeddingHead
 from factory.registry.registry import Registry
 from factory.registry.versions import Version
 from factory.serve.server import Options, config, listen, make_app
+from support import specs
 
 
 @contextmanager
@@ -26,6 +27,15 @@ def running(workplace: Any, **options: Any) -> Iterator[str]:
     """``with running(workplace, limits=Limits(parallel=1)) as url:``; at its end requests are answered and engines closed."""
     specs, chosen = load_specs(workplace.domains), Options(port=0, **{"threads": 1} | options)
     with listening_app(make_app(Registry(workplace.root / "registry"), specs, specs.family("default"), chosen), chosen) as url:
+        yield url
+
+
+@contextmanager
+def running_students(registry: Registry, **options: Any) -> Iterator[str]:
+    """``with running_students(registry) as url:`` the same over a registry alone; nobody can ask its teacher or `auto`."""
+    domains = specs.load(registry.root.parent)
+    chosen = Options(port=0, **{"threads": 1} | options)
+    with listening_app(make_app(registry, domains, domains.family("small"), chosen), chosen) as url:
         yield url
 
 
