@@ -28,7 +28,7 @@ COMMANDS: dict[str, list[Callable[..., None]]] = {
         answers.benchmark,
         students.export,
     ],
-    "Serving": [serving.serve],
+    "Serving": [serving.serve, serving.key],
     "Research": [research.experiment],
     "Machine": [machine.doctor],
 }
