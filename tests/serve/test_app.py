@@ -24,7 +24,7 @@ from support.serving import publish_again, publish_another, running
 
 from factory.inference import embed, load_version
 from factory.models.base import load_base, load_student
-from factory.models.chat import prompt_ids, stop_tokens
+from factory.models.chat import prompt_ids, render, stop_tokens
 from factory.models.device import mixed_precision
 from factory.models.embedding_head import EmbeddingHead
 from factory.models.forward import hidden_states, make_batch, mean_pool
@@ -104,6 +104,18 @@ def test_a_special_token_in_a_message_is_text_to_the_engine_as_in_training(clien
         answer = client.chat.completions.create(model=STUDENT, messages=says(content), max_tokens=1)
         assert answer.usage is not None
         assert answer.usage.prompt_tokens == len(prompt_ids(tokenizer, content))
+
+
+def test_a_last_message_of_the_assistant_is_a_turn_and_is_not_repeated(client: OpenAI, built: Any) -> None:
+    tokenizer = load_base(Registry(built.root / "registry").resolve("default-mini-base").folder, CPU).tokenizer
+    turns = [*says(QUESTION), {"role": "assistant", "content": "the cause of"}]
+    answer = client.chat.completions.create(model=STUDENT, messages=turns, max_tokens=6)
+    ids = tokenizer(render(tokenizer, turns, prompt=True), add_special_tokens=False)["input_ids"]
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(ids)
+    text = client.completions.create(model=STUDENT, prompt=ids, max_tokens=6).choices[0].text
+    assert answer.choices[0].message.content == text
+    assert not text.startswith("the cause of")
 
 
 def test_log_probabilities_are_those_of_the_published_student(client: OpenAI, built: Any) -> None:
