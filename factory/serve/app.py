@@ -277,7 +277,7 @@ async def admitted_caller(request: Request) -> Caller:
 
 
 def answer_headers(target: Target, request: AnyRequest, asked: str | None = None) -> dict[str, str]:
-    """Who answered and why, the domain's notice, and what was ignored; values that are not ASCII are percent-encoded.
+    """Who answered and why, the domain's notice, and what was ignored.
 
     asked: the steps of a cascade, as ``Reply.asked`` says them.
     """
@@ -292,8 +292,13 @@ def answer_headers(target: Target, request: AnyRequest, asked: str | None = None
         "x-factory-ignored": ", ".join(request.ignored)[:MAX_IGNORED] or None,
         "server-timing": f"route;dur={target.routing_ms}" if target.routing_ms is not None else None,
     }
-    given = {name: str(value) for name, value in values.items() if value is not None}
-    return {name: quote(value, safe=" ,.;:!?'()/@-=<>", errors="replace") for name, value in given.items()}
+    return {name: header_value(str(value)) for name, value in values.items() if value is not None}
+
+
+def header_value(text: str) -> str:
+    """``header_value("nötig")`` → "n%C3%B6tig": as HTTP takes it, which is without spaces at an end."""
+    space = " " if text == text.strip() else ""
+    return quote(text, safe=f"{space},.;:!?'()/@-=<>", errors="replace")
 
 
 # --------------------------------------------------------------------------------------------------------------- routes

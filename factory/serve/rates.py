@@ -41,9 +41,9 @@ class Bucket:
         return missing * self.seconds / self.size if missing > ROUNDING else 0.0
 
     def take(self, amount: float, now: float) -> None:
-        """A negative amount is given back."""
+        """A negative amount is given back; what does not fit is lost."""
         self._refill(now)
-        self.left = min(self.size, self.left - amount)
+        self.left -= amount
 
     def _refill(self, now: float) -> None:
         self.left = min(self.size, self.left + max(0.0, now - self.at) * self.size / self.seconds)
