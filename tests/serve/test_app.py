@@ -571,9 +571,9 @@ def test_a_full_queue_is_429_with_retry_after(built: Any) -> None:
 
 
 def test_a_key_that_has_its_share_of_the_queue_holds_up_no_other(built: Any, keys: Path) -> None:
-    with slow(built, api_keys=keys, queue_per_key=1) as url:
-        first, second = client_of(url, "plants"), client_of(url, "all")
-        with first.completions.create(stream=True, **long(built)) as stream:
+    with slow(built, api_keys=keys, queue_per_key=1) as url, client_of(url, "all") as second:
+        first = client_of(url, "plants")
+        with first, first.completions.create(stream=True, **long(built)) as stream:
             next(iter(stream))
             with pytest.raises(openai.RateLimitError, match="its share of the queue"):
                 first.completions.create(**long(built))
