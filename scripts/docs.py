@@ -325,6 +325,15 @@ def experiments_page() -> str:
     return with_generated("docs/experiments.md", {"keys": "\n".join([keys(ExperimentSpec), *sections])})
 
 
+# ------------------------------------------------------------------------------------------------- docs/serving.md
+
+
+def serving_page() -> str:
+    from openai_fields import HEAD, coverage, rows, strict_app  # which load torch
+
+    return with_generated("docs/serving.md", {"fields": table(HEAD, rows(coverage(strict_app())))})
+
+
 # ------------------------------------------------------------------------------------------------- docs/results/
 
 TRAINERS_HEAD = """\
@@ -548,7 +557,7 @@ def cascade_table(report: dict[str, Any]) -> str:
     return f"{table(head, rows)}\n{asked}. Golden set passed alone: {alone}.\n"
 
 
-def serving_page() -> str:
+def load_page() -> str:
     return with_generated("docs/results/serving.md", {"load": load_tables(results("serving.json"))})
 
 
@@ -653,7 +662,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/results/references.md": references_page,
     "docs/results/retrieval.md": retrieval_page,
     "docs/cascade.md": cascade_page,
-    "docs/results/serving.md": serving_page,
+    "docs/results/serving.md": load_page,
+    "docs/serving.md": serving_page,
     "docs/results/students.md": students_page,
     "docs/results/trainers.md": trainers_page,
     "docs/results/training.md": training_page,

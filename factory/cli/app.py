@@ -37,7 +37,7 @@ COMMANDS: dict[str, list[Callable[..., None]]] = {
         registry.reindex,
         registry.gc,
     ],
-    "Serving": [serving.serve],
+    "Serving": [serving.serve, serving.key],
     "Research": [research.experiment],
     "Machine": [machine.doctor],
 }

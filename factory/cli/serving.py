@@ -1,7 +1,8 @@
-"""``factory serve``."""
+"""``factory serve`` and ``factory key``."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
@@ -27,7 +28,9 @@ def serve(
     ] = None,
     api_keys: Annotated[
         Path | None,
-        typer.Option("--api-keys", metavar="FILE", help="YAML or JSON: each key, and the students it may use ('*' for all)."),
+        typer.Option(
+            "--api-keys", metavar="FILE", help="YAML or JSON: API keys or their hashes (`factory key`), and their models."
+        ),
     ] = None,
     upstream: Annotated[
         str | None,
@@ -85,6 +88,19 @@ def read_bytes(text: str) -> int:
     if not isinstance(found, int) or found <= 0:
         raise typer.BadParameter(f"{text!r}: expected 4GB, 600MB or a number of bytes")
     return found
+
+
+def key(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Students by name, and `teacher`, that it may use; all if left out.")
+    ] = None,
+) -> None:
+    """Make a random API key, and the line for the file of `factory serve --api-keys`, which holds its hash instead of it."""
+    from factory.serve.auth import new_key
+
+    made, entry = new_key()
+    typer.echo(f"key, for who calls the server, and shown only now: {made}")
+    typer.echo(f"line for the file of keys: {entry}: {json.dumps(models or '*')}")
 
 
 def _announcement(registry: Registry, url: str) -> str:

@@ -1,8 +1,8 @@
 """The app: OpenAI's routes over the registry. What happens to a request, in order:
 
-host, origin, API key (middleware.py) → place in the queue → model name to version (resolver.py) → token count (prompts.py)
-    → a slot of an engine (engines.py) → the engine's answer or events (engine_client.py) → OpenAI's shape (responses.py),
-    with headers that say who answered and why
+host, origin, API key and its rate (middleware.py) → place in the queue → model name to version (resolver.py)
+    → token count (prompts.py) → a slot of an engine (engines.py) → the engine's answer or events (engine_client.py)
+    → OpenAI's shape (responses.py), with headers that say who answered and why
 
 A chat with a cascade goes from its token count on through each step that is asked (cascade.py).
 
@@ -12,7 +12,7 @@ app = gateway(resolver, engines, prompts, scorer, agreements, limits=Limits(), k
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Set
+from collections.abc import AsyncIterator, Iterator, Mapping, Set
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,11 +30,13 @@ from factory.serve.auth import Caller, KeyFile
 from factory.serve.cascade import Cascades, Plan
 from factory.serve.engine_client import EngineClient
 from factory.serve.engines import Engines, Lease
-from factory.serve.errors import HANDLERS, RESPONSES, status_of
+from factory.serve.errors import HANDLERS, RESPONSES, ErrorBody, status_of
 from factory.serve.limits import APIError, Limits, Queue
 from factory.serve.metrics import NO_DOMAIN, Metrics
 from factory.serve.middleware import Guard
 from factory.serve.prompts import Prompts
+from factory.serve.rates import Rates
+from factory.serve.readiness import Readiness
 from factory.serve.resolver import AUTO, ModelResolver, Target
 from factory.serve.responses import Answer, ChatFormat, CompletionFormat, appended_notice, scored_response
 from factory.serve.schemas import ChatRequest, CompletionRequest, EmbeddingRequest, JsonObject, embedding_vector
@@ -62,6 +64,7 @@ class Gateway:
     def __init__(self, resolver: ModelResolver, engines: Engines, prompts: Prompts, scorer: Scorer, limits: Limits) -> None:
         self.resolver, self.engines, self.prompts, self.scorer = resolver, engines, prompts, scorer
         self.limits, self.client, self.queue = limits, EngineClient(), Queue(limits.queue, limits.per_key)
+        self.rates = Rates()
         self.metrics = Metrics(lambda: self.queue.length, engines.count)
         self.cascades = Cascades(engines, self.client, prompts, self.metrics)
 
@@ -83,6 +86,8 @@ class Gateway:
                     return await self._follow(stack, context, target, request, max_tokens)
                 turns = await asyncio.to_thread(self.prompts.turns, target, request.turns())
                 self._check_bias(target, request.logit_bias)
+                prompt = await asyncio.to_thread(self.prompts.count, target, turns) if caller.has_token_limits else 0
+                self._reserve(context, prompt + max_tokens)
                 answer = Answer(target, ChatFormat("" if request.wants_json else appended_notice(target)))
                 call = EngineCall(target, answer, request, request.bodies(max_tokens, turns))
                 return await self._answer(stack, context, call, stream=bool(request.stream))
@@ -95,8 +100,9 @@ class Gateway:
                 max_tokens = self._max_tokens(request.max_tokens, least=0 if request.echo else 1)
                 prompts = [await asyncio.to_thread(self.prompts.ids, target, one, "prompt") for one in request.prompts]
                 self._check_bias(target, request.logit_bias)
+                self._reserve(context, sum(max_tokens + len(prompt) for prompt in prompts))
                 if request.echo:
-                    return await self._score(target, request, prompts, max_tokens)
+                    return await self._score(context, target, request, prompts, max_tokens)
                 answer = Answer(target, CompletionFormat(appended_notice(target), request.logprobs))
                 call = EngineCall(target, answer, request, request.bodies(max_tokens, prompts))
                 return await self._answer(stack, context, call, stream=bool(request.stream))
@@ -106,9 +112,10 @@ class Gateway:
             async with cancel_on_disconnect(http.receive, context):
                 target = await self._resolve(context, caller, request)
                 inputs = [await asyncio.to_thread(self.prompts.ids, target, one, "input") for one in request.inputs]
+                tokens = sum(map(len, inputs))
+                self._reserve(context, tokens)
                 vectors = await self.scorer.embed(target, inputs)
-        tokens = sum(map(len, inputs))
-        self.metrics.tokens.labels(target.reference, "prompt").inc(tokens)
+                self._count(context, target, {"prompt_tokens": tokens, "completion_tokens": 0})
         data = [
             {"object": "embedding", "index": index, "embedding": embedding_vector(vector, request.encoding_format)}
             for index, vector in enumerate(vectors.tolist())
@@ -125,7 +132,8 @@ class Gateway:
             message = "logit_bias names the token ids of one model, and a cascade has several; name one of its students"
             raise APIError(400, message, code="unsupported_parameter", param="logit_bias")
         settings = self.resolver.family.serve
-        plan = Plan(target.cascade, settings.keep, settings.abstain, request, max_tokens, context.deadline)
+        self._reserve(context, max_tokens)
+        plan = Plan(target.cascade, settings.keep, settings.abstain, request, max_tokens, context)
         reply = await (self.cascades.stream(plan, stack) if request.stream else self.cascades.answer(plan))
         context.model = reply.target.reference
         found = replace(
@@ -141,10 +149,14 @@ class Gateway:
 
     @contextmanager
     def _admit(self, route: str, caller: Caller) -> Iterator[RequestContext]:
-        """A place in the queue; the request is counted when it is given up. Raises: what ``Queue.enter`` does."""
+        """A place in the queue; the request is counted when it is given up.
+
+        Raises: what ``Queue.enter`` and ``Rates.require_tokens`` do.
+        """
         clock = asyncio.get_running_loop().time
-        context = RequestContext(route, clock(), clock() + self.limits.seconds)
+        context = RequestContext(route, caller, clock(), clock() + self.limits.seconds)
         try:
+            self.rates.require_tokens(caller)
             self.queue.enter(self.limits.parallel, caller.key)
         except APIError as error:
             self.metrics.requests.labels(route, "", str(error.status)).inc()
@@ -157,8 +169,18 @@ class Gateway:
         finally:
             seconds = clock() - context.started
             self.queue.leave(seconds, caller.key)
+            self.rates.take_tokens(caller, context.tokens - context.reserved)
             self.metrics.requests.labels(route, context.model, str(context.status)).inc()
             self.metrics.seconds.labels(route).observe(seconds)
+
+    def _reserve(self, context: RequestContext, tokens: int) -> None:
+        """Takes what the request may need at most of its key's tokens; at its end, what it did not need is given back."""
+        context.reserved = tokens
+        self.rates.take_tokens(context.caller, tokens)
+
+    def _count(self, context: RequestContext, target: Target, usage: Mapping[str, int]) -> None:
+        context.used += usage["prompt_tokens"] + usage["completion_tokens"]
+        self.metrics.count_tokens(target.reference, usage)
 
     async def _resolve(self, context: RequestContext, caller: Caller, request: AnyRequest) -> Target:
         """Raises: what ``ModelResolver.route`` and ``resolve`` do; APIError 400 under ``--strict`` for an ignored field."""
@@ -187,7 +209,9 @@ class Gateway:
         if bias:
             self.prompts.check_vocabulary(target, list(bias), "logit_bias")
 
-    async def _score(self, target: Target, request: CompletionRequest, prompts: list[list[int]], max_tokens: int) -> Response:
+    async def _score(
+        self, context: RequestContext, target: Target, request: CompletionRequest, prompts: list[list[int]], max_tokens: int
+    ) -> Response:
         """The log-probabilities of prompts, by transformers: llama.cpp has no ``echo``."""
         request.check_echo()
         scored = [
@@ -204,7 +228,7 @@ class Gateway:
         form = CompletionFormat(top=request.logprobs)
         answer = Answer(target, form)
         content = scored_response(answer, form, scored)
-        self.metrics.count_tokens(target.reference, answer.usage)
+        self._count(context, target, answer.usage)
         return JSONResponse(content, headers=answer_headers(target, request))
 
     async def _answer(self, stack: AsyncExitStack, context: RequestContext, call: EngineCall, *, stream: bool) -> Response:
@@ -214,7 +238,7 @@ class Gateway:
         bodies = [body | {"model": target.reference} for body in call.bodies]
         if not stream:
             content = call.answer.response([await self.client.answer(lease, path, body) for body in bodies])
-            self.metrics.count_tokens(target.reference, call.answer.usage)
+            self._count(context, target, call.answer.usage)
             return JSONResponse(content, headers=headers)
         first = await stack.enter_async_context(self.client.events(lease, path, bodies[0]))
         chunks = self._chunks(context, call, self._events(first, lease, path, bodies[1:]))
@@ -241,7 +265,7 @@ class Gateway:
                 waiting = False
             for chunk in call.answer.chunks(index, content):
                 yield chunk
-        self.metrics.count_tokens(call.target.reference, call.answer.usage)
+        self._count(context, call.target, call.answer.usage)
         for chunk in call.answer.last_chunks(len(call.bodies), call.request.wants_usage):
             yield chunk
 
@@ -253,7 +277,7 @@ async def admitted_caller(request: Request) -> Caller:
 
 
 def answer_headers(target: Target, request: AnyRequest, asked: str | None = None) -> dict[str, str]:
-    """Who answered and why, the domain's notice, and what was ignored; values that are not ASCII are percent-encoded.
+    """Who answered and why, the domain's notice, and what was ignored.
 
     asked: the steps of a cascade, as ``Reply.asked`` says them.
     """
@@ -268,8 +292,13 @@ def answer_headers(target: Target, request: AnyRequest, asked: str | None = None
         "x-factory-ignored": ", ".join(request.ignored)[:MAX_IGNORED] or None,
         "server-timing": f"route;dur={target.routing_ms}" if target.routing_ms is not None else None,
     }
-    given = {name: str(value) for name, value in values.items() if value is not None}
-    return {name: quote(value, safe=" ,.;:!?'()/@-=<>", errors="replace") for name, value in given.items()}
+    return {name: header_value(str(value)) for name, value in values.items() if value is not None}
+
+
+def header_value(text: str) -> str:
+    """``header_value("nötig")`` → "n%C3%B6tig": as HTTP takes it, which is without spaces at an end."""
+    space = " " if text == text.strip() else ""
+    return quote(text, safe=f"{space},.;:!?'()/@-=<>", errors="replace")
 
 
 # --------------------------------------------------------------------------------------------------------------- routes
@@ -284,6 +313,7 @@ def gateway(
     *,
     limits: Limits,
     keys: KeyFile,
+    readiness: Readiness,
     hosts: Set[str] = frozenset(),
 ) -> FastAPI:
     """``gateway(resolver, engines, prompts, scorer, agreements, limits=..., keys=...)``: closes its engines when it stops.
@@ -301,14 +331,14 @@ def gateway(
         title="Student factory",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's pages load their scripts from another site
+        docs_url=None,  # FastAPI's pages load their scripts from another site; /docs is our own (site.py)
         redoc_url=None,
         responses=RESPONSES,
         exception_handlers=HANDLERS,
     )
-    app.add_middleware(Guard, body_bytes=limits.body_bytes, hosts=hosts, keys=keys)
+    app.add_middleware(Guard, body_bytes=limits.body_bytes, hosts=hosts, keys=keys, rates=shared.rates)
     app.include_router(openai_routes(shared))
-    app.include_router(server_routes(shared))
+    app.include_router(server_routes(shared, readiness))
     app.include_router(site(resolver.registry, agreements, guard=admitted_caller))
     return app
 
@@ -340,13 +370,19 @@ def openai_routes(shared: Gateway) -> APIRouter:
     return router
 
 
-def server_routes(shared: Gateway) -> APIRouter:
-    """``/health``, open to all, and ``/metrics``, for those with a key."""
+def server_routes(shared: Gateway, readiness: Readiness) -> APIRouter:
+    """``/health`` and ``/ready``, open to all, and ``/metrics``, for those with a key."""
     router, allowed = APIRouter(tags=["Server"]), Depends(admitted_caller)
 
     @router.get("/health", summary="Whether the server runs")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
+
+    @router.get("/ready", summary="Whether a request could be answered now", responses={503: {"model": ErrorBody}})
+    async def ready() -> dict[str, str]:
+        if problem := await readiness.problem():
+            raise APIError(503, problem, code="not_ready")
+        return {"status": "ready"}
 
     @router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
     async def metrics(caller: Caller = allowed) -> Response:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
@@ -29,6 +29,7 @@ from factory.serve.prompts import Prompts
 from factory.serve.resolver import Target
 from factory.serve.responses import MALFORMED, Answer, ChatFormat, appended_notice
 from factory.serve.schemas import ChatRequest, JsonObject
+from factory.serve.streams import RequestContext
 
 LOG = logging.getLogger("factory.serve")
 KEPT, ESCALATED, FAILED, ABSTAINED = "kept", "escalated", "failed", "abstained"
@@ -122,7 +123,7 @@ class Plan:
     abstain: str  # what is answered where the last step is not sure; "": its own answer
     request: ChatRequest
     max_tokens: int
-    deadline: float  # of the event loop's clock
+    context: RequestContext
 
     @property
     def top(self) -> int | None:
@@ -224,7 +225,7 @@ class Cascades:
         Raises: what a step raises for a request that is at fault itself (400) before anything was answered, and what the last
             one does where none answered.
         """
-        course = await self._course(plan, self._ask, lambda: plan.deadline - SPARE)
+        course = await self._course(plan, self._ask, lambda: plan.context.deadline - SPARE)
         if course.kept:
             step, content = course.kept
             return Reply(step, course.asked, plan.why_kept(step), content)
@@ -237,7 +238,7 @@ class Cascades:
         A later step has half of what is left of the time to begin. Where none does, the last step that had begun is asked
         again, and its answer is kept: its engine was given back. Raises: what ``answer`` raises.
         """
-        course = await self._course(plan, self._ask_stream, lambda: _half_way(plan.deadline))
+        course = await self._course(plan, self._ask_stream, lambda: _half_way(plan.context.deadline))
         if course.kept:
             step, begun = course.kept
             why = plan.why_kept(step)
@@ -293,7 +294,7 @@ class Cascades:
         answer = plan.new_answer(step)
         tokens, visible = read(said, plan.top)
         content = answer.response([visible])
-        self.metrics.count_tokens(step.reference, answer.usage)
+        self._count(plan, step, answer.usage)
         return plan.decide(step, tokens, beginning=False), content
 
     async def _ask_stream(self, plan: Plan, step: Target) -> tuple[Decision, Stream]:
@@ -306,7 +307,7 @@ class Cascades:
                 return decision, begun
         # Engines tell the usage at a stream's end, which this one does not reach.
         prompt = await asyncio.to_thread(self.prompts.count, step, begun.turns)
-        self.metrics.count_tokens(step.reference, {"prompt_tokens": prompt, "completion_tokens": len(begun.tokens)})
+        self._count(plan, step, {"prompt_tokens": prompt, "completion_tokens": len(begun.tokens)})
         return decision, begun
 
     async def _begin(self, plan: Plan, step: Target, stack: AsyncExitStack, *, judged: bool) -> Stream:
@@ -333,9 +334,14 @@ class Cascades:
         async for event in begun.events:
             for chunk in begun.answer.chunks(0, read(event, plan.top)[1]):
                 yield chunk
-        self.metrics.count_tokens(step.reference, begun.answer.usage)
+        self._count(plan, step, begun.answer.usage)
         for chunk in begun.answer.last_chunks(1, plan.request.wants_usage):
             yield chunk
+
+    def _count(self, plan: Plan, step: Target, usage: Mapping[str, int]) -> None:
+        """Tokens of every step that was asked, kept or not: the API key has had them."""
+        plan.context.used += usage["prompt_tokens"] + usage["completion_tokens"]
+        self.metrics.count_tokens(step.reference, usage)
 
     def _counted(self, step: Target, decision: Decision) -> Asked:
         self.metrics.steps.labels(step.reference, decision.outcome).inc()

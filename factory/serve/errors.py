@@ -19,9 +19,11 @@ from starlette.exceptions import HTTPException
 
 from factory.errors import FactoryError
 from factory.serve.limits import APIError
+from factory.serve.request_ids import in_log
 
 LOG = logging.getLogger("factory.serve")
 UNAVAILABLE = "no engine can answer this request; the server's log says why"
+ENDPOINTS = "this server has POST /v1/chat/completions, /v1/completions and /v1/embeddings, and GET /v1/models"
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
@@ -44,11 +46,11 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": description}
     for status, description in {
         400: "The request is invalid, or asks for something that is not supported",
-        401: "The API key is missing or unknown",
+        401: "The API key is missing, unknown or expired",
         403: "The API key does not give access to this model",
         404: "No such model",
         413: "The request body is too large",
-        429: "The queue is full",
+        429: "The queue is full, or the API key has used what it may",
         502: "The engine failed",
         503: "No engine is available",
         504: "The request timed out",
@@ -67,7 +69,7 @@ def as_api_error(error: Exception) -> APIError:
         return error
     if isinstance(error, FactoryError):
         LOG.error("unavailable: %s", error)
-        return APIError(503, UNAVAILABLE, code="unavailable")
+        return APIError(503, in_log(UNAVAILABLE), code="unavailable")
     log_failure(error)
     return internal_error()
 
@@ -81,7 +83,8 @@ def status_of(error: Exception) -> int:
 
 def internal_error() -> APIError:
     """What clients see of a bug."""
-    return APIError(500, "internal server error; the server's log says where it happened", code="internal_error")
+    message = in_log("internal server error; the server's log says where it happened")
+    return APIError(500, message, code="internal_error")
 
 
 def log_failure(error: BaseException) -> None:
@@ -104,6 +107,8 @@ async def _handle_validation(_: Request, error: RequestValidationError) -> Respo
 
 async def _handle_http(request: Request, error: HTTPException) -> Response:
     message = f"{request.method} {request.url.path}: {error.detail}"
+    if error.status_code == 404 and request.url.path.startswith("/v1/"):  # such as /v1/responses
+        message += f"; {ENDPOINTS}"
     code = CODES.get(error.status_code, "invalid_request")
     return error_response(APIError(error.status_code, message, code=code, headers=error.headers))
 

@@ -1,6 +1,6 @@
 """The outermost layer of the app: refuses strangers before a body is read, limits bodies, and answers bugs with a bare 500.
 
-app.add_middleware(Guard, body_bytes=1_000_000, hosts=frozenset({"factory.example"}), keys=keys)
+app.add_middleware(Guard, body_bytes=1_000_000, hosts=frozenset({"factory.example"}), keys=keys, rates=Rates())
 request.state.caller  # in a route: who asks, unless its path is open
 """
 
@@ -16,32 +16,48 @@ from factory.serve.auth import KeyFile
 from factory.serve.errors import error_response, internal_error, log_failure
 from factory.serve.hosts import check_host, check_origin
 from factory.serve.limits import APIError
+from factory.serve.rates import Rates
+from factory.serve.request_ids import HEADER, REQUEST_ID, request_id
 
-OPEN = ("/", "/health", "/openapi.json")  # need no key, like the page's files; any other path does, routed or not
+# These need no key, like the pages' files in STATIC; any other path does, routed or not.
+OPEN = ("/", "/docs", "/health", "/ready", "/openapi.json")
 STATIC = "/static/"
 
 
 class Guard:
-    """Admits requests by host, origin and API key, and lets at most ``body_bytes`` of each body through."""
+    """Gives each request an id, admits it by host, origin, API key and rate, and lets ``body_bytes`` of its body through."""
 
-    def __init__(self, app: ASGIApp, body_bytes: int, hosts: Set[str], keys: KeyFile) -> None:
-        self.app, self.body_bytes, self.hosts, self.keys = app, body_bytes, hosts, keys
+    def __init__(self, app: ASGIApp, body_bytes: int, hosts: Set[str], keys: KeyFile, rates: Rates) -> None:
+        self.app, self.body_bytes, self.hosts, self.keys, self.rates = app, body_bytes, hosts, keys, rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        current = request_id(Headers(scope=scope).get(HEADER))
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), (HEADER.encode(), current.encode())]}
+            await send(message)
+
+        token = REQUEST_ID.set(current)
         try:
             self._admit(scope)
         except APIError as refusal:
-            return await error_response(refusal)(scope, receive, send)
-        await self._answer(scope, receive, send)
+            await error_response(refusal)(scope, receive, send_with_id)
+        else:
+            await self._answer(scope, receive, send_with_id)
+        finally:
+            REQUEST_ID.reset(token)
 
     def _admit(self, scope: Scope) -> None:
-        """Raises: APIError 403 for a host that is not ours, or another site's page; 401 without a valid key."""
+        """Raises: APIError 403 for a host that is not ours or another's page; 401 without a valid key; 429 beyond its rate."""
         check_host(scope, self.hosts)
         check_origin(scope)
         if scope["path"] not in OPEN and not scope["path"].startswith(STATIC):
-            scope.setdefault("state", {})["caller"] = self.keys.caller(Headers(scope=scope).get("authorization"))
+            caller = self.keys.caller(Headers(scope=scope).get("authorization"))
+            self.rates.take_request(caller)
+            scope.setdefault("state", {})["caller"] = caller
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         left, started = self.body_bytes, False

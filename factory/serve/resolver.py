@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import groupby
@@ -140,7 +141,8 @@ class ModelResolver:
         """
         loop = asyncio.get_running_loop()
         start = loop.time()
-        routes = await loop.run_in_executor(self._router_thread, lambda: self.load_router().route(texts))
+        within = copy_context()  # the request's id, for what is logged there
+        routes = await loop.run_in_executor(self._router_thread, within.run, lambda: self.load_router().route(texts))
         route = max(routes, key=attrgetter("score"))
         target = self._routed_target(route, caller)
         routing_ms = round(1000 * (loop.time() - start), 1)

@@ -2,7 +2,7 @@
 
     ChatRequest.model_validate(body).bodies(64, turns)   # one body per prompt for the engine
 
-Nested parts are validated with the ``openai`` package's own types. Every field is honoured, refused, or named in ``ignored``.
+Every field is honoured, refused, or named in ``ignored``, nested ones too: docs/serving.md has the table.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from openai.types.chat import ChatCompletionContentPartTextParam, ChatCompletionStreamOptionsParam
 from openai.types.chat.completion_create_params import ResponseFormat
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -38,37 +37,35 @@ UNSUPPORTED_CHAT = (
     "tools",
     "web_search_options",
 )
+UNSUPPORTED_MESSAGE = ("audio", "function_call", "tool_calls")
 UNSUPPORTED_COMPLETION = ("suffix",)
 UNSUPPORTED_EMBEDDING = ("dimensions",)
-# Fields that do not change the answer: hints, and how OpenAI stores, caches or bills it.
-IGNORED_CHAT = (
-    "metadata",
-    "parallel_tool_calls",
-    "prompt_cache_key",
-    "prompt_cache_options",
-    "prompt_cache_retention",
-    "reasoning_effort",
-    "safety_identifier",
-    "service_tier",
-    "store",
-    "user",
-    "verbosity",
-)
+SET_BY_BEING_THERE = ("web_search_options",)  # even when empty
 NEUTRAL = {"stream": False, "stop": [], "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "top_p": 1}
 HARMLESS = {"tool_choice": ("none", "auto"), "function_call": ("none", "auto")}  # without tools these ask for nothing
 
 
-class Request(BaseModel):
-    """``model`` is a student's name, ``NAME@3``, ``NAME@champion``, ``teacher``, ``auto`` or a domain with a cascade."""
+class Part(BaseModel):
+    """What a request consists of: fields beyond its own are kept, to be named."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+
+class Request(Part):
+    """``model`` is a student's name, ``NAME@3``, ``NAME@champion``, ``teacher``, ``auto`` or a domain with a cascade."""
 
     model: str = Field(min_length=1, max_length=200)
 
     @property
     def ignored(self) -> list[str]:
-        """``request.ignored`` → ["top_k"]: fields that ask for something and change nothing here, sorted."""
+        """``request.ignored`` → ["messages.name", "top_k"]: fields that ask for something and change nothing here, sorted."""
         return ignored_fields(self)
+
+
+class StreamOptions(Part):
+    """What a stream ends with."""
+
+    include_usage: bool | None = None
 
 
 class Generation(Request):
@@ -84,11 +81,11 @@ class Generation(Request):
     logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] | None = None
     n: int | None = Field(None, ge=1, description="Only 1.")
     stream: bool | None = None
-    stream_options: ChatCompletionStreamOptionsParam | None = None
+    stream_options: StreamOptions | None = None
 
     @property
     def wants_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.get("include_usage"))
+        return bool(self.stream_options and self.stream_options.include_usage)
 
     def settings(self, max_tokens: int) -> JsonObject:
         """The sampling fields of the engine's body, under OpenAI's names."""
@@ -108,17 +105,27 @@ class Generation(Request):
         return {key: value for key, value in fields.items() if value is not None}
 
 
-class Message(BaseModel):
+class TextPart(Part):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class Message(Part):
     """One message; its content is a string or a list of text parts."""
 
-    model_config = ConfigDict(extra="allow")
-
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[ChatCompletionContentPartTextParam], Field(max_length=1000)]
+    content: Text | Annotated[list[TextPart], Field(max_length=1000)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def reject_unsupported(cls, content: Any) -> Any:
+        return reject_unsupported(content, UNSUPPORTED_MESSAGE, "messages.")
 
     @property
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part["text"] for part in self.content)
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class ChatRequest(Generation):
@@ -149,8 +156,10 @@ class ChatRequest(Generation):
 
     @property
     def ignored(self) -> list[str]:
-        """As of every request, with ``messages.name`` for a message's own."""
-        return sorted({*ignored_fields(self), *(f"messages.{name}" for one in self.messages for name in ignored_fields(one))})
+        """As of every request. An engine holds a schema to the letter, and is not told what it is for."""
+        wanted = self.response_format or {"type": "text"}
+        described = wanted["type"] == "json_schema" and wanted["json_schema"].get("description")
+        return sorted([*ignored_fields(self), *(["response_format.json_schema.description"] if described else [])])
 
     @property
     def questions(self) -> list[str]:
@@ -262,12 +271,14 @@ class EmbeddingRequest(Request):
         return [routable(self.inputs[0], "input")]
 
 
-def reject_unsupported(content: Any, fields: Sequence[str]) -> Any:
+def reject_unsupported(content: Any, fields: Sequence[str], where: str = "") -> Any:
     """``reject_unsupported(body, ["suffix"])``: the body. Raises: APIError 400 for a field that is set but unsupported."""
     body: Mapping[str, Any] = content if isinstance(content, Mapping) else {}
     for field in fields:
-        if body.get(field) and body[field] not in HARMLESS.get(field, ()):
-            raise APIError(400, f"{field} is not supported; leave it out", code="unsupported_parameter", param=field)
+        value = body.get(field)
+        if (value or (field in SET_BY_BEING_THERE and value is not None)) and value not in HARMLESS.get(field, ()):
+            message = f"{where}{field} is not supported; leave it out"
+            raise APIError(400, message, code="unsupported_parameter", param=f"{where}{field}")
     for field in ("n", "best_of"):
         if body.get(field) not in (None, 1):
             raise APIError(400, f"{field} must be 1; send several requests instead", code="unsupported_value", param=field)
@@ -275,9 +286,14 @@ def reject_unsupported(content: Any, fields: Sequence[str]) -> Any:
 
 
 def ignored_fields(part: BaseModel) -> list[str]:
-    """``ignored_fields(request)``: what it has beyond its model's fields, without what asks for nothing."""
+    """``ignored_fields(request)``: what it and its parts have beyond their fields, without what asks for nothing, sorted."""
     given = part.model_extra or {}
-    return sorted(name for name, value in given.items() if value not in (None, False, "", [], {}, *HARMLESS.get(name, ())))
+    found = {name for name, value in given.items() if value not in (None, False, "", [], {}, *HARMLESS.get(name, ()))}
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        parts = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, BaseModel)]
+        found |= {f"{name}.{inner}" for one in parts for inner in ignored_fields(one)}
+    return sorted(found)
 
 
 def routable(value: str | list[int], param: str) -> str:

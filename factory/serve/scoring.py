@@ -16,6 +16,7 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -133,7 +134,8 @@ class Scorer:
                 return work(model, tokenizer)
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._worker, run)
+            context = copy_context()  # its log lines carry the request's id
+            return await asyncio.get_running_loop().run_in_executor(self._worker, context.run, run)
         finally:
             abandoned.set()
 

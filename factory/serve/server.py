@@ -21,6 +21,7 @@ from factory.config.schema import FamilySpec, Specs
 from factory.data.router import DomainRouter
 from factory.errors import ServeError
 from factory.models.device import compute_dtype
+from factory.models.references import is_cached
 from factory.pipeline.context import BuildContext, FamilyModels, make_context, resolve_models
 from factory.pipeline.dataset import load_router
 from factory.registry.registry import Registry
@@ -33,6 +34,8 @@ from factory.serve.hosts import host_name, is_loopback
 from factory.serve.limits import Limits
 from factory.serve.pool import Pool
 from factory.serve.prompts import Prompts
+from factory.serve.readiness import Readiness
+from factory.serve.request_ids import handler_with_ids
 from factory.serve.resolver import ModelResolver
 from factory.serve.scoring import Scorer
 
@@ -62,14 +65,16 @@ def make_app(registry: Registry, specs: Specs, family: FamilySpec, options: Opti
 
     load_models = cache(partial(resolve_models, family, specs.root, context.device))
     load_fast_router = cache(lambda: _load_fast_router(context, load_models()))
+    engines = _engines(GgufFiles(registry, load_models, options.quantization), options)
     return gateway(
         ModelResolver(registry, family, load_fast_router),
-        _engines(GgufFiles(registry, load_models, options.quantization), options),
+        engines,
         Prompts(registry, load_models, options.limits.prompt_tokens),
         Scorer(registry, load_models, context.device, options.limits.model_memory),
         Agreements(registry, specs, context.device),
         limits=options.limits,
         keys=KeyFile(options.api_keys),
+        readiness=Readiness(registry, partial(is_cached, family.teacher, specs.root), engines),
         hosts=host_names(options),
     )
 
@@ -84,7 +89,7 @@ def _load_fast_router(context: BuildContext, models: FamilyModels) -> DomainRout
 
 def run(app: FastAPI, listening: socket.socket, limits: Limits) -> None:
     """``run(app, listen(options), options.limits)``: until SIGINT or SIGTERM; open requests are answered first."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.basicConfig(handlers=[handler_with_ids()], level=logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each write to a client that has left
     uvicorn.Server(config(app, limits)).run(sockets=[listening])
 

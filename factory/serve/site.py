@@ -1,13 +1,13 @@
-"""The page at ``/``, its files, and the JSON that it reads: the catalogue, a card, where student and teacher agree.
+"""The pages ``/`` and ``/docs``, their files, and the JSON behind them: catalogue, card, where student and teacher agree.
 
     app.include_router(site(registry, Agreements(registry, specs, device), guard=caller))
 
-    GET  /                            index.html; /static/* are its scripts, style sheet and icon
+    GET  /, /docs                     index.html, docs.html; /static/* are their scripts, style sheet and icon
     GET  /factory/catalogue           the students that the key gives access to: versions, aliases, verdicts, sizes, metrics
     GET  /factory/card/{reference}    one version: the same facts, and its card as HTML
     POST /factory/agreement           {"model", "prompt", "text": an answer or null, "by": "student" or "teacher"}
 
-The page's own files need no key, since a browser asks for them without one. It chats through the app's ``/v1/models`` and
+The pages' own files need no key, since a browser asks for them without one. The page chats through the app's ``/v1/models`` and
 ``/v1/chat/completions``. Errors are APIErrors, which the app answers in OpenAI's shape.
 """
 
@@ -64,6 +64,10 @@ def site(registry: Registry, agreements: Agreements, guard: Callable[..., Any] =
     @router.get("/", include_in_schema=False)
     def index() -> FileResponse:
         return _file(files["index.html"])
+
+    @router.get("/docs", include_in_schema=False)
+    def docs() -> FileResponse:
+        return _file(files["docs.html"])
 
     @router.get("/static/{name}", include_in_schema=False)
     def static(name: str) -> FileResponse:

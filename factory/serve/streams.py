@@ -10,22 +10,32 @@ from dataclasses import dataclass
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from factory.serve.auth import Caller
 from factory.serve.errors import as_api_error
 from factory.serve.limits import APIError
 from factory.serve.schemas import DONE, JsonObject, event
 
-CLIENT_CLOSED_REQUEST = 499  # nginx's status; only metrics see it
+CLIENT_CLOSED_REQUEST, TIMED_OUT = 499, 504  # the first is nginx's status; only metrics see it
 
 
 @dataclass
 class RequestContext:
-    """One request in progress; ``model`` and ``status`` are filled in as they become known."""
+    """One request in progress; what is below ``deadline`` is filled in as it becomes known."""
 
     route: str
+    caller: Caller
     started: float  # of the event loop's clock, seconds
     deadline: float
     model: str = ""
     status: int = 200
+    reserved: int = 0  # tokens, of its prompts and the longest answers that it may get
+    used: int = 0  # tokens that engines told
+
+    @property
+    def tokens(self) -> int:
+        """What it took: of an answer that was broken off nobody knows, and then what it could have taken."""
+        broken_off = self.status in (CLIENT_CLOSED_REQUEST, TIMED_OUT)
+        return max(self.used, self.reserved if broken_off else 0)
 
 
 @asynccontextmanager
@@ -50,7 +60,7 @@ async def cancel_on_disconnect(receive: Receive, context: RequestContext) -> Asy
             yield
     except TimeoutError:
         seconds = context.deadline - context.started
-        raise APIError(504, f"not answered within {seconds:g} s; ask for fewer tokens", code="timeout") from None
+        raise APIError(TIMED_OUT, f"not answered within {seconds:g} s; ask for fewer tokens", code="timeout") from None
     except asyncio.CancelledError:
         if not disconnected:  # cancelled from outside: the server is stopping
             raise

@@ -24,13 +24,15 @@ from factory.data.router import Route
 from factory.evaluation.confidence import FIRST, SIGNALS, Calibration, Confidence, TokenSignal
 from factory.registry.registry import Registry
 from factory.serve.app import gateway
-from factory.serve.auth import KeyFile
+from factory.serve.auth import Caller, KeyFile
 from factory.serve.cascade import ABSTAINED, ESCALATED, KEPT, Decision, Plan, confidence_of, decide, read
 from factory.serve.limits import APIError, Limits
 from factory.serve.prompts import Prompts, with_context
+from factory.serve.readiness import Readiness
 from factory.serve.resolver import TEACHER, ModelResolver, Target
 from factory.serve.schemas import ChatRequest
 from factory.serve.server import Options
+from factory.serve.streams import RequestContext
 
 SURE, UNSURE = 0.01, 2.0  # nats of a token
 EIGHT = "one two three four five six seven eight"  # FIRST tokens
@@ -91,7 +93,7 @@ def test_a_student_that_cannot_tell_passes_the_question_on() -> None:
 def test_the_last_step_is_judged_only_where_the_family_abstains() -> None:
     student, last = Target(manifests.student("healthcare-tiny"), "base"), Target(manifests.student(), "base")
     request = ChatRequest.model_validate({"model": "healthcare", "messages": [{"role": "user", "content": "a"}]})
-    plan = Plan((student, last), 0.95, "", request, 8, 0.0)
+    plan = Plan((student, last), 0.95, "", request, 8, RequestContext("chat/completions", Caller(), 0.0, 0.0))
     assert (plan.judges(student), plan.judges(last)) == (True, False)
     assert plan.decide(last, [], beginning=False) == Decision(KEPT)
     abstaining = replace(plan, abstain="Ask a nurse.")
@@ -193,6 +195,7 @@ def place(tmp_path: Path, *, confident: bool = True, limits: Limits | None = Non
             nothing,
             limits=chosen.limits,
             keys=KeyFile(keys),
+            readiness=Readiness(registry, lambda: True, engines),
         )
         with listening_app(app, chosen) as url:
             yield Place(url, engines)

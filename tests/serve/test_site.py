@@ -11,6 +11,8 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import date
+from hashlib import sha256
 from typing import Any
 
 import httpx
@@ -38,7 +40,12 @@ PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 XSS = "<script>window.attacked = 1</script><img src=x onerror='window.attacked = 2'> [x](javascript:attacked())"
 NOTICE = "This is general information, not advice on plants."
 ANSWER = "the early signs are cough and wheeze"
-KEYS = Keys({"plants-key": Caller(), "stars-key": Caller(frozenset({"stars-mini"}))})
+KEYS = Keys(
+    (
+        Caller(key=sha256(b"plants-key").hexdigest()),
+        Caller(frozenset({"stars-mini"}), key=sha256(b"stars-key").hexdigest()),
+    )
+)
 
 expect.set_options(timeout=30_000)
 
@@ -142,9 +149,9 @@ def script() -> Script:
 
 def app_of(registry: Registry, agreements: Agreements, script: Script, keys: Keys) -> FastAPI:
     def caller(request: Request) -> Caller:
-        return keys.caller(request.headers.get("authorization"))
+        return keys.caller(request.headers.get("authorization"), date.today())
 
-    app = FastAPI(exception_handlers=HANDLERS)
+    app = FastAPI(exception_handlers=HANDLERS, docs_url=None, redoc_url=None)
     app.include_router(script.routes(Depends(caller)))
     app.include_router(site(registry, agreements, guard=caller))
     return app
@@ -152,7 +159,7 @@ def app_of(registry: Registry, agreements: Agreements, script: Script, keys: Key
 
 @pytest.fixture(scope="module")
 def url(registry: Registry, agreements: Agreements, script: Script) -> Iterator[str]:
-    with served(app_of(registry, agreements, script, Keys({}))) as address:
+    with served(app_of(registry, agreements, script, Keys())) as address:
         yield address
 
 
@@ -177,11 +184,14 @@ def test_the_page_loads_nothing_from_elsewhere_and_nothing_inline(url: str) -> N
     policy = page.headers["content-security-policy"]
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'self'" in policy and "unsafe" not in policy
+    docs = httpx.get(f"{url}/docs")
+    assert docs.text == (STATIC / "docs.html").read_text() and docs.headers["content-security-policy"] == policy
     for path in STATIC.iterdir():
         found = httpx.get(f"{url}/static/{path.name}")
         assert found.content == path.read_bytes() and found.headers["content-security-policy"] == policy
         text = path.read_text().replace("http://www.w3.org/2000/svg", "")  # a namespace, never fetched
-        assert "://" not in text and not re.search(r"<script(?! type=\"module\" src=)|\son\w+=\"|style=\"", text), path.name
+        assert "://" not in text and not re.search(r"""["'(`=]//""", text), path.name  # no other host, by any scheme
+        assert not re.search(r"<script(?! type=\"module\" src=)|\son\w+=\"|style=\"", text), path.name
     assert {path.suffix for path in STATIC.iterdir()} == {".html", ".css", ".js", ".svg"}
 
 
@@ -476,7 +486,7 @@ def test_a_question_sent_before_the_models_are_known_waits_for_them(page: Page, 
 def test_the_whole_page_by_keyboard(page: Page, url: str) -> None:
     page.goto(url)
     expect(page.locator("table.students")).to_be_visible()
-    names = ["Student factory", "Students", "Chat", "Side by side", "Chat with plants-mini"]
+    names = ["Student factory", "Students", "Chat", "Side by side", "API", "Chat with plants-mini"]
     names += ["plants-mini and its teacher side by side", "plants-mini@2", "plants-mini@1", "plants-mini@2, failed"]
     for name in names:
         page.keyboard.press("Tab")
@@ -484,6 +494,18 @@ def test_the_whole_page_by_keyboard(page: Page, url: str) -> None:
         assert said.startswith(name)
     page.keyboard.press("Enter")  # marks of the plot are links
     expect(page.get_by_role("heading", level=1)).to_have_text("plants-mini@2")
+
+
+@in_chromium
+def test_the_description_of_the_api_loads_nothing_from_elsewhere(page: Page, url: str) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(url)
+    page.get_by_role("link", name="API").click()
+    expect(page.get_by_role("heading", name="POST /factory/agreement")).to_be_visible()
+    row = page.get_by_role("row").filter(has_text="Who wrote, or writes, the answer.")
+    expect(row).to_contain_text('"student", "teacher"')
+    assert all(one.startswith(f"{url}/") for one in asked) and f"{url}/openapi.json" in asked
 
 
 @in_chromium
@@ -515,6 +537,7 @@ def test_every_view_fits_a_phone(page: Page, url: str, scheme: Any) -> None:
         ("#/", ".plot svg"),
         ("#/students/plants-mini@1", ".card-text table"),
         ("#/students/plants-mini@2", ".card-text table"),
+        ("docs", ".operation"),
         ("#/chat", "#chat .questions button"),
         ("#/sides", "#sides .questions button"),
     ):
