@@ -8,7 +8,15 @@ from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Any
 
-from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, TCPConnector
+from aiohttp import (
+    ClientError,
+    ClientOSError,
+    ClientResponse,
+    ClientSession,
+    ClientTimeout,
+    ServerDisconnectedError,
+    TCPConnector,
+)
 
 from factory.serve.engines import Lease
 from factory.serve.limits import APIError
@@ -57,12 +65,19 @@ class EngineClient:
         content = json.dumps(body | lease.extra).encode()
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **lease.headers}
         try:
-            async with self._session.post(lease.url + path, data=content, headers=headers) as response:
+            async with await self._post(lease.url + path, content, headers) as response:
                 if response.status != 200:
                     raise _engine_error(response.status, await response.read())
                 yield response
         except ClientError as error:
             raise _gone(error) from None
+
+    async def _post(self, url: str, content: bytes, headers: dict[str, str]) -> ClientResponse:
+        """Under load llama.cpp closes one connection in some thousands without a word: then nothing is lost by a second one."""
+        try:
+            return await self._session.post(url, data=content, headers=headers)
+        except (ServerDisconnectedError, ClientOSError):
+            return await self._session.post(url, data=content, headers=headers)
 
 
 async def _events(response: ClientResponse) -> AsyncIterator[JsonObject]:

@@ -117,3 +117,32 @@ def test_an_engine_that_is_gone_may_be_asked_again() -> None:
         with pytest.raises(APIError, match="ended or cannot be reached") as error:
             ask(f"http://127.0.0.1:{free.getsockname()[1]}", 200, {})
     assert (error.value.status, error.value.headers) == (503, {"Retry-After": "1"})
+
+
+@pytest.mark.parametrize(("closed", "answered"), [(1, True), (2, False)])
+def test_a_connection_that_is_closed_without_a_word_is_opened_once_more(closed: int, answered: bool) -> None:
+    left = closed
+
+    class Closing(Engine):
+        def do_POST(self) -> None:
+            nonlocal left
+            left -= 1
+            if left >= 0:
+                self.rfile.read(int(self.headers["content-length"]))
+                self.close_connection = True
+                return
+            super().do_POST()
+
+    with HTTPServer(("127.0.0.1", 0), Closing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            address = f"http://127.0.0.1:{server.server_port}"
+            if answered:
+                assert ask(address, 200, {"a": 1}) == {"a": 1}
+            else:
+                with pytest.raises(APIError, match="ended or cannot be reached"):
+                    ask(address, 200, {"a": 1})
+        finally:
+            server.shutdown()
+            thread.join()
