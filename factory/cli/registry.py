@@ -12,7 +12,6 @@ from factory.cli.options import REGISTRY, Json, RegistryFolder
 from factory.cli.tables import garbage_json, garbage_table, history_table
 from factory.cli.terminal import load_libraries, print_json, print_table
 from factory.registry.registry import Registry
-from factory.reports.format import format_number
 
 Number = Annotated[str, typer.Argument(metavar="NAME@NUMBER", help="A version by its number, as in healthcare-medium@3.")]
 
@@ -100,6 +99,4 @@ def gc(
         collect(here, garbage)
     if json:
         return print_json({"removed": not dry_run, "garbage": garbage_json(found)})
-    if found:
-        print_table(garbage_table(found))
-    typer.echo(f"{format_number(sum(one.bytes for one in found), 'bytes')} {'would be freed' if dry_run else 'freed'}")
+    print_table(garbage_table(found, removed=not dry_run))

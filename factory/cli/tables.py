@@ -128,10 +128,11 @@ def garbage_json(found: Sequence[Garbage]) -> list[dict[str, Any]]:
     return [{"path": str(one.path), "bytes": one.bytes, "why": one.why} for one in found]
 
 
-def garbage_table(found: Sequence[Garbage]) -> Table:
-    """``print_table(garbage_table(find_garbage(registry)))``: a row per file or folder."""
+def garbage_table(found: Sequence[Garbage], *, removed: bool) -> Table:
+    """``print_table(garbage_table(find_garbage(registry), removed=False))``: a row per file or folder, and their sum."""
+    total = format_number(sum(one.bytes for one in found), "bytes")
     rows = [[str(one.path), one.why, format_number(one.bytes, "bytes")] for one in found]
-    return make_table(rows, ["not needed", "why", "size"], right=1)
+    return make_table([*rows, [f"{total} {'freed' if removed else 'would be freed'}"]])
 
 
 # ------------------------------------------------------------------------------------------------------------ experiments

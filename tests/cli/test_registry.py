@@ -92,4 +92,4 @@ def test_gc_shows_first_and_removes_then(place: Workplace) -> None:
     assert "healthcare-small-0000" in shown.stdout and "4 B would be freed" in shown.stdout and left.exists()
     assert "4 B freed" in place.run("gc").stdout and not left.exists()
     assert json.loads(place.run("gc", "--json").stdout) == {"removed": True, "garbage": []}
-    assert place.run("gc").stdout == "0 B freed\n"
+    assert place.run("gc").stdout.strip() == "0 B freed"

@@ -49,7 +49,7 @@ from factory.models.folders import load_config, load_tokenizer, weight_files
 from factory.models.gguf import convert_gguf
 from factory.models.templates import usable_template
 from factory.registry import records as registry_records
-from factory.registry.references import read_aliases
+from factory.registry.ledger import read_ledger
 from factory.registry.registry import Registry
 from factory.registry.versions import load_version
 from factory.serve.auth import Keys
@@ -292,7 +292,7 @@ def version(name: str) -> Callable[[Path], Path]:
         found = registry.record(registry.promote(publish(registry).reference), "review", {"wins": 7})
         for path in found.folder.rglob("*"):
             path.chmod(0o644)
-        return registry.root / name if name == "aliases.json" else found.folder / name
+        return registry.root / name if name == "registry.json" else found.folder / name
 
     return make
 
@@ -352,8 +352,8 @@ def manifest(path: Path) -> None:
     load_version(path.parents[3], "student", "healthcare-small", 1)
 
 
-def aliases(path: Path) -> None:
-    read_aliases(path.parent)
+def ledger(path: Path) -> None:
+    read_ledger(path.parent)
 
 
 def confidence(path: Path) -> None:
@@ -398,7 +398,7 @@ KINDS = [
     Kind("gguf", gguf, converted, ModelResolutionError, damaged, examples=10),
     Kind("manifest.json", version("manifest.json"), manifest, RegistryError, json_damage),
     Kind("records.jsonl", version("records.jsonl"), kept_records, RegistryError, damaged),
-    Kind("aliases.json", version("aliases.json"), aliases, RegistryError, json_damage),
+    Kind("registry.json", version("registry.json"), ledger, RegistryError, json_damage),
     Kind("confidence.json", written("confidence.json", json.dumps(CONFIDENCE)), confidence, RegistryError, json_damage),
     Kind("bias pairs", written("a.yaml", json.dumps(PAIRS)), pairs, SpecError, json_damage),
     Kind("bias pairs of jsonl", written("a.jsonl", '{"stereotype": "a b", "other": "c b"}\n'), pairs, SpecError, json_damage),

@@ -25,7 +25,7 @@ from factory.registry.versions import Version
 
 STUDENT = "students/plants-mini/1/adapter_model.safetensors"
 BASE = "bases/default-mini-base/1/model.safetensors"
-UNREAD = (".lock", "events.out.tfevents")  # names of files that hold nothing, or that only people read
+UNREAD = (".lock", "events.out.tfevents", "plants-mini-")  # hold nothing, only people read them, or a build's note
 
 
 # --------------------------------------------------------------------------------------------------------------- registry

@@ -53,10 +53,11 @@ def used(tmp_path: Path, built_once: Workplace) -> Workplace:
 
 
 def check(place: Workplace, done: Done) -> bool:
-    """Whether it failed, and then in one line that says what to do; the registry is clean in any case."""
+    """Whether it failed, and then in one line that says what to do; the registry has no more than a file to remove."""
     assert done.traceback == "" and "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert Registry(place.root / "registry").problems() == []
+    problems = Registry(place.root / "registry").problems()
+    assert [problem for problem in problems if "`factory gc` removes it" not in problem] == []
     if done.exit_code == 0:  # the call was not needed: that of a cache beside the result
         assert lines == []
         return False

@@ -103,7 +103,7 @@ def weights(place: Workplace) -> dict[str, str]:
 def finished(place: Workplace) -> dict[str, set[str]]:
     """What is on disk, named as in ``Ran.work``; "trained" are the steps before the last checkpoint."""
     home = place.root / "home"
-    notes = [json.loads(path.read_bytes()) for path in (home / "targets").glob("*/notes.json")]
+    notes = [json.loads(path.read_bytes().partition(b"\n")[2]) for path in (home / "targets").glob("*/notes.json")]
     trained = [path for kind in ("heal", "distill") for path in (home / kind).glob("*/")]
     return {
         "asked": {prompt for path in (home / "completions").glob("*.jsonl") for prompt in read_completions(path)},

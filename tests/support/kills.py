@@ -169,12 +169,12 @@ def record_work(note: Callable[..., None]) -> None:
     )
     original = evaluate.kept_part
 
-    def kept_part(folder: Path, name: str, measure: Callable[[], Any]) -> Any:
+    def kept_part(folder: Path, name: str, measure: Callable[[], Any], say: Callable[[str], object]) -> Any:
         def noted() -> Any:
             note(did="measured", what=name)
             return measure()
 
-        return original(folder, name, noted)
+        return original(folder, name, noted, say)
 
     evaluate.kept_part = kept_part
 
