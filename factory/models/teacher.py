@@ -189,13 +189,11 @@ def append_completions(path: Path, written: Mapping[str, Completion]) -> None:
 def read_completions(path: Path, say: Callable[[str], object] = lambda line: None) -> dict[str, Completion]:
     """``read_completions(path, context.say)``: completions by prompt, for who holds the file's lock.
 
-    Lines that a kill has cut off or that were damaged are removed; ``say`` hears of damage.
+    Lines that were damaged, or cut off by a kill, are removed; ``say`` hears of it.
     """
-    lines = _lines(path)
-    whole = [line for line in lines if _rows(line)]
-    if len(whole) < len(lines):
-        say(f"{path}: answers in {len(lines) - len(whole)} of {len(lines)} lines were damaged: their prompts are asked again")
+    whole = [line for line in _lines(path) if _rows(line)]
     if path.exists() and path.stat().st_size > sum(map(len, whole)):
+        say(f"{path}: some answers were damaged or cut off: their prompts are asked again")
         replace_file(path, b"".join(whole))
     return {prompt: Completion(text, finished) for line in whole for prompt, text, finished in _rows(line)}
 
