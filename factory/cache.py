@@ -27,11 +27,7 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 REFUSALS = (*FULL_DISK, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)  # of a disk; no mistake of ours
 SEAL = "checksums.json"  # in a kept folder: the sha256 of each file that was in it when it appeared
 
-TORCH_WORDS = (
-    "inline_container.cc",
-    "PytorchStreamWriter failed",
-    "iostream error",
-)  # not why
+TORCH_WORDS = ("inline_container.cc", "PytorchStreamWriter failed", "iostream error")  # torch does not say why
 
 
 def home() -> Path:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
 
-from factory.errors import ModelResolutionError, RegistryError, in_one_line
+from factory.errors import ModelResolutionError, RegistryError
 from factory.evaluation.confidence import FILE as CONFIDENCE
 from factory.evaluation.confidence import Confidence
 from factory.models.adapter import SETTINGS, WEIGHTS, check_adapter
@@ -19,12 +20,12 @@ from factory.models.base import SHAPE, load_shape
 from factory.models.embedding_head import EMBEDDING_HEAD
 from factory.models.folders import load_config, load_tokenizer
 from factory.models.shapes import check_base, stored_shapes
-from factory.registry.layout import MANIFEST, links, shown, tree
+from factory.registry.layout import MANIFEST, shown
 from factory.registry.manifest import BaseManifest, FileInfo, ImportInfo, StudentManifest, parse_manifest
-from factory.registry.plain_json import checksum, parse_json
+from factory.registry.plain_json import checksum
 from factory.registry.records import RECORDS
 from factory.registry.registry import Kind, Registry
-from factory.registry.versions import Version
+from factory.registry.versions import Version, read_folder
 from factory.reports.card import model_card
 
 CARD = "README.md"  # written anew: it is drawn from the manifest
@@ -46,8 +47,8 @@ KNOWN = {
         CARD,
     },
 }
-SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 MAX_MANIFEST = 64 << 20  # bytes
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 CHUNK = 1 << 20  # bytes
 
 
@@ -73,19 +74,12 @@ def import_version(folder: Path, registry: Registry) -> Version:
 
 
 def _read_manifest(folder: Path) -> BaseManifest | StudentManifest:
-    try:
-        found = tree(folder)
-        if MANIFEST not in found:
+    with suppress(OSError):  # then what follows says why
+        if folder.is_dir() and MANIFEST not in os.listdir(folder):
             raise RegistryError(f"it has no {MANIFEST}: give the folder of one version, as in students/healthcare-medium/3")
-        if found[MANIFEST].st_size > MAX_MANIFEST:
-            raise RegistryError(f"its {MANIFEST} has {found[MANIFEST].st_size:,} bytes, more than any version's")
-        if linked := links(found):
-            raise RegistryError(linked[0])
-        content = parse_json((folder / MANIFEST).read_bytes())
-    except OSError as error:
-        raise RegistryError(f"it cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise RegistryError(f"its {MANIFEST} cannot be read ({in_one_line(error)})") from None
+        if (size := (folder / MANIFEST).lstat().st_size) > MAX_MANIFEST:
+            raise RegistryError(f"its {MANIFEST} has {size:,} bytes, more than any version's")
+    found, content = read_folder(folder)
     manifest = parse_manifest(content)
     if manifest.manifest_sha256 != checksum(content):
         raise RegistryError(f"its {MANIFEST} was changed after publishing")

@@ -191,11 +191,11 @@ def read_completions(path: Path, say: Callable[[str], object] = lambda line: Non
 
     Lines that were damaged, or cut off by a kill, are removed; ``say`` hears of it.
     """
-    whole = [line for line in _lines(path) if _rows(line)]
-    if path.exists() and path.stat().st_size > sum(map(len, whole)):
+    whole = [(line, rows) for line in _lines(path) if (rows := _rows(line))]
+    if path.exists() and path.stat().st_size > sum(len(line) for line, _ in whole):
         say(f"{path}: some answers were damaged or cut off: their prompts are asked again")
-        replace_file(path, b"".join(whole))
-    return {prompt: Completion(text, finished) for line in whole for prompt, text, finished in _rows(line)}
+        replace_file(path, b"".join(line for line, _ in whole))
+    return {prompt: Completion(text, finished) for _, rows in whole for prompt, text, finished in rows}
 
 
 def count_completions(path: Path) -> int:

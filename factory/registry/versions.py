@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from stat import S_ISREG
@@ -102,20 +103,10 @@ def load_version(root: Path, kind: str, name: str, number: int) -> Version:
         has another length; for a link in place of a file.
     """
     from factory.registry.manifest import parse_manifest  # imported here: `factory list` reads only the index
-    from factory.registry.plain_json import checksum, parse_json
+    from factory.registry.plain_json import checksum
 
     folder, ledger = root / FOLDERS[kind] / check_name(name) / str(number), read_ledger(root)
-    try:
-        found = tree(folder)
-        if linked := links(found):
-            raise RegistryError(linked[0])
-        if MANIFEST not in found:
-            raise RegistryError(f"incomplete: it has no {MANIFEST}")
-        content = parse_json((folder / MANIFEST).read_bytes())
-    except OSError as error:
-        raise RegistryError(f"its folder cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise RegistryError(f"its {MANIFEST} cannot be read ({error})") from error
+    found, content = read_folder(folder)
     manifest = parse_manifest(content)
     stated = (manifest.kind, manifest.name, manifest.version)
     if stated != (kind, name, number):
@@ -131,6 +122,27 @@ def load_version(root: Path, kind: str, name: str, number: int) -> Version:
             raise RegistryError(f"{path} was changed: its length differs")
     records, _ = read_records(folder)
     return Version(kind, name, number, folder, manifest, tuple(records))
+
+
+def read_folder(folder: Path) -> tuple[dict[str, os.stat_result], Any]:
+    """``found, content = read_folder(version.folder)``: all that is in it, and its manifest as plain JSON, not yet checked.
+
+    Raises: RegistryError for a folder that cannot be read, has a link in place of a file, or a manifest that is missing or
+        malformed.
+    """
+    from factory.registry.plain_json import parse_json
+
+    try:
+        found = tree(folder)
+        if linked := links(found):
+            raise RegistryError(linked[0])
+        if MANIFEST not in found:
+            raise RegistryError(f"incomplete: it has no {MANIFEST}")
+        return found, parse_json((folder / MANIFEST).read_bytes())
+    except OSError as error:
+        raise RegistryError(f"its folder cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise RegistryError(f"its {MANIFEST} cannot be read ({error})") from error
 
 
 def summary_row(version: Version) -> tuple[Any, ...]:
