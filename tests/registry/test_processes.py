@@ -67,8 +67,8 @@ def race(root: Path, processes: int, seconds: float) -> Counter[str]:
         for seed in range(processes)
     ]
     done: list[tuple[str, str]] = []
-    for process in running:
-        out, err = process.communicate(timeout=seconds + 120)
+    said = [process.communicate(timeout=seconds + 120) for process in running]  # of all, before one is judged
+    for process, (out, err) in zip(running, said, strict=True):
         assert process.returncode == 0, err[-4000:]
         done += [(verb, what) for verb, what in map(json.loads, out.splitlines())]
     did: dict[str, Counter[str]] = {}

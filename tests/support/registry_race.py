@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from factory.errors import RegistryError
+from factory.errors import RegistryError, StorageError
 from factory.registry.garbage import collect, find_garbage
 from factory.registry.registry import Registry
 from support.manifests import publish
@@ -47,7 +47,13 @@ def work(registry: Registry, draw: random.Random) -> tuple[str, str]:
     if verb == "reindex":
         assert registry.reindex() is False
     if verb == "record":
-        registry.record(registry.resolve(ref), "review", {"wins": 1})
+        version = registry.resolve(ref)
+        try:
+            registry.record(version, "review", {"wins": 1})
+        except StorageError:
+            if version.folder.exists():
+                raise
+            return "refused", f"{ref} was deleted meanwhile"
         return "recorded", ref
     if verb == "read":
         registry.problems()
