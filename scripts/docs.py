@@ -87,6 +87,8 @@ FAMILY_SECTIONS: dict[str, type[BaseModel]] = {
     "evaluate": schema.EvaluateConfig,
     "gates": schema.Gate,
     "serve": schema.ServeConfig,
+    "models": schema.EndpointSpec,
+    "price": schema.Price,
     "profiles": schema.Profile,
 }
 DOMAIN_SECTIONS: dict[str, type[BaseModel]] = {

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from factory.config.mistakes import Mistake, SpecFile, mistakes_of
+from factory.config.names import RESERVED
 from factory.config.schema import (
     DEFAULT_PROFILE,
     SECTIONS,
@@ -33,6 +34,8 @@ def check_files(root: Path, files: Sequence[SpecFile], pools: Sequence[str]) -> 
     yield from _shared_sizes(files)
     yield from _shared_students(files)
     yield from _unknown_steps(files)
+    yield from _misplaced_models(files)
+    yield from _shared_models(files)
     yield from _shared_cascades(files)
     yield from _shared_ids(files)
     yield from _unseen_contexts(files)
@@ -134,13 +137,42 @@ def _shared_students(files: Sequence[SpecFile]) -> Iterator[Mistake]:
 def _unknown_steps(files: Sequence[SpecFile]) -> Iterator[Mistake]:
     """Steps of a family's cascade that are none of its sizes."""
     for file in of_kind(files, FamilySpec):
-        sizes = list(file.spec.sizes)
+        sizes, last = list(file.spec.sizes), ["teacher", *file.spec.models]
         for number, step in enumerate(file.spec.serve.cascade):
-            if step not in (*sizes, "teacher"):
-                close = get_close_matches(step, [*sizes, "teacher"], n=1)
+            if step not in (*sizes, *last):
+                close = get_close_matches(step, [*sizes, *last], n=1)
                 hint = f"did you mean {close[0]}? " if close else ""
-                message = f"no size {step!r}; {hint}sizes here: {', '.join(sizes)}; the last step may be teacher"
+                message = f"no size {step!r}; {hint}sizes here: {', '.join(sizes)}; the last step may be {' or '.join(last)}"
                 yield file.mistake(["serve", "cascade", number], message)
+
+
+def _misplaced_models(files: Sequence[SpecFile]) -> Iterator[Mistake]:
+    """Models elsewhere that are to do more than end a cascade."""
+    for file in of_kind(files, FamilySpec):
+        serve, models = file.spec.serve, file.spec.models
+        for number, step in enumerate(serve.cascade[:-1]):
+            if step in models:
+                yield file.mistake(["serve", "cascade", number], f"{step} is a model elsewhere, the last to be asked; move it")
+        if serve.abstain and serve.cascade[-1] in models:
+            message = f"abstain has no effect after {serve.cascade[-1]}, whose answer is always kept; leave one of them out"
+            yield file.mistake(["serve", "abstain"], message)
+        if serve.fallback in models:
+            message = (
+                f"{serve.fallback} is a model elsewhere, which only a cascade may end with; name teacher, refuse or a student"
+            )
+            yield file.mistake(["serve", "fallback"], message)
+
+
+def _shared_models(files: Sequence[SpecFile]) -> Iterator[Mistake]:
+    """Models elsewhere that are called as a size, a domain or a student: API keys and steps name them all."""
+    families, domains = of_kind(files, FamilySpec), [domain.spec.name for domain in of_kind(files, DomainSpec)]
+    taken = dict.fromkeys(RESERVED, "reserved") | dict.fromkeys(domains, "a domain")
+    for size in (size for family in families for size in family.spec.sizes):
+        taken |= {size: "a size"} | {f"{domain}-{size}": "a student" for domain in domains}
+    for family in families:
+        for name in family.spec.models:
+            if what := taken.get(name):
+                yield family.mistake(["models", name], f"{name} is {what}, too; rename one")
 
 
 def _shared_cascades(files: Sequence[SpecFile]) -> Iterator[Mistake]:

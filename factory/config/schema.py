@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from factory.config.models import ModelSpec, SizeSpec, TeacherSpec
+from factory.config.models import EndpointSpec, ModelSpec, Price, SizeSpec, TeacherSpec
 from factory.config.names import RESERVED
 from factory.config.settings import (
     DEFAULT_PROFILE,
@@ -60,6 +60,7 @@ __all__ = [
     "DocumentSource",
     "DomainSpec",
     "EmbedConfig",
+    "EndpointSpec",
     "EvaluateConfig",
     "FamilySpec",
     "FileSource",
@@ -70,6 +71,7 @@ __all__ = [
     "Name",
     "OnPolicyConfig",
     "PoolSpec",
+    "Price",
     "Profile",
     "RouterConfig",
     "ServeConfig",
@@ -150,6 +152,9 @@ class FamilySpec(Strict):
     )
     serve: ServeConfig = Field(
         default=ServeConfig(), description="What `factory serve` does with the model `auto`, and with a domain's name."
+    )
+    models: dict[Name, EndpointSpec] = Field(
+        default={}, description="Models elsewhere, by name: `serve.cascade` [may end with one](serving.md#a-model-elsewhere)."
     )
     profiles: dict[Name, Profile] = Field(default={}, description="Named overrides, for `--profile`.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of everything random.")

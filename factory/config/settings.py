@@ -266,8 +266,8 @@ class ServeConfig(Strict):
     )
     cascade: tuple[Name, ...] = Field(
         default=(),
-        description="Sizes from the smallest to the largest, then `teacher` if it is to be asked, too: who is not sure of an "
-        "answer [passes the question on](serving.md#a-cascade).",
+        description="Sizes from the smallest to the largest, then `teacher` or one of `models` if it is to be asked, too: who "
+        "is not sure of an answer [passes the question on](serving.md#a-cascade).",
     )
     keep: float = Field(
         default=0.95,

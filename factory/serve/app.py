@@ -12,6 +12,7 @@ app = gateway(resolver, engines, prompts, scorer, agreements, limits=Limits(), k
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Set
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from factory import __version__
 from factory.serve.agreement import Agreements
 from factory.serve.auth import Caller, KeyFile
 from factory.serve.cascade import Cascades, Plan
+from factory.serve.endpoint import Endpoints
 from factory.serve.engine_client import EngineClient
 from factory.serve.engines import Engines, Lease
 from factory.serve.errors import HANDLERS, RESPONSES, ErrorBody, status_of
@@ -66,11 +68,13 @@ class Gateway:
         self.limits, self.client, self.queue = limits, EngineClient(), Queue(limits.queue, limits.per_key)
         self.rates = Rates()
         self.metrics = Metrics(lambda: self.queue.length, engines.count)
-        self.cascades = Cascades(engines, self.client, prompts, self.metrics)
+        self.endpoints = Endpoints(resolver.family, os.environ, self.metrics)
+        self.cascades = Cascades(engines, self.client, prompts, self.endpoints, self.metrics)
 
     async def close(self) -> None:
         await self.engines.close()
         await self.client.close()
+        await self.endpoints.close()
         self.resolver.close()
         self.scorer.close()
 
@@ -136,10 +140,9 @@ class Gateway:
         plan = Plan(target.cascade, settings.keep, settings.abstain, request, max_tokens, context)
         reply = await (self.cascades.stream(plan, stack) if request.stream else self.cascades.answer(plan))
         context.model = reply.target.reference
-        found = replace(
-            target, version=reply.target.version, student=reply.target.student, reason=f"{target.reason}; {reply.why}"
-        )
-        headers = answer_headers(found, request, reply.asked)
+        who = reply.target
+        found = replace(target, version=who.version, base=who.base, student=who.student, reason=f"{target.reason}; {reply.why}")
+        headers = answer_headers(found, request, reply.asked, context.cost)
         if reply.chunks is None:
             return JSONResponse(reply.content, headers=headers)
         self.metrics.first.observe(asyncio.get_running_loop().time() - context.started)
@@ -276,10 +279,10 @@ async def admitted_caller(request: Request) -> Caller:
     return caller
 
 
-def answer_headers(target: Target, request: AnyRequest, asked: str | None = None) -> dict[str, str]:
+def answer_headers(target: Target, request: AnyRequest, asked: str | None = None, cost: float = 0.0) -> dict[str, str]:
     """Who answered and why, the domain's notice, and what was ignored.
 
-    asked: the steps of a cascade, as ``Reply.asked`` says them.
+    asked: the steps of a cascade, as ``Reply.asked`` says them. cost: of a model elsewhere.
     """
     values = {
         "x-factory-version": target.reference,
@@ -287,6 +290,7 @@ def answer_headers(target: Target, request: AnyRequest, asked: str | None = None
         "x-factory-score": target.score,
         "x-factory-threshold": target.threshold,
         "x-factory-cascade": asked,
+        "x-factory-cost": f"{cost:.6g}" if cost else None,
         "x-factory-why": target.reason,
         "x-factory-notice": target.notice or None,
         "x-factory-ignored": ", ".join(request.ignored)[:MAX_IGNORED] or None,

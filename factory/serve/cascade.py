@@ -1,7 +1,7 @@
 """A cascade: the smallest student answers, and where it is not sure the next model is asked, at last the teacher.
 
     decide(confidence, tokens, 0.95, beginning=False)          # kept, or passed on
-    answer = await Cascades(engines, client, prompts, metrics).answer(plan)
+    answer = await Cascades(engines, client, prompts, endpoints, metrics).answer(plan)
     answer.content, answer.target.reference, answer.asked      # "healthcare-small@2 0.41 < 0.62, teacher"
 
 What is answered is one model's, whole: of a stream nothing is sent before its first tokens have been judged. Steps are asked
@@ -13,19 +13,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from factory.errors import RegistryError
 from factory.evaluation.confidence import FILE as CONFIDENCE
 from factory.evaluation.confidence import FIRST, TOP, Confidence, TokenSignal, token_signal
+from factory.serve.endpoint import Endpoints
 from factory.serve.engine_client import EngineClient
 from factory.serve.engines import Engines
 from factory.serve.errors import as_api_error
 from factory.serve.limits import APIError
 from factory.serve.metrics import Metrics
-from factory.serve.prompts import Prompts
+from factory.serve.prompts import Prompts, with_context
 from factory.serve.resolver import Target
 from factory.serve.responses import MALFORMED, Answer, ChatFormat, appended_notice
 from factory.serve.schemas import ChatRequest, JsonObject
@@ -212,10 +213,13 @@ class Course(Generic[Said]):
 
 
 class Cascades:
-    """``await Cascades(engines, client, prompts, metrics).answer(plan)``: asks the steps of a plan, one after another."""
+    """``await Cascades(engines, client, prompts, endpoints, metrics).answer(plan)``: asks a plan's steps one after another."""
 
-    def __init__(self, engines: Engines, client: EngineClient, prompts: Prompts, metrics: Metrics) -> None:
-        self.engines, self.client, self.prompts, self.metrics = engines, client, prompts, metrics
+    def __init__(
+        self, engines: Engines, client: EngineClient, prompts: Prompts, endpoints: Endpoints, metrics: Metrics
+    ) -> None:
+        self.engines, self.client, self.prompts, self.endpoints = engines, client, prompts, endpoints
+        self.metrics = metrics
 
     async def answer(self, plan: Plan) -> Reply:
         """``(await cascades.answer(plan)).content``: the first answer that is sure, else the last step's.
@@ -247,10 +251,12 @@ class Cascades:
             if plan.abstain:
                 return self._abstained(plan, course.asked, step)
             why = course.why
+            clock = asyncio.get_running_loop().time
+            began = clock()
             async with AsyncExitStack() as own:
                 begun = await self._begin(plan, step, own, judged=False)
                 begun.engine = own.pop_all()
-            course.asked.append(self._counted(step, Decision(KEPT)))
+            course.asked.append(self._counted(step, Decision(KEPT), clock() - began))
         stack.push_async_exit(begun.engine)
         return Reply(step, course.asked, why, chunks=self._chunks(plan, step, begun))
 
@@ -259,18 +265,20 @@ class Cascades:
     ) -> Course[Said]:
         """Asks step by step until an answer is kept. ``until``: when a step must be done, where an earlier answer waits."""
         course: Course[Said] = Course()
+        clock = asyncio.get_running_loop().time
         for step in plan.steps:
+            began = clock()
             try:
                 async with asyncio.timeout_at(until() if course.unsure else None):
                     decision, said = await ask(plan, step)
             except Exception as error:
                 late = isinstance(error, TimeoutError)
                 course.failure = APIError(504, "it took too long", code="timeout") if late else as_api_error(error)
-                course.asked.append(self._counted(step, Decision(FAILED, "failed")))
+                course.asked.append(self._counted(step, Decision(FAILED, "failed"), clock() - began))
                 if course.failure.status == 400 and not course.unsure:
                     raise course.failure from None
                 continue
-            course.asked.append(self._counted(step, decision))
+            course.asked.append(self._counted(step, decision, clock() - began))
             if decision.outcome == KEPT:
                 course.kept = step, said
                 return course
@@ -288,9 +296,12 @@ class Cascades:
 
     async def _ask(self, plan: Plan, step: Target) -> tuple[Decision, JsonObject]:
         """A whole answer. The engine is given back before it is judged."""
-        turns = await asyncio.to_thread(self.prompts.turns, step, plan.request.turns())
-        async with self.engines.lease(step) as lease:
-            said = await self.client.answer(lease, ChatFormat.path, plan.body(step, turns, judged=plan.judges(step)))
+        body = plan.body(step, await self._turns(plan, step), judged=plan.judges(step))
+        if step.base in self.endpoints:
+            said = await self.endpoints.answer(step, body, plan.context)
+        else:
+            async with self.engines.lease(step) as lease:
+                said = await self.client.answer(lease, ChatFormat.path, body)
         answer = plan.new_answer(step)
         tokens, visible = read(said, plan.top)
         content = answer.response([visible])
@@ -312,10 +323,8 @@ class Cascades:
 
     async def _begin(self, plan: Plan, step: Target, stack: AsyncExitStack, *, judged: bool) -> Stream:
         """A stream up to where it can be judged. Raises: APIError 502 if it ends before its answer does, or fails."""
-        turns = await asyncio.to_thread(self.prompts.turns, step, plan.request.turns())
-        lease = await stack.enter_async_context(self.engines.lease(step))
-        body = plan.body(step, turns, judged=judged)
-        events = await stack.enter_async_context(self.client.events(lease, ChatFormat.path, body))
+        turns = await self._turns(plan, step)
+        events = await stack.enter_async_context(self._events(plan, step, plan.body(step, turns, judged=judged)))
         begun = Stream(plan.new_answer(step), events, turns)
         async for event in events:
             tokens, visible = read(event, plan.top)
@@ -327,6 +336,21 @@ class Cascades:
                 return begun
         list(begun.answer.last_chunks(1, False))
         return begun
+
+    async def _turns(self, plan: Plan, step: Target) -> list[dict[str, str]]:
+        """What the step is shown. Tokens of a model elsewhere are not ours to count."""
+        if step.base in self.endpoints:
+            return with_context(plan.request.turns(), step.context)
+        return await asyncio.to_thread(self.prompts.turns, step, plan.request.turns())
+
+    @asynccontextmanager
+    async def _events(self, plan: Plan, step: Target, body: JsonObject) -> AsyncIterator[AsyncIterator[JsonObject]]:
+        """A model elsewhere is asked for a whole answer: one that breaks off then leaves the student's to be sent."""
+        if step.base in self.endpoints:
+            yield _one_event(await self.endpoints.answer(step, body, plan.context))
+            return
+        async with self.engines.lease(step) as lease, self.client.events(lease, ChatFormat.path, body) as events:
+            yield events
 
     async def _chunks(self, plan: Plan, step: Target, begun: Stream) -> AsyncIterator[JsonObject]:
         for chunk in begun.held:
@@ -343,8 +367,9 @@ class Cascades:
         plan.context.used += usage["prompt_tokens"] + usage["completion_tokens"]
         self.metrics.count_tokens(step.reference, usage)
 
-    def _counted(self, step: Target, decision: Decision) -> Asked:
+    def _counted(self, step: Target, decision: Decision, seconds: float) -> Asked:
         self.metrics.steps.labels(step.reference, decision.outcome).inc()
+        self.metrics.step_seconds.labels(step.reference).observe(seconds)
         return Asked(step, decision)
 
     def _abstained(self, plan: Plan, asked: Sequence[Asked], last: Target) -> Reply:
@@ -359,6 +384,12 @@ class Cascades:
                 yield chunk
 
         return Reply(last, asked, why, chunks=chunks())
+
+
+async def _one_event(content: JsonObject) -> AsyncIterator[JsonObject]:
+    """A whole answer as the only event of a stream."""
+    [choice] = content["choices"][:1]
+    yield content | {"choices": [choice | {"delta": {"role": "assistant"} | choice["message"]}]}
 
 
 def _half_way(deadline: float) -> float:

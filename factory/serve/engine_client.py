@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from aiohttp import (
+    ClientConnectorError,
     ClientError,
     ClientOSError,
     ClientResponse,
@@ -22,21 +23,29 @@ from factory.serve.engines import Lease
 from factory.serve.limits import APIError
 from factory.serve.schemas import JsonObject
 
-MAX_LINE = 10_000_000  # bytes of one event
+MAX_BYTES = 10_000_000  # of an answer, or of one event of a stream
 
 
 class EngineClient:
-    """``await EngineClient().answer(lease, "/chat/completions", body)``; cancelling the call closes the engine's side too."""
+    """``await EngineClient().answer(lease, "/chat/completions", body)``; cancelling the call closes the engine's side too.
+
+    elsewhere: it is nobody's engine on this machine: the environment's proxies lead there, and no request is sent twice.
+    """
+
+    def __init__(self, *, elsewhere: bool = False) -> None:
+        self.elsewhere = elsewhere
 
     @cached_property
     def _session(self) -> ClientSession:
         """aiohttp, since httpx needs 2.6 times its CPU time per event, on cores that the engine needs.
 
         Each connection is used once: llama.cpp closes those of streams, and a POST on a closed one is lost. Proxies in the
-        environment are ignored: engines run on this machine, and an upstream is given by its address.
+        environment are ignored for engines on this machine, and for an upstream, which is given by its address.
         """
         return ClientSession(
-            connector=TCPConnector(limit=0, force_close=True), timeout=ClientTimeout(total=None, sock_connect=10)
+            connector=TCPConnector(limit=0, force_close=True),
+            timeout=ClientTimeout(total=None, sock_connect=10),
+            trust_env=self.elsewhere,
         )
 
     async def answer(self, lease: Lease, path: str, body: JsonObject) -> JsonObject:
@@ -46,7 +55,7 @@ class EngineClient:
             meanwhile, 502 for any other failure.
         """
         async with self._open(lease, path, body) as response:
-            content = _parse(await response.read())
+            content = _parse(await _whole(response))
         if not isinstance(content, dict):
             raise APIError(502, "the engine did not answer with a JSON object", code="bad_engine")
         return content
@@ -67,7 +76,7 @@ class EngineClient:
         try:
             async with await self._post(lease.url + path, content, headers) as response:
                 if response.status != 200:
-                    raise _engine_error(response.status, await response.read())
+                    raise _engine_error(response.status, await _whole(response))
                 yield response
         except ClientError as error:
             raise _gone(error) from None
@@ -75,9 +84,21 @@ class EngineClient:
     async def _post(self, url: str, content: bytes, headers: dict[str, str]) -> ClientResponse:
         """Under load llama.cpp closes one connection in some thousands without a word: then nothing is lost by a second one."""
         try:
-            return await self._session.post(url, data=content, headers=headers)
+            return await self._session.post(url, data=content, headers=headers, allow_redirects=False)
         except (ServerDisconnectedError, ClientOSError):
-            return await self._session.post(url, data=content, headers=headers)
+            if self.elsewhere:
+                raise
+            return await self._session.post(url, data=content, headers=headers, allow_redirects=False)
+
+
+async def _whole(response: ClientResponse) -> bytes:
+    """Raises: APIError 502 for an answer without an end."""
+    content = b""
+    async for part in response.content.iter_any():
+        content += part
+        if len(content) > MAX_BYTES:
+            raise APIError(502, "the engine sent an answer without an end", code="bad_engine")
+    return content
 
 
 async def _events(response: ClientResponse) -> AsyncIterator[JsonObject]:
@@ -96,7 +117,7 @@ async def _lines(response: ClientResponse) -> AsyncIterator[bytes]:
     try:
         async for part in response.content.iter_any():
             *lines, rest = (rest + part).split(b"\n")
-            if len(rest) > MAX_LINE:
+            if len(rest) > MAX_BYTES:
                 raise APIError(502, "the engine sent a line without an end", code="bad_engine")
             for line in lines:
                 yield line
@@ -107,7 +128,8 @@ async def _lines(response: ClientResponse) -> AsyncIterator[bytes]:
 def _gone(error: ClientError) -> APIError:
     """What was asked of it is lost, and may be asked again: of the next engine, or of the same upstream."""
     message = f"the engine has ended or cannot be reached ({type(error).__name__}); try again in 1 s"
-    return APIError(503, message, code="engine_failed", headers={"Retry-After": "1"})
+    code = "engine_unreachable" if isinstance(error, ClientConnectorError) else "engine_failed"
+    return APIError(503, message, code=code, headers={"Retry-After": "1"})
 
 
 def _parse(data: bytes) -> Any:

@@ -30,6 +30,16 @@ class Metrics:
         self.steps = Counter(
             "factory_cascade_steps", "Steps of cascades that were asked.", ["model", "outcome"], registry=registry
         )
+        self.step_seconds = Histogram(
+            "factory_cascade_step_seconds",
+            "Of a step, until its answer was judged.",
+            ["model"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.cost = Counter(
+            "factory_cost", "Paid for models elsewhere, in the currency of their price.", ["model"], registry=registry
+        )
         self.routed = Counter("factory_routed", "Decisions of the model `auto`.", ["domain", "model"], registry=registry)
         queue = Gauge("factory_queue_length", "Requests admitted and not yet finished.", registry=registry)
         queue.set_function(queue_length)

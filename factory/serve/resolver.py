@@ -11,7 +11,7 @@ No answer, error or header names a student that the caller's API key does not al
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
@@ -36,30 +36,30 @@ TEACHER, AUTO, REFUSE = "teacher", "auto", "refuse"
 
 @dataclass(frozen=True)
 class Target:
-    """Who answers one request, and why. Without a ``version`` it is the teacher.
+    """Who answers one request, and why. Without a ``version`` it is the teacher, or a model elsewhere.
 
     A cascade is its first step, with every step in ``cascade``: whoever asks one model only asks that.
     """
 
     version: Version | None
-    base: str  # what an engine loads: a base's reference, or "teacher"
+    base: str  # what an engine loads: a base's reference, or "teacher"; of a model elsewhere its name in the family file
     domain: str | None = None
     score: float | None = None  # the router's score of its best domain
     threshold: float | None = None
     reason: str = "named in the request"
     routing_ms: float | None = None  # with the wait for the router
     cascade: tuple[Target, ...] = ()  # every step, this one included
-    student: Version | None = None  # of the teacher in a cascade: the student before it, whose context and notice count
+    student: Version | None = None  # of a last step that is none: the student before it, whose context and notice count
 
     @property
     def reference(self) -> str:
-        """``healthcare-small@3`` or ``teacher``: the ``model`` of the response."""
-        return self.version.reference if self.version else TEACHER
+        """``healthcare-small@3``, ``teacher`` or ``giant``: the ``model`` of the response."""
+        return self.version.reference if self.version else self.base
 
     @property
     def name(self) -> str:
-        """``healthcare-small`` or ``teacher``: the name that an API key allows."""
-        return self.version.name if self.version else TEACHER
+        """``healthcare-small``, ``teacher`` or ``giant``: the name that an API key allows."""
+        return self.version.name if self.version else self.base
 
     @property
     def notice(self) -> str:
@@ -91,8 +91,14 @@ class Target:
 class ModelResolver:
     """Reads the registry at every request, so a moved alias or a new version counts from the next request on."""
 
-    def __init__(self, registry: Registry, family: FamilySpec, load_router: Callable[[], DomainRouter]) -> None:
-        self.registry, self.family, self.load_router = registry, family, load_router
+    def __init__(
+        self,
+        registry: Registry,
+        family: FamilySpec,
+        load_router: Callable[[], DomainRouter],
+        private: Collection[str] = (),
+    ) -> None:
+        self.registry, self.family, self.load_router, self.private = registry, family, load_router, private
         self._router_thread = ThreadPoolExecutor(1, "router")  # one text at a time: the encoder uses every core
 
     def close(self) -> None:
@@ -115,19 +121,34 @@ class ModelResolver:
 
         Without a student there is no cascade: the teacher alone would tell whoever may use it which domains there are.
         """
-        configured, students = self.family.serve.cascade, []
+        students: list[Target] = []
         for name in self._students(domain):
             with suppress(APIError):  # not in the registry, not allowed, or no version that passed
                 students.append(replace(_student_target(find_version(self.registry, name, caller)), domain=domain))
-        if students and configured[-1] == TEACHER and caller.may(TEACHER):
-            return (*students, Target(None, TEACHER, domain=domain, student=students[-1].version))
-        return tuple(students)
+        last = self.family.serve.cascade[-1] if students else ""
+        if not caller.may(last) or last not in (TEACHER, *self.family.models):
+            return tuple(students)
+        if self._must_stay(last, students[-1]):
+            reason = f"{students[0].reason}; {last} is not asked, since text of this private domain must not leave"
+            return (replace(students[0], reason=reason), *students[1:])
+        return (*students, Target(None, last, domain=domain, student=students[-1].version))
+
+    def _must_stay(self, last: str, student: Target) -> bool:
+        """Whether the domain is private, by its YAML now or when its student was built, and its text may not leave."""
+        assert student.version is not None and isinstance(student.version.manifest, StudentManifest)
+        private = student.domain in self.private or bool(student.version.manifest.spec.get("private"))
+        return private and last in self.family.models and not self.family.models[last].may_leave
 
     def _students(self, domain: str) -> list[str]:
         """Names of a cascade's students, whether they exist or not; none for a name of anything else."""
         if not is_name(domain) or domain in RESERVED or kind_of(self.registry.root, domain):
             return []
-        return [f"{domain}-{size}" for size in self.family.serve.cascade if size != TEACHER]
+        return [f"{domain}-{size}" for size in self._sizes]
+
+    @property
+    def _sizes(self) -> list[str]:
+        """Of a cascade's students, from the smallest."""
+        return [step for step in self.family.serve.cascade if step not in (TEACHER, *self.family.models)]
 
     async def route(self, texts: Sequence[str], caller: Caller) -> Target:
         """``await resolver.route([last_turn, text], caller)``: the domain's cascade, else its student in the default size.
@@ -183,7 +204,7 @@ class ModelResolver:
         domains: dict[str, None] = {}  # that may have a cascade, in order
         students = groupby(self.registry.versions("student"), key=attrgetter("name"))  # one scan; sorted by name and number
         for name, summaries in ((name, list(group)) for name, group in students if caller.may(name)):
-            domains |= {name.removesuffix(f"-{size}"): None for size in self.family.serve.cascade if name.endswith(f"-{size}")}
+            domains |= {name.removesuffix(f"-{size}"): None for size in self._sizes if name.endswith(f"-{size}")}
             aliases = sorted(f"{name}@{alias}" for summary in summaries for alias in summary.aliases)
             for reference in (name, *aliases, *(summary.reference for summary in summaries)):
                 with suppress(APIError):  # no valid version, or a damaged one

@@ -25,7 +25,8 @@ from factory.serve.schemas import JsonObject
 from factory.serve.scoring import Scored
 
 USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
-MALFORMED = (KeyError, IndexError, TypeError, AttributeError, ValidationError)  # what reading another shape raises
+# What reading another shape raises.
+MALFORMED = (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError, ValidationError)
 
 
 class Format(Protocol):
@@ -72,8 +73,8 @@ class Answer:
         """
         if "error" in content:
             raise APIError(502, str((content["error"] or {}).get("message") or "the engine failed"), code="engine_failed")
-        self.add_usage(content.get("usage"))
         try:
+            self.add_usage(content.get("usage"))
             for choice in content.get("choices") or ():
                 for made in self.form.chunk_choices(index, choice):
                     yield self._chunk(made)
@@ -91,7 +92,7 @@ class Answer:
     def add_usage(self, usage: JsonObject | None) -> None:
         """Adds what an engine reports with a prompt's last event, or after it."""
         for name in USAGE:
-            self.usage[name] += int((usage or {}).get(name) or 0)
+            self.usage[name] += max(0, int((usage or {}).get(name) or 0))
 
     def with_choices(self, choices: Sequence[JsonObject]) -> JsonObject:
         """A whole response that is not validated."""

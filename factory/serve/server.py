@@ -59,7 +59,8 @@ class Options:
 def make_app(registry: Registry, specs: Specs, family: FamilySpec, options: Options) -> FastAPI:
     """``make_app(registry, specs, family, Options())``: loads keys and code; models and router follow at their first use.
 
-    Raises: ServeError if the file of API keys, or of the upstream's key, cannot be read, or a host is not a name.
+    Raises: ServeError if the file of API keys, or of the upstream's key, cannot be read, the key of a model elsewhere is not
+        set, or a host is not a name.
     """
     context = make_context(specs, family, registry=registry, device=options.device)
 
@@ -67,7 +68,7 @@ def make_app(registry: Registry, specs: Specs, family: FamilySpec, options: Opti
     load_fast_router = cache(lambda: _load_fast_router(context, load_models()))
     engines = _engines(GgufFiles(registry, load_models, options.quantization), options)
     return gateway(
-        ModelResolver(registry, family, load_fast_router),
+        ModelResolver(registry, family, load_fast_router, [spec.name for spec in specs.domains.values() if spec.private]),
         engines,
         Prompts(registry, load_models, options.limits.prompt_tokens),
         Scorer(registry, load_models, context.device, options.limits.model_memory),

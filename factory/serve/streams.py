@@ -30,6 +30,7 @@ class RequestContext:
     status: int = 200
     reserved: int = 0  # tokens, of its prompts and the longest answers that it may get
     used: int = 0  # tokens that engines told
+    cost: float = 0.0  # of models elsewhere, in the currency of their price
 
     @property
     def tokens(self) -> int:

@@ -10,6 +10,8 @@ from support.specs import POOL, SOURCE, domain, family, load, mistakes, said
 
 from factory.config.schema import DomainSpec
 
+GIANT = {"api": "https://api.example/v1", "model": "big"}
+
 
 def test_a_domain_override_that_does_not_fit_is_reported_with_its_family(tmp_path: Path) -> None:
     found = mistakes(tmp_path, law=domain(distill={"lambda": 0.1}, data={"test": 0.9}))
@@ -68,6 +70,34 @@ def test_an_unknown_step_of_a_cascade_suggests_the_closest(tmp_path: Path, step:
     where, _, message = mistake.partition(": serve.cascade.1: ")
     assert message == f"no size {step!r}; {hint}sizes here: mini; the last step may be teacher"
     assert (tmp_path / "small.family.yaml").read_text().splitlines()[int(where.partition(":")[2]) - 1].endswith(f"- {step}")
+
+
+def test_a_model_elsewhere_may_be_the_last_step_and_no_name_means_two_things(tmp_path: Path) -> None:
+    load(tmp_path, small_family=family(models={"giant": GIANT}, serve={"cascade": ["mini", "giant"]}))
+    [mistake] = mistakes(tmp_path, small_family=family(models={"giant": GIANT}, serve={"cascade": ["mini", "gaint"]}))
+    assert mistake.endswith("no size 'gaint'; did you mean giant? sizes here: mini; the last step may be teacher or giant")
+    for name, what in (("mini", "a size"), ("law", "a domain"), ("law-mini", "a student"), ("auto", "reserved")):
+        [mistake] = mistakes(tmp_path, small_family=family(models={name: GIANT}))
+        assert said(tmp_path, mistake) == f"small.family.yaml: models.{name}: {name} is {what}, too; rename one"
+
+
+@pytest.mark.parametrize(
+    ("serve", "expected"),
+    [
+        ({"cascade": ["mini", "giant", "teacher"]}, "cascade.1: giant is a model elsewhere, the last to be asked; move it"),
+        (
+            {"cascade": ["mini", "giant"], "abstain": "Ask."},
+            "abstain: abstain has no effect after giant, whose answer is always",
+        ),
+        (
+            {"fallback": "giant"},
+            "fallback: giant is a model elsewhere, which only a cascade may end with; name teacher, refuse",
+        ),
+    ],
+)
+def test_a_model_elsewhere_does_nothing_but_end_a_cascade(tmp_path: Path, serve: dict[str, Any], expected: str) -> None:
+    [mistake] = mistakes(tmp_path, small_family=family(models={"giant": GIANT}, serve=serve))
+    assert f": serve.{expected}" in mistake
 
 
 def test_a_domain_called_as_a_student_is_refused_where_domains_have_cascades(tmp_path: Path) -> None:

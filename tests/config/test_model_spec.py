@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from factory.config.models import EndpointSpec, Price
 from factory.config.schema import ModelSpec
 
 
@@ -66,3 +67,31 @@ def test_a_part_cannot_replace_the_checksum_of_the_model_s_own_wheel() -> None:
 def test_no_part_of_a_reference_leads_out_of_the_cache(model: str) -> None:
     with pytest.raises(ValidationError, match="model"):
         ModelSpec(model=model, license="mit", sha256="0" * 64)
+
+
+# ----------------------------------------------------------------------------------------------------- models elsewhere
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"api": "ftp://a/v1"}, "api"),
+        ({"api": "api.example/v1"}, "api"),
+        ({"api": "https://a/v1?key=1"}, "api"),
+        ({"key_env": "sk-123"}, "key_env"),  # the key in place of its variable
+        ({"price": {"input": 1, "output": 2}}, "belong together"),
+        ({"max_cost_per_hour": 1}, "belong together"),
+        ({"price": {"input": -1, "output": 2}, "max_cost_per_hour": 1}, "price.input"),
+        ({"price": {"input": float("inf"), "output": 2}, "max_cost_per_hour": 1}, "price.input"),
+        ({"price": {"input": 1, "output": 2}, "max_cost_per_hour": float("inf")}, "max_cost_per_hour"),
+        ({"timeout_seconds": 0}, "timeout_seconds"),
+        ({"body": {"stream": True, "model": "b"}}, "body has model, stream, which the factory sets itself"),
+    ],
+)
+def test_a_model_elsewhere_that_cannot_be_asked_says_why(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        EndpointSpec.model_validate({"api": "https://a/v1", "model": "m"} | wrong)
+
+
+def test_a_price_is_of_a_million_tokens() -> None:
+    assert Price(input=3.0, output=15.0).of(200_000, 100_000) == pytest.approx(0.6 + 1.5)

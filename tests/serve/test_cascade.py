@@ -5,54 +5,28 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
-from support import manifests, tiny
-from support.engines import FakeEngines, Says, fake_engines
-from support.serving import listening_app, publish_again, running
+from support import manifests
+from support.cascades import CONFIDENCE, EIGHT, SMALL, SURE, TINY, UNSURE, Place, calibration, place, streamed, text_of
+from support.engines import Says
+from support.serving import publish_again, running
 
-from factory.config.schema import ServeConfig, TeacherContext, Turn
-from factory.data.router import Route
-from factory.evaluation.confidence import FIRST, SIGNALS, Calibration, Confidence, TokenSignal
+from factory.config.schema import TeacherContext, Turn
+from factory.evaluation.confidence import FIRST, SIGNALS, Confidence, TokenSignal
 from factory.registry.registry import Registry
-from factory.serve.app import gateway
-from factory.serve.auth import Caller, KeyFile
+from factory.serve.auth import Caller
 from factory.serve.cascade import ABSTAINED, ESCALATED, KEPT, Decision, Plan, confidence_of, decide, read
 from factory.serve.limits import APIError, Limits
-from factory.serve.prompts import Prompts, with_context
-from factory.serve.readiness import Readiness
-from factory.serve.resolver import TEACHER, ModelResolver, Target
+from factory.serve.prompts import with_context
+from factory.serve.resolver import TEACHER, Target
 from factory.serve.schemas import ChatRequest
-from factory.serve.server import Options
 from factory.serve.streams import RequestContext
-
-SURE, UNSURE = 0.01, 2.0  # nats of a token
-EIGHT = "one two three four five six seven eight"  # FIRST tokens
-TINY, SMALL = "healthcare-tiny@1", "healthcare-small@1"
-CONTEXT = {"system": "Be brief.", "examples": [{"prompt": "what is light", "completion": "it is sugar"}]}
-
-
-def calibration(threshold: float) -> Calibration:
-    """Confidence falls with the mean of nats; ``keep`` 0.95 leads to this threshold, ``keep`` 1 to 0.9."""
-    count = len(SIGNALS)
-    held_out = [(0.9, True)] * 90 + [(threshold, False)] * 5 + [(0.1, False)] * 5
-    return Calibration((0.0,) * count, (1.0,) * count, (-5.0, *(0.0,) * (count - 1)), 3.0, tuple(held_out))
-
-
-CONFIDENCE = Confidence(0.2, whole=calibration(0.6), beginning=calibration(0.7))
-
-
-def confidence_file(tmp_path: Path) -> str:
-    CONFIDENCE.save(tmp_path)
-    return (tmp_path / "confidence.json").read_text()
 
 
 def tokens(*nats: float) -> list[TokenSignal]:
@@ -143,78 +117,10 @@ def test_a_context_precedes_the_requests_messages_with_one_system_turn() -> None
 # ------------------------------------------------------------------------------------------------------------ a server
 
 
-@dataclass(frozen=True)
-class Place:
-    """A server with a tiny and a small student of healthcare and a teacher, and its engines."""
-
-    url: str
-    engines: FakeEngines
-
-    def ask(self, model: str = "healthcare", key: str = "all", **more: Any) -> httpx.Response:
-        body = {"model": model, "messages": [{"role": "user", "content": "what is asthma"}], "max_tokens": 16} | more
-        headers = {"authorization": f"Bearer {key}"}
-        return httpx.post(f"{self.url}/v1/chat/completions", json=body, headers=headers, timeout=30)
-
-    def stream(self, **more: Any) -> tuple[httpx.Response, list[dict[str, Any]]]:
-        answer = self.ask(stream=True, **more)
-        lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
-        return answer, [json.loads(line) for line in lines if line != "[DONE]"]
-
-    def samples(self, name: str, key: str = "all") -> dict[tuple[str, ...], float]:
-        """By the values of their labels, in the order of the labels' names."""
-        text = httpx.get(f"{self.url}/metrics", headers={"authorization": f"Bearer {key}"}).text
-        found = [one for family in text_string_to_metric_families(text) for one in family.samples if one.name == name]
-        return {tuple(one.labels[label] for label in sorted(one.labels)): one.value for one in found}
-
-
-@contextmanager
-def place(tmp_path: Path, *, confident: bool = True, limits: Limits | None = None, **serve: Any) -> Iterator[Place]:
-    """``with place(tmp_path, abstain="Ask.", cascade=["tiny", "small"]) as here:``"""
-    registry = Registry(tmp_path / "registry")
-    files = {"confidence.json": confidence_file(tmp_path)} if confident else {}
-    manifests.publish(registry, "healthcare-tiny", files=files, notice="Kein Arzt.", append_notice=True)
-    manifests.publish(registry, files=files, notice="No advice.", append_notice=True, teacher_context=CONTEXT)
-    keys = tmp_path / "keys.yaml"
-    keys.write_text("all: '*'\ntiny: [healthcare-tiny]\nteacher: [teacher]\nupper: [healthcare-small, teacher]\n")
-    settings = ServeConfig.model_validate({"cascade": ["tiny", "small", "teacher"]} | serve)
-    teacher = SimpleNamespace(model="path:./teacher")
-    family: Any = SimpleNamespace(name="default", default_size="small", serve=settings, teacher=teacher)
-    route = Route(domain="healthcare", score=0.7, threshold=0.5, scores={})
-    router: Any = SimpleNamespace(route=lambda texts: [route] * len(texts))
-    chosen = Options(port=0, limits=limits or Limits(prompt_tokens=200))
-    prompts = Prompts(registry, lambda: None, chosen.limits.prompt_tokens)  # type: ignore[arg-type, return-value]
-    prompts._tokenizers |= {base: tiny.tokenizer() for base in ("default-small-base@1", TEACHER)}
-    nothing: Any = SimpleNamespace(close=lambda: None)
-    with fake_engines() as engines:
-        engines.says |= {TINY: Says(EIGHT), SMALL: Says("small"), TEACHER: Says("taught")}
-        app = gateway(
-            ModelResolver(registry, family, lambda: router),
-            engines,
-            prompts,
-            nothing,
-            nothing,
-            limits=chosen.limits,
-            keys=KeyFile(keys),
-            readiness=Readiness(registry, lambda: True, engines),
-        )
-        with listening_app(app, chosen) as url:
-            yield Place(url, engines)
-        assert engines.open == 0  # every engine was given back,
-        assert engines.most <= 1  # and before the next one was taken
-
-
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Place]:
     with place(tmp_path) as one:
         yield one
-
-
-def text_of(answer: httpx.Response) -> str:
-    return str(answer.json()["choices"][0]["message"]["content"])
-
-
-def streamed(chunks: list[dict[str, Any]]) -> str:
-    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
 
 
 # ------------------------------------------------------------------------------------------------------- whole answers

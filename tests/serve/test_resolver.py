@@ -37,6 +37,7 @@ def resolver(
         default_size="small",
         serve=SimpleNamespace(fallback=fallback, cascade=cascade),
         teacher=SimpleNamespace(model="path:./teacher"),
+        models={},
     )
 
     def load_router() -> Any:
