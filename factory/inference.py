@@ -3,12 +3,13 @@
 loaded = load_version(registry.resolve("healthcare-small"), registry, device)
 embed(loaded, ["What is gout?", "Gout is a kind of arthritis."])  # (2, D), unit vectors
 ask(load_chat_model(loaded.version, registry, device), "What are early signs of asthma?").answer
+ask_cascade([lambda: student, lambda: teacher], "What are early signs of asthma?", keep=0.95).asked
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from factory.config.schema import FamilySpec, Specs
+from factory.config.schema import FamilySpec, Specs, TeacherContext
 from factory.errors import TrainingError, UsageError
+from factory.evaluation.answer_confidence import token_signals
+from factory.evaluation.confidence import KEPT, Confidence, Decision, decide
+from factory.evaluation.confidence import TOP as TOP_TOKENS
 from factory.models.base import Base, load_base, load_student
-from factory.models.chat import prompt_ids
+from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.models.embedding_head import EmbeddingHead, embed_texts, load_embedding_head, text_ids
-from factory.models.generation import generate_text
+from factory.models.generation import generate_ids
+from factory.models.scoring import score_completions
 from factory.models.teacher import Teacher
 from factory.models.templates import resolve_teacher
 from factory.models.tokenize import token_text
@@ -53,6 +58,8 @@ class ChatModel:
     tokenizer: PreTrainedTokenizerBase
     notice: str = ""
     max_new_tokens: int = MAX_NEW_TOKENS
+    context: TeacherContext = NO_CONTEXT  # what it is shown before a question
+    confidence: Confidence | None = None  # of a student that knows how sure it is
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,7 @@ class Answer:
     answer: str
     notice: str  # the domain's disclaimer, for example "no medical advice"
     seconds: float
+    asked: tuple[str, ...] = ()  # of a cascade: its steps, with confidence and threshold
 
 
 @dataclass(frozen=True)
@@ -135,13 +143,22 @@ def load_chat_model(version: Version, registry: Registry, device: torch.device) 
     loaded, manifest = load_version(version, registry, device), version.manifest
     if manifest.kind == "base":
         return ChatModel(version.reference, loaded.model, loaded.base.tokenizer)
-    return ChatModel(version.reference, loaded.model, loaded.base.tokenizer, manifest.notice, manifest.max_completion_tokens)
+    return ChatModel(
+        version.reference,
+        loaded.model,
+        loaded.base.tokenizer,
+        manifest.notice,
+        manifest.max_completion_tokens,
+        confidence=Confidence.load(version.folder),
+    )
 
 
-def load_teacher_chat_model(family: FamilySpec, specs: Specs, device: torch.device) -> ChatModel:
-    """``load_teacher_chat_model(specs.family("default"), specs, device)``: the teacher without any domain's context."""
+def load_teacher_chat_model(
+    family: FamilySpec, specs: Specs, device: torch.device, context: TeacherContext = NO_CONTEXT
+) -> ChatModel:
+    """``load_teacher_chat_model(specs.family("default"), specs, device)``: the teacher, without any domain's context."""
     teacher = load_family_teacher(family, specs, device)
-    return ChatModel(f"teacher {family.teacher.model}", teacher.model, teacher.tokenizer)
+    return ChatModel(f"teacher {family.teacher.model}", teacher.model, teacher.tokenizer, context=context)
 
 
 def ask(chat_model: ChatModel, question: str) -> Answer:
@@ -149,13 +166,46 @@ def ask(chat_model: ChatModel, question: str) -> Answer:
 
     Raises: UsageError if the question is empty, or longer than the model's positions leave room for.
     """
+    begin = time.perf_counter()
+    _, _, text = _answer(chat_model, question)
+    return Answer(chat_model.reference, question, text, chat_model.notice, time.perf_counter() - begin)
+
+
+def ask_cascade(steps: Sequence[Callable[[], ChatModel]], question: str, *, keep: float, abstain: str = "") -> Answer:
+    """``ask_cascade([load_tiny, load_small, load_teacher], "What is gout?", keep=0.95).asked``: the first sure answer.
+
+    The last step's answer is kept in any case, unless it is to ``abstain``: then that text stands for one that is not sure. A
+    step is loaded once it is asked. ``asked`` says each with its confidence and threshold, as the server's headers do.
+
+    Raises: what ``ask`` raises.
+    """
+    begin, asked, notice = time.perf_counter(), list[str](), ""
+    for number, load in enumerate(steps, start=1):
+        step, judged = load(), number < len(steps) or bool(abstain)
+        ids, answer, text = _answer(step, question)
+        notice = step.notice or notice  # a teacher has none of its own
+        decision = _decide(step, ids, answer, keep) if judged else Decision(KEPT)
+        asked.append(f"{step.reference} {decision.judgement}".strip())
+        if decision.outcome == KEPT:
+            break
+    else:
+        text = abstain
+    return Answer(step.reference, question, text, notice, time.perf_counter() - begin, tuple(asked))
+
+
+def _answer(chat_model: ChatModel, question: str) -> tuple[list[int], list[int], str]:
+    """Ids of the prompt and of a greedy answer, and its text."""
     if not question.strip():
         raise UsageError("the question is empty: put it in quotes after the student's name")
-    begin = time.perf_counter()
-    ids = prompt_ids(chat_model.tokenizer, question)
+    ids = prompt_ids(chat_model.tokenizer, question, chat_model.context)
     _check_length(ids, chat_model.model, f"the question to {chat_model.reference}", chat_model.max_new_tokens)
-    text = generate_text(chat_model.model, chat_model.tokenizer, [ids], max_new_tokens=chat_model.max_new_tokens)[0]
-    return Answer(chat_model.reference, question, text, chat_model.notice, time.perf_counter() - begin)
+    [answer] = generate_ids(chat_model.model, chat_model.tokenizer, [ids], max_new_tokens=chat_model.max_new_tokens)
+    return ids, answer, str(chat_model.tokenizer.decode(answer, skip_special_tokens=True)).strip()
+
+
+def _decide(step: ChatModel, prompt: list[int], answer: list[int], keep: float) -> Decision:
+    scores = score_completions(step.model, [prompt], [answer], step.model.device, top=TOP_TOKENS) if answer else []
+    return decide(step.confidence, [signal for score in scores for signal in token_signals(score)], keep, beginning=False)
 
 
 # --------------------------------------------------------------------------------------------------------------- embed

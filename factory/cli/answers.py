@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from factory.cli.context import choose, choose_download, domains_of, load_chat_model, load_context
+from factory.cli.context import choose, choose_download, domains_of, load_answerer, load_chat_model, load_context
 from factory.cli.options import (
     DOMAINS,
     REGISTRY,
@@ -63,7 +63,7 @@ def review(
 
 
 def ask(
-    ref: Annotated[str, typer.Argument(help="NAME, NAME@3, NAME@champion, or the word `teacher`.")],
+    ref: Annotated[str, typer.Argument(help="NAME, NAME@3, NAME@champion, a domain with a cascade, or the word `teacher`.")],
     question: Annotated[str, typer.Argument(help="The question, in quotes.")],
     family: Family = None,
     domains: Domains = DOMAINS,
@@ -71,15 +71,13 @@ def ask(
     json: Json = False,
     device: Device = "auto",
 ) -> None:
-    """Ask a student, a base or the teacher a question. Stderr says which version answered."""
-    chat_model = load_chat_model(ref, Registry(registry), domains, family=family, device=device, json=json)
-    from factory import inference
-
-    answer = inference.ask(chat_model, question)
+    """Ask a student, a cascade, a base or the teacher a question. Stderr says which version answered."""
+    answer = load_answerer(ref, Registry(registry), domains, family=family, device=device, json=json)(question)
     if json:
         return print_json(asdict(answer))
     typer.echo(answer.answer)
-    say(f"— {answer.reference}, {answer.seconds:.1f} s" + (f". {answer.notice}" if answer.notice else ""))
+    asked = f"; asked: {', '.join(answer.asked)}" if answer.asked else ""
+    say(f"— {answer.reference}, {answer.seconds:.1f} s{asked}" + (f". {answer.notice}" if answer.notice else ""))
 
 
 def explain(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +12,15 @@ import typer
 
 from factory.cli.options import TEACHER
 from factory.cli.terminal import load_libraries, progress_bars, say
-from factory.errors import UsageError
+from factory.config.names import is_name
+from factory.errors import RegistryError, UsageError
+from factory.registry.layout import kind_of
 from factory.registry.registry import Registry
 
 if TYPE_CHECKING:
     from factory.config.load import SpecFolder
     from factory.config.schema import FamilySpec, Specs, TeacherSpec
-    from factory.inference import ChatModel
+    from factory.inference import Answer, ChatModel
     from factory.pipeline.context import BuildContext
     from factory.registry.versions import Version
 
@@ -126,6 +130,43 @@ def load_context(
         progress=progress_bars(shown=not json),
         say=say_nothing if json else say,
     )
+
+
+def load_answerer(
+    ref: str, registry: Registry, domains: Path, *, family: str | None, device: str, json: bool
+) -> Callable[[str], Answer]:
+    """``load_answerer("healthcare", registry, ...)(question)``: a domain's cascade, else whom ``load_chat_model`` loads."""
+    steps = cascade_steps(ref, registry, domains, family)
+    if not steps:
+        chat_model = load_chat_model(ref, registry, domains, family=family, device=device, json=json)
+        from factory import inference
+
+        return partial(inference.ask, chat_model)
+    load_libraries(shown=not json)
+    from factory import inference
+    from factory.models.device import pick_device
+
+    specs, chosen, _ = choose(domains, family=family, needs=())
+    here = pick_device(device)
+    loaders = [partial(inference.load_chat_model, version, registry, here) for version in steps]
+    last, manifest = chosen.serve.cascade[-1], steps[-1].manifest
+    if last == TEACHER and manifest.kind == "student":
+        loaders.append(partial(inference.load_teacher_chat_model, chosen, specs, here, manifest.context))
+    elif last in chosen.models and not json:
+        say(f"{last} is not asked here: `factory serve` asks models elsewhere")
+    return partial(inference.ask_cascade, loaders, keep=chosen.serve.keep, abstain=chosen.serve.abstain)
+
+
+def cascade_steps(ref: str, registry: Registry, domains: Path, family: str | None) -> list[Version]:
+    """``cascade_steps("healthcare", registry, domains, None)``: the students of a domain's cascade; none for another name."""
+    if ref == TEACHER or not is_name(ref) or kind_of(registry.root, ref):
+        return []
+    serve = choose(domains, family=family, needs=())[1].serve
+    found = []
+    for size in serve.cascade:
+        with suppress(RegistryError):  # not built, or no version of it passed
+            found.append(registry.resolve(f"{ref}-{size}"))
+    return found
 
 
 def load_chat_model(ref: str, registry: Registry, domains: Path, *, family: str | None, device: str, json: bool) -> ChatModel:

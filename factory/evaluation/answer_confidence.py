@@ -30,7 +30,7 @@ from factory.evaluation.stats import BootstrapConfig
 from factory.models.device import mixed_precision
 from factory.models.generation import generate_ids
 from factory.models.lora import merged_adapters
-from factory.models.scoring import completion_log_probs, score_completions
+from factory.models.scoring import CompletionScore, completion_log_probs, score_completions
 from factory.models.teacher import Teacher
 from factory.models.tokenize import tokenize_examples
 
@@ -83,11 +83,12 @@ def answer_with_signals(
             answers = generate_ids(model, teacher.tokenizer, prompts, max_new_tokens=max_new_tokens)
         with mixed_precision(device):
             scores = score_completions(model, prompts, answers, device, top=TOP)
-    tokens = [
-        [token_signal(float(nats), list(map(float, top))) for nats, top in zip(score.log_probs, score.top, strict=True)]
-        for score in scores
-    ]
-    return answers, tokens
+    return answers, list(map(token_signals, scores))
+
+
+def token_signals(score: CompletionScore) -> list[TokenSignal]:
+    """``token_signals(score_completions(model, [prompt], [answer], device, top=TOP)[0])``: as an engine would say them."""
+    return [token_signal(float(nats), list(map(float, top))) for nats, top in zip(score.log_probs, score.top, strict=True)]
 
 
 def confidence_part(confidence: Confidence, found: HeldOutAnswers, bootstrap: BootstrapConfig) -> Part:

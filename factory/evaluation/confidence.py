@@ -4,6 +4,7 @@
     confidence.of_answer(tokens)       # 0.83: the share of answers like this one that are right
     confidence.of_beginning(tokens)    # the same from the first tokens alone, before a stream has to begin
     confidence.threshold(0.95, beginning=False)
+    decide(confidence, tokens, 0.95, beginning=False)   # kept, or passed on to the next model
 
 An answer is *right* where the teacher, shown its context, finds it at most ``margin`` nats/token less likely than the answer
 of the data set: its own, or a source's. The likelihood of a whole answer favours short ones, so quantiles of its tokens'
@@ -35,6 +36,7 @@ FILE = "confidence.json"
 FIRST = 8  # tokens of a beginning
 TOP = 5  # log-probabilities of a token that an engine is asked for
 QUANTILE = 0.9
+KEPT, ESCALATED = "kept", "escalated"
 MIN_EXAMPLES = 40  # answers to fit on, and
 MIN_EACH = 5  # of the right and the wrong ones among them
 FOLDS = 5
@@ -162,6 +164,30 @@ def _calibration(content: dict[str, Any]) -> Calibration:
 
 
 # ---------------------------------------------------------------------------------------------------------------- fitting
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of one step, and what of its answer said so: ``Decision("escalated", "0.41 < 0.62")``."""
+
+    outcome: str  # KEPT or ESCALATED; a server knows others
+    judgement: str = ""  # "" where nothing was judged
+
+
+def decide(confidence: Confidence | None, tokens: Sequence[TokenSignal], keep: float, *, beginning: bool) -> Decision:
+    """``decide(Confidence.load(version.folder), tokens, 0.95, beginning=False)``: whether the student is sure of its answer.
+
+    It is not where it cannot tell: it has no ``confidence.json``, or the engine said nothing of its tokens.
+    """
+    if confidence is None:
+        return Decision(ESCALATED, "has no confidence")
+    if not tokens:
+        return Decision(ESCALATED, "said nothing that can be judged")
+    sure = confidence.of_beginning(tokens) if beginning else confidence.of_answer(tokens)
+    threshold = confidence.threshold(keep, beginning=beginning)
+    if sure >= threshold:
+        return Decision(KEPT, f"{sure:.2f} >= {threshold:.2f}")
+    return Decision(ESCALATED, f"{sure:.2f} < {threshold:.2f}")
 
 
 def fit_confidence(

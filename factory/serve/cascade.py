@@ -1,6 +1,5 @@
 """A cascade: the smallest student answers, and where it is not sure the next model is asked, at last the teacher.
 
-    decide(confidence, tokens, 0.95, beginning=False)          # kept, or passed on
     answer = await Cascades(engines, client, prompts, endpoints, metrics).answer(plan)
     answer.content, answer.target.reference, answer.asked      # "healthcare-small@2 0.41 < 0.62, teacher"
 
@@ -18,8 +17,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from factory.errors import RegistryError
+from factory.evaluation.confidence import (
+    ESCALATED,
+    FIRST,
+    KEPT,
+    TOP,
+    Confidence,
+    Decision,
+    TokenSignal,
+    decide,
+    token_signal,
+)
 from factory.evaluation.confidence import FILE as CONFIDENCE
-from factory.evaluation.confidence import FIRST, TOP, Confidence, TokenSignal, token_signal
 from factory.serve.endpoint import Endpoints
 from factory.serve.engine_client import EngineClient
 from factory.serve.engines import Engines
@@ -33,21 +42,13 @@ from factory.serve.schemas import ChatRequest, JsonObject
 from factory.serve.streams import RequestContext
 
 LOG = logging.getLogger("factory.serve")
-KEPT, ESCALATED, FAILED, ABSTAINED = "kept", "escalated", "failed", "abstained"
+FAILED, ABSTAINED = "failed", "abstained"  # what else may become of a step
 SPARE = 0.5  # seconds of a request's time in which an earlier answer is sent where a later one takes too long
 Said = TypeVar("Said")  # a whole answer, or a stream that has begun
 MAX_WHY = 200  # characters of a failure in a header
 
 
 # ------------------------------------------------------------------------------------------------------------ decisions
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What became of one step, and what of its answer said so: ``Decision("escalated", "0.41 < 0.62")``."""
-
-    outcome: str  # KEPT, ESCALATED, FAILED or ABSTAINED
-    judgement: str = ""  # "" where nothing was judged
 
 
 @dataclass(frozen=True)
@@ -59,22 +60,6 @@ class Asked:
 
     def __str__(self) -> str:
         return f"{self.target.reference} {self.decision.judgement}".strip()
-
-
-def decide(confidence: Confidence | None, tokens: Sequence[TokenSignal], keep: float, *, beginning: bool) -> Decision:
-    """``decide(Confidence.load(version.folder), tokens, 0.95, beginning=False)``: whether the student is sure of its answer.
-
-    It is not where it cannot tell: it has no ``confidence.json``, or the engine said nothing of its tokens.
-    """
-    if confidence is None:
-        return Decision(ESCALATED, "has no confidence")
-    if not tokens:
-        return Decision(ESCALATED, "said nothing that can be judged")
-    sure = confidence.of_beginning(tokens) if beginning else confidence.of_answer(tokens)
-    threshold = confidence.threshold(keep, beginning=beginning)
-    if sure >= threshold:
-        return Decision(KEPT, f"{sure:.2f} >= {threshold:.2f}")
-    return Decision(ESCALATED, f"{sure:.2f} < {threshold:.2f}")
 
 
 # ------------------------------------------------------------------------------------------- what an engine says of tokens

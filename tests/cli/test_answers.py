@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
+from support.cascades import calibration
+from support.serving import publish_again
 from support.workplace import Workplace
+
+from factory.evaluation.confidence import SIGNALS, Confidence
+from factory.registry.registry import Registry
 
 
 def test_ask_says_which_version_answered(built: Workplace) -> None:
@@ -20,6 +26,34 @@ def test_ask_says_which_version_answered(built: Workplace) -> None:
 def test_ask_works_for_the_teacher_and_a_base(built: Workplace) -> None:
     assert "teacher path:./teacher" in built.run("ask", "teacher", "what is the use of oak ?").stderr
     assert "default-mini-base@1" in built.run("ask", "default-mini-base", "what is the use of oak ?").stderr
+
+
+@pytest.mark.parametrize(("sure", "teacher"), [(True, True), (False, True), (False, False)])
+def test_a_domains_name_asks_its_cascade(built: Workplace, sure: bool, teacher: bool) -> None:
+    """A student that is sure of whatever it says, or of nothing."""
+    one = replace(calibration(0.6), weights=(0.0,) * len(SIGNALS), bias=3.0 if sure else -3.0)
+    domain = f"{'sure' if sure else 'unsure'}-{'taught' if teacher else 'alone'}"
+    version = publish_again(Registry(built.root / "registry"), f"{domain}-mini", confidence=Confidence(0.2, one, one))
+    last = {"cascade": ["mini", "teacher"]} if teacher else {"cascade": ["mini"], "abstain": "Ask a gardener."}
+    built.write("default.family.yaml", built.family | {"serve": last})
+    try:
+        result, alone = (built.run("ask", name, "what is the use of oak ?") for name in (domain, version.name))
+    finally:
+        built.write("default.family.yaml", built.family)
+    assert result.exit_code == 0, result.stderr
+    threshold = "0.95 >= 0.60" if sure else "0.05 < 0.60"
+    asked = f"{version.reference} {threshold}"
+    if sure:
+        assert result.stdout == alone.stdout and f"; asked: {asked}" in result.stderr
+    elif teacher:
+        assert "— teacher path:./teacher, " in result.stderr and f"; asked: {asked}, teacher path:./teacher" in result.stderr
+    else:
+        assert result.stdout == "Ask a gardener.\n" and f"; asked: {asked}" in result.stderr
+
+
+def test_a_domain_without_a_cascade_is_no_student(built: Workplace) -> None:
+    result = built.run("ask", "plants", "what is the use of oak ?")
+    assert (result.exit_code, "error: no student or base named 'plants'; available: plants-mini" in result.stderr) == (1, True)
 
 
 def test_an_empty_question_is_a_usage_error(built: Workplace) -> None:

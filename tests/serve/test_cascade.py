@@ -18,10 +18,10 @@ from support.engines import Says
 from support.serving import publish_again, running
 
 from factory.config.schema import TeacherContext, Turn
-from factory.evaluation.confidence import FIRST, SIGNALS, Confidence, TokenSignal
+from factory.evaluation.confidence import ESCALATED, FIRST, KEPT, SIGNALS, Confidence, Decision, TokenSignal, decide
 from factory.registry.registry import Registry
 from factory.serve.auth import Caller
-from factory.serve.cascade import ABSTAINED, ESCALATED, KEPT, Decision, Plan, confidence_of, decide, read
+from factory.serve.cascade import ABSTAINED, Plan, confidence_of, read
 from factory.serve.limits import APIError, Limits
 from factory.serve.prompts import with_context
 from factory.serve.resolver import TEACHER, Target

@@ -63,7 +63,10 @@ class Script:
         @router.get("/models")
         def models(_: Any = allowed) -> dict[str, Any]:
             return {
-                "data": [{"id": name} for name in ("plants-mini", "plants-mini@champion", "plants-mini@1", "teacher", "auto")]
+                "data": [
+                    {"id": name}
+                    for name in ("plants-mini", "plants-mini@champion", "plants-mini@1", "plants", "teacher", "auto")
+                ]
             }
 
         @router.post("/chat/completions")
@@ -74,6 +77,12 @@ class Script:
             if question == "refuse":
                 raise APIError(400, "the prompt is 1,100 tokens long, at most 1,024 are read", code="prompt_too_long")
             headers = {"x-factory-version": "plants-mini@1", "x-factory-domain": "plants", "x-factory-notice": NOTICE}
+            if body["model"] == "plants":
+                headers |= {
+                    "x-factory-why": "named in the request; plants-mini%401 was sure enough",
+                    "x-factory-cost": "0.0042",
+                }
+                headers["x-factory-cascade"] = "plants-tiny%401 0.41 < 0.62, plants-mini%401 0.71 >= 0.62"
             if body["model"] == "auto":
                 why = {"x-factory-why": "the router says plants with 0.712", "x-factory-score": "0.7123"}
                 headers |= {**why, "x-factory-threshold": "0.4511"}
@@ -345,6 +354,19 @@ def test_an_attack_in_an_answer_is_shown_as_text(page: Page, url: str) -> None:
     page.keyboard.press("Enter")
     expect(page.locator(".answer .text")).to_contain_text("<script>window.attacked = 1</script>")
     assert page.evaluate("window.attacked") is None
+
+
+@in_chromium
+def test_a_chat_with_a_cascade_says_who_was_asked_and_what_it_cost(page: Page, url: str) -> None:
+    page.goto(f"{url}/#/chat/plants")
+    expect(page.locator("#chat-model")).to_have_value("plants")
+    page.fill("#chat-input", "hello")
+    page.keyboard.press("Enter")
+    about = page.locator(".answer:not([aria-busy]) .about")
+    expect(about).to_contain_text(
+        "plants-mini@1 · plants-mini@1 was sure enough · asked plants-tiny@1 0.41 < 0.62, plants-mini@1"
+    )
+    expect(about).to_contain_text("0.71 >= 0.62 · cost 0.0042 ·")
 
 
 @in_chromium

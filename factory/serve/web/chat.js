@@ -82,12 +82,15 @@ function scrollAlong() {
 function provenance(model, headers) {
   const of = (name) => header(headers, name);
   const parts = [element("strong", {}, of("version") || model)];
+  if (of("cascade") && !of("score")) parts.push(of("why").replace("named in the request; ", ""));
   if (of("score")) {
     const [score, threshold] = [of("score"), of("threshold")].map((value) => decimals(Number(value)));
     const reason = of("why") || `routed to ${of("domain")} with score ${score}`;
     const numbers = [reason.includes(score) ? "" : `score ${score}`, reason.includes(threshold) ? "" : `threshold ${threshold}`];
     parts.push([reason, ...numbers.filter(Boolean)].join(", "));
   }
+  if (of("cascade")) parts.push(`asked ${of("cascade")}`);
+  if (of("cost")) parts.push(`cost ${of("cost")}`);
   const notice = of("notice");
   const line = parts.flatMap((part, index) => (index ? [" · ", part] : [part]));
   return [notice && element("span", { class: "notice-text" }, notice), element("span", { class: "by" }, ...line)].filter(Boolean);
