@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[0] = str(Path(__file__).parents[1])  # in place of this folder, whose gguf.py is not the library
 
 from factory.registry.garbage import collect, find_garbage
 from factory.registry.registry import Registry
