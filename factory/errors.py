@@ -31,10 +31,13 @@ class FactoryError(Exception):
 
 
 class SpecError(FactoryError):
-    """Raised with all mistakes of all files, one a line."""
+    """``SpecError(*mistakes)``: raised with all mistakes of all files, one a line."""
 
-    def __init__(self, message: object = "") -> None:
-        Exception.__init__(self, "\n".join(map(_bounded_line, str(message).split("\n"))))
+    def __init__(self, *mistakes: object) -> None:
+        Exception.__init__(self, *(_bounded_line(str(mistake)) for mistake in mistakes))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class ModelResolutionError(FactoryError):

@@ -144,6 +144,7 @@ def load_answerer(
         return partial(inference.ask, chat_model)
     load_libraries(shown=not json)
     from factory import inference
+    from factory.config.schema import TeacherContext
     from factory.models.device import pick_device
 
     specs, chosen, _ = choose(domains, family=family, needs=())
@@ -151,7 +152,8 @@ def load_answerer(
     loaders = [partial(inference.load_chat_model, version, registry, here) for version in steps]
     last, manifest = chosen.serve.cascade[-1], steps[-1].manifest
     if last == TEACHER and manifest.kind == "student":
-        loaders.append(partial(inference.load_teacher_chat_model, chosen, specs, here, manifest.context))
+        context = TeacherContext.kept(manifest.teacher_context)
+        loaders.append(partial(inference.load_teacher_chat_model, chosen, specs, here, context))
     elif last in chosen.models and not json:
         say(f"{last} is not asked here: `factory serve` asks models elsewhere")
     return partial(inference.ask_cascade, loaders, keep=chosen.serve.keep, abstain=chosen.serve.abstain)

@@ -29,7 +29,7 @@ class SpecFolder:
     def specs(self) -> Specs:
         """``folder.specs()``. Raises: SpecError with the mistakes of all files, one a line."""
         if self.mistakes:
-            raise SpecError("\n".join(map(str, self.mistakes)))
+            raise SpecError(*self.mistakes)
         families, domains, pools = (
             {file.spec.name: file.spec for file in of_kind(self.files, kind)} for kind in (FamilySpec, DomainSpec, PoolSpec)
         )
@@ -80,7 +80,7 @@ def load_methods(path: Path, settings: DistillConfig) -> ExperimentSpec:
     if file is not None:
         mistakes = list(_wrong_methods(file, settings))
     if file is None or mistakes:
-        raise SpecError("\n".join(map(str, mistakes)))
+        raise SpecError(*mistakes)
     spec: ExperimentSpec = file.spec
     return spec
 

@@ -52,6 +52,11 @@ class TeacherContext(Strict):
     system: str = Field(default="", description="System prompt.")
     examples: tuple[Turn, ...] = Field(default=(), description="Worked examples; two or three are enough.")
 
+    @classmethod
+    def kept(cls, content: Mapping[str, Any]) -> TeacherContext:
+        """``TeacherContext.kept(manifest.teacher_context)``: the domain's, of what ``TeacherContexts.dump`` wrote."""
+        return cls.model_validate({key: content[key] for key in cls.model_fields if key in content})
+
 
 @dataclass(frozen=True)
 class TeacherContexts:

@@ -134,6 +134,9 @@ def load_weights(folder: Path, dtype: torch.dtype) -> Any:
     return model
 
 
+RUST_PANIC = "PanicException"  # of the tokenizers library, and no Exception
+
+
 @contextmanager
 def load_refusals(folder: Path) -> Iterator[None]:
     """``with load_refusals(folder):`` what transformers raises for it becomes one line, a ModelResolutionError."""
@@ -145,7 +148,9 @@ def load_refusals(folder: Path) -> Iterator[None]:
         raise ModelResolutionError(f"{folder} cannot be loaded: {in_one_line(error)}") from error
     except ModelResolutionError:
         raise
-    except Exception as error:  # its readers of odd settings raise dozens of kinds
+    except BaseException as error:  # its readers of odd settings raise dozens of kinds
+        if not isinstance(error, Exception) and type(error).__name__ != RUST_PANIC:
+            raise
         if "trust_remote_code" in str(error):
             raise ModelResolutionError(
                 f"{folder} needs code of its own, which is never run; choose a model that transformers knows"

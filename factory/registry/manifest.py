@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from factory.config.quantization import Grid
-from factory.config.schema import TeacherContext
 from factory.errors import RegistryError, in_one_line
 from factory.registry.entry import Entry as Entry
 from factory.registry.entry import MetricValue as MetricValue
@@ -360,12 +359,6 @@ class StudentManifest(Manifest):
     def parameters(self) -> int:
         """Of the base and the adapter together."""
         return self.evaluation.sizes.student.parameters
-
-    @property
-    def context(self) -> TeacherContext:
-        """What the teacher is shown before a question of this domain."""
-        kept = self.teacher_context
-        return TeacherContext.model_validate({key: kept[key] for key in TeacherContext.model_fields if key in kept})
 
     @property
     def max_completion_tokens(self) -> int:

@@ -78,7 +78,7 @@ class Target:
         """What a teacher is shown before the request's messages: the domain's context in a cascade, else nothing."""
         if self.student is None or not isinstance(self.student.manifest, StudentManifest):
             return TeacherContext()
-        return self.student.manifest.context
+        return TeacherContext.kept(self.student.manifest.teacher_context)
 
     @property
     def _student(self) -> StudentManifest | None:

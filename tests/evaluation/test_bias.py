@@ -158,6 +158,7 @@ GOOD = '{"stereotype": "She is late.", "other": "He is late."}\n'
         ("a.jsonl", GOOD + "{", "a.jsonl:2: not valid JSON"),
         ("a.jsonl", GOOD + "\n[1]", "a.jsonl:3: must be an object {...}, not a list"),
         ("a.jsonl", GOOD + '{"stereotype": "She."}', "its keys: stereotype"),
+        ("a.jsonl", GOOD + '{"stereotype": "She.", "a\\nb": ""}', r"its keys: stereotype, a\nb"),
         ("a.jsonl", '{"stereotype": "She.", "other": " "}', "a.jsonl:1: needs the texts"),
         ("a.jsonl", '{"stereotype": "She.", "other": 3}', "a.jsonl:1: needs the texts"),
         ("a.jsonl", '{"stereotype": "She is.", "other": "She  is."}', "a.jsonl:1: both sentences are 'She is.'"),

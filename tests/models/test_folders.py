@@ -149,6 +149,17 @@ def test_the_tokenizer_s_code_is_not_run_either(folder: Path, tmp_path: Path) ->
     assert not (tmp_path / MARK).exists()
 
 
+def test_a_tokenizer_at_which_its_library_panics_is_one_line(tmp_path: Path) -> None:
+    """A panic of Rust is no Exception. This one was found by an hour of fuzzing (tests/fuzz)."""
+    tiny.tokenizer().save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["continuing_subword_prefix"] = "longer than a token"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ModelResolutionError, match=r"cannot be loaded: range end index \d+ out of range"):
+        load_tokenizer(tmp_path)
+
+
 # -------------------------------------------------------------------------------------------------------------- encoders
 
 

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).parents[1])  # in place of this folder, whose gguf.py is not the library
+sys.path.pop(0)  # this folder, whose gguf.py is not the library
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from factory.registry.garbage import collect, find_garbage
 from factory.registry.registry import Registry

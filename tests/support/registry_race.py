@@ -11,7 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).parents[1])
+sys.path.pop(0)  # this folder, whose gguf.py is not the library
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from factory.errors import RegistryError, StorageError
 from factory.registry.garbage import collect, find_garbage
