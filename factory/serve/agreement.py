@@ -94,7 +94,7 @@ def load_pair(version: Version, registry: Registry, specs: Specs, device: torch.
         loaded.model,
         trim_teacher(load_family_teacher(family, specs, device), loaded.base.shape.tokens),
         family.teacher.model,
-        TeacherContext.model_validate(manifest.teacher_context),
+        TeacherContext.kept(manifest.teacher_context),
         manifest.max_completion_tokens,
     )
 

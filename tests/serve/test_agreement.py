@@ -13,11 +13,12 @@ import pytest
 import torch
 from peft import PeftModel
 from support import tiny
+from support.serving import publish_again
 from support.workplace import Workplace
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from factory.config.load import load_specs
-from factory.config.schema import TeacherContext
+from factory.config.schema import TeacherContext, TeacherContexts
 from factory.errors import RegistryError, ServeError, TrainingError
 from factory.models.base import load_base
 from factory.models.tokenize import token_text
@@ -92,6 +93,13 @@ def test_probabilities_are_those_of_plain_transformers(built: Workplace, pair: P
                 differences.append(min((p - value for value in same_text), key=abs))
     assert max(map(abs, differences)) < 0.1  # bfloat16, in another order of operations
     assert sum(map(abs, differences)) / len(differences) < 0.01
+
+
+def test_a_student_of_sources_with_contexts_of_their_own_has_the_domains(built: Workplace) -> None:
+    registry, other = Registry(built.root / "registry"), TeacherContext(system="Of one source.")
+    shown = TeacherContexts(tiny.CONTEXT, {"tickets": other}).dump()
+    version = publish_again(registry, "tickets-mini", teacher_context=shown)
+    assert load_pair(version, registry, load_specs(built.domains), tiny.CPU).context == tiny.CONTEXT
 
 
 def test_the_tokens_joined_are_the_answer(pair: Pair) -> None:
