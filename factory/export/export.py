@@ -70,7 +70,7 @@ BOUNDS = {
     "q4_1": 0.15,
     "q4_0": 0.15,
     "q4": 0.15,  # 0.08: 4 and 5 bits per weight, which a small model notices
-    "sentence-transformers": 3e-4,  # 3e-5, 9e-5 with a head: bfloat16 weights and arithmetic, its default
+    "sentence-transformers": 3e-4,  # 3e-5, 9e-5 with a head: weights and arithmetic in bfloat16
 }
 
 
@@ -204,7 +204,9 @@ def _export_embeddings(loaded: LoadedVersion, folder: Path, texts: list[ParityTe
 
     published = embed(loaded.model, texts, loaded.head)
     write_sentence_transformer(loaded, folder)
-    encoder = SentenceTransformer(str(folder), device="cpu", model_kwargs={"use_safetensors": True}, trust_remote_code=False)
+    # In the arithmetic that the published version was run in: else its rounding would count as the export's.
+    arguments = {"use_safetensors": True, "dtype": loaded.base.model.dtype}
+    encoder = SentenceTransformer(str(folder), device="cpu", model_kwargs=arguments, trust_remote_code=False)
     conversations = [conversation_text(loaded.base.tokenizer, text.ids) for text in texts]
     exported = np.asarray(encoder.encode(conversations, batch_size=1, show_progress_bar=False), dtype=np.float32)
 
