@@ -47,23 +47,25 @@ class Breaker:
     until: float = -math.inf
 
     def require(self) -> None:
-        """Raises: APIError 503 while it pauses. Then one request passes, and the others wait for what becomes of it."""
+        """Raises: APIError 503 while it pauses. After a pause one request passes; others wait for what becomes of it."""
         wait = self.until - self.clock()
         if wait > 0:
             message = f"it failed {self.failures} times in a row and is asked again in {math.ceil(wait)} s"
             raise APIError(503, message, code="circuit_open")
         if self.failures >= FAILURES:
-            self._pause()
+            self._fail()  # unless it answers
 
     def note(self, *, failed: bool) -> None:
-        """``breaker.note(failed=False)``: how a request ended."""
-        self.failures = self.failures + 1 if failed else 0
-        self.until = -math.inf
-        if self.failures >= FAILURES:
-            self._pause()
+        """``breaker.note(failed=False)``: how a request ended. Of many that fail together only three count."""
+        if not failed:
+            self.failures, self.until = 0, -math.inf
+        elif self.failures < FAILURES:
+            self._fail()
 
-    def _pause(self) -> None:
-        self.until = self.clock() + min(LONGEST_PAUSE, PAUSE * 2 ** min(self.failures - FAILURES, 10))
+    def _fail(self) -> None:
+        self.failures += 1
+        if self.failures >= FAILURES:
+            self.until = self.clock() + min(LONGEST_PAUSE, PAUSE * 2 ** min(self.failures - FAILURES, 10))
 
 
 @dataclass

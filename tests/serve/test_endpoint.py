@@ -204,6 +204,15 @@ def test_a_breaker_lets_one_request_try_after_each_pause_which_doubles() -> None
     breaker.require()
 
 
+def test_many_that_fail_together_are_one_reason_to_pause() -> None:
+    breaker = Breaker(lambda: 0.0)
+    for _ in range(50):
+        breaker.require()
+    for _ in range(50):
+        breaker.note(failed=True)
+    assert breaker.until == PAUSE
+
+
 # --------------------------------------------------------------------------------------------------------------- money
 
 
