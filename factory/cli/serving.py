@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
@@ -74,7 +75,7 @@ def serve(
     options = server.Options(host, port, hosts, api_keys, upstream, upstream_key, quantization, threads, device, limits)
     with server.listen(options) as listening:
         app = server.make_app(here, specs, chosen, options)
-        typer.echo(_announcement(here, f"http://{host}:{listening.getsockname()[1]}"))
+        typer.echo(_announcement(here, chosen.serve.cascade, f"http://{host}:{listening.getsockname()[1]}"))
         server.run(app, listening, limits)
 
 
@@ -92,7 +93,8 @@ def read_bytes(text: str) -> int:
 
 def key(
     models: Annotated[
-        list[str] | None, typer.Argument(help="Students by name, and `teacher`, that it may use; all if left out.")
+        list[str] | None,
+        typer.Argument(help="Students by name, `teacher` and models elsewhere that it may use; all if left out."),
     ] = None,
 ) -> None:
     """Make a random API key, and the line for the file of `factory serve --api-keys`, which holds its hash instead of it."""
@@ -103,9 +105,11 @@ def key(
     typer.echo(f"line for the file of keys: {entry}: {json.dumps(models or '*')}")
 
 
-def _announcement(registry: Registry, url: str) -> str:
+def _announcement(registry: Registry, cascade: Sequence[str], url: str) -> str:
     students = sorted({version.name for version in registry.versions("student")})
-    return f"serving {', '.join([*students, TEACHER, 'auto'])} at {url}/v1; web page: {url}"
+    sizes = [f"-{size}" for size in cascade]
+    domains = sorted({name.removesuffix(size) for name in students for size in sizes if name.endswith(size)})
+    return f"serving {', '.join([*students, *domains, TEACHER, 'auto'])} at {url}/v1; web page: {url}"
 
 
 def _load_server() -> ModuleType:

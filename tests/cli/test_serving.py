@@ -1,4 +1,4 @@
-"""``factory key``: a key, and the line for the file of keys that it is admitted by."""
+"""``factory key``: a key, and the line for the file of keys that it is admitted by; and the first line of ``factory serve``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from support import manifests
 from typer.testing import CliRunner
 
 from factory.cli import app
+from factory.cli.serving import _announcement
+from factory.registry.registry import Registry
 from factory.serve.auth import Keys
 from factory.serve.limits import APIError
 
@@ -25,3 +28,13 @@ def test_a_key_is_admitted_by_its_line_and_by_no_other(models: list[str], tmp_pa
         assert caller.models == frozenset(models or ["*"])
         with pytest.raises(APIError, match="unknown API key"):
             Keys.load(path).caller(f"Bearer {printed[1 - number][0].partition(': ')[2]}", date(2027, 1, 31))
+
+
+def test_the_first_line_names_students_cascades_teacher_and_auto(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    for name in ("healthcare-tiny", "healthcare-small", "legal-medium"):
+        manifests.publish(registry, name)
+    told = _announcement(registry, ["tiny", "small", "teacher"], "http://127.0.0.1:8000")
+    students = "healthcare-small, healthcare-tiny, legal-medium"
+    assert told.startswith(f"serving {students}, healthcare, teacher, auto at http://127.0.0.1:8000/v1")
+    assert _announcement(registry, [], "http://a").startswith(f"serving {students}, teacher, auto at http://a/v1")
