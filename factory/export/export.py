@@ -205,8 +205,10 @@ def _export_embeddings(loaded: LoadedVersion, folder: Path, texts: list[ParityTe
     published = embed(loaded.model, texts, loaded.head)
     write_sentence_transformer(loaded, folder)
     # In the arithmetic that the published version was run in: else its rounding would count as the export's.
-    arguments = {"use_safetensors": True, "dtype": loaded.base.model.dtype}
-    encoder = SentenceTransformer(str(folder), device="cpu", model_kwargs=arguments, trust_remote_code=False)
+    dtype = loaded.base.model.dtype
+    encoder = SentenceTransformer(
+        str(folder), device="cpu", model_kwargs={"use_safetensors": True, "dtype": dtype}, trust_remote_code=False
+    )
     conversations = [conversation_text(loaded.base.tokenizer, text.ids) for text in texts]
     exported = np.asarray(encoder.encode(conversations, batch_size=1, show_progress_bar=False), dtype=np.float32)
 
