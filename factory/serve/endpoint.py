@@ -20,7 +20,7 @@ import jsonschema_rs
 from factory.config.models import EndpointSpec
 from factory.config.schema import FamilySpec
 from factory.errors import ServeError
-from factory.serve.engine_client import EngineClient
+from factory.serve.engine_client import EngineClient, Unreachable
 from factory.serve.engines import Lease
 from factory.serve.limits import APIError
 from factory.serve.metrics import Metrics
@@ -168,7 +168,8 @@ class Endpoints:
             response = answer.response([content])
             entry.cost = endpoint.cost(answer.usage) if any(answer.usage.values()) else entry.cost
         except APIError as error:
-            entry.cost = entry.cost if (error.status, error.code) in MAY_BE_BILLED else 0.0
+            if isinstance(error, Unreachable) or (error.status, error.code) not in MAY_BE_BILLED:
+                entry.cost = 0.0
             if error.code not in REFUSALS:
                 endpoint.breaker.note(failed=True)
             raise

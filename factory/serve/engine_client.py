@@ -26,6 +26,10 @@ from factory.serve.schemas import JsonObject
 MAX_BYTES = 10_000_000  # of an answer, or of one event of a stream
 
 
+class Unreachable(APIError):
+    """Raised where no connection was made: nothing was sent."""
+
+
 class EngineClient:
     """``await EngineClient().answer(lease, "/chat/completions", body)``; cancelling the call closes the engine's side too.
 
@@ -128,8 +132,8 @@ async def _lines(response: ClientResponse) -> AsyncIterator[bytes]:
 def _gone(error: ClientError) -> APIError:
     """What was asked of it is lost, and may be asked again: of the next engine, or of the same upstream."""
     message = f"the engine has ended or cannot be reached ({type(error).__name__}); try again in 1 s"
-    code = "engine_unreachable" if isinstance(error, ClientConnectorError) else "engine_failed"
-    return APIError(503, message, code=code, headers={"Retry-After": "1"})
+    kind = Unreachable if isinstance(error, ClientConnectorError) else APIError
+    return kind(503, message, code="engine_failed", headers={"Retry-After": "1"})
 
 
 def _parse(data: bytes) -> Any:
