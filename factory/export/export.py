@@ -70,7 +70,7 @@ BOUNDS = {
     "q4_1": 0.15,
     "q4_0": 0.15,
     "q4": 0.15,  # 0.08: 4 and 5 bits per weight, which a small model notices
-    "sentence-transformers": 3e-4,  # 3e-5, 9e-5 with a head: weights and arithmetic in bfloat16
+    "sentence-transformers": 3e-4,  # 1e-4 with a head: weights rounded to bfloat16
 }
 
 
@@ -202,10 +202,9 @@ def _export_embeddings(loaded: LoadedVersion, folder: Path, texts: list[ParityTe
     """A sentence-transformers folder, compared by the embeddings of the same conversations."""
     from sentence_transformers import SentenceTransformer
 
-    published = embed(loaded.model, texts, loaded.head)
-    write_sentence_transformer(loaded, folder)
+    published, dtype = embed(loaded.model, texts, loaded.head), loaded.base.model.dtype
+    write_sentence_transformer(loaded, folder)  # which rounds it to bfloat16
     # In the arithmetic that the published version was run in: else its rounding would count as the export's.
-    dtype = loaded.base.model.dtype
     encoder = SentenceTransformer(
         str(folder), device="cpu", model_kwargs={"use_safetensors": True, "dtype": dtype}, trust_remote_code=False
     )
