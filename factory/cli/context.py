@@ -12,6 +12,7 @@ import typer
 
 from factory.cli.options import TEACHER
 from factory.cli.terminal import load_libraries, progress_bars, say
+from factory.config.cascades import cascade_students
 from factory.config.names import is_name
 from factory.errors import RegistryError, UsageError
 from factory.registry.layout import kind_of
@@ -136,39 +137,41 @@ def load_answerer(
     ref: str, registry: Registry, domains: Path, *, family: str | None, device: str, json: bool
 ) -> Callable[[str], Answer]:
     """``load_answerer("healthcare", registry, ...)(question)``: a domain's cascade, else whom ``load_chat_model`` loads."""
-    steps = cascade_steps(ref, registry, domains, family)
-    if not steps:
-        chat_model = load_chat_model(ref, registry, domains, family=family, device=device, json=json)
-        from factory import inference
+    if ref != TEACHER and is_name(ref) and not kind_of(registry.root, ref):
+        specs, chosen, _ = choose(domains, family=family, needs=())
+        if steps := _built(cascade_students(chosen, ref), registry):
+            return _load_cascade(steps, registry, specs, chosen, device, json)
+    chat_model = load_chat_model(ref, registry, domains, family=family, device=device, json=json)
+    from factory import inference
 
-        return partial(inference.ask, chat_model)
+    return partial(inference.ask, chat_model)
+
+
+def _built(names: Iterable[str], registry: Registry) -> list[Version]:
+    found = []
+    for name in names:
+        with suppress(RegistryError):  # not built, or no version of it passed
+            found.append(registry.resolve(name))
+    return found
+
+
+def _load_cascade(
+    steps: list[Version], registry: Registry, specs: Specs, family: FamilySpec, device: str, json: bool
+) -> Callable[[str], Answer]:
+    """Each step is loaded once it is asked."""
     load_libraries(shown=not json)
     from factory import inference
     from factory.config.schema import TeacherContext
     from factory.models.device import pick_device
 
-    specs, chosen, _ = choose(domains, family=family, needs=())
-    here = pick_device(device)
+    here, last, manifest = pick_device(device), family.serve.cascade[-1], steps[-1].manifest
     loaders = [partial(inference.load_chat_model, version, registry, here) for version in steps]
-    last, manifest = chosen.serve.cascade[-1], steps[-1].manifest
     if last == TEACHER and manifest.kind == "student":
         context = TeacherContext.kept(manifest.teacher_context)
-        loaders.append(partial(inference.load_teacher_chat_model, chosen, specs, here, context))
-    elif last in chosen.models and not json:
+        loaders.append(partial(inference.load_teacher_chat_model, family, specs, here, context))
+    elif last in family.models and not json:
         say(f"{last} is not asked here: `factory serve` asks models elsewhere")
-    return partial(inference.ask_cascade, loaders, keep=chosen.serve.keep, abstain=chosen.serve.abstain)
-
-
-def cascade_steps(ref: str, registry: Registry, domains: Path, family: str | None) -> list[Version]:
-    """``cascade_steps("healthcare", registry, domains, None)``: the students of a domain's cascade; none for another name."""
-    if ref == TEACHER or not is_name(ref) or kind_of(registry.root, ref):
-        return []
-    serve = choose(domains, family=family, needs=())[1].serve
-    found = []
-    for size in serve.cascade:
-        with suppress(RegistryError):  # not built, or no version of it passed
-            found.append(registry.resolve(f"{ref}-{size}"))
-    return found
+    return partial(inference.ask_cascade, loaders, keep=family.serve.keep, abstain=family.serve.abstain)
 
 
 def load_chat_model(ref: str, registry: Registry, domains: Path, *, family: str | None, device: str, json: bool) -> ChatModel:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from factory.cli.context import choose
 from factory.cli.options import DOMAINS, REGISTRY, TEACHER, Device, Domains, Family, RegistryFolder
 from factory.cli.terminal import load_libraries
+from factory.config.cascades import cascade_domains
 from factory.config.quantization import Quantization
 from factory.errors import ServeError
 from factory.registry.registry import Registry
+
+if TYPE_CHECKING:
+    from factory.config.schema import FamilySpec
 
 
 def serve(
@@ -75,7 +78,7 @@ def serve(
     options = server.Options(host, port, hosts, api_keys, upstream, upstream_key, quantization, threads, device, limits)
     with server.listen(options) as listening:
         app = server.make_app(here, specs, chosen, options)
-        typer.echo(_announcement(here, chosen.serve.cascade, f"http://{host}:{listening.getsockname()[1]}"))
+        typer.echo(_announcement(here, chosen, f"http://{host}:{listening.getsockname()[1]}"))
         server.run(app, listening, limits)
 
 
@@ -105,11 +108,10 @@ def key(
     typer.echo(f"line for the file of keys: {entry}: {json.dumps(models or '*')}")
 
 
-def _announcement(registry: Registry, cascade: Sequence[str], url: str) -> str:
+def _announcement(registry: Registry, family: FamilySpec, url: str) -> str:
     students = sorted({version.name for version in registry.versions("student")})
-    sizes = [f"-{size}" for size in cascade]
-    domains = sorted({name.removesuffix(size) for name in students for size in sizes if name.endswith(size)})
-    return f"serving {', '.join([*students, *domains, TEACHER, 'auto'])} at {url}/v1; web page: {url}"
+    names = [*students, *sorted(cascade_domains(family, students)), TEACHER, "auto"]
+    return f"serving {', '.join(names)} at {url}/v1; web page: {url}"
 
 
 def _load_server() -> ModuleType:

@@ -77,7 +77,7 @@ def read(content: JsonObject, top: int | None) -> tuple[list[TokenSignal], JsonO
             signals += [token_signal(one["logprob"], [other["logprob"] for other in one["top_logprobs"]]) for one in told]
             cut = [one | {"top_logprobs": one["top_logprobs"][:top]} for one in told]
             choices.append(choice | {"logprobs": None if top is None or not told else {"content": cut}})
-    except (*MALFORMED, ValueError, OverflowError) as error:
+    except MALFORMED as error:
         message = f"the engine's log-probabilities are malformed ({type(error).__name__})"
         raise APIError(502, message, code="bad_engine") from None
     return signals, content | ({"choices": choices} if "choices" in content else {})
@@ -236,12 +236,11 @@ class Cascades:
             if plan.abstain:
                 return self._abstained(plan, course.asked, step)
             why = course.why
-            clock = asyncio.get_running_loop().time
-            began = clock()
+            began = _now()
             async with AsyncExitStack() as own:
                 begun = await self._begin(plan, step, own, judged=False)
                 begun.engine = own.pop_all()
-            course.asked.append(self._counted(step, Decision(KEPT), clock() - began))
+            course.asked.append(self._counted(step, Decision(KEPT), began))
         stack.push_async_exit(begun.engine)
         return Reply(step, course.asked, why, chunks=self._chunks(plan, step, begun))
 
@@ -250,20 +249,19 @@ class Cascades:
     ) -> Course[Said]:
         """Asks step by step until an answer is kept. ``until``: when a step must be done, where an earlier answer waits."""
         course: Course[Said] = Course()
-        clock = asyncio.get_running_loop().time
         for step in plan.steps:
-            began = clock()
+            began = _now()
             try:
                 async with asyncio.timeout_at(until() if course.unsure else None):
                     decision, said = await ask(plan, step)
             except Exception as error:
                 late = isinstance(error, TimeoutError)
                 course.failure = APIError(504, "it took too long", code="timeout") if late else as_api_error(error)
-                course.asked.append(self._counted(step, Decision(FAILED, "failed"), clock() - began))
+                course.asked.append(self._counted(step, Decision(FAILED, "failed"), began))
                 if course.failure.status == 400 and not course.unsure:
                     raise course.failure from None
                 continue
-            course.asked.append(self._counted(step, decision, clock() - began))
+            course.asked.append(self._counted(step, decision, began))
             if decision.outcome == KEPT:
                 course.kept = step, said
                 return course
@@ -352,9 +350,9 @@ class Cascades:
         plan.context.used += usage["prompt_tokens"] + usage["completion_tokens"]
         self.metrics.count_tokens(step.reference, usage)
 
-    def _counted(self, step: Target, decision: Decision, seconds: float) -> Asked:
+    def _counted(self, step: Target, decision: Decision, began: float) -> Asked:
         self.metrics.steps.labels(step.reference, decision.outcome).inc()
-        self.metrics.step_seconds.labels(step.reference).observe(seconds)
+        self.metrics.step_seconds.labels(step.reference).observe(_now() - began)
         return Asked(step, decision)
 
     def _abstained(self, plan: Plan, asked: Sequence[Asked], last: Target) -> Reply:
@@ -378,5 +376,8 @@ async def _one_event(content: JsonObject) -> AsyncIterator[JsonObject]:
 
 
 def _half_way(deadline: float) -> float:
-    now = asyncio.get_running_loop().time()
-    return now + (deadline - now) / 2
+    return (_now() + deadline) / 2
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

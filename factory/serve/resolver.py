@@ -20,6 +20,7 @@ from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
 
+from factory.config.cascades import cascade_domains, cascade_students
 from factory.config.names import RESERVED, is_name
 from factory.config.schema import FamilySpec, TeacherContext
 from factory.data.router import DomainRouter, Route
@@ -142,12 +143,7 @@ class ModelResolver:
         """Names of a cascade's students, whether they exist or not; none for a name of anything else."""
         if not is_name(domain) or domain in RESERVED or kind_of(self.registry.root, domain):
             return []
-        return [f"{domain}-{size}" for size in self._sizes]
-
-    @property
-    def _sizes(self) -> list[str]:
-        """Of a cascade's students, from the smallest."""
-        return [step for step in self.family.serve.cascade if step not in (TEACHER, *self.family.models)]
+        return cascade_students(self.family, domain)
 
     async def route(self, texts: Sequence[str], caller: Caller) -> Target:
         """``await resolver.route([last_turn, text], caller)``: the domain's cascade, else its student in the default size.
@@ -200,15 +196,15 @@ class ModelResolver:
     def list_models(self, caller: Caller) -> list[dict[str, object]]:
         """``resolver.list_models(caller)``: every name that this caller may request, as ``describe`` describes it."""
         models: list[dict[str, object]] = []
-        domains: dict[str, None] = {}  # that may have a cascade, in order
+        names: list[str] = []
         students = groupby(self.registry.versions("student"), key=attrgetter("name"))  # one scan; sorted by name and number
         for name, summaries in ((name, list(group)) for name, group in students if caller.may(name)):
-            domains |= {name.removesuffix(f"-{size}"): None for size in self._sizes if name.endswith(f"-{size}")}
+            names.append(name)
             aliases = sorted(f"{name}@{alias}" for summary in summaries for alias in summary.aliases)
             for reference in (name, *aliases, *(summary.reference for summary in summaries)):
                 with suppress(APIError):  # no valid version, or a damaged one
                     models.append(self.describe(reference, caller))
-        cascades = [domain for domain in domains if self._cascade(domain, caller)]
+        cascades = [domain for domain in cascade_domains(self.family, names) if self._cascade(domain, caller)]
         teacher = [TEACHER] if caller.may(TEACHER) else []
         return [*models, *(self.describe(name, caller) for name in (*cascades, *teacher, AUTO))]
 

@@ -17,7 +17,7 @@ from typing import ClassVar, Protocol
 
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from factory.serve.limits import APIError
 from factory.serve.resolver import Target
@@ -25,8 +25,8 @@ from factory.serve.schemas import JsonObject
 from factory.serve.scoring import Scored
 
 USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
-# What reading another shape raises.
-MALFORMED = (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError, ValidationError)
+# What reading another shape raises; pydantic's ValidationError is a ValueError.
+MALFORMED = (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError)
 
 
 class Format(Protocol):

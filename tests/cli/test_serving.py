@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support import manifests
@@ -30,11 +32,15 @@ def test_a_key_is_admitted_by_its_line_and_by_no_other(models: list[str], tmp_pa
             Keys.load(path).caller(f"Bearer {printed[1 - number][0].partition(': ')[2]}", date(2027, 1, 31))
 
 
+def family(*cascade: str) -> Any:
+    return SimpleNamespace(serve=SimpleNamespace(cascade=cascade), models={})
+
+
 def test_the_first_line_names_students_cascades_teacher_and_auto(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "registry")
     for name in ("healthcare-tiny", "healthcare-small", "legal-medium"):
         manifests.publish(registry, name)
-    told = _announcement(registry, ["tiny", "small", "teacher"], "http://127.0.0.1:8000")
+    told = _announcement(registry, family("tiny", "small", "teacher"), "http://127.0.0.1:8000")
     students = "healthcare-small, healthcare-tiny, legal-medium"
     assert told.startswith(f"serving {students}, healthcare, teacher, auto at http://127.0.0.1:8000/v1")
-    assert _announcement(registry, [], "http://a").startswith(f"serving {students}, teacher, auto at http://a/v1")
+    assert _announcement(registry, family(), "http://a").startswith(f"serving {students}, teacher, auto at http://a/v1")

@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+from support.fake_http import QuietHandler, served
 
 from factory.serve.engine_client import EngineClient
 from factory.serve.engines import Lease
 from factory.serve.limits import APIError
 
 
-class Engine(BaseHTTPRequestHandler):
+class Engine(QuietHandler):
     """Answers with the status that the path names, and with the body that it was sent."""
 
     def do_POST(self) -> None:
@@ -41,18 +40,11 @@ class Engine(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: Any) -> None:
-        pass
-
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Engine) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with served(Engine) as one:
+        yield one
 
 
 def ask(url: str, status: int, body: dict[str, Any]) -> dict[str, Any]:
@@ -133,16 +125,9 @@ def test_a_connection_that_is_closed_without_a_word_is_opened_once_more(closed: 
                 return
             super().do_POST()
 
-    with HTTPServer(("127.0.0.1", 0), Closing) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            address = f"http://127.0.0.1:{server.server_port}"
-            if answered:
-                assert ask(address, 200, {"a": 1}) == {"a": 1}
-            else:
-                with pytest.raises(APIError, match="ended or cannot be reached"):
-                    ask(address, 200, {"a": 1})
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(Closing) as address:
+        if answered:
+            assert ask(address, 200, {"a": 1}) == {"a": 1}
+        else:
+            with pytest.raises(APIError, match="ended or cannot be reached"):
+                ask(address, 200, {"a": 1})

@@ -11,15 +11,14 @@ import http.client
 import json
 import logging
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from support.fake_http import QuietHandler, served
 from support.serving import running
 
 from factory.models.chat import stop_tokens
@@ -248,7 +247,7 @@ def test_bugs(built: Any, log: Callable[[], str], monkeypatch: pytest.MonkeyPatc
 def broken_upstream(kind: str) -> Iterator[str]:
     """A server that repeats what it was sent wherever it can."""
 
-    class Broken(BaseHTTPRequestHandler):
+    class Broken(QuietHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             error = json.dumps({"error": {"message": body.decode(), "type": MARK}}).encode()
@@ -259,15 +258,8 @@ def broken_upstream(kind: str) -> Iterator[str]:
             with contextlib.suppress(OSError):
                 self.wfile.write(streamed + b"\n\n" if kind != "cut" else streamed)
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-        server.shutdown()
-        thread.join()
+    with served(Broken) as url:
+        yield f"{url}/v1"
 
 
 @pytest.mark.parametrize("kind", ["status", "shape", "error", "cut"])

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import httpx
 import pytest
 from support import manifests
 from support.engines import fake_engines
+from support.fake_http import QuietHandler, served
 from support.serving import running
 from support.workplace import Workplace
 
@@ -59,22 +58,15 @@ def test_a_registry_that_cannot_be_read_is_said_even_with_a_teacher(tmp_path: Pa
 
 @contextmanager
 def upstream(status: int) -> Iterator[Upstream]:
-    class Answers(BaseHTTPRequestHandler):
+    class Answers(QuietHandler):
         def do_GET(self) -> None:
             assert (self.path, self.headers["authorization"]) == ("/v1/models", "Bearer theirs")
             self.send_response(status)
             self.send_header("content-length", "0")
             self.end_headers()
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield Upstream(f"http://127.0.0.1:{server.server_port}/v1", "theirs")
-        server.shutdown()
-        thread.join()
+    with served(Answers) as url:
+        yield Upstream(f"{url}/v1", "theirs")
 
 
 @pytest.mark.parametrize(

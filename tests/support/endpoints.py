@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from support.fake_http import QuietHandler, served
 
 USAGE = {"prompt_tokens": 40, "completion_tokens": 10, "total_tokens": 50}
 
@@ -43,7 +43,7 @@ def fake_endpoint() -> Iterator[FakeEndpoint]:
     """``with fake_endpoint() as giant: giant.status = 500``"""
     giant = FakeEndpoint("")
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             giant.bodies.append(body | {"path": self.path})
@@ -58,16 +58,6 @@ def fake_endpoint() -> Iterator[FakeEndpoint]:
             with suppress(OSError):  # who asked has left
                 self.wfile.write(data[: len(data) - giant.cut])
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        giant.api = f"http://127.0.0.1:{server.server_port}/v1"
-        try:
-            yield giant
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(Handler) as url:
+        giant.api = f"{url}/v1"
+        yield giant

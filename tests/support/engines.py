@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from factory.serve.engines import Lease
 from factory.serve.resolver import Target
+from support.fake_http import QuietHandler, served
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def fake_engines(**says: Says) -> Iterator[FakeEngines]:
     """``with fake_engines(teacher=Says("gout")) as engines:``; for references: ``engines.says["healthcare-small@1"] = ...``"""
     engines = FakeEngines("", dict(says))
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             engines.bodies.append(body)
@@ -93,19 +92,9 @@ def fake_engines(**says: Says) -> Iterator[FakeEngines]:
             except OSError:  # the gateway has closed the stream
                 pass
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        engines.url = f"http://127.0.0.1:{server.server_port}"
-        try:
-            yield engines
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(Handler) as url:
+        engines.url = url
+        yield engines
 
 
 def _parts(said: Says, body: dict[str, Any]) -> Iterator[bytes]:
