@@ -46,7 +46,7 @@ def read_index(root: Path, *, rebuild: bool = False) -> Index:
         try:
             with contextlib.closing(sqlite3.connect(where, timeout=1.0)) as connection:
                 return _update(connection, root, on_disk, rebuild)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter for a damaged name in SQLite's own message
             if where == ":memory:":
                 raise
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in UNUSABLE:
@@ -86,18 +86,18 @@ def _update(connection: sqlite3.Connection, root: Path, on_disk: Mapping[Key, st
             connection.execute("DROP TABLE IF EXISTS versions")
             connection.execute(f"CREATE TABLE versions (stamp, {', '.join(COLUMNS)}, PRIMARY KEY (kind, name, number))")
             connection.execute(f"PRAGMA user_version = {INDEX_LAYOUT}")
-    rows = _rows(connection)
-    known: dict[Key, str] = {row[1:4]: row[0].partition(" ")[0] for row in rows}
-    if known != on_disk:
-        changed = [key for key, stamp in on_disk.items() if known.get(key) != stamp]
-        fresh = [(_sealed(on_disk[key], row), *row) for key in changed if (row := _row(root, *key)) is not None]
-        stale = [key for key, stamp in known.items() if on_disk.get(key) != stamp]
+    known = _rows(connection)
+    current = {key: row for key, (stamp, row) in known.items() if on_disk.get(key) == stamp}
+    if len(current) < max(len(known), len(on_disk)):
+        read = {key: row for key in on_disk.keys() - current if (row := _row(root, *key)) is not None}
+        fresh = [(_sealed(on_disk[key], row), *row) for key, row in read.items()]
         with connection:
-            connection.executemany("DELETE FROM versions WHERE kind = ? AND name = ? AND number = ?", stale)
+            connection.executemany("DELETE FROM versions WHERE kind = ? AND name = ? AND number = ?", known.keys() - current)
             marks = ", ".join("?" * (1 + len(COLUMNS)))
             connection.executemany(f"INSERT OR REPLACE INTO versions VALUES ({marks})", fresh)
-        rows = _rows(connection)
-    valid = [row[1:] for row in rows if row[1 + COLUMNS.index("created")] is not None]
+        current |= read  # not read back: another process, which has looked at the folders earlier, may have changed it already
+    valid = [row for row in current.values() if row[COLUMNS.index("created")] is not None]
+    valid.sort(key=lambda row: (row[0] != "student", *row[1:3]))
     return Index(valid, sorted(on_disk.keys() - {row[:3] for row in valid}))
 
 
@@ -106,13 +106,16 @@ def _sealed(stamp: str, row: Sequence[Any]) -> str:
     return f"{stamp} {hashlib.sha256(repr(tuple(row)).encode()).hexdigest()[:16]}"
 
 
-def _rows(connection: sqlite3.Connection) -> list[Row]:
-    """Stamp and values, by kind, name and number. Raises: sqlite3.DatabaseError where a row is not as it was written."""
+def _rows(connection: sqlite3.Connection) -> dict[Key, tuple[str, Row]]:
+    """Stamp and values of each version. Raises: sqlite3.DatabaseError where a row is not as it was written."""
     rows = connection.execute(f"SELECT stamp, {', '.join(COLUMNS)} FROM versions NOT INDEXED").fetchall()
-    changed = any(sealed != _sealed(str(sealed).partition(" ")[0], row) for sealed, *row in rows)
-    if changed or len({row[1:4] for row in rows}) < len(rows):
-        raise sqlite3.DatabaseError("a row was changed, or is there twice")
-    return sorted(sorted(rows, key=lambda row: row[2:4]), key=lambda row: str(row[1]), reverse=True)
+    found: dict[Key, tuple[str, Row]] = {}
+    for sealed, *values in rows:
+        stamp, row = str(sealed).partition(" ")[0], tuple(values)
+        if row[:3] in found or sealed != _sealed(stamp, row):
+            raise sqlite3.DatabaseError("a row was changed, or is there twice")
+        found[row[:3]] = stamp, row
+    return found
 
 
 def _row(root: Path, kind: str, name: str, number: int) -> Row | None:

@@ -39,7 +39,7 @@ from factory.registry.removal import delete_version, leftovers
 from factory.registry.versions import COLUMNS, Summary, Version, load_version
 
 if TYPE_CHECKING:
-    from factory.registry.manifest import BaseManifest, StudentManifest
+    from factory.registry.manifest import BaseManifest, FileInfo, StudentManifest
 
 Kind = Literal["student", "base"]
 
@@ -226,8 +226,8 @@ class Registry:
         for path, info in recorded.items():
             if path not in found:
                 problems.append(f"{path} is missing")
-            elif path in files and (found[path].st_size, sha256(version.folder / path)) != (info.bytes, info.sha256):
-                problems.append(f"{path} was changed: its sha256 differs from the manifest's")
+            elif path in files and (difference := _difference(version.folder / path, info)):
+                problems.append(f"{path} {difference}")
         problems += [f"{shown(path)} is not in the manifest" for path in sorted(files - set(recorded) - {MANIFEST, RECORDS})]
         return problems + read_records(version.folder)[1] + self._base_problems(version)
 
@@ -289,6 +289,17 @@ class Registry:
         if base.manifest.manifest_sha256 != version.manifest.base_sha256:
             return [f"its base {version.base} is not the one it was trained on"]
         return []
+
+
+def _difference(path: Path, recorded: FileInfo) -> str | None:
+    """Between a file and what the manifest says of it."""
+    try:
+        same = (path.stat().st_size, sha256(path)) == (recorded.bytes, recorded.sha256)
+    except FileNotFoundError:  # deleted meanwhile
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None if same else "was changed: its sha256 differs from the manifest's"
 
 
 _FINDINGS = {

@@ -14,12 +14,11 @@ from pathlib import Path
 
 from factory.cache import remove_folder, storage_errors, sync
 from factory.errors import RegistryError
-from factory.registry.index import read_index
-from factory.registry.layout import FOLDERS, is_number, kind_of, names, numbers
+from factory.registry.layout import FOLDERS, MANIFEST, is_number, kind_of, names, numbers
 from factory.registry.ledger import adopt, locked, read_ledger, with_version, write_ledger
+from factory.registry.plain_json import parse_json
 from factory.registry.publishing import FAILED, STAGING, left_behind
 from factory.registry.references import check_number, shorten, unknown_name
-from factory.registry.versions import COLUMNS
 
 MAX_NAMED = 5
 
@@ -54,9 +53,31 @@ def _needed_by(root: Path, name: str, number: int) -> str | None:
     aliases = [f"{name}@{alias}" for alias, to in read_ledger(root).aliases.get(name, {}).items() if to == number]
     if aliases:
         return f"{shorten(aliases, MAX_NAMED)} points at it; `factory demote {aliases[0]}` first"
-    rows = [dict(zip(COLUMNS, row, strict=True)) for row in read_index(root).rows]
-    students = [f"{row['name']}@{row['number']}" for row in rows if row["base"] == f"{name}@{number}"]
-    return f"it is the base of {shorten(students, MAX_NAMED)}; delete these first" if students else None
+    if kind_of(root, name) != "base":
+        return None
+    bases = _bases_of_students(root)
+    students = [student for student, base in bases.items() if base == f"{name}@{number}"]
+    if students:
+        return f"it is the base of {shorten(students, MAX_NAMED)}; delete these first"
+    unknown = [student for student, base in bases.items() if base is None]
+    return f"it may be the base of {shorten(unknown, MAX_NAMED)}, damaged; restore or delete these first" if unknown else None
+
+
+def _bases_of_students(root: Path) -> dict[str, str | None]:
+    """{"healthcare-small@3": "default-small-base@1"}: of all that were published, also of one that is damaged: it may be restored.
+
+    None where its manifest cannot be read.
+    """
+    ledger, found = read_ledger(root), dict[str, str | None]()
+    for name in names(root, "student"):
+        for number in numbers(root, "student", name):
+            if ledger.stamp(name, number):  # neither deleted nor copied in
+                manifest = root / FOLDERS["student"] / name / str(number) / MANIFEST
+                try:
+                    found[f"{name}@{number}"] = str(parse_json(manifest.read_bytes())["base"])
+                except (OSError, ValueError, KeyError, TypeError):
+                    found[f"{name}@{number}"] = None
+    return found
 
 
 def remove(root: Path, path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -178,6 +179,30 @@ def test_a_locked_index_does_not_stop_the_list(registry: Registry, monkeypatch: 
     assert registry.versions("student") == before
     other.close()
     assert registry.versions("student") == before
+
+
+def test_another_process_that_changes_the_index_meanwhile_changes_no_list(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(registry, "law-small")
+    path = registry.root / "index.sqlite"
+    path.unlink()
+
+    connect = sqlite3.connect
+
+    class Overtaken(sqlite3.Connection):
+        """Somebody who looked at the folders before the student was there commits just after us."""
+
+        def __exit__(self, *failure: Any) -> Any:
+            done = super().__exit__(*failure)
+            with contextlib.closing(connect(path)) as other, other:
+                other.execute("DELETE FROM versions WHERE name = 'law-small'")
+            return done
+
+    with monkeypatch.context() as during:
+        during.setattr(sqlite3, "connect", lambda where, timeout: connect(where, timeout, factory=Overtaken))
+        assert [one.name for one in registry.versions("student")] == ["law-small"]
+    assert [one.name for one in registry.versions("student")] == ["law-small"]
 
 
 def test_a_moved_registry_answers_the_same(registry: Registry, tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.manifests import COMMON, evaluation, metric, publish
 
+from factory import cache
 from factory.errors import GateError, RegistryError, StorageError
 from factory.registry.registry import Registry
 
@@ -176,6 +178,24 @@ def test_verify_names_what_is_missing_changed_or_added(registry: Registry) -> No
         "tokenizer/tokenizer.json is missing",
         "extra.txt is not in the manifest",
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(FileNotFoundError(2, "gone"), "is missing"), (OSError(5, "Input/output error"), "cannot be read")]
+)
+def test_verify_names_a_file_that_goes_or_fails_while_it_is_read(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, error: OSError, said: str
+) -> None:
+    version, read = publish(registry), cache.sha256
+
+    def reading(path: Path) -> str:
+        if path.name == "adapter_model.safetensors":
+            raise error
+        return read(path)
+
+    monkeypatch.setattr("factory.registry.registry.sha256", reading)
+    (found,) = registry.verify(version)
+    assert found.startswith(f"adapter_model.safetensors {said}")
 
 
 def test_an_edited_manifest_is_noticed_before_it_is_used(registry: Registry) -> None:

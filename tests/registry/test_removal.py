@@ -55,6 +55,17 @@ def test_a_base_that_students_stand_on_is_not_deleted(registry: Registry) -> Non
     assert not base.folder.exists()
 
 
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "manifest.json"])
+def test_a_base_that_a_damaged_student_may_stand_on_is_not_deleted(registry: Registry, file: str) -> None:
+    student = publish(registry)  # on the fixture's base, and somebody may restore its file
+    (student.folder / file).unlink()
+    with pytest.raises(RegistryError, match=f"it (is|may be) the base of {student.reference}"):
+        registry.delete(str(student.base))
+    registry.delete(student.reference)
+    registry.delete(str(student.base))
+    assert registry.versions() == []
+
+
 @pytest.mark.parametrize("ref", ["healthcare-small", "healthcare-small@champion", "healthcare-small@", "healthcare-small@01"])
 def test_only_a_number_says_which_version_to_delete(registry: Registry, ref: str) -> None:
     publish(registry)

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -50,8 +51,11 @@ def client(url: str) -> Iterator[OpenAI]:
         yield one
 
 
-def client_of(url: str, key: str = "none") -> OpenAI:
-    return OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+@contextmanager
+def client_of(url: str, key: str = "none") -> Iterator[OpenAI]:
+    """Closed at its end: an error that a test looks at keeps a client alive, and its connection, until some later test."""
+    with OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as one:
+        yield one
 
 
 def says(content: str) -> list[Any]:
@@ -500,17 +504,18 @@ def keys(tmp_path: Path) -> Path:
 
 
 def test_a_key_allows_only_its_models(built: Any, keys: Path) -> None:
+    asked: dict[str, Any] = {"messages": says(QUESTION), "max_tokens": 2}
     with running(built, api_keys=keys) as url:
-        asked: dict[str, Any] = {"messages": says(QUESTION), "max_tokens": 2}
-        assert client_of(url, "plants").chat.completions.create(model=STUDENT, **asked).model == "plants-mini@1"
-        assert client_of(url, "all").chat.completions.create(model="teacher", **asked).model == "teacher"
-        assert {model.id.partition("@")[0] for model in client_of(url, "plants").models.list()} == {STUDENT, "auto"}
+        with client_of(url, "plants") as plants, client_of(url, "all") as every:
+            assert plants.chat.completions.create(model=STUDENT, **asked).model == "plants-mini@1"
+            assert every.chat.completions.create(model="teacher", **asked).model == "teacher"
+            assert {model.id.partition("@")[0] for model in plants.models.list()} == {STUDENT, "auto"}
         for key, model in (("plants", "teacher"), ("other", STUDENT), ("other", "auto"), ("plants", "nobody")):
-            with pytest.raises(openai.PermissionDeniedError) as error:
-                client_of(url, key).chat.completions.create(model=model, **asked)
+            with client_of(url, key) as one, pytest.raises(openai.PermissionDeniedError) as error:
+                one.chat.completions.create(model=model, **asked)
             assert error.value.code == "model_not_allowed"
-        with pytest.raises(openai.AuthenticationError):
-            client_of(url, "wrong").chat.completions.create(model=STUDENT, **asked)
+        with client_of(url, "wrong") as one, pytest.raises(openai.AuthenticationError):
+            one.chat.completions.create(model=STUDENT, **asked)
         for path in ("/v1/models", "/metrics", "/factory/catalogue"):
             assert httpx.get(url + path).status_code == 401
         assert httpx.get(f"{url}/health").json() == {"status": "ok"}
@@ -571,13 +576,16 @@ def test_a_full_queue_is_429_with_retry_after(built: Any) -> None:
 
 
 def test_a_key_that_has_its_share_of_the_queue_holds_up_no_other(built: Any, keys: Path) -> None:
-    with slow(built, api_keys=keys, queue_per_key=1) as url, client_of(url, "all") as second:
-        first = client_of(url, "plants")
-        with first, first.completions.create(stream=True, **long(built)) as stream:
-            next(iter(stream))
-            with pytest.raises(openai.RateLimitError, match="its share of the queue"):
-                first.completions.create(**long(built))
-            assert second.embeddings.create(model=STUDENT, input="a").data
+    with (
+        slow(built, api_keys=keys, queue_per_key=1) as url,
+        client_of(url, "all") as second,
+        client_of(url, "plants") as first,
+        first.completions.create(stream=True, **long(built)) as stream,
+    ):
+        next(iter(stream))
+        with pytest.raises(openai.RateLimitError, match="its share of the queue"):
+            first.completions.create(**long(built))
+        assert second.embeddings.create(model=STUDENT, input="a").data
 
 
 @pytest.mark.parametrize(
