@@ -52,6 +52,11 @@ class TeacherContext(Strict):
     system: str = Field(default="", description="System prompt.")
     examples: tuple[Turn, ...] = Field(default=(), description="Worked examples; two or three are enough.")
 
+    def then(self, history: TeacherContext) -> TeacherContext:
+        """``context.then(history)``: first this one, then what was said before a question; two system prompts become one."""
+        system = "\n\n".join(filter(None, (self.system, history.system)))
+        return TeacherContext(system=system, examples=(*self.examples, *history.examples))
+
     @classmethod
     def kept(cls, content: Mapping[str, Any]) -> TeacherContext:
         """``TeacherContext.kept(manifest.teacher_context)``: the domain's, of what ``TeacherContexts.dump`` wrote."""
@@ -96,6 +101,10 @@ class SourceBase(Strict):
     )
 
 
+Turns = Literal["every", "last"]
+TURNS = "Of a chat, which answers are learnt, each after all that was said before it: `every` one or only the `last`."
+
+
 class TemplateSource(SourceBase):
     """Prompt templates, each filled with every value of its slots: `What are early signs of {condition}?`"""
 
@@ -124,6 +133,7 @@ class FileSource(SourceBase):
 
     kind: Literal["file"]
     path: str = Field(description="The file. A relative path starts at the folder of the YAML files.")
+    turns: Turns = Field(default="every", description=TURNS)
     prompt: str | None = Field(default=None, description="Column of the prompt; recognised if left out.")
     completion: str | None = Field(
         default=None, description="Column of the answer; recognised if left out, unless `prompt` is given."
@@ -147,6 +157,7 @@ class HubSource(SourceBase):
     revision: str = Field(description="Commit or tag, so that the data cannot change.")
     name: str | None = Field(default=None, description="Configuration of the data set.")
     split: str = Field(default="train", description="Split to read.")
+    turns: Turns = Field(default="every", description=TURNS)
     prompt: str | None = Field(default=None, description="Column of the prompt; recognised if left out.")
     completion: str | None = Field(
         default=None, description="Column of the answer; recognised if left out, unless `prompt` is given."

@@ -43,13 +43,17 @@ def sequences(tokens: Sequence[str], size: int) -> list[Gram]:
 def near_duplicates(examples: Sequence[Example], encoder: Any, threshold: float) -> set[str]:
     """Ids of examples that are near duplicates of an earlier one: the cosine of their embeddings is at least ``threshold``.
 
+    A chat is compared as a whole.
+
     The search is exact, because semhash's default, an approximate index over several threads, varies from run to run.
     """
     if not examples:
         return set()
-    records = [{"id": example.id, "text": example.text} for example in examples]
+    whole = {example.conversation: example.text for example in examples}  # the last turn of a chat has all of it
+    records = [{"id": id, "text": text} for id, text in whole.items()]
     index = SemHash.from_records(records, columns=["text"], model=encoder, ann_backend=Backend.BASIC)
-    return {duplicate.record["id"] for duplicate in index.self_deduplicate(threshold).filtered}
+    duplicates = {duplicate.record["id"] for duplicate in index.self_deduplicate(threshold).filtered}
+    return {example.id for example in examples if example.conversation in duplicates}
 
 
 def contaminated(examples: Sequence[Example], held_out: Sequence[Example], forms: Set[Gram]) -> set[str]:

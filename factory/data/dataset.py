@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,11 @@ from datasets import Dataset, DatasetDict, Features, Value
 
 from factory.cache import kept_folder, storage_errors
 from factory.config.schema import DataConfig
+from factory.config.sources import Turn
 from factory.data.cleaning import clean_completion, common_forms, contaminated, is_refusal, near_duplicates, shared_answers
 from factory.data.documents import CountTokens
 from factory.data.drops import describe_dropped
+from factory.data.history import NOTHING, history_of
 from factory.data.sources import Example, sample_evenly, seeded_order
 from factory.data.splitting import normalised, split_examples
 from factory.errors import DataError, in_one_line
@@ -36,6 +38,7 @@ MANIFEST = "manifest.json"
 FEATURES = Features(
     {name: Value("string") for name in ("id", "prompt", "completion", "source", "license", "template")}
     | {"topic": datasets.List(Value("string")), "refusal": Value("bool"), "own_completion": Value("bool")}
+    | {"history": {"system": Value("string"), "examples": datasets.List({name: Value("string") for name in Turn.model_fields})}}
 )
 
 
@@ -95,14 +98,15 @@ def make_prompts(
     examples: Sequence[Example],
     *,
     encoder: Any,
-    count_prompt: CountTokens,
+    count_prompt: Callable[[Example], int],
     count_answer: CountTokens,
     config: DataConfig,
     seed: int,
 ) -> PromptSet:
     """``make_prompts(examples, encoder=encoder, count_prompt=..., count_answer=..., config=settings.data, seed=0).train``
 
-    ``count_prompt`` counts a prompt's tokens in the chat template, ``count_answer`` an answer's with its end of turn.
+    ``count_prompt`` counts the tokens of a prompt and of what was said before it, in the chat template; ``count_answer`` those
+    of an answer with its end of turn.
     Drops, in this order and counted by reason: empty and too long prompts, too long answers of sources (none is truncated),
     exact duplicates, combinations that mix splits, what two splits share, near duplicates, and what exceeds ``max_examples``.
     Only ``OVERSAMPLE`` times what is kept is compared and embedded. Without an encoder, near duplicates are kept.
@@ -150,7 +154,7 @@ def keep_apart(
 
 def drop_lengths(
     examples: Iterable[Example],
-    count_prompt: CountTokens,
+    count_prompt: Callable[[Example], int],
     count_answer: CountTokens,
     config: DataConfig,
     dropped: Counter[str],
@@ -160,7 +164,7 @@ def drop_lengths(
     for example in examples:
         if not example.text.strip():
             dropped["empty_prompt"] += 1
-        elif count_prompt(example.prompt) > config.max_prompt_tokens:
+        elif count_prompt(example) > config.max_prompt_tokens:
             dropped["long_prompt"] += 1
         elif example.prompt and example.completion and count_answer(example.completion) > config.max_completion_tokens:
             dropped["long_answer"] += 1
@@ -256,6 +260,7 @@ def make_rows(
             dropped[reason or "no_completion"] += 1
             continue
         row = {**asdict(example), "completion": written.text.strip(), "topic": list(example.topic)}
+        row["history"] = example.history.model_dump()
         rows.append(row | {"refusal": is_refusal(written.text), "own_completion": own})
     return rows
 
@@ -273,11 +278,12 @@ def refuse_too_few(domain: str, rows: Mapping[str, Sequence[Any]], dropped: Mapp
 
 
 def fingerprint(rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
-    """``fingerprint(rows)``: sha256 over every row of every split, in order."""
+    """``fingerprint(rows)``: sha256 over every row of every split, in order; nothing said before is as no word of it."""
     digest = hashlib.sha256()
     for split in SPLITS:
         for row in rows[split]:
-            digest.update(json.dumps([split, row], sort_keys=True, ensure_ascii=False).encode() + b"\n")
+            said = {name: value for name, value in row.items() if name != "history" or history_of(row) != NOTHING}
+            digest.update(json.dumps([split, said], sort_keys=True, ensure_ascii=False).encode() + b"\n")
     return digest.hexdigest()
 
 

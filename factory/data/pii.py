@@ -100,11 +100,13 @@ def filter_pii(
     """
     kept: list[Example] = []
     found: dict[str, Counter[str]] = {}
+    personal: set[str] = set()  # chats from their first identifier on
     for example in examples:
         identifiers = find_identifiers(example.prompt) + find_identifiers(example.completion)
         if identifiers:
             found[example.source] = found.get(example.source, Counter()) + identifiers
-        if identifiers and policy == "drop":
+            personal.add(example.conversation)
+        if example.conversation in personal and policy == "drop":  # the turns before it are shown with a turn of a chat
             dropped["personal_data"] += 1
         else:
             kept.append(example)

@@ -12,9 +12,11 @@ from pathlib import Path
 import datasets
 
 from factory.config.schema import DocumentSource, FileSource, HubSource, Source, TeacherPromptSource, TemplateSource
-from factory.config.sources import SLOT
+from factory.config.sources import SLOT, TeacherContext
 from factory.data.documents import CountTokens, cut_chunks, document_files, read_documents
-from factory.data.layouts import read_exchanges
+from factory.data.history import NOTHING, conversation_text
+from factory.data.layouts import Exchange
+from factory.data.layouts import read_rows as rows_of_file
 from factory.data.records import Record, Say, read_records, silent, text_of
 from factory.errors import DataError, in_one_line
 
@@ -35,12 +37,18 @@ class Example:
     source: str  # id of the source
     license: str
     template: str  # the template's text, or ""
-    topic: tuple[str, ...]  # slot values, or (document name,), or ()
+    topic: tuple[str, ...]  # slot values, or (document name,), or (id of the chat,), or ()
+    history: TeacherContext = NOTHING  # what was said before the prompt; teacher and student both see it
 
     @property
     def text(self) -> str:
-        """The prompt, or the chunk of a document."""
-        return self.prompt or self.completion
+        """The prompt after what was said before it, or the chunk of a document."""
+        return conversation_text(self.prompt, self.history) or self.completion
+
+    @property
+    def conversation(self) -> str:
+        """Of a turn of a chat the chat's id, else its own: what has to stay together."""
+        return self.topic[0] if self.prompt and self.topic and not self.template else self.id
 
 
 def content_hash(sources: Sequence[Source], root: Path) -> str:
@@ -184,29 +192,41 @@ def load_hub(source: HubSource) -> Iterator[Record]:
 def read_rows(
     source: FileSource | HubSource, records: Iterable[Record], where: str, count_tokens: CountTokens, say: Say
 ) -> list[Example]:
-    """One example per row, an empty one for a row that cannot be used; running text is cut into chunks."""
+    """The examples of each row, an empty one for a row that cannot be used; running text is cut into chunks."""
     examples: list[Example] = []
-    ids: set[str] = set()
+    names: set[str] = set()
     has_id = source.id_field is None
-    rows = read_exchanges(records, where, prompt=source.prompt, answer=source.completion, say=say)
-    for number, (record, found) in enumerate(rows):
+    rows = rows_of_file(records, where, prompt=source.prompt, answer=source.completion, say=say)
+    for number, (record, exchanges) in enumerate(rows):
         own = text_of(record, source.id_field)
         has_id = has_id or source.id_field in record.fields
-        id = f"{source.id}/{own or number}"
-        if id in ids:
-            raise DataError(
-                f"{source.id_field} {own or str(number)!r} is in {where} twice; leave id_field out to number the rows instead"
-            )
-        ids.add(id)
-        if found.completion and not found.prompt and source.completions == "teacher":
+        name = own or str(number)
+        if name in names:
+            raise DataError(f"{source.id_field} {name!r} is in {where} twice; leave id_field out to number the rows instead")
+        names.add(name)
+        text = exchanges[0].completion if exchanges and not exchanges[0].prompt else ""
+        if text and source.completions == "teacher":
             raise DataError(f"{where} is running text without prompts for the teacher to answer; remove `completions: teacher`")
-        if found.completion and not found.prompt:
-            examples += chunks_of(source, own or str(number), found.completion, TEXT_CHUNK_TOKENS, count_tokens)
+        if text:
+            examples += chunks_of(source, name, text, TEXT_CHUNK_TOKENS, count_tokens)
         else:
-            examples.append(Example(id, found.prompt, found.completion, source.id, source.license, "", ()))
+            examples += examples_of(source, name, exchanges)
     if examples and not has_id:
         raise DataError(f"no column {source.id_field!r} in {where}; leave id_field out to number the rows instead")
     return examples
+
+
+def examples_of(source: FileSource | HubSource, name: str, exchanges: Sequence[Exchange]) -> list[Example]:
+    """The questions of a row, those of a chat as its turns; an empty one for a row without."""
+    id = f"{source.id}/{name}"
+    if len(exchanges) < 2:
+        only = exchanges[0] if exchanges else Exchange("")
+        return [Example(id, only.prompt, only.completion, source.id, source.license, "", (), only.history)]
+    turns = [
+        Example(f"{id}#{number}", one.prompt, one.completion, source.id, source.license, "", (id,), one.history)
+        for number, one in enumerate(exchanges)
+    ]
+    return turns[-1:] if source.turns == "last" else turns
 
 
 # -------------------------------------------------------------------------------------------------------- documents

@@ -24,8 +24,8 @@ import torch
 
 from factory.config.schema import TeacherContext
 from factory.data.cleaning import BOILERPLATE, OVERLAP, ngrams, words
-from factory.data.layouts import no_question, read_exchanges
-from factory.data.records import Say, beside, read_records, silent, text_of
+from factory.data.layouts import read_questions
+from factory.data.records import Say, beside, silent, text_of
 from factory.data.sources import seeded_sample
 from factory.errors import DataError
 from factory.evaluation.stats import BootstrapConfig, FloatArray, paired_difference, ratio
@@ -45,6 +45,7 @@ class Question:
     prompt: str
     reference: str
     document: str = ""  # where both come from: questions of one document are not independent
+    history: TeacherContext = NO_CONTEXT  # what was said before
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,7 @@ def load_questions(path: Path, say: Say = silent) -> Questions:
         raise DataError(f"there is no file of questions {path}; {beside(path)}")
     rows: list[Question] = []
     without_reference = too_long = 0
-    for record, found in read_exchanges(read_records(path, say), str(path), say=say):
-        if not found.prompt:
-            raise no_question(record, path)
+    for record, found in read_questions(path, say):
         if not found.completion:
             without_reference += 1
         elif max(len(found.prompt), len(found.completion)) > LONGEST:
@@ -163,7 +162,7 @@ def bits_per_byte(
     in UTF-8; bits per byte are the ratio of their sums. The token that ends the turn is not counted. ``context`` is shown to
     the model before the question.
     """
-    prompts = [prompt_ids(tokenizer, row.prompt, context) for row in rows]
+    prompts = [prompt_ids(tokenizer, row.prompt, context.then(row.history)) for row in rows]
     answers = [completion_ids(tokenizer, row.reference, ends=False) for row in rows]
     with mixed_precision(device):
         log_probs = completion_log_probs(model, prompts, answers, device)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from factory.config.schema import DomainSpec, EvaluateConfig, TeacherContext
+from factory.data.history import asked_alone, conversation_of, history_of
 from factory.data.router import DomainRouter
 from factory.data.splitting import cluster_of
 from factory.evaluation.answer_confidence import ask_held_out, confidence_part
@@ -151,7 +152,7 @@ def evaluate_student(
     bootstrap, spec, suite = settings.bootstrap, data.domain.spec, sample_suite(suite, settings.config)
     tokenizer = target.teacher.tokenizer
     to_decline, report = (suite.refusals, refusal_report) if suite.refusals else (declined_prompts(data), kept_report)
-    shown = [row["prompt"] for row in data.domain.test[:SAMPLES]]
+    shown = [row["prompt"] for row in (asked_alone(data.domain.test) or data.domain.test)[:SAMPLES]]
     asked = [item.prompt for item in (*suite.golden_set, *to_decline, *suite.injections, *suite.jailbreaks)]
     seen = contexts_seen(data.domain, [*asked, *shown])
     parts: dict[str, Part] = {}
@@ -222,6 +223,7 @@ def held_out_text(target: EvalTarget, data: EvalData, config: EvaluateConfig) ->
     return HeldOut(
         domain=tokenize_examples(test, tokenizer, data.domain.spec.contexts),
         clusters=[cluster_of(row) for row in test],
+        later_turn=[bool(history_of(row).examples) for row in test],
         embeddings=data.embed([row_text(row) for row in test]),
         general=tokenize_examples(data.general, tokenizer, NO_CONTEXTS),
         general_clusters=[cluster_of(row) for row in data.general],
@@ -278,7 +280,7 @@ def refusals_part(found: RefusalReport) -> Part:
 def declined_prompts(data: EvalData) -> list[RefusalPrompt]:
     """``declined_prompts(data)``: the first held-out prompts of any domain that the teacher declined to answer."""
     rows = [row for domain in (data.domain, *data.others) for part in (domain.test, domain.validation) for row in part]
-    prompts = dict.fromkeys(row["prompt"] for row in rows if row["refusal"])
+    prompts = dict.fromkeys(row["prompt"] for row in asked_alone(rows) if row["refusal"])
     return [RefusalPrompt(prompt=prompt, expect="refuse") for prompt in prompts][:MAX_DECLINED]
 
 
@@ -311,10 +313,7 @@ def memorization_part(target: EvalTarget, data: EvalData, bootstrap: BootstrapCo
 
 
 def data_fit_part(teacher: Teacher, data: EvalData, bootstrap: BootstrapConfig) -> Part:
-    """``data_fit_part(teacher, data, bootstrap).warnings``: whether the data belongs to the domain.
-
-    And whether the teacher is familiar with it.
-    """
+    """``data_fit_part(teacher, data, bootstrap).warnings``: whether data and domain, and data and teacher, belong together."""
     name, rows = data.domain.spec.name, data.domain.train
     first = rows[:MAX_ROUTED]
     prompts = [f"{row['prompt']}\n{row['completion']}" if row["own_completion"] else row["prompt"] for row in first]
@@ -323,7 +322,7 @@ def data_fit_part(teacher: Teacher, data: EvalData, bootstrap: BootstrapConfig) 
         check_bits_per_byte(teacher, prompts[:MAX_SCORED], data.general_texts[:MAX_SCORED], name, bootstrap),
     ]
     if data.router is not None:
-        parts.append(check_routing([row["prompt"] or row["completion"] for row in first], data.router, name, bootstrap))
+        parts.append(check_routing([conversation_of(row) for row in first], data.router, name, bootstrap))
     found = merge_reports(parts)
     return Part(metrics=found.metrics, warnings=found.warnings)
 

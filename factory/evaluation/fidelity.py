@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from factory.evaluation.speed import compare_speed
-from factory.evaluation.stats import BootstrapConfig, ExampleSums, concatenate, paired_difference, ratio, summarize
+from factory.evaluation.stats import BootstrapConfig, ExampleSums, by_cluster, concatenate, paired_difference, ratio, summarize
 from factory.models.chat import split_prefix
 from factory.models.device import mixed_precision
 from factory.models.forward import hidden_states, make_batch, mean_pool, output_head, positions_at_once
@@ -206,6 +206,7 @@ class HeldOut:
     general_clusters: Sequence[str]
     others: Sequence[TokenizedExample] = ()  # of the family's other domains
     other_clusters: Sequence[str] = ()
+    later_turn: Sequence[bool] = ()  # whether each of the domain's examples is a later turn of a chat
 
 
 @dataclass(frozen=True)
@@ -245,6 +246,7 @@ def measure_fidelity(
     metrics = dict(by_candidate["default"])
     names = ("kl", "top1_agreement", "sure_agreement", "relation_alignment")
     metrics |= {f"base_{name}": by_candidate["base"][name] for name in names}
+    metrics |= turn_metrics(domain["default"], held_out, bootstrap)
     metrics["kl_below_base"] = paired_difference(rows["base"].kl, rows["default"].kl, rows["base"].tokens, bootstrap)
     if held_out.general:
         metrics |= general_metrics(outside[0]["default"], outside[0]["base"], bootstrap)
@@ -260,6 +262,18 @@ def measure_fidelity(
         compare_speed(adapter, teacher, [example.prompt for example in held_out.domain]),
         per_example(domain["default"], held_out.domain, held_out.clusters),
     )
+
+
+def turn_metrics(student: ExampleSums, held_out: HeldOut, bootstrap: BootstrapConfig) -> dict[str, MetricValue]:
+    """``turn_metrics(sums, held_out, bootstrap)["kl_later_turns"]``: of chats' first and later turns; nothing without chats."""
+    if not any(held_out.later_turn):
+        return {}
+    found = {}
+    for name, later in (("kl_first_turns", False), ("kl_later_turns", True)):
+        chosen = [number for number, one in enumerate(held_out.later_turn) if one == later]
+        labels = [held_out.clusters[number] for number in chosen]
+        found[name] = ratio(by_cluster(student.kl[chosen], labels), by_cluster(student.tokens[chosen], labels), bootstrap)
+    return found
 
 
 def general_metrics(student: ExampleSums, base: ExampleSums, bootstrap: BootstrapConfig) -> dict[str, MetricValue]:

@@ -32,6 +32,8 @@ METRICS: dict[str, Metric] = {
     "base_sure_agreement": Metric("top-1 agreement of the base where the teacher's p ≥ 0.5", None, "%"),
     "kl_below_base": Metric("KL below the base without adapter (paired), nats/token", "high"),
     "kl_whole_teacher": Metric("KL to the whole teacher, trimming included, nats/token", "low"),
+    "kl_first_turns": Metric("KL(teacher ‖ student) in first turns, nats/token", "low"),
+    "kl_later_turns": Metric("KL(teacher ‖ student) in later turns of chats, nats/token", "low"),
     "bits_per_byte": Metric("bits per byte of held-out real text", "low"),
     "bits_per_byte_teacher": Metric("bits per byte of held-out real text, untrimmed teacher"),
     "bits_per_byte_change": Metric("bits per byte of held-out real text, minus the untrimmed teacher's", "low"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from factory.data.history import history_of
 from factory.data.splitting import cluster_of
 from factory.evaluation.benchmark import Question as RealText
 from factory.evaluation.benchmark import bits_per_byte
@@ -45,7 +46,9 @@ def real_texts(held_out: Sequence[Mapping[str, Any]]) -> list[RealText]:
     Their ``document`` is their cluster.
     """
     rows = held_out[:MAX_TEXTS]
-    references = [RealText(row["prompt"], row["completion"], cluster_of(row)) for row in rows if row["own_completion"]]
+    references = [
+        RealText(row["prompt"], row["completion"], cluster_of(row), history_of(row)) for row in rows if row["own_completion"]
+    ]
     if len(references) >= MIN_TEXTS:
         return references
     return [RealText("", row["prompt"], cluster_of(row)) for row in rows if row["prompt"].strip()]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from factory.data.history import asked_alone
 from factory.data.splitting import cluster_of
 from factory.evaluation.fidelity import Candidate
 from factory.evaluation.parts import Part
@@ -39,11 +40,12 @@ def retrieval_part(
 ) -> Part:
     """``retrieval_part(student, tokenizer, head, models.embed, test, bootstrap).metrics["retrieval"].value``: recall@10.
 
-    Of the student by its head, and of the encoder; nothing without a head. Chunks of documents have no prompt to search with.
+    Of the student by its head, and of the encoder; nothing without a head. Chunks of documents have no prompt to search
+    with, and a later turn of a chat means nothing alone.
     """
     if head is None:
         return Part()
-    pairs = [row for row in rows if row["prompt"].strip() and row["completion"].strip()]
+    pairs = [row for row in asked_alone(rows) if row["prompt"].strip() and row["completion"].strip()]
     if len(pairs) < MIN_PAIRS:
         return Part(
             warnings=(

@@ -113,28 +113,29 @@ class Teacher:
         with FileLock(path.with_suffix(".lock")):
             known = read_completions(path, say)
             mark_used(path)
-            missing = sorted({example.prompt for example in wanted} - known.keys(), key=lambda prompt: (len(prompt), prompt))
+            asked = {_question(example): example for example in wanted}
+            missing = sorted(asked.keys() - known.keys(), key=lambda question: (len(question), question))
             if missing:
                 note(path, len(missing), len(known))
             if progress is not None:
-                progress(len({example.prompt for example in wanted}) - len(missing))
+                progress(len(asked) - len(missing))
             for start in range(0, len(missing), CHUNK):
-                chunk = missing[start : start + CHUNK]
+                chunk = [asked[question] for question in missing[start : start + CHUNK]]
                 written = self._write(chunk, context, max_new_tokens, repetition_penalty, seed, progress)
                 append_completions(path, written)
                 known |= written
-        return {example.id: known[example.prompt] for example in wanted}
+        return {example.id: known[_question(example)] for example in wanted}
 
     def _write(
         self,
-        prompts: Sequence[str],
+        examples: Sequence[Example],
         context: TeacherContext,
         max_new_tokens: int,
         repetition_penalty: float,
         seed: int,
         progress: Progress | None,
     ) -> dict[str, Completion]:
-        ids = [prompt_ids(self.tokenizer, prompt, context) for prompt in prompts]
+        ids = [prompt_ids(self.tokenizer, one.prompt, context.then(one.history)) for one in examples]
         prefix, rest = split_prefix(ids)
         stop = stop_tokens(self.tokenizer)
         sampled = sample(
@@ -148,8 +149,8 @@ class Teacher:
             progress=progress,
         )
         return {
-            prompt: Completion(str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip(), ids[-1] in stop)
-            for prompt, ids in zip(prompts, sampled, strict=True)
+            _question(one): Completion(str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip(), ids[-1] in stop)
+            for one, ids in zip(examples, sampled, strict=True)
         }
 
     def write_prompts(self, source: TeacherPromptSource, seed: int) -> list[str]:
@@ -175,6 +176,13 @@ class Teacher:
             str(self.tokenizer.decode([*opening, *ids], skip_special_tokens=True)).strip() for ids in sampled if ids[-1] in stop
         ]
         return [text for text in texts if text]
+
+
+def _question(example: Example) -> str:
+    """What its answer is kept by: the prompt, with what was said before it as JSON."""
+    if example.history == NO_CONTEXT:
+        return example.prompt
+    return json.dumps([example.history.model_dump(), example.prompt], ensure_ascii=False)
 
 
 def append_completions(path: Path, written: Mapping[str, Completion]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from factory.config.schema import TeacherContexts
+from factory.data.history import history_of
 from factory.models.chat import completion_ids, prompt_ids
 
 MAX_CHARACTER_TOKENS = 4  # a UTF-8 character has at most four bytes, so at most four byte tokens
@@ -38,13 +39,14 @@ def tokenize_examples(
 ) -> list[TokenizedExample]:
     """``tokenize_examples(dataset["train"], tokenizer, spec.contexts)``: one TokenizedExample per row.
 
-    The teacher's prompt has the context of the row's ``source``, or the domain's where a row has no source. A row without a
-    prompt is a chunk of a document: it gets no end-of-turn token. Nothing is cut: what is too long is not in the data set.
+    The teacher's prompt has the context of the row's ``source``, or the domain's where a row has no source; both have its
+    ``history``, what was said before. A row without a prompt is a chunk of a document: it gets no end-of-turn token. Nothing is
+    cut: what is too long is not in the data set.
     """
     return [
         TokenizedExample(
-            prompt_ids(tokenizer, row["prompt"]),
-            prompt_ids(tokenizer, row["prompt"], contexts.of(row.get("source"))),
+            prompt_ids(tokenizer, row["prompt"], history := history_of(row)),
+            prompt_ids(tokenizer, row["prompt"], contexts.of(row.get("source")).then(history)),
             completion_ids(tokenizer, row["completion"], ends=bool(row["prompt"])),
             bool(row.get("own_completion")),
         )

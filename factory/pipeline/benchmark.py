@@ -25,6 +25,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from factory.config.schema import DistillConfig, DomainSpec, FamilySpec, TeacherContext, TeacherSpec
+from factory.data.history import history_of
 from factory.data.splitting import cluster_of
 from factory.errors import DataError, ExportError, RegistryError, UsageError
 from factory.evaluation.answers import generate_answers
@@ -150,7 +151,7 @@ def _student(version: Version) -> StudentManifest:
 def _training_questions(manifest: StudentManifest, file: Path | None) -> tuple[list[Question], list[Question]]:
     """The student's training rows, and the references: those of ``file``, else the rows that came with their own answer."""
     rows = published_rows(manifest)["train"]
-    learnt = [Question(row["prompt"], row["completion"], cluster_of(row)) for row in rows]
+    learnt = [Question(row["prompt"], row["completion"], cluster_of(row), history_of(row)) for row in rows]
     if file is not None:
         return learnt, list(load_questions(file).rows)
     return learnt, [question for question, row in zip(learnt, rows, strict=True) if row["own_completion"]]

@@ -278,7 +278,7 @@ def load_prompts(context: BuildContext, models: FamilyModels, spec: DomainSpec) 
         prompts = make_prompts(
             kept,
             encoder=models.encoder,
-            count_prompt=lambda text: len(prompt_ids(models.tokenizer, text)),
+            count_prompt=lambda example: len(prompt_ids(models.tokenizer, example.prompt, example.history)),
             count_answer=lambda text: len(completion_ids(models.tokenizer, text, ends=False)) + 1,
             config=context.settings(spec).data,
             seed=context.seed,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from factory.cache import cache_key, folder_bytes
 from factory.data.dataset import small_dataset_warning
+from factory.data.history import conversation_of
 from factory.evaluation.confidence import Confidence
 from factory.evaluation.evaluate import (
     PARTS,
@@ -162,7 +163,7 @@ def evaluation_key(
         data.manifest.fingerprint,
         data.spec.private,
         [one.spec.contexts.dump() for one in (eval_data.domain, *eval_data.others)],
-        [[row["prompt"], row["completion"]] for part in rows for row in part],
+        [[conversation_of(row), row["completion"]] for part in rows for row in part],
         suite,
         [(task.name, who, scores.tolist()) for task in target.tasks for who, scores in task.scores.items()],
         target.champion.reference if target.champion else None,

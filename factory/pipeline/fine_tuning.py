@@ -178,7 +178,7 @@ def _attempt(run: _Run, rate: float) -> Attempt:
 
 def _train(run: _Run, rate: float) -> tuple[Any, Spent]:
     config = run.config.model_copy(update={"learning_rate": rate, "steps": ENDLESS})
-    rows = [{"prompt": one.prompt, "completion": one.reference} for one in run.train]
+    rows = [{"prompt": one.prompt, "completion": one.reference, "history": one.history.model_dump()} for one in run.train]
     examples = tokenize_examples(rows, run.tokenizer, NO_CONTEXTS)
     budget = Budget(run.minutes, EPOCHS * sum(len(one.completion) for one in examples))
     arguments = sft_arguments(run.context, run.files, examples, config)

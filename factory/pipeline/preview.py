@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from factory.data.dataset import find_disagreements, small_dataset_warning
+from factory.data.history import conversation_of
 from factory.distill.target_store import describe_store
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import DomainDataset, load_router
@@ -20,7 +21,7 @@ def preview(context: BuildContext, models: FamilyModels, data: DomainDataset) ->
     small is judged by its size alone; a build adds what its losses say.
     """
     manifest, rows = data.manifest, data.rows["train"].select(range(min(SAMPLES, len(data.rows["train"]))))
-    prompts = [row["prompt"] or row["completion"] for split in data.rows.values() for row in split]
+    prompts = [conversation_of(row) for split in data.rows.values() for row in split]
     elsewhere = [] if data.spec.private else find_disagreements(prompts, data.spec.name, load_router(context, models))
     return {
         "domain": manifest.domain,

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from factory.cache import home, is_kept, kept_folder, replace_file, sha256
 from factory.config.schema import DistillConfig, DomainSpec, TeacherAdaptation
 from factory.config.settings import PLAIN
+from factory.data.history import history_of
 from factory.data.splitting import cluster_of
 from factory.distill.checkpoints import remove_checkpoints
 from factory.distill.trainer import distill
@@ -187,7 +188,7 @@ def _held_apart(run: _Run, references: References) -> tuple[Rows, Rows, Any]:
 
 
 def _question(row: Mapping[str, Any]) -> Question:
-    return Question(row["prompt"], row["completion"], cluster_of(row))
+    return Question(row["prompt"], row["completion"], cluster_of(row), history_of(row))
 
 
 def _bits(run: _Run, held_out: Rows, model: Any) -> tuple[FloatArray, FloatArray]:

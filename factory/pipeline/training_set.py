@@ -9,10 +9,11 @@ import numpy as np
 
 from factory.cache import cache_key, home, is_kept, kept_folder
 from factory.config.schema import DistillConfig, TeacherContexts
+from factory.data.history import history_of
 from factory.distill.target_store import FORMAT, SoftTargetStore, shard_count
 from factory.distill.training_data import TrainingSet
 from factory.evaluation.memorization import Canary, canary_rows
-from factory.models.chat import NO_CONTEXTS
+from factory.models.chat import NO_CONTEXT, NO_CONTEXTS
 from factory.models.teacher import Teacher
 from factory.models.tokenize import row_text, tokenize_examples
 from factory.pipeline.context import BuildContext, FamilyModels
@@ -87,7 +88,7 @@ def _set_beside(
 ) -> TrainingSet:
     """Rows that are no part of a data set, with targets of their own."""
     examples = tokenize_examples(rows, teacher.tokenizer, contexts)
-    seen = [[row["prompt"], row["completion"], row.get("source")] for row in rows]
+    seen = [[row["prompt"], row["completion"], row.get("source"), *_said(row)] for row in rows]
     key = cache_key(FORMAT, seen, teacher.revision, _vocabulary(teacher), teacher.tokenizer.chat_template,
                     config.top_k, config.temperature, contexts.dump())  # fmt: skip
     store = SoftTargetStore.make(
@@ -99,6 +100,12 @@ def _set_beside(
         say=context.say,
     )
     return TrainingSet(examples, store, embed_rows(models, rows))
+
+
+def _said(row: Mapping[str, Any]) -> list[Any]:
+    """What was said before its prompt, if anything was."""
+    history = history_of(row)
+    return [] if history == NO_CONTEXT else [history.model_dump()]
 
 
 def training_set_key(training_set: TrainingSet) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,20 +20,25 @@ from hypothesis import strategies as st
 
 from factory.config import SHIPPED
 from factory.config.load import load_specs
-from factory.config.schema import DataConfig, TemplateSource
+from factory.config.schema import DataConfig, TeacherContext, TemplateSource, Turn
 from factory.data import dataset
 from factory.data.cleaning import clean_completion
 from factory.data.dataset import (
     Completion,
     DatasetManifest,
     PromptSet,
+    drop_duplicates,
+    drop_lengths,
     find_disagreements,
+    fingerprint,
     finish_dataset,
     load_dataset_folder,
     make_prompts,
+    make_rows,
     route_pool,
     small_dataset_warning,
 )
+from factory.data.history import NOTHING, history_of
 from factory.data.sources import Example, load_examples
 from factory.data.splitting import cluster_of, normalised, template_key
 from factory.errors import DataError, StorageError
@@ -101,7 +107,7 @@ def from_file(*prompts: str, source: str = "rows", completion: str = "") -> list
 
 
 def prompts_of(examples: Sequence[Example], seed: int = 0, encoder: Any = None, **config: Any) -> PromptSet:
-    counts = {"count_prompt": count_words, "count_answer": count_words}
+    counts: Any = {"count_prompt": lambda example: count_words(example.prompt), "count_answer": count_words}
     return make_prompts(examples, encoder=encoder, config=DataConfig(**config), seed=seed, **counts)
 
 
@@ -185,6 +191,87 @@ def test_a_document_is_in_one_split_only() -> None:
     parts = [{e.topic for e in part} for part in (prompts.train, prompts.validation, prompts.test)]
     assert all(parts)
     assert sum(map(len, parts)) == 10 == len(set.union(*parts))
+
+
+def chats(count: int, turns: int) -> list[Example]:
+    """Chats of so many turns, with words of their own but for the first question."""
+    found = []
+    for number in range(count):
+        said = [
+            Turn(prompt=f"hello {number}" if turn == 0 else f"so {number} {turn}", completion="yes") for turn in range(turns)
+        ]
+        found += [
+            Example(
+                f"c/{number}#{turn}",
+                one.prompt,
+                "yes",
+                "c",
+                "MIT",
+                "",
+                (f"c/{number}",),
+                TeacherContext(examples=tuple(said[:turn])),
+            )
+            for turn, one in enumerate(said)
+        ]
+    return found
+
+
+def test_a_chat_is_in_one_split_only() -> None:
+    prompts = prompts_of(chats(10, 5))
+    parts = [{e.conversation for e in part} for part in (prompts.train, prompts.validation, prompts.test)]
+    assert all(parts) and sum(map(len, parts)) == 10 == len(set.union(*parts))
+    assert sum(map(len, (prompts.train, prompts.validation, prompts.test))) == 50
+    clusters = {cluster_of(row) for row in make_rows(prompts.test, {}, Counter())}
+    assert clusters == {f"c/{number}" for number in (one.conversation[2:] for one in prompts.test)}
+
+
+def test_of_chats_that_are_near_duplicates_one_is_kept_with_all_its_turns() -> None:
+    class Encoder:
+        """Of the first question alone: chats 0 and 1 begin alike, and so does every later turn of a chat."""
+
+        def encode(self, texts: Sequence[str], **_: Any) -> np.ndarray:
+            numbers = [max(1, int(text.split()[1])) for text in texts]
+            return np.eye(16)[numbers]
+
+    split = prompts_of(chats(10, 3), encoder=Encoder())
+    kept = [one for part in (split.train, split.validation, split.test) for one in part]
+    assert split.dropped == {"near_duplicate": 3}
+    assert sorted(Counter(one.conversation for one in kept).values()) == [3] * 9
+
+
+def test_a_question_counts_with_what_was_said_before_it(tmp_path: Path) -> None:
+    rows = [replace(row, prompt="and then?") for row in chats(4, 2) if row.history.examples]
+    dropped = Counter[str]()
+    assert drop_duplicates(rows, dropped) == rows and not dropped
+    long = make_prompts(
+        rows,
+        encoder=None,
+        count_prompt=lambda one: count_words(one.text),
+        count_answer=count_words,
+        config=DataConfig(max_prompt_tokens=8),
+        seed=0,
+    )
+    assert not long.dropped
+    longer = [replace(row, history=TeacherContext(examples=(Turn(prompt="a " * 9, completion="b"),))) for row in rows]
+    assert drop_lengths(longer, lambda one: count_words(one.text), count_words, DataConfig(max_prompt_tokens=8), dropped) == []
+    assert dropped == {"long_prompt": 4}
+
+
+def test_what_was_said_before_comes_back_from_disk_and_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    with_history = prompts_of([*chats(30, 2), *from_file(*(f"Row {i}?" for i in range(20)), completion="yes")])
+    finish(with_history, tmp_path / "chats", {})
+    train = load_dataset_folder(tmp_path / "chats")[0]["train"]
+    said = {row["id"]: history_of(row) for row in train}
+    assert said == {one.id: one.history for one in with_history.train}
+    alone = [replace(one, history=NOTHING) for one in with_history.train]
+    rows, bare = (make_rows(part, {}, Counter()) for part in (with_history.train, alone))
+    old = [{name: value for name, value in row.items() if name != "history"} for row in bare]
+    assert fingerprint({"train": bare, "validation": [], "test": []}) == fingerprint(
+        {"train": old, "validation": [], "test": []}
+    )
+    assert fingerprint({"train": rows, "validation": [], "test": []}) != fingerprint(
+        {"train": bare, "validation": [], "test": []}
+    )
 
 
 def test_rows_of_a_file_are_split_by_the_configured_shares() -> None:
@@ -298,7 +385,7 @@ def test_no_two_splits_of_shipped_healthcare_share_near_duplicates() -> None:
     encoder = load_encoder(family.encoder, "cpu", root=specs.root, quiet=True)
     config = family.settings("demo", domain).data
     examples = load_examples(domain.sources, root=specs.root, seed=0, count_tokens=count_words)
-    counts = {"count_prompt": count_words, "count_answer": count_words}
+    counts: Any = {"count_prompt": lambda example: count_words(example.prompt), "count_answer": count_words}
     prompts = make_prompts(examples, encoder=encoder, config=config, seed=0, **counts)
     assert (len(prompts.train), len(prompts.validation), len(prompts.test)) == (400, 20, 40)
     assert closest(prompts, encoder) < config.near_duplicate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factory.config.sources import TeacherContext, Turn
 from factory.data.layouts import (
     CONTROL_CHARACTERS,
-    LATER_TURNS,
+    CUT,
+    CUT_TOOLS,
+    GREETING,
     NO_PROMPT,
     OUT_OF_TURN,
-    SYSTEM_TURN,
     TOOL_CALL,
-    exchange_of,
+    UNANSWERED,
+    Exchange,
     layout_of,
-    no_question,
-    read_exchanges,
+    read_questions,
+    read_rows,
+    row_of,
 )
 from factory.data.records import Record
 from factory.errors import DataError
@@ -35,6 +40,16 @@ def assistant(text: Any, **more: Any) -> dict[str, Any]:
 
 def row(**fields: Any) -> Record:
     return Record("line 3", fields)
+
+
+def exchange_of(record: Record, prompt: str | None = None, answer: str | None = None) -> Exchange:
+    """Of a row that has one."""
+    [only] = row_of(record, prompt, answer).exchanges
+    return only
+
+
+def after(*turns: tuple[str, str], system: str = "") -> TeacherContext:
+    return TeacherContext(system=system, examples=tuple(Turn(prompt=asked, completion=said) for asked, said in turns))
 
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -64,9 +79,9 @@ PARTS = [{"type": "text", "text": "Why"}, {"type": "text", "text": "now?"}]
     ],
 )
 def test_rows_of_every_layout(fields: dict[str, Any], name: str, prompt: str, completion: str) -> None:
-    found = exchange_of(Record("line 3", fields))
+    found = row_of(Record("line 3", fields))
     assert found.layout is not None
-    assert (found.layout.name, found.prompt, found.completion, found.remarks) == (name, prompt, completion, ())
+    assert (found.layout.name, found.exchanges, found.remarks) == (name, (Exchange(prompt, completion),), ())
 
 
 def test_columns_that_are_named_decide() -> None:
@@ -80,36 +95,68 @@ def test_columns_that_are_named_decide() -> None:
 
 def test_rows_of_other_columns_are_none() -> None:
     assert layout_of({"Frage": "Why?", "Antwort": "So."}) is None
-    assert exchange_of(row(Frage="Why?")).remarks == (NO_PROMPT,)
+    assert row_of(row(Frage="Why?")).remarks == (NO_PROMPT,)
+
+
+WHY, AND = Exchange("Why?", "So."), Exchange("And?", "Yes.", after(("Why?", "So.")))
+TOOL = {"role": "tool", "content": "{}"}
 
 
 @pytest.mark.parametrize(
-    ("turns", "exchange", "remarks"),
+    ("turns", "exchanges", "remarks"),
     [
-        ([SYSTEM, user("Why?"), assistant("So.")], ("Why?", "So."), [SYSTEM_TURN]),
-        ([user("Why?"), assistant("So."), user("And?"), assistant("Yes.")], ("Why?", "So."), [LATER_TURNS]),
+        ([user("Why?"), assistant("So."), user("And?"), assistant("Yes.")], [WHY, AND], []),
         (
-            [SYSTEM, user("Why\x1b?"), assistant("So."), user("And?")],
-            ("Why?", "So."),
-            [SYSTEM_TURN, LATER_TURNS, CONTROL_CHARACTERS],
+            [SYSTEM, user("Why?"), assistant("So."), user("And?"), assistant("Yes.")],
+            [
+                Exchange("Why?", "So.", after(system="Be brief.")),
+                Exchange("And?", "Yes.", after(("Why?", "So."), system="Be brief.")),
+            ],
+            [],
         ),
-        ([user("Why?"), assistant(None, tool_calls=[{"id": "1"}])], ("", ""), [TOOL_CALL]),
-        ([user("Why?"), {"role": "tool", "content": "{}"}], ("", ""), [TOOL_CALL]),
-        ([user("Why?"), assistant("So."), {"role": "tool", "content": "{}"}], ("Why?", "So."), [LATER_TURNS]),
-        ([assistant("Hello!"), user("Why?")], ("", ""), [OUT_OF_TURN]),
-        ([user("Why?"), user("Why, I say?"), assistant("So.")], ("", ""), [OUT_OF_TURN]),
-        ([assistant("Hello!")], ("", ""), [NO_PROMPT]),
-        ([user("\x1b"), assistant("So.")], ("", ""), [NO_PROMPT]),
-        ([SYSTEM, user("  "), assistant("So.")], ("", ""), [NO_PROMPT]),
-        ([], ("", ""), [NO_PROMPT]),
+        ([user("Why?"), assistant("So."), user("And?")], [WHY], [UNANSWERED]),
+        ([assistant("Hello!"), user("Why?"), assistant("So.")], [WHY], [GREETING]),
+        ([user("Why?"), assistant("So."), user("And?"), user("Hello?"), assistant("Yes.")], [WHY], [CUT]),
+        ([user("Why?"), assistant("So."), SYSTEM, user("And?"), assistant("Yes.")], [WHY], [CUT]),
+        ([user("Why?"), assistant("So."), user("And?"), assistant(None, tool_calls=[{"id": "1"}]), TOOL], [WHY], [CUT_TOOLS]),
+        ([user("Why?"), assistant("So."), TOOL], [WHY], [CUT_TOOLS]),
+        ([user("Why\x1b?"), assistant("So."), user("And?")], [WHY], [UNANSWERED, CONTROL_CHARACTERS]),
+        ([SYSTEM, user("Why?")], [Exchange("Why?", "", after(system="Be brief."))], []),
+        ([user("Why?"), assistant(None, tool_calls=[{"id": "1"}])], [], [TOOL_CALL]),
+        ([user("Why?"), TOOL], [], [TOOL_CALL]),
+        ([user("Why?"), user("Why, I say?"), assistant("So.")], [], [OUT_OF_TURN]),
+        ([assistant("Hello!")], [], [NO_PROMPT]),
+        ([user("\x1b"), assistant("So.")], [], [NO_PROMPT]),
+        ([SYSTEM, user("  "), assistant("So.")], [], [NO_PROMPT]),
+        ([], [], [NO_PROMPT]),
     ],
 )
-def test_of_a_chat_the_first_question_and_its_answer_are_taken(
-    turns: list[dict[str, Any]], exchange: tuple[str, str], remarks: list[str]
+def test_of_a_chat_every_question_has_its_answer_and_what_was_said_before(
+    turns: list[dict[str, Any]], exchanges: list[Exchange], remarks: list[str]
 ) -> None:
-    found = exchange_of(row(messages=turns))
-    assert (found.prompt, found.completion) == exchange
-    assert list(found.remarks) == remarks
+    found = row_of(row(messages=turns))
+    assert (list(found.exchanges), list(found.remarks)) == (exchanges, remarks)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": [user("Why?"), assistant("So."), user("And?")], "completion": [assistant("Yes.")]},
+        {"prompt": [user("Why?"), assistant("So."), user("And?")], "completion": "Yes."},
+        {
+            "chosen": [user("Why?"), assistant("So."), user("And?"), assistant("Yes.")],
+            "rejected": [user("Why?")],
+            "prompt": "Why?",
+        },
+    ],
+)
+def test_of_a_column_of_answers_only_the_answer_is_learnt(fields: dict[str, Any]) -> None:
+    assert row_of(row(**fields)).exchanges == (AND,)
+
+
+def test_an_answer_that_does_not_follow_its_question_is_not_replaced_by_another() -> None:
+    found = row_of(row(prompt=[user("Why?"), assistant("So."), user("And?"), user("Well?")], completion="Yes."))
+    assert (found.exchanges, found.remarks) == ((), (OUT_OF_TURN,))
 
 
 @pytest.mark.parametrize(
@@ -143,13 +190,17 @@ TURNS = st.lists(st.fixed_dictionaries({"role": ROLE, "content": st.text("ab \n\
 
 @given(TURNS)
 def test_an_answer_always_follows_the_question_that_it_is_trained_with(turns: list[dict[str, str]]) -> None:
-    found = exchange_of(row(messages=turns))
-    if not found.prompt:
-        assert not found.completion
-        return
-    said = [turn for turn in turns if turn["role"] != "system" and (turn["content"].strip(" \n\x1b") or turn["role"] == "tool")]
-    assert said[0]["role"] == "user"
-    assert not found.completion or said[1]["role"] == "assistant"
+    exchanges = row_of(row(messages=turns)).exchanges
+    plain = [(turn["role"], turn["content"].replace("\x1b", "").strip()) for turn in turns]
+    said = [one for one in plain if one[1] or one[0] == "tool"]
+    for number, one in enumerate(exchanges):
+        assert list(one.history.examples) == [Turn(prompt=e.prompt, completion=e.completion) for e in exchanges[:number]]
+        if one.completion:
+            place = next(at for at in range(len(said)) if said[at] == ("user", one.prompt) and said[at + 1 :][:1])
+            assert ("assistant", one.completion) in said[place:]
+    joined = [part for one in exchanges for part in (("user", one.prompt), ("assistant", one.completion)) if part[1]]
+    first = next((at for at, (role, _) in enumerate(said) if role == "user"), 0)
+    assert said[first : first + len(joined)] == joined  # side by side in the chat, nothing left out between them
 
 
 # -------------------------------------------------------------------------------------------------------------- a file
@@ -160,7 +211,7 @@ def test_a_file_is_summed_up_in_one_line() -> None:
     fields[1]["question"] = "\u202eWhy?"
     rows = [*fields, *({"question": "", "answer": "So.", "id": n} for n in range(4)), {"prompt": "Why?"}]
     heard: list[str] = []
-    found = list(read_exchanges([Record(f"row {n}", one) for n, one in enumerate(rows, 2)], "a.csv", say=heard.append))
+    found = list(read_rows([Record(f"row {n}", one) for n, one in enumerate(rows, 2)], "a.csv", say=heard.append))
     assert [record.place for record, _ in found] == [f"row {n}" for n in range(2, 13)]
     assert heard == [
         "7 of 11 rows as question + answer 6, prompt 1; 1 without their control characters (row 3); "
@@ -185,15 +236,27 @@ def test_a_file_is_summed_up_in_one_line() -> None:
 )
 def test_a_file_that_cannot_be_used_says_what_it_has(fields: dict[str, Any], named: dict[str, str], words: str) -> None:
     with pytest.raises(DataError, match=words):
-        list(read_exchanges([row(**fields)], "a.csv", **named))
+        list(read_rows([row(**fields)], "a.csv", **named))
 
 
 def test_a_file_without_rows_says_nothing() -> None:
     heard: list[str] = []
-    assert list(read_exchanges([], "a.csv", prompt="Frage", say=heard.append)) == heard == []
+    assert list(read_rows([], "a.csv", prompt="Frage", say=heard.append)) == heard == []
 
 
-def test_a_row_that_asks_nothing_is_named() -> None:
-    assert str(no_question(row(ask="Why?"), Path("a.csv"))) == (
-        "a.csv: line 3 has no question; its columns: ask; call it `prompt` or `question`"
-    )
+def test_a_row_that_asks_nothing_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "Why?"}\n{"ask": "Why?"}\n')
+    with pytest.raises(DataError, match=r"a.jsonl: line 2 has no question; its columns: ask; call it `prompt` or `question`"):
+        list(read_questions(path))
+
+
+def test_of_chats_in_a_file_of_questions_the_first_question_is_asked_and_that_is_said(tmp_path: Path) -> None:
+    path, heard = tmp_path / "a.jsonl", list[str]()
+    chats = [[user("Why?"), assistant("So."), user("And?"), assistant("Yes.")], [user("Who?")], [SYSTEM, user("When?")]]
+    path.write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    assert [question.prompt for _, question in read_questions(path, heard.append)] == ["Why?", "Who?", "When?"]
+    assert heard[1:] == [
+        "3 of 3 rows as OpenAI messages; chats of several turns have 2 answers",
+        "of 2 chats only the first question is asked, without a system prompt",
+    ]

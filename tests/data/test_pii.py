@@ -196,6 +196,19 @@ def example(prompt: str, completion: str = "", source: str = "notes", number: in
     return Example(f"{source}/{number}", prompt, completion, source, "CC0-1.0", "", ())
 
 
+def test_no_later_turn_of_a_chat_shows_what_was_dropped_from_it() -> None:
+    turns = [
+        Example(f"chat/{name}#{number}", prompt, "yes", "chat", "MIT", "", (f"chat/{name}",))
+        for name in "ab"
+        for number, prompt in enumerate(["hello", "I am ann@example.com" if name == "a" else "I am Ann", "so"])
+    ]
+    dropped = Counter[str]()
+    kept, found = filter_pii(turns, "drop", domain="care", dropped=dropped)
+    assert [one.id for one in kept] == ["chat/a#0", "chat/b#0", "chat/b#1", "chat/b#2"]
+    assert dropped == {"personal_data": 2} and found == {"chat": {"email": 1}}
+    assert filter_pii(turns, "allow", domain="care", dropped=dropped)[0] == turns
+
+
 # finding
 
 

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory.config.schema import DocumentSource, FileSource, HubSource, Source, TeacherPromptSource, TemplateSource
+from factory.config.schema import (
+    DocumentSource,
+    FileSource,
+    HubSource,
+    Source,
+    TeacherContext,
+    TeacherPromptSource,
+    TemplateSource,
+    Turn,
+)
 from factory.data import sources
 from factory.data.sources import Example, content_hash, even_shares, load_examples, slot_names
 from factory.errors import DataError
@@ -105,6 +114,36 @@ def test_completions_teacher_discards_the_source_s_own(tmp_path: Path) -> None:
     rows_file(tmp_path, [{"prompt": "Why?", "a": "So."}])
     assert load(file_source(completion="a"), tmp_path)[0].completion == "So."
     assert load(file_source(completion="a", completions="teacher"), tmp_path)[0].completion == ""
+
+
+def chat(*said: str, system: str = "") -> dict[str, Any]:
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * len(said), said, strict=False)]
+    return {"messages": [*([{"role": "system", "content": system}] if system else []), *turns]}
+
+
+def test_every_answer_of_a_chat_is_an_example_after_all_that_was_said_before(tmp_path: Path) -> None:
+    rows_file(tmp_path, [chat("Why?", "So.", "And?", "Yes.", system="Be brief."), chat("How?", "Thus.")])
+    first, second, other = load(file_source(), tmp_path)
+    history = TeacherContext(system="Be brief.")
+    assert first == Example("rows/0#0", "Why?", "So.", "rows", "MIT", "", ("rows/0",), history)
+    later = TeacherContext(system="Be brief.", examples=(Turn(prompt="Why?", completion="So."),))
+    assert second == Example("rows/0#1", "And?", "Yes.", "rows", "MIT", "", ("rows/0",), later)
+    assert other == Example("rows/1", "How?", "Thus.", "rows", "MIT", "", ())
+    assert (first.conversation, second.conversation, other.conversation) == ("rows/0", "rows/0", "rows/1")
+    assert second.text == "Why?\nSo.\nAnd?"
+
+
+def test_only_the_last_answer_of_a_chat_is_learnt_where_its_source_says_so(tmp_path: Path) -> None:
+    rows_file(tmp_path, [chat("Why?", "So.", "And?", "Yes."), chat("How?", "Thus.")])
+    every, last = load(file_source(), tmp_path), load(file_source(turns="last"), tmp_path)
+    assert last == every[1:] and len(every) == 3
+
+
+def test_a_teacher_that_answers_a_chat_sees_what_its_source_says_before_each_turn(tmp_path: Path) -> None:
+    rows_file(tmp_path, [chat("Why?", "So.", "And?", "Yes.")])
+    written = load(file_source(completions="teacher"), tmp_path)
+    assert [one.completion for one in written] == ["", ""]
+    assert written[1].history.examples == (Turn(prompt="Why?", completion="So."),)
 
 
 def test_limit_on_a_file_keeps_the_order_of_the_file(tmp_path: Path) -> None:

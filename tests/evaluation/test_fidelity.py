@@ -227,6 +227,15 @@ def test_fidelity_covers_student_base_and_sft() -> None:
     assert found.metrics["kl"].low != report(model, seed=1).metrics["kl"].low
 
 
+def test_first_and_later_turns_of_chats_are_told_apart() -> None:
+    model = student()
+    held_out = HeldOut(ROWS[:4], ["a", "a", "b", "c"], np.ones((4, 2)), [], [], later_turn=[False, True, False, True])
+    metrics = measure_fidelity(model, tiny.teacher(), held_out, BootstrapConfig(100)).metrics
+    first, later, both = (metrics[name] for name in ("kl_first_turns", "kl_later_turns", "kl"))
+    assert first.n == sum(len(ROWS[i].completion) for i in (0, 2)) and later.clusters == 2
+    assert first.value * first.n + later.value * later.n == pytest.approx(both.value * both.n)
+
+
 def test_what_trimming_costs_is_minus_the_log_of_the_mass_that_is_kept() -> None:
     whole = tiny.teacher()
     kept = kept_tokens(whole.tokenizer, tiny.sentences(20), 340)

@@ -36,7 +36,7 @@ from factory.config.load import load_methods, load_specs
 from factory.config.schema import TeacherSpec
 from factory.config.settings import DistillConfig
 from factory.data.documents import read_document
-from factory.data.layouts import read_exchanges
+from factory.data.layouts import read_rows
 from factory.data.records import read_records
 from factory.errors import MAX_LINE, DataError, FactoryError, ModelResolutionError, RegistryError, ServeError, SpecError
 from factory.evaluation.bias import load_pairs
@@ -301,7 +301,7 @@ def version(name: str) -> Callable[[Path], Path]:
 
 
 def exchanges(path: Path) -> None:
-    for record, _ in read_exchanges(read_records(path), str(path)):
+    for record, _ in read_rows(read_records(path), str(path)):
         assert all(isinstance(column, str) for column in record.fields)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support import tiny
 
 import factory.models.teacher as module
-from factory.config.schema import TeacherContext, TeacherPromptSource
+from factory.config.schema import TeacherContext, TeacherPromptSource, Turn
 from factory.data.dataset import Completion
 from factory.data.sources import Example
 from factory.models.chat import NO_CONTEXT, prompt_ids, split_prefix, stop_tokens
@@ -69,6 +69,22 @@ def test_a_prompt_is_asked_once_and_never_again(tmp_path: Path, asked: list[int]
     more = complete(teacher, tmp_path, [*EXAMPLES, example("t/0", "be brief")])
     assert asked == [2, 1]
     assert more["s/1"] == first["s/1"]
+
+
+def test_a_question_after_other_words_is_another_question(tmp_path: Path, asked: list[int]) -> None:
+    teacher, said = (
+        tiny.teacher(),
+        TeacherContext(system="be long", examples=(Turn(prompt="what is light", completion="sugar"),)),
+    )
+    later = replace(example("c/1", "how is it treated"), history=said)
+    examples = [*EXAMPLES, later]
+    written = complete(teacher, tmp_path, examples, max_new_tokens=12)
+    assert asked == [3]
+    ids = prompt_ids(teacher.tokenizer, later.prompt, tiny.CONTEXT.then(said))
+    [answer] = sample(teacher.model, [ids], max_new_tokens=12, stop=stop_tokens(teacher.tokenizer))
+    assert written["c/1"].text == teacher.tokenizer.decode(answer, skip_special_tokens=True).strip() != written["s/1"].text
+    asked.clear()
+    assert complete(teacher, tmp_path, examples, max_new_tokens=12) == written and not asked
 
 
 def test_a_completion_of_its_own_is_not_asked_for(tmp_path: Path, asked: list[int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from support import tiny
 
-from factory.config.schema import TeacherContext, TeacherContexts
+from factory.config.schema import TeacherContext, TeacherContexts, Turn
 from factory.models.chat import end_of_turn, prompt_ids
 from factory.models.tokenize import token_text, token_texts, tokenize_examples
 
@@ -31,6 +31,23 @@ def test_the_teacher_s_prompt_has_the_context_of_the_row_s_source() -> None:
     for row, context in zip(tokenize_examples(rows, tokenizer, contexts), sources.values(), strict=True):
         assert row.prompt == prompt_ids(tokenizer, "what is light")
         assert row.teacher_prompt == prompt_ids(tokenizer, "what is light", context)
+
+
+def test_both_prompts_have_what_was_said_before_and_only_the_teacher_s_has_the_context() -> None:
+    tokenizer, said = tiny.tokenizer(), [("what is light", "it is sugar"), ("how", "see a doctor")]
+    history = TeacherContext(system="be long", examples=tuple(Turn(prompt=a, completion=b) for a, b in said))
+    row = {"prompt": "and for students", "completion": "learn", "history": history.model_dump()}
+    [found] = tokenize_examples([row], tokenizer, TeacherContexts(tiny.CONTEXT))
+    turns = [{"role": "system", "content": "be long"}]
+    for asked, answered in said:
+        turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    turns.append({"role": "user", "content": "and for students"})
+    assert found.prompt == list(
+        tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    )  # as it is served
+    shown = tiny.CONTEXT.then(history)
+    assert shown.system == "be brief\n\nbe long" and len(shown.examples) == 3
+    assert found.teacher_prompt == prompt_ids(tokenizer, "and for students", shown)
 
 
 def test_a_long_completion_is_whole_and_ends() -> None:

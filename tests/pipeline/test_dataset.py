@@ -37,9 +37,9 @@ class Silent(Teacher):
 
     asked: ClassVar[list[list[str]]] = []
 
-    def _write(self, prompts: Sequence[str], *_: Any) -> dict[str, Completion]:
-        self.asked.append(list(prompts))
-        return dict.fromkeys(prompts, Completion("", finished=True))
+    def _write(self, examples: Sequence[Any], *_: Any) -> dict[str, Completion]:
+        self.asked.append([one.prompt for one in examples])
+        return dict.fromkeys(self.asked[-1], Completion("", finished=True))
 
 
 class Shown(Teacher):

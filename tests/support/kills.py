@@ -108,6 +108,9 @@ def build(place: Workplace, log: Path, moment: Moment | None) -> None:
     """``factory build plants`` in this process, and a line in ``log`` for each thing that it did."""
     import torch
 
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # tests that run in a shell's background inherit that it is ignored
     torch.set_num_threads(1)
     gc.freeze()  # what the parent has loaded is not searched at every collection
     os.environ["FACTORY_HOME"] = str(place.root / "home")
@@ -159,7 +162,7 @@ def record_work(note: Callable[..., None]) -> None:
 
         setattr(owner, name, wrapped)
 
-    after(Teacher, "_write", "asked", lambda teacher, prompts, *_: list(prompts))
+    after(Teacher, "_write", "asked", lambda teacher, examples, *_: [one.prompt for one in examples])
     after(target_store, "_write", "scored", lambda folder, layout, span, arrays: [stored(layout, arrays)])
     after(
         DistillTrainer,
