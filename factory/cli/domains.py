@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from factory.cli.context import choose, load_context, read_domains
 from factory.cli.options import DOMAINS, REGISTRY, Device, Domains, Family, Json, Profile, RegistryFolder, Seed
-from factory.cli.tables import preview_table
+from factory.cli.tables import heap_table, preview_table
 from factory.cli.terminal import print_json, print_table, say
 from factory.registry.registry import Registry
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from factory.config.load import SpecFolder
     from factory.config.schema import Specs
     from factory.data.router import Route
+    from factory.pipeline.context import BuildContext
 
 
 def new(
@@ -52,7 +53,13 @@ def validate(
 
 
 def data(
-    name: Annotated[str, typer.Argument(help="A domain.")],
+    name: Annotated[str | None, typer.Argument(help="A domain.")] = None,
+    pool: Annotated[
+        Path | None, typer.Option("--pool", metavar="PATH", help="In place of a domain: texts to sort into all of them.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="With --pool: write a file for each domain here.")
+    ] = None,
     family: Family = None,
     profile: Profile = "default",
     seed: Seed = None,
@@ -61,17 +68,16 @@ def data(
     json: Json = False,
     device: Device = "auto",
 ) -> None:
-    """Make a domain's data set and preview it: counts, what was dropped and why, samples, whether it is too small."""
-    specs, chosen, _ = choose(domains, family=family, profile=profile, needs=[name])
-    spec = specs.domain(name)
-    context = load_context(specs, chosen, Registry(registry), profile=profile, seed=seed, device=device, json=json)
-    from factory.pipeline.context import resolve_models
-    from factory.pipeline.dataset import make_dataset
-    from factory.pipeline.preview import preview
+    """Make a domain's data set and preview it: counts, what was dropped and why, samples, whether it is too small.
 
-    models = resolve_models(chosen, specs.root, context.device)
-    content = preview(context, models, make_dataset(context, models, spec))
-    print_json(content) if json else print_table(preview_table(content))
+    With --pool sort a heap of texts into the domains instead.
+    """
+    if (name is None) == (pool is None) or (out and not pool):
+        raise typer.BadParameter("give a domain, or --pool PATH (with or without --out DIR)", param_hint="NAME")
+    specs, chosen, _ = choose(domains, family=family, profile=profile, needs=[name] if name else None)
+    context = load_context(specs, chosen, Registry(registry), profile=profile, seed=seed, device=device, json=json)
+    content = _sorted(context, pool, out) if pool else _data_set(context, str(name))
+    print_json(content) if json else print_table(heap_table(content) if pool else preview_table(content))
 
 
 def route(
@@ -91,6 +97,22 @@ def route(
     router = load_router(context, resolve_models(chosen, specs.root, context.device))
     found = router.route([text])[0]
     print_json({**vars(found), "router": router.version}) if json else typer.echo(_describe(found))
+
+
+def _data_set(context: BuildContext, name: str) -> dict[str, Any]:
+    from factory.pipeline.context import resolve_models
+    from factory.pipeline.dataset import make_dataset
+    from factory.pipeline.preview import preview
+
+    models = resolve_models(context.family, context.specs.root, context.device)
+    return preview(context, models, make_dataset(context, models, context.specs.domain(name)))
+
+
+def _sorted(context: BuildContext, pool: Path, out: Path | None) -> dict[str, Any]:
+    from factory.pipeline.context import resolve_models
+    from factory.pipeline.sorting import sort_pool
+
+    return sort_pool(context, resolve_models(context.family, context.specs.root, context.device), pool, out)
 
 
 def _describe(found: Route) -> str:

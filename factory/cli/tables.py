@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from factory.cli.terminal import format_duration
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from factory.pipeline.plan import Step
     from factory.registry.garbage import Garbage
     from factory.registry.ledger import AliasMove
+
+HEAP_WIDTH = 100  # characters of a text in a heap
 
 
 def make_table(rows: Iterable[Sequence[str]], headings: Sequence[str] = (), *, right: int = 0) -> Table:
@@ -111,6 +114,20 @@ def _preview_rows(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         answer = " ".join(row["completion"].split())
         rows += [("", ""), (row["source"], row["prompt"]), ("refusal" if row["refusal"] else "answer", answer)]
     return rows
+
+
+def heap_table(content: Mapping[str, Any]) -> Table:
+    """``print_table(heap_table(sort_pool(context, models, path)))``: of each domain how many texts, and some of them."""
+    rows = []
+    for part in content["domains"]:
+        share = part["texts"] / max(1, content["texts"])
+        rows.append((part["domain"] or "none", f"{part['texts']} texts ({share:.0%})", ""))
+        for one in part["samples"]:
+            nearest = "" if part["domain"] else f" {one['nearest']}"
+            rows.append(("", shorten(one["text"], HEAP_WIDTH, placeholder=" …"), f"{one['score']:.2f}{nearest}"))
+    sure = f"a score of {content['threshold']:.2f}"
+    rows.append(("", f"none is below {sure}; {content['duplicates']} duplicates left out", ""))
+    return make_table(rows, ["domain", "", "score"])
 
 
 # --------------------------------------------------------------------------------------------------------------- registry
