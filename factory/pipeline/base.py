@@ -140,7 +140,7 @@ def _make(
     options = size_options(models, size) if size.max_bytes is not None else []
     if options and all(option.size.trimmed for option in options):
         return fit_device(context, models, options, []), []
-    datasets = [make_dataset(context, models, domain.unadapted()) for domain in context.public_domains]
+    datasets = [make_dataset(context, models, domain.unadapted()) for domain in context.healing_domains]
     if options:
         return fit_device(context, models, options, datasets), datasets
     if assistant is not None:

@@ -62,7 +62,7 @@ def choose_base(
     for version in same_settings:
         if not changed_domains(context, teacher_sha256, version):
             manifest = base_manifest(version)
-            unseen = [one.name for one in context.public_domains if not manifest.trimmed and one.name not in manifest.domains]
+            unseen = [one.name for one in context.healing_domains if not manifest.trimmed and one.name not in manifest.domains]
             seen = (
                 f"{version.reference} was healed without {', '.join(unseen)}; --rebuild-base makes one with" if unseen else ""
             )

@@ -65,6 +65,17 @@ class BuildContext:
         return [domain for domain in self.specs.domains.values() if not domain.private]
 
     @property
+    def routed_domains(self) -> list[DomainSpec]:
+        """What the router tells apart: the public domains; where all are private, these: no other student shares it then."""
+        return self.public_domains or list(self.specs.domains.values())
+
+    @property
+    def healing_domains(self) -> list[DomainSpec]:
+        """What a pruned base is healed on: the public domains, or where there are none the general pool."""
+        pool = self.specs.pools[self.family.general]
+        return self.public_domains or [DomainSpec(name=pool.name, description=pool.description, sources=pool.sources)]
+
+    @property
     def bootstrap(self) -> BootstrapConfig:
         """Behind every interval of this build."""
         return BootstrapConfig(self.settings().evaluate.bootstrap, self.seed)

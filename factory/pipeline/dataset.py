@@ -114,15 +114,15 @@ class DomainDataset:
 def router_key(context: BuildContext) -> str:
     """``router_key(context)``: of all that decides the router.
 
-    That is the public domains' sources, the general pool, the settings, the encoder and the seed; no context is routed.
+    That is its domains' sources, the general pool, the settings, the encoder and the seed; no context is routed.
     """
     root, unrouted = context.specs.root, {"sources": {"__all__": {"teacher_context"}}}
-    public = [
+    routed = [
         [domain.model_dump(include={"name", "sources"}, exclude=unrouted), content_hash(domain.sources, root)]
-        for domain in context.public_domains
+        for domain in context.routed_domains
     ]
     return cache_key(
-        public, general_key(context), context.family.router.model_dump(), context.family.encoder.model_dump(), context.seed
+        routed, general_key(context), context.family.router.model_dump(), context.family.encoder.model_dump(), context.seed
     )
 
 
@@ -209,7 +209,7 @@ def split_general(context: BuildContext, models: FamilyModels) -> tuple[list[Exa
 def load_router(context: BuildContext, models: FamilyModels) -> DomainRouter:
     """``load_router(context, models).route(["Can my landlord keep my deposit?"])``: trained once, then read from disk.
 
-    It learns from the public domains' own texts and the general pool.
+    It learns from its domains' own texts and the general pool.
     """
     folder = router_folder(context)
     if is_kept(folder, context.say):
@@ -217,7 +217,7 @@ def load_router(context: BuildContext, models: FamilyModels) -> DomainRouter:
     with context.meter.stage("router"), context.progress("router", 1) as advance:
         labelled: list[tuple[Example, str | None]] = [
             (example, domain.name)
-            for domain in context.public_domains
+            for domain in context.routed_domains
             for example in load_domain_examples(context, models, [s for s in domain.sources if s.kind != "teacher_prompts"])
         ]
         labelled += [(example, None) for example in general_examples(context, models)]

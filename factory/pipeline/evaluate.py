@@ -73,7 +73,7 @@ def gather_eval_data(
         general=make_general_rows(context, models),
         general_texts=[example.text for example in general_examples(context, models)],
         embed=models.embed,
-        router=None if data.spec.private else load_router(context, models),
+        router=load_router(context, models) if data.spec in context.routed_domains else None,
         canaries=canaries,
     )
 

@@ -97,15 +97,15 @@ def _fetch(context: BuildContext, what: str, spec: ModelSpec) -> Step:
 
 
 def _router(context: BuildContext) -> Step:
-    detail = f"{len(context.public_domains)} domains and the general pool"
+    detail = f"{len(context.routed_domains)} domains and the general pool"
     if is_intact(router_folder(context)):
         return Step("router", "on disk", detail)
     return Step("router", "to do", detail, ROUTER_SECONDS)
 
 
 def _of_base(context: BuildContext, own: Sequence[DomainSpec]) -> list[DomainSpec]:
-    """The public domains as a healed base needs them, answered by the teacher as it is; without those that students need so."""
-    return [spec for domain in context.public_domains if (spec := domain.unadapted()) not in own]
+    """The domains that a base is healed on, answered by the teacher as it is; without those that students need so."""
+    return [spec for domain in context.healing_domains if (spec := domain.unadapted()) not in own]
 
 
 def _data(context: BuildContext, models: FamilyModels, spec: DomainSpec, rate: float) -> list[Step]:
@@ -124,7 +124,11 @@ def _data(context: BuildContext, models: FamilyModels, spec: DomainSpec, rate: f
 
 def _data_name(context: BuildContext, spec: DomainSpec) -> str:
     """Where the teacher is adapted for a domain's students, a base has another data set of the domain."""
-    shared = spec.teacher_adaptation is None and context.specs.domain(spec.name).teacher_adaptation is not None
+    shared = (
+        spec.teacher_adaptation is None
+        and spec.name in context.specs.domains
+        and context.specs.domain(spec.name).teacher_adaptation is not None
+    )
     return f"data set {spec.name}{' of the base' if shared else ''}"
 
 

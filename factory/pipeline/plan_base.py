@@ -85,7 +85,7 @@ def base_detail(context: BuildContext, size: str) -> str:
     kept = f"{spec.vocabulary:,} tokens" if spec.vocabulary else "the teacher's vocabulary"
     if spec.trimmed:
         return f"all layers of the teacher, {kept}; nothing to heal"
-    on = ", ".join(domain.name for domain in context.public_domains)
+    on = ", ".join(domain.name for domain in context.healing_domains)
     healed = f"healed for {heal.steps} steps of {heal.batch} on {on}"
     if spec.max_bytes is not None:
         return f"what is nearest to the teacher in {format_number(spec.max_bytes, 'bytes')} of {spec.grid}; if pruned, {healed}"
@@ -132,8 +132,8 @@ def _trials(context: BuildContext, models: FamilyModels, options: Sequence[SizeO
 
 
 def _pruning_seconds(context: BuildContext, models: FamilyModels, rate: float) -> float:
-    """Of choosing what is kept, and of the teacher's soft targets on all public domains."""
-    data = [context.settings(domain).data for domain in context.public_domains]
+    """Of choosing what is kept, and of the teacher's soft targets on what it is healed on."""
+    data = [context.settings(domain).data for domain in context.healing_domains]
     scored = sum(one.max_examples * example_tokens(one) for one in data)
     average = example_tokens(context.settings().data)
     return scoring_seconds(rate, models.teacher.parameters, PRUNING_PASSES * 16 * average + scored)

@@ -17,12 +17,13 @@ SAMPLES = 5
 def preview(context: BuildContext, models: FamilyModels, data: DomainDataset) -> dict[str, Any]:
     """``preview(context, models, make_dataset(context, models, spec))``: plain lists and dicts.
 
-    "disagreements" are prompts that the router would send elsewhere; a private domain has none. Whether the data set is too
+    "disagreements" are prompts that the router would send elsewhere, where it knows the domain. Whether the data set is too
     small is judged by its size alone; a build adds what its losses say.
     """
     manifest, rows = data.manifest, data.rows["train"].select(range(min(SAMPLES, len(data.rows["train"]))))
     prompts = [conversation_of(row) for split in data.rows.values() for row in split]
-    elsewhere = [] if data.spec.private else find_disagreements(prompts, data.spec.name, load_router(context, models))
+    routed = data.spec in context.routed_domains
+    elsewhere = find_disagreements(prompts, data.spec.name, load_router(context, models)) if routed else []
     return {
         "domain": manifest.domain,
         "folder": str(data.folder),

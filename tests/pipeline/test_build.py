@@ -6,13 +6,13 @@ import json
 
 from support import tiny
 from support.teacher import ANSWERS
-from support.workplace import BIRDS, Workplace, domain, two_contexts
+from support.workplace import BIRDS, PLANTS, STARS, Workplace, domain, two_contexts
 
 from factory.config.schema import DomainSpec
 from factory.config.settings import PRIVATE_GATES
 from factory.pipeline.build import BuildOptions, build_student, build_students
 from factory.pipeline.context import resolve_models
-from factory.pipeline.dataset import dataset_folder, dataset_key
+from factory.pipeline.dataset import dataset_folder, dataset_key, load_router
 from factory.registry.registry import Registry
 
 
@@ -35,6 +35,23 @@ def test_a_domain_dropped_in_later_is_neither_made_nor_measured(built: Workplace
     birds = context.specs.domain("birds")
     assert not dataset_folder(birds, dataset_key(context, sha256, birds)).exists()
     (built.domains / "birds.yaml").unlink()
+
+
+def test_private_domains_alone_have_students_a_router_and_a_base_without_their_text(with_models: Workplace) -> None:
+    for name, things in (("plants", PLANTS), ("stars", STARS)):
+        with_models.write(f"{name}.yaml", domain(name, things) | {"private": True})
+    assert "router" in with_models.run("plan", "plants").stdout
+    student = build_student(with_models.context(force=True), "plants", "mini", BuildOptions(canaries=0))
+    base = Registry(with_models.root / "registry").resolve(student.base).manifest
+    assert base.kind == "base" and set(base.domains) == {"general"} and not base.vocabulary.chosen_by
+    assert {source.id for source in base.dataset.sources} == {"general-questions"}
+    context = with_models.context()
+    router = load_router(context, resolve_models(context.family, context.specs.root, context.device))
+    assert router.domains == ("plants", "stars") and student.manifest.router == router.version
+    assert [one.domain for one in router.route(["what is the price of oak ?", "what is the price of vega ?"])] == [
+        "plants",
+        "stars",
+    ]
 
 
 def test_a_second_student_asks_the_teacher_for_no_targets(built: Workplace) -> None:
