@@ -124,11 +124,8 @@ def _data(context: BuildContext, models: FamilyModels, spec: DomainSpec, rate: f
 
 def _data_name(context: BuildContext, spec: DomainSpec) -> str:
     """Where the teacher is adapted for a domain's students, a base has another data set of the domain."""
-    shared = (
-        spec.teacher_adaptation is None
-        and spec.name in context.specs.domains
-        and context.specs.domain(spec.name).teacher_adaptation is not None
-    )
+    known = context.specs.domains.get(spec.name)  # none where the data is the general pool's
+    shared = spec.teacher_adaptation is None and known is not None and known.teacher_adaptation is not None
     return f"data set {spec.name}{' of the base' if shared else ''}"
 
 
