@@ -524,6 +524,22 @@ def retrieval_row(name: str, size: int, milliseconds: float, row: dict[str, Any]
     return [name, f"{size / 1e6:.1f}", f"{milliseconds:.0f}", *metrics]
 
 
+def router_page() -> str:
+    """Twelve neighbouring subjects: what abstaining brings, and which are taken for which."""
+    found = results("subjects.json")
+    f1, names = found["macro_f1"], found["names"]
+    measured = format_metric(MetricValue(**f1, n=found["n"]))
+    line = f"Macro-F1 {measured} on {found['n']} questions; {found['abstained']} were sent to none.\n"
+    kept = [[f"{one['share']:.0%}", f"{one['n']}", f"{one['right']:.1%}"] for one in found["kept"]]
+    rows = [[name, *(f"{count or ''}" for count in row)] for name, row in zip(names, found["confusion"], strict=False)]
+    tables = [
+        line,
+        table(["the surest", "questions", "nearest subject is right"], kept),
+        table(["is, routed to", *names], rows),
+    ]
+    return with_generated("docs/results/router.md", {"subjects": "\n".join(tables)})
+
+
 def cascade_page() -> str:
     """Every pair of models, once they are measured."""
     if not (ROOT / "docs" / "results" / "cascade.json").is_file():
@@ -663,6 +679,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/results/objective.md": objective_page,
     "docs/results/references.md": references_page,
     "docs/results/retrieval.md": retrieval_page,
+    "docs/results/router.md": router_page,
     "docs/cascade.md": cascade_page,
     "docs/results/serving.md": load_page,
     "docs/serving.md": serving_page,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from support import tiny
 from support.workplace import Workplace
 
@@ -177,3 +178,15 @@ def test_a_storm_loses_and_crosses_nothing(run: Run, tmp_path: Path, monkeypatch
     assert set(report["nonsense"]) <= {"400", "404", "413", "422", "429", "ClientOSError"}
     assert report["left"] and sum(report["nonsense"].values())
     assert report["latency"]["after"][0] < 10 * report["latency"]["before"][0] + 0.5
+
+
+def test_neighbouring_subjects_are_told_apart_by_questions_that_no_template_has(
+    built: Workplace, run: Run, tmp_path: Path
+) -> None:
+    found = json.loads(run("bench/subjects.py", "--domains", built.domains, "--json", tmp_path / "found.json"))
+    assert json.loads((tmp_path / "found.json").read_text()) == found
+    assert found["n"] == sum(map(sum, found["confusion"])) == 120 and len(found["names"]) == 13
+    assert found["macro_f1"]["low"] <= found["macro_f1"]["value"] <= found["macro_f1"]["high"]
+    subjects = yaml.safe_load((SCRIPTS / "bench" / "subjects.yaml").read_text(encoding="utf-8"))
+    asked = [question for content in subjects.values() for question in content["asked"]]
+    assert len(set(asked)) == 120 and {len(content["asked"]) for content in subjects.values()} == {10}
