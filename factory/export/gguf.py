@@ -6,6 +6,7 @@ write_adapter_gguf(version.folder, model.config, Path("healthcare.gguf"))
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from gguf import (
     GGML_QUANT_SIZES,
-    MODEL_ARCH,
     MODEL_ARCH_NAMES,
     GGMLQuantizationType,
     GGUFReader,
@@ -28,7 +27,6 @@ from gguf import (
 )
 from gguf.constants import GGUF_DEFAULT_ALIGNMENT
 from gguf.quants import dequantize, quantize
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -36,24 +34,22 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from factory.cache import atomic_file
 from factory.config.quantization import DEFAULT, GRIDS, Grid, Quantization
 from factory.errors import ExportError
+from factory.export.gguf_architectures import (
+    Architecture,
+    architecture_of,
+    as_llamacpp,
+    check_config,
+    extra_tensors,
+    from_llamacpp,
+    write_config,
+)
 from factory.export.gguf_tokenizer import write_tokenizer
 from factory.models.adapter import WEIGHTS, check_adapter
 from factory.models.dimensions import empty_model
 from factory.registry.versions import Version
 
-
-@dataclass(frozen=True)
-class _Architecture:
-    name: MODEL_ARCH
-    norm_offset: float  # transformers adds it to norm weights when it applies them, llama.cpp does not
-    interleaved: bool  # llama.cpp's RoPE rotates neighbouring rows of a head, transformers' its two halves
-
-
-ARCHITECTURES = {  # by transformers' model_type
-    "llama": _Architecture(MODEL_ARCH.LLAMA, norm_offset=0.0, interleaved=True),
-    "gemma3_text": _Architecture(MODEL_ARCH.GEMMA3, norm_offset=1.0, interleaved=False),
-}
 Types = GGMLQuantizationType
+SUFFIXES = (".weight", ".bias")
 
 
 @dataclass(frozen=True)
@@ -98,14 +94,16 @@ def write_base_gguf(
     Raises: ExportError for an unsupported architecture, setting or tokenizer; nothing is left behind.
     """
     config: Any = model.config.get_text_config()
-    architecture = _architecture(config)
-    _check_config(config)
+    architecture = architecture_of(config)
+    check_config(config)
     if quantization not in QUANTIZATIONS:
         raise ExportError(f"unknown quantization {quantization!r}; available: {', '.join(QUANTIZATIONS)}")
     with _gguf_file(path, architecture) as writer:
         _write_metadata(writer, config, tokenizer, quantization, name=name, license=license)
         for target, key, weight, kind in _tensors(model, quantization):
-            writer.add_tensor(target, quantize(_as_llamacpp(key, weight, config), kind), raw_dtype=kind)
+            writer.add_tensor(target, quantize(as_llamacpp(key, weight, config), kind), raw_dtype=kind)
+        for target, values in extra_tensors(config).items():
+            writer.add_tensor(target, values)
 
 
 def _write_metadata(
@@ -115,19 +113,19 @@ def _write_metadata(
     writer.add_name(name)
     writer.add_license(license)
     writer.add_file_type(QUANTIZATIONS[quantization].file_type)
-    _write_config(writer, config)
+    write_config(writer, config)
     write_tokenizer(writer, tokenizer, config.vocab_size)
 
 
 def _tensors(model: PreTrainedModel, quantization: str) -> Iterator[tuple[str, str, Tensor, Types]]:
     """llama.cpp's name of each tensor, the model's own, its weight, and the type that it is written in."""
     config: Any = model.config.get_text_config()
-    architecture = _architecture(config)
+    architecture = architecture_of(config)
     names = get_tensor_name_map(architecture.name, config.num_hidden_layers)
     for key, weight in model.state_dict().items():
-        if key == "lm_head.weight" and config.tie_word_embeddings:
+        if key == "lm_head.weight" and config.tie_word_embeddings and not architecture.own_head:
             continue  # without a head llama.cpp uses the embedding
-        target = names.get_name(key, try_suffixes=(".weight",))
+        target = names.get_name(key, try_suffixes=SUFFIXES)
         if target is None:
             raise ExportError(f"llama.cpp's {MODEL_ARCH_NAMES[architecture.name]} architecture has no tensor for {key}")
         yield target, key, weight, _tensor_type(target, tuple(weight.shape), QUANTIZATIONS[quantization])
@@ -139,10 +137,12 @@ def gguf_bytes(config: PreTrainedConfig, quantization: str, metadata: int) -> in
     No weights are needed. Raises: ExportError for an architecture that it would not write.
     """
     descriptions, values = 0, 0
-    for target, _, weight, kind in _tensors(empty_model(config), quantization):
+    weights = [(name, weight.shape, kind) for name, _, weight, kind in _tensors(empty_model(config), quantization)]
+    extra = [(name, factors.shape, Types.F32) for name, factors in extra_tensors(config.get_text_config()).items()]
+    for name, shape, kind in [*weights, *extra]:
         block, size = GGML_QUANT_SIZES[kind]
-        descriptions += 8 + len(target) + 4 + 8 * weight.ndim + 4 + 8  # name, dimensions, type, offset
-        values += GGUFWriter.ggml_pad(weight.numel() // block * size, GGUF_DEFAULT_ALIGNMENT)
+        descriptions += 8 + len(name) + 4 + 8 * len(shape) + 4 + 8  # name, dimensions, type, offset
+        values += GGUFWriter.ggml_pad(math.prod(shape) // block * size, GGUF_DEFAULT_ALIGNMENT)
     return GGUFWriter.ggml_pad(metadata + descriptions, GGUF_DEFAULT_ALIGNMENT) + values
 
 
@@ -154,8 +154,8 @@ def gguf_metadata_bytes(
     Nearly all of it are the tokens and their merges. Raises: ExportError as ``write_base_gguf`` does.
     """
     text: Any = config.get_text_config()
-    architecture = _architecture(text)
-    _check_config(text)
+    architecture = architecture_of(text)
+    check_config(text)
     with TemporaryDirectory() as folder:
         path = Path(folder, "metadata.gguf")
         writer = GGUFWriter(path, MODEL_ARCH_NAMES[architecture.name])
@@ -173,14 +173,14 @@ def load_gguf_weights(model: PreTrainedModel, path: Path) -> None:
     ``path`` is what ``write_base_gguf`` wrote of this model. What quantization costs can then be measured as any model is.
     """
     config: Any = model.config.get_text_config()
-    names = get_tensor_name_map(_architecture(config).name, config.num_hidden_layers)
+    names = get_tensor_name_map(architecture_of(config).name, config.num_hidden_layers)
     tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
     for key, weight in model.state_dict().items():
-        tensor = tensors.get(names.get_name(key, try_suffixes=(".weight",)) or "")
+        tensor = tensors.get(names.get_name(key, try_suffixes=SUFFIXES) or "")
         if tensor is None:
             continue  # a tied head, which is the embedding
         values = dequantize(tensor.data, tensor.tensor_type).reshape(tuple(weight.shape))
-        weight.copy_(torch.from_numpy(_from_llamacpp(key, values, config)))
+        weight.copy_(torch.from_numpy(from_llamacpp(key, values, config)))
 
 
 def own_quantization(base: Version) -> Quantization:
@@ -194,7 +194,7 @@ def write_adapter_gguf(adapter_folder: Path, model_config: PreTrainedConfig, pat
     Raises: ExportError for an unsupported architecture, ModelResolutionError for an adapter that does not fit the model.
     """
     config: Any = model_config.get_text_config()
-    architecture, adapter = _architecture(config), check_adapter(adapter_folder, model_config)
+    architecture, adapter = architecture_of(config), check_adapter(adapter_folder, model_config)
     names = get_tensor_name_map(architecture.name, config.num_hidden_layers)
     with _gguf_file(path, architecture) as writer:
         writer.add_type(GGUFType.ADAPTER)
@@ -205,89 +205,8 @@ def write_adapter_gguf(adapter_folder: Path, model_config: PreTrainedConfig, pat
             target = names.get_name(module)
             if target is None or part not in ("lora_A", "lora_B"):
                 raise ExportError(f"{adapter_folder}: llama.cpp has no tensor for {key}; use --part merged")
-            values = _as_llamacpp(module if part == "lora_B" else key, weight, config)
+            values = as_llamacpp(module if part == "lora_B" else key, weight, config)
             writer.add_tensor(f"{target}.weight.{part.lower()}", values)
-
-
-def _architecture(config: Any) -> _Architecture:
-    if config.model_type not in ARCHITECTURES:
-        supported = ", ".join(ARCHITECTURES)
-        raise ExportError(f"{config.model_type} cannot be written as GGUF (supported: {supported}); use --format merged")
-    return ARCHITECTURES[config.model_type]
-
-
-def _check_config(config: Any) -> None:
-    """Refuse settings that llama.cpp's implementations of these architectures do not support."""
-    ropes = _ropes(config)
-    required = {
-        "rope_type": ({rope["rope_type"] for rope in ropes.values()}, {"default"}),
-        "attention_bias": (config.attention_bias, False),
-        "mlp_bias": (getattr(config, "mlp_bias", False), False),
-        "query_pre_attn_scalar": (getattr(config, "query_pre_attn_scalar", config.head_dim), config.head_dim),
-        "attn_logit_softcapping": (getattr(config, "attn_logit_softcapping", None), None),
-        "use_bidirectional_attention": (getattr(config, "use_bidirectional_attention", False), False),
-    }
-    for key, (value, supported) in required.items():
-        if value != supported:
-            raise ExportError(f"{config.model_type} with {key} {value} cannot be written as GGUF, only with {supported}")
-
-
-def _ropes(config: Any) -> dict[str, Any]:
-    """RoPE parameters by layer type; a single set for all layers is under ``full_attention``."""
-    ropes: dict[str, Any] = config.rope_parameters
-    return {"full_attention": ropes} if "rope_type" in ropes else ropes
-
-
-def _write_config(writer: GGUFWriter, config: Any) -> None:
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    ropes = _ropes(config)
-    writer.add_rope_freq_base(ropes["full_attention"]["rope_theta"])
-    if "sliding_attention" in getattr(config, "layer_types", ()):  # llama.cpp expects these keys only if a layer has a window
-        writer.add_rope_freq_base_swa(ropes["sliding_attention"]["rope_theta"])
-        writer.add_sliding_window(config.sliding_window)
-        # Per layer: by default llama.cpp assumes that every sixth layer is full, which pruning changes.
-        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
-    if getattr(config, "final_logit_softcapping", None):
-        writer.add_final_logit_softcapping(config.final_logit_softcapping)
-
-
-def _as_llamacpp(key: str, weight: Tensor, config: Any) -> NDArray[np.float32]:
-    """A weight in float32, with its rows in llama.cpp's order: two interleaved halves of a head become pairs."""
-    values: NDArray[np.float32] = weight.float().cpu().numpy()
-    if heads := _interleaved_heads(key, config):
-        values = values.reshape(heads, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
-    return values + _norm_offset(key, config)
-
-
-def _from_llamacpp(key: str, values: NDArray[np.float32], config: Any) -> NDArray[np.float32]:
-    """The inverse of ``_as_llamacpp``."""
-    if heads := _interleaved_heads(key, config):
-        values = values.reshape(heads, -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
-    return values - _norm_offset(key, config)
-
-
-def _interleaved_heads(key: str, config: Any) -> int:
-    """Heads of a weight whose rows llama.cpp orders otherwise, else 0."""
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    return heads.get(_module(key), 0) if _architecture(config).interleaved else 0
-
-
-def _norm_offset(key: str, config: Any) -> np.float32:
-    return np.float32(_architecture(config).norm_offset if _module(key).endswith("norm") else 0.0)
-
-
-def _module(key: str) -> str:
-    return key.removesuffix(".weight").rpartition(".")[2]
 
 
 def _tensor_type(target: str, shape: tuple[int, ...], quantization: _Quantization) -> GGMLQuantizationType:
@@ -297,7 +216,7 @@ def _tensor_type(target: str, shape: tuple[int, ...], quantization: _Quantizatio
         wanted = quantization.embedding
     elif "ffn_gate" in target or "ffn_up" in target:
         wanted = quantization.gate_up
-    elif "attn_v" in target or "ffn_down" in target:
+    elif "attn_v" in target or "attn_qkv" in target or "ffn_down" in target:
         wanted = quantization.value_down
     else:
         wanted = quantization.other
@@ -306,7 +225,7 @@ def _tensor_type(target: str, shape: tuple[int, ...], quantization: _Quantizatio
 
 
 @contextmanager
-def _gguf_file(path: Path, architecture: _Architecture) -> Iterator[GGUFWriter]:
+def _gguf_file(path: Path, architecture: Architecture) -> Iterator[GGUFWriter]:
     """A writer whose file appears at ``path`` once it is complete."""
     with atomic_file(path) as temporary:
         writer = GGUFWriter(temporary, MODEL_ARCH_NAMES[architecture.name])

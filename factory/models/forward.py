@@ -83,9 +83,7 @@ def hidden_states(model: Any, batch: Batch, prefix: Sequence[int] = ()) -> State
 def logits(model: Any, states: Tensor) -> Tensor:
     """``logits(model, hidden_states(model, batch).final[batch.predicts])``: (N, H) → (N, V), by the model's own head."""
     inner: Any = unwrap(model)
-    values: Tensor = inner.get_output_embeddings()(states)
-    cap = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
-    return torch.tanh(values / cap) * cap if cap else values
+    return _after_head(inner, inner.get_output_embeddings()(states))
 
 
 def output_head(model: Any, dtype: torch.dtype) -> tuple[Callable[[Tensor], Tensor], int]:
@@ -96,14 +94,21 @@ def output_head(model: Any, dtype: torch.dtype) -> tuple[Callable[[Tensor], Tens
     inner: Any = unwrap(model)
     module = inner.get_output_embeddings()
     weights = {name: parameter.detach().to(dtype) for name, parameter in module.named_parameters()}
-    cap = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
 
     def head(states: Tensor) -> Tensor:
         with torch.autocast(states.device.type, enabled=False):
             values: Tensor = functional_call(module, weights, (states.to(dtype),))
-        return torch.tanh(values / cap) * cap if cap else values
+        return _after_head(inner, values)
 
     return head, int(module.weight.shape[0])
+
+
+def _after_head(model: Any, values: Tensor) -> Tensor:
+    """What a model does to its head's output: Granite divides it, Gemma caps it."""
+    config = model.config.get_text_config()
+    divisor, cap = getattr(config, "logits_scaling", None), getattr(config, "final_logit_softcapping", None)
+    values = values / divisor if divisor else values
+    return torch.tanh(values / cap) * cap if cap else values
 
 
 def positions_at_once(vocabulary: int) -> int:
@@ -125,6 +130,6 @@ def check_head(model: PreTrainedModel) -> None:
     ours = logits(model, hidden_states(model, batch).final[batch.real])
     if not torch.allclose(own.float(), ours.float(), atol=1e-2, rtol=1e-2):
         raise TrainingError(
-            f"{type(model).__name__}'s output head is not a linear layer with an optional soft cap (logits differ by up to "
-            f"{(own - ours).abs().max().item():.3g}); choose a teacher of another architecture"
+            f"{type(model).__name__}'s output head is not a linear layer with an optional divisor and soft cap (logits differ "
+            f"by up to {(own - ours).abs().max().item():.3g}); choose a teacher of another architecture"
         )

@@ -156,7 +156,7 @@ def sentencepiece(template: str | None = None) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_sentencepiece()), chat_template=template, **names)
 
 
-def _config(layers: int, width: int, vocabulary: int) -> dict[str, Any]:
+def config(layers: int, width: int, vocabulary: int) -> dict[str, Any]:
     return {
         "vocab_size": vocabulary,
         "hidden_size": width,
@@ -176,21 +176,21 @@ def _config(layers: int, width: int, vocabulary: int) -> dict[str, Any]:
 
 def llama(layers: int = 4, width: int = 32, seed: int = 0, vocabulary: int = 360) -> PreTrainedModel:
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(**_config(layers, width, vocabulary))).eval()
+    return LlamaForCausalLM(LlamaConfig(**config(layers, width, vocabulary))).eval()
 
 
 def gemma(layers: int = 3, width: int = 32, seed: int = 0, vocabulary: int = 360) -> PreTrainedModel:
     """Sliding windows of 8 and a soft cap on the logits: what a Llama does not have."""
     torch.manual_seed(seed)
     kinds = (["sliding_attention"] * 2 + ["full_attention"]) * layers
-    config = Gemma3TextConfig(
-        **_config(layers, width, vocabulary),
+    own = Gemma3TextConfig(
+        **config(layers, width, vocabulary),
         layer_types=kinds[:layers],
         sliding_window=8,
         final_logit_softcapping=5.0,
         query_pre_attn_scalar=8,
     )
-    return Gemma3ForCausalLM(config).eval()
+    return Gemma3ForCausalLM(own).eval()
 
 
 def narrow() -> PreTrainedModel:
