@@ -43,7 +43,7 @@ from factory.export.gguf_architectures import (
     from_llamacpp,
     write_config,
 )
-from factory.export.gguf_tokenizer import write_tokenizer
+from factory.export.gguf_tokenizer import strips_as_phi3, write_tokenizer
 from factory.models.adapter import WEIGHTS, check_adapter
 from factory.models.dimensions import empty_model
 from factory.registry.versions import Version
@@ -110,7 +110,7 @@ def _write_metadata(
     writer: GGUFWriter, config: Any, tokenizer: PreTrainedTokenizerBase, quantization: str, *, name: str, license: str
 ) -> None:
     writer.add_type(GGUFType.MODEL)
-    writer.add_name(name)
+    writer.add_name(f"{name} (phi-3)" if strips_as_phi3(tokenizer) else name)
     writer.add_license(license)
     writer.add_file_type(QUANTIZATIONS[quantization].file_type)
     write_config(writer, config)

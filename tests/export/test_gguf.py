@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from support import tiny
+from support.awkward import varied_texts, within_what_is_known
 from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import (
@@ -31,6 +32,7 @@ from factory.config.load import load_specs
 from factory.config.quantization import QUANTIZATIONS
 from factory.errors import ExportError, ModelResolutionError
 from factory.export.gguf import load_gguf_weights, write_adapter_gguf, write_base_gguf
+from factory.export.gguf_tokenizer import LLAMA3, QWEN2, TEKKEN, differences
 from factory.models.llama_server import LlamaServer
 from factory.models.pruning import prune_layers
 from factory.models.references import resolve
@@ -243,18 +245,17 @@ TOKENIZERS = {
     "byte-level, split digits": tiny.digits_apart,
     "byte-level, trimmed": lambda: trimmed(tiny.tokenizer(), 320),
     "byte-level, grown": lambda: grown(tiny.tokenizer(), 290),
+    "byte-level, Llama 3's words": lambda: tiny.split_by(LLAMA3, whole_words=True),
+    "byte-level, OLMo 2's words": lambda: tiny.split_by(LLAMA3),
+    "byte-level, Qwen's words": lambda: tiny.split_by(QWEN2, composed=True),
+    "byte-level, Mistral Nemo's words": lambda: tiny.split_by(TEKKEN, whole_words=True),
+    "sentencepiece, Llama 2's spaces": lambda: tiny.space_before("each"),
+    "sentencepiece, Phi-3's spaces": lambda: tiny.space_before("each", strips=True),
+    "sentencepiece, a space before the first text": lambda: tiny.space_before("first"),
     "sentencepiece": tiny.sentencepiece,
     "sentencepiece, trimmed": lambda: trimmed(tiny.sentencepiece(), 360),
     "sentencepiece, grown": lambda: grown(tiny.sentencepiece(), 320),
 }
-FRAGMENTS = [
-    *["what are", "students", " asthma", "it's", "'LL", "def f(x):\n    return x**2  # y", "a == b && !c", '{"k": [1, null]}'],
-    *["https://a.b/c?d=1&e", "__init__", "...", "—", "¿", "0", "12", "3.14", "½", "Ⅷ", "٣٤", "²", "1,000"],
-    *["<|im_end|>", "<|im_start|>user\n", "<bos>", "<eos>", "<0x0A>", "</s>", "▁", "▁▁", "Ġ", "ī"],
-    *[" ", "  ", " " * 9, "\n", "\n\n", "\n\n\n", " \n", "\t", "\r\n", "\x0b", "\x85", "\u00a0", "\u3000", "\u200b", "\u2028"],
-    *["\x00", "\x7f", "\x1f", "\ufeff", "é", "e\u0301", "ß", "Größe", "中文", "한국어", "עברית", "हिन्दी", "ไทย", "ﬁ"],
-    *["😀", "👩\u200d👩\u200d👧", "🇩🇪"],
-]
 
 
 @pytest.fixture(scope="module", params=list(TOKENIZERS))
@@ -270,19 +271,24 @@ def tokenizer_and_server(
 
 
 def assert_same_ids(tokenizer: Any, server: LlamaServer, texts: list[str]) -> None:
+    texts = within_what_is_known(tokenizer, texts)
+    if not texts:
+        return
     expected = tokenizer(texts, add_special_tokens=False)["input_ids"]
     for text, ids, found in zip(texts, expected, server.tokenize(texts), strict=True):
         assert ids == found, (text, tokenizer.convert_ids_to_tokens(ids), tokenizer.convert_ids_to_tokens(found))
 
 
-def varied_texts(count: int) -> list[str]:
-    chance = random.Random(1)
-    joined = ["".join(chance.choices(FRAGMENTS, k=chance.randrange(2, 14))) for _ in range(count - len(FRAGMENTS) - 1)]
-    return ["", *FRAGMENTS, *joined]
-
-
 def test_varied_texts_have_the_same_token_ids(tokenizer_and_server: tuple[Any, LlamaServer]) -> None:
     assert_same_ids(*tokenizer_and_server, [*varied_texts(500), *tiny.sentences(50)])
+
+
+def test_texts_that_llamacpp_splits_otherwise_are_named(tokenizer_and_server: tuple[Any, LlamaServer]) -> None:
+    tokenizer, server = tokenizer_and_server
+    texts = ["e\u0301te\u0301", "</s>\u00a0what", "what are the early signs"]
+    same = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) == server.tokenize([text])[0] for text in texts]
+    assert all(same) or differences(tokenizer)
+    assert not all(same) or not [one for one in differences(tokenizer) if "case in ASCII" not in one]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 from support import npm, tiny
+from support.awkward import varied_texts, within_what_is_known
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from factory.config.schema import TeacherSpec
+from factory.export.gguf import write_base_gguf
 from factory.models.attention import load_causal_model
 from factory.models.chat import completion_ids, messages, prompt_ids, stop_tokens
 from factory.models.folders import load_tokenizer
+from factory.models.llama_server import LlamaServer
 from factory.models.templates import usable_template
 
 pytestmark = pytest.mark.slow
@@ -80,3 +83,16 @@ def test_no_special_token_comes_out_of_a_text(name: str) -> None:
     assert not special & set(completion_ids(tokenizer, text, ends=False))
     written = [token for token in prompt_ids(tokenizer, text) if token in special]
     assert written == [token for token in prompt_ids(tokenizer, QUESTION) if token in special]
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "llama3_1", "gemma2", "gemma3", "mistral_nemo"])
+def test_llamacpp_makes_the_same_ids_of_any_text_but_those_that_are_named(name: str, tmp_path: Path) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(npm.tokenizer_folder(name))
+    tokenizer.chat_template = None  # llama.cpp cannot parse Mistral Nemo's
+    model = tiny.llama(layers=1, vocabulary=len(tokenizer))
+    write_base_gguf(model, tokenizer, tmp_path / "base.gguf", "f16", name="theirs", license="theirs")
+    texts = within_what_is_known(tokenizer, varied_texts(1000))
+    assert len(texts) > 300
+    expected = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    with LlamaServer(tmp_path / "base.gguf", threads=1) as server:
+        assert server.tokenize(texts) == [list(ids) for ids in expected]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from functools import cache
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -128,6 +129,20 @@ def digits_apart(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     return apart
 
 
+def split_by(pattern: str, *, whole_words: bool = False, composed: bool = False) -> PreTrainedTokenizerFast:
+    """The same tokens, but a text is first cut by a pattern, as Llama 3's and Qwen's are.
+
+    whole_words: a word that is a token is taken without merging. composed: a text is first brought into the form NFC.
+    """
+    apart = tokenizer()
+    backend: Any = apart.backend_tokenizer
+    cut = pre_tokenizers.Split(Regex(pattern), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    backend.model.ignore_merges = whole_words
+    backend.normalizer = normalizers.NFC() if composed else None
+    return apart
+
+
 @cache
 def _sentencepiece() -> str:
     trained = Tokenizer(models.BPE())
@@ -154,6 +169,28 @@ def sentencepiece(template: str | None = None) -> PreTrainedTokenizerFast:
     """BPE as Gemma's: spaces as ▁, bytes for what is unknown, every way to make a token is a merge; an own empty line."""
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_sentencepiece()), chat_template=template, **names)
+
+
+def space_before(where: str, *, strips: bool = False, template: str | None = None) -> PreTrainedTokenizerFast:
+    """The same, but with a space before "each" piece of text between special tokens (Llama 2), or before the "first" only.
+
+    strips: its special tokens have Phi-3's names and take the spaces after them, but for three, as Phi-3's do.
+    """
+    theirs = {"<bos>": "<s>", "<eos>": "</s>", "<pad>": "<|endoftext|>"} if strips else {}
+    text = _sentencepiece()
+    for own, other in theirs.items():
+        text = text.replace(f'"{own}"', f'"{other}"')
+    state = json.loads(text)
+    kept = {"<unk>", "<s>", "<|endoftext|>"}
+    added = [token for token in state["added_tokens"] if token["special"] or not strips]
+    state["added_tokens"] = [token | {"rstrip": strips and token["content"] not in kept} for token in added]
+    backend: Any = Tokenizer.from_str(json.dumps(state))
+    each = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.normalizer = each if where == "each" else None
+    backend.pre_tokenizer = None if where == "each" else pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    names = {name: theirs.get(token, token) for name, token in names.items()}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **names)
 
 
 def config(layers: int, width: int, vocabulary: int) -> dict[str, Any]:
