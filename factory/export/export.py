@@ -100,7 +100,7 @@ def export_version(
     with storage_errors(f"cannot write {target}"), atomic_folder(target) as folder:
         torch_device = pick_device(device)
         loaded = load_version(version, registry, torch_device, torch.float32)
-        texts = parity_texts(version, loaded.base.tokenizer, loaded.model.config.get_text_config().max_position_embeddings)
+        texts = parity_texts(version, loaded.base.tokenizer, _context(loaded, format))
         if format == "sentence-transformers":
             metrics, speed = _export_embeddings(loaded, folder, texts)
         elif format in LLAMA_CPP:
@@ -223,6 +223,14 @@ def _write_modelfile(loaded: LoadedVersion, folder: Path) -> None:
     notice = manifest.notice if manifest.kind == "student" else ""
     text = modelfile(gguf.name, loaded.base.tokenizer, notice=notice, license=notice_text(manifest))
     (folder / "Modelfile").write_text(text, encoding="utf-8")
+
+
+def _context(loaded: LoadedVersion, format: str) -> int:
+    """Tokens that the exported model is made for."""
+    from factory.export.gguf_architectures import exact_context
+
+    config = loaded.model.config.get_text_config()
+    return exact_context(config) if format in LLAMA_CPP else int(config.max_position_embeddings)
 
 
 # -------------------------------------------------------------------------------------------------------------- report

@@ -121,11 +121,11 @@ def test_queries_of_the_deepest_gemmas_are_scaled_as_llamacpp_expects(name: str,
     ("name", "changed", "tokens"),
     [
         ("Mistral", {"sliding_window": 100}, 100),
-        ("Mistral", {"sliding_window": None}, 512),
+        ("Mistral", {"sliding_window": None}, 2048),
         ("Phi-3", {"sliding_window": 100}, 100),
-        ("Phi-4", {}, 256),
+        ("Phi-4", {}, 1024),
         ("Qwen2.5", {"layer_types": ["sliding_attention"] * 4, "sliding_window": 64}, 64),
-        ("Gemma 2", {}, 512),
+        ("Gemma 2", {}, 2048),
     ],
 )
 def test_the_context_is_what_llamacpp_computes_as_transformers_does(

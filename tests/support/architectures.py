@@ -33,7 +33,7 @@ GEMMA3_ROPES = {
 }
 GRANITE = {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2, "logits_scaling": 2.0}
 
-CONFIGS: dict[str, Callable[[int], PreTrainedConfig]] = {  # of so many tokens; four layers each
+CONFIGS: dict[str, Callable[[int], PreTrainedConfig]] = {  # of so many tokens; four layers each but one
     "Llama 3": lambda tokens: LlamaConfig(
         **_common(tokens, head_dim=8), rope_parameters=LLAMA3 | {"rope_theta": 500.0, "original_max_position_embeddings": 32}
     ),
@@ -52,22 +52,24 @@ CONFIGS: dict[str, Callable[[int], PreTrainedConfig]] = {  # of so many tokens; 
     "Phi-4": lambda tokens: Phi3Config(
         **_common(tokens, hidden_size=64),
         sliding_window=None,
-        original_max_position_embeddings=256,
+        original_max_position_embeddings=1024,
         rope_parameters=LONGROPE | {"rope_theta": 1000.0, "partial_rotary_factor": 0.75},
     ),
     "OLMo 2": lambda tokens: Olmo2Config(**_common(tokens, tie_word_embeddings=False)),
-    "SmolLM3": lambda tokens: SmolLM3Config(**_common(tokens)),
+    "SmolLM3": lambda tokens: SmolLM3Config(**_common(tokens, num_hidden_layers=8)),  # the fourth and eighth without RoPE
     "Granite": lambda tokens: GraniteConfig(**_common(tokens), **GRANITE),
 }
 
 
-def model(name: str, tokens: int = 360, seed: int = 0) -> PreTrainedModel:
-    """``model("Qwen3")``: random, its norms and biases not trivial."""
+def model(name: str, tokens: int = 360, seed: int = 0, scale: float = 1.0) -> PreTrainedModel:
+    """``model("Qwen3")``: random, its norms and biases not trivial; its matrices are scaled."""
     torch.manual_seed(seed)
     made: Any = AutoModelForCausalLM.from_config(CONFIGS[name](tokens)).eval()
     for key, weight in made.named_parameters():
         if "norm" in key or key.endswith("bias"):
             weight.data += 0.3 * torch.randn_like(weight)
+        elif weight.ndim > 1:
+            weight.data *= scale
     result: PreTrainedModel = made
     return result
 
@@ -75,4 +77,4 @@ def model(name: str, tokens: int = 360, seed: int = 0) -> PreTrainedModel:
 def _common(tokens: int, **own: Any) -> dict[str, Any]:
     shared = tiny.config(layers=4, width=32, vocabulary=tokens)
     shared.pop("head_dim")
-    return shared | {"initializer_range": 0.2} | own
+    return shared | {"initializer_range": 0.2, "max_position_embeddings": 2048} | own
