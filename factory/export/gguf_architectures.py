@@ -23,7 +23,6 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from factory.errors import ExportError
 
 FACTORS = frozenset({"default", "linear", "llama3"})  # rope types that a factor for each frequency expresses
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 @dataclass(frozen=True)

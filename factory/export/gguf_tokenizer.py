@@ -55,11 +55,12 @@ def write_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows
     """``write_tokenizer(writer, tokenizer, rows)``: tokens, merges or scores, special tokens and chat template.
 
     rows: of the model's embedding; rows without a token are written as unused tokens.
-    Raises: ExportError for an unsupported tokenizer, or one with more tokens than the embedding has rows.
+    Raises: ExportError as ``check_tokenizer`` does, and for more tokens than the embedding has rows.
     """
     untyped: Any = tokenizer
     if len(untyped) > rows:
         raise ExportError(f"the tokenizer has {len(untyped)} tokens, but the model's embedding only {rows} rows")
+    check_tokenizer(tokenizer)
     state = json.loads(untyped.backend_tokenizer.to_str())
     texts, types = _tokens(untyped, rows)
     if pre := _byte_level(state):
@@ -69,16 +70,14 @@ def write_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows
         # No text has such a word: it is cut between letters and signs.
         words = {text for text, kind in zip(texts, types, strict=True) if kind == TokenType.NORMAL} & CONTROL_WORDS
         texts = [f"[{text}]" if text in words else text for text in texts]
-    elif (prefix := _space_prefix(state)) is not None:
+    else:
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
-        writer.add_add_space_prefix(prefix)
+        writer.add_add_space_prefix(bool(_space_prefix(state)))
         scores = _scores(state)
         writer.add_token_scores([scores.get(text, UNMERGED) for text in texts])
         added = (TokenType.USER_DEFINED, TokenType.CONTROL)  # matched before spaces are replaced
         texts = [text.replace(SPACE, " ") if kind in added else text for text, kind in zip(texts, types, strict=True)]
-    else:
-        raise ExportError(f"{type(tokenizer).__name__} cannot be written as GGUF; supported are {KINDS}")
     writer.add_token_list(texts)
     writer.add_token_types(types)
     _write_special_tokens(writer, untyped)
@@ -89,12 +88,21 @@ def _tokens(tokenizer: Any, rows: int) -> tuple[list[str], list[TokenType]]:
     texts, types = [f"[PAD{row}]" for row in range(rows)], [TokenType.UNUSED] * rows
     for text, row in tokenizer.get_vocab().items():
         texts[row], types[row] = text, TokenType.BYTE if BYTE.fullmatch(text) else TokenType.NORMAL
-    stripped = strips_as_phi3(tokenizer)
     for row, token in tokenizer.added_tokens_decoder.items():
-        if not stripped and (token.lstrip or token.rstrip or token.single_word):
-            raise ExportError(f"token {token.content!r} strips the spaces around it, which GGUF cannot express")
         types[row] = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
     return texts, types
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """``check_tokenizer(tokenizer)``. Raises: ExportError for one that llama.cpp has nothing like."""
+    untyped: Any = tokenizer
+    state = json.loads(untyped.backend_tokenizer.to_str())
+    if _byte_level(state) is None and _space_prefix(state) is None:
+        raise ExportError(f"{type(tokenizer).__name__} cannot be written as GGUF; supported are {KINDS}")
+    stripped = strips_as_phi3(tokenizer)
+    for token in tokenizer.added_tokens_decoder.values():
+        if not stripped and (token.lstrip or token.rstrip or token.single_word):
+            raise ExportError(f"token {token.content!r} strips the spaces around it, which GGUF cannot express")
 
 
 def strips_as_phi3(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -24,6 +24,7 @@ from factory.models.pruning import keep_in_config
 from factory.models.width import check_gated
 
 MULTIPLE = 32  # of neurons: a block of a quantized GGUF tensor
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # what configs call their number
 DEPTHS = 5  # tried for a budget at most
 
 
@@ -53,8 +54,10 @@ def check_size(size: SizeSpec, config: PreTrainedConfig) -> None:
     """``check_size(size, teacher.config)``: what can be known of a pruned size before anything is made.
 
     Raises: TrainingError for more layers or no fewer neurons than the teacher has, for a budget of parameters that holds all of
-    it or nothing, and for MLPs that are not gated.
+    it or nothing, for MLPs that are not gated, and for a mixture of experts.
     """
+    if size.base is None:
+        check_dense(config)
     depth = whole_dimensions(config).layers
     if size.layers is not None and size.layers > depth:
         raise TrainingError(f"a student of {size.layers} layers cannot be cut from a teacher of {depth} layers")
@@ -63,6 +66,17 @@ def check_size(size: SizeSpec, config: PreTrainedConfig) -> None:
     if size.parameters is not None:
         check_gated(empty_model(config), MULTIPLE)
         dimensions_within(resized(config, whole_dimensions(config), size.vocabulary), size.parameters)
+
+
+def check_dense(config: PreTrainedConfig) -> None:
+    """``check_dense(teacher.config)``. Raises: TrainingError for a mixture of experts."""
+    text: Any = config.get_text_config()
+    counts = [count for name in EXPERTS if isinstance(count := getattr(text, name, None), int)]
+    if max(counts, default=1) > 1:
+        raise TrainingError(
+            f"{text.model_type} is a mixture of {max(counts)} experts, which no student is cut from: choose a dense model of "
+            "its series as teacher, or give the size a dense `base` with the same tokens"
+        )
 
 
 def resized(config: PreTrainedConfig, dimensions: Dimensions, vocabulary: int | None = None) -> PreTrainedConfig:

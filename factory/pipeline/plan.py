@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from factory.cache import is_intact
 from factory.config.schema import DomainSpec, ModelSpec, Settings, TeacherAdaptation
 from factory.data.dataset import load_dataset_folder
+from factory.export.foresight import llamacpp_notes
 from factory.models.chat import NO_CONTEXT, prompt_ids
 from factory.models.references import is_cached
 from factory.pipeline.base_choice import base_name
@@ -53,7 +54,7 @@ def plan(context: BuildContext, domains: Sequence[str], size: str, options: Buil
     base = plan_base(context, models, size, options, rate, own)
     return [
         *steps,
-        *(Step("teacher", "on disk", note) for note in models.teacher_files.notes),
+        *(Step("teacher", "on disk", note) for note in [*models.teacher_files.notes, *_in_llamacpp(context, models, size)]),
         *(step for spec in own for step in _data(context, models, spec, rate)),
         *(step for spec in _of_base(context, own) if base.heals for step in _data(context, models, spec, rate)),
         _router(context),
@@ -67,6 +68,10 @@ def plan(context: BuildContext, domains: Sequence[str], size: str, options: Buil
             )
         ),
     ]
+
+
+def _in_llamacpp(context: BuildContext, models: FamilyModels, size: str) -> list[str]:
+    return llamacpp_notes(models.teacher.config, models.tokenizer, context.family.sizes[size])
 
 
 def _unknown(context: BuildContext, domains: Sequence[str], size: str, options: BuildOptions) -> list[Step]:

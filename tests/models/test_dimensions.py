@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import tiny
-from transformers import GPT2Config, Phi3Config
+from transformers import GPT2Config, Phi3Config, Qwen3MoeConfig
 
 from factory.config.schema import SizeSpec
 from factory.errors import TrainingError
@@ -115,3 +115,11 @@ def test_an_architecture_without_one_number_of_neurons_can_still_be_trimmed() ->
     check_size(SizeSpec(vocabulary=300), config)
     fewer = parameters_of(resized(config, dimensions_of(SizeSpec(vocabulary=300), config), 300))
     assert parameters_of(config) - fewer == 100 * 8
+
+
+def test_no_student_is_cut_from_a_mixture_of_experts() -> None:
+    config = Qwen3MoeConfig(num_hidden_layers=2, num_experts=8)
+    for size in (SizeSpec(vocabulary=350), SizeSpec(layers=1), SizeSpec(parameters=1000)):
+        with pytest.raises(TrainingError, match=r"qwen3_moe is a mixture of 8 experts, .* choose a dense model"):
+            check_size(size, config)
+    check_size(SizeSpec(base={"model": "path:./dense", "license": "mit"}), config)
