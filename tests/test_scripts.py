@@ -190,3 +190,33 @@ def test_neighbouring_subjects_are_told_apart_by_questions_that_no_template_has(
     subjects = yaml.safe_load((SCRIPTS / "bench" / "subjects.yaml").read_text(encoding="utf-8"))
     asked = [question for content in subjects.values() for question in content["asked"]]
     assert len(set(asked)) == 120 and {len(content["asked"]) for content in subjects.values()} == {10}
+
+
+ARCHITECTURES = json.loads((SCRIPTS.parent / "docs" / "results" / "architectures.json").read_text(encoding="utf-8"))
+
+
+def working(report: dict[str, Any]) -> dict[str, list[str]]:
+    """By architecture, the cells that work."""
+    return {one["name"]: [key for key, cell in one["cells"].items() if cell["works"]] for one in report["architectures"]}
+
+
+def test_the_table_of_architectures_is_whole_and_each_no_has_its_reason() -> None:
+    assert len(ARCHITECTURES["architectures"]) >= 11 and len(ARCHITECTURES["columns"]) >= 15
+    for one in ARCHITECTURES["architectures"]:
+        assert list(one["cells"]) == ARCHITECTURES["columns"]
+        assert all(len(cell["found"]) > 10 for cell in one["cells"].values() if not cell["works"])
+    cells = sum(map(len, working(ARCHITECTURES).values()))
+    assert cells >= 0.95 * len(ARCHITECTURES["architectures"]) * len(ARCHITECTURES["columns"])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["SmolLM3"], pytest.param(None, marks=[pytest.mark.slow, pytest.mark.big])],
+    ids=["one", "all that can be fetched"],
+)
+def test_the_committed_table_is_what_the_script_finds(names: list[str] | None, run: Run, tmp_path: Path) -> None:
+    run("architectures.py", tmp_path / "found.json", *(["--only", *names] if names else []))
+    found = working(json.loads((tmp_path / "found.json").read_text(encoding="utf-8")))
+    expected = working(ARCHITECTURES)
+    assert len(found) >= (len(names) if names else 5)  # the others need npm
+    assert found == {name: expected[name] for name in found}

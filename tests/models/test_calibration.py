@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import tiny
+from support import architectures, tiny
 from transformers import PreTrainedModel
 
 from factory.models.attention import GROUPED
@@ -28,11 +29,16 @@ def grouped(model: Any) -> PreTrainedModel:
     return whole
 
 
+def of_architecture(name: str) -> PreTrainedModel:
+    return grouped(architectures.model(name))
+
+
 MODELS = {
     "llama": tiny.llama,
     "gemma": tiny.gemma,
     "llama, a prefix read in place": lambda: grouped(tiny.llama()),
     "gemma, a prefix read in place": lambda: grouped(tiny.gemma()),
+    **{name: partial(of_architecture, name) for name in architectures.CONFIGS},
 }
 
 

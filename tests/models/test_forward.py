@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from support import tiny
+from support import architectures, tiny
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from factory.errors import TrainingError
-from factory.models.forward import check_head, hidden_states, logits, make_batch, mean_pool, unwrap
+from factory.models.forward import check_head, hidden_states, logits, make_batch, mean_pool, output_head, unwrap
 
 PROMPTS = [[1, 40, 41], [1, 50], [1, 60, 61, 62, 63]]
 COMPLETIONS = [[70, 71, 2], [80, 2], [90, 91, 92, 93, 94, 95, 96, 2]]
@@ -132,3 +132,16 @@ def test_an_unusual_head_is_refused_in_one_line() -> None:
     ) as raised:
         check_head(model)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", list(architectures.CONFIGS))
+def test_logits_are_the_model_s_own_of_every_architecture(name: str) -> None:
+    model = architectures.model(name)
+    check_head(model)
+    batch = make_batch([[1, 2, 3]], [[4, 5]])
+    with torch.no_grad():
+        states = hidden_states(model, batch).final[batch.real]
+        head, tokens = output_head(model, torch.float32)
+        torch.testing.assert_close(head(states), model(input_ids=batch.input_ids).logits[batch.real])
+        torch.testing.assert_close(logits(model, states), head(states))
+    assert tokens == 360
