@@ -612,6 +612,38 @@ def load_tables(report: dict[str, Any]) -> str:
     )
 
 
+def models_page() -> str:
+    report = results("architectures.json")
+    parts = {"architectures": architectures_table(report), "reasons": reasons_table(report)}
+    return with_generated("docs/models.md", parts)
+
+
+def architectures_table(report: Mapping[str, Any]) -> str:
+    """A column an architecture, a row each thing that was tried."""
+    tried = report["architectures"]
+    head = ["", *(f"{one['name']}{' †' if one['own'] else ''}" for one in tried)]
+    rows = [["`model_type`", *(f"`{one['model_type']}`" for one in tried)], ["tokenizer", *(one["tokenizer"] for one in tried)]]
+    rows += [[column, *(architecture_cell(one["cells"][column]) for one in tried)] for column in report["columns"]]
+    cells = [cell["works"] for one in tried for cell in one["cells"].values()]
+    command = f"`{report['command']}`, seed {report['seed']}"
+    return f"{sum(cells)} of {len(cells)} cells work ({command}).\n\n{table(head, rows)}"
+
+
+def architecture_cell(cell: Mapping[str, Any]) -> str:
+    return cell["found"].partition(";")[0] if cell["works"] else "**no**"
+
+
+def reasons_table(report: Mapping[str, Any]) -> str:
+    """What does not work, and texts whose ids differ; a line for all architectures that have the same."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for one in report["architectures"]:
+        for column, cell in one["cells"].items():
+            reason = cell["found"].partition("; ")[2] if cell["works"] else cell["found"]
+            if reason:
+                found.setdefault((column, reason), []).append(one["name"])
+    return table(["", "of", "why"], [[column, ", ".join(names), reason] for (column, reason), names in found.items()])
+
+
 def trainers_page() -> str:
     parts = [TRAINERS_HEAD]
     for title, (file, command) in TRAINERS.items():
@@ -676,6 +708,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/experiments.md": experiments_page,
     "docs/my-own-teacher.md": my_own_teacher_page,
     "README.md": readme,
+    "docs/models.md": models_page,
     "docs/results/objective.md": objective_page,
     "docs/results/references.md": references_page,
     "docs/results/retrieval.md": retrieval_page,

@@ -95,9 +95,9 @@ def _tokens(tokenizer: Any, rows: int) -> tuple[list[str], list[TokenType]]:
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """``check_tokenizer(tokenizer)``. Raises: ExportError for one that llama.cpp has nothing like."""
-    untyped: Any = tokenizer
-    state = json.loads(untyped.backend_tokenizer.to_str())
-    if _byte_level(state) is None and _space_prefix(state) is None:
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)  # none of a tokenizer written in Python
+    state = json.loads(backend.to_str()) if backend is not None else {}
+    if not state or (_byte_level(state) is None and _space_prefix(state) is None):
         raise ExportError(f"{type(tokenizer).__name__} cannot be written as GGUF; supported are {KINDS}")
     stripped = strips_as_phi3(tokenizer)
     for token in tokenizer.added_tokens_decoder.values():

@@ -8,6 +8,7 @@ Ollama does not read Jinja. The text that a chat template puts around each messa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,7 +23,8 @@ Messages = list[dict[str, str]]
 class MessageFormat:
     """The text that a chat template puts around messages."""
 
-    start: str  # before the first message
+    start: str  # before the first message, a default system turn for example
+    start_of_system: str  # the same where a conversation has a system message of its own
     before: dict[str, str]  # by role
     after: dict[str, str]  # by role
     generation_prompt: str  # after the last message, where the answer begins
@@ -30,7 +32,8 @@ class MessageFormat:
     def render(self, messages: Messages) -> str:
         """``format.render([{"role": "user", "content": "Hello"}])``: the prompt, as the Go template renders it."""
         written = [self.before[message["role"]] + message["content"] + self.after[message["role"]] for message in messages]
-        return self.start + "".join(written) + self.generation_prompt
+        own = any(message["role"] == "system" for message in messages)
+        return (self.start_of_system if own else self.start) + "".join(written) + self.generation_prompt
 
 
 def message_format(tokenizer: PreTrainedTokenizerBase) -> MessageFormat:
@@ -61,6 +64,8 @@ def go_template(found: MessageFormat) -> str:
     ]
     body = "".join(f"{{{{ {case}" for case in cases)
     start, end = _go_literal(found.start), _go_literal(found.generation_prompt)
+    if found.start_of_system != found.start:
+        start = f"{{{{ if .System }}}}{_go_literal(found.start_of_system)}{{{{ else }}}}{start}{{{{ end }}}}"
     return f"{start}{{{{ range .Messages }}}}{body}{{{{ end }}}}{{{{ end }}}}{end}"
 
 
@@ -78,19 +83,32 @@ def modelfile(gguf: str, tokenizer: PreTrainedTokenizerBase, *, notice: str, lic
 
 
 def _split_template(tokenizer: PreTrainedTokenizerBase) -> MessageFormat:
-    """Each conversation below extends the one before, so the difference belongs to the added message. Raises: ValueError."""
+    """Each longer conversation extends the shorter one, so the difference belongs to the added messages. Raises: ValueError.
+
+    What comes before a user's turn is what the first and a later one have in common there. An answer is looked at where a turn
+    follows: in some templates the last one has an empty thought before it.
+    """
     system, user, assistant = (_message(role) for role in ROLES)
     first = _render(tokenizer, [user])
-    second = _render(tokenizer, [user, assistant])
-    third = _render(tokenizer, [user, assistant, user])
-    before, after = {}, {}
-    start, after["user"] = _around(user, first)
-    before["assistant"], after["assistant"] = _around(assistant, _added(second, first))
-    before["user"], _ = _around(user, _added(third, second))
-    start = start.removesuffix(before["user"])
-    with_system = _added(_render(tokenizer, [system, user]), start)
-    before["system"], after["system"] = _around(system, with_system.partition(before["user"] + user["content"])[0])
-    return MessageFormat(start, before, after, _added(_render(tokenizer, [user], prompt=True), first))
+    begun, after_user = _around(user, first)
+    before_assistant, rest = _around(assistant, _added(_render(tokenizer, [user, assistant, user]), first))
+    between, _ = _around(user, rest)
+    before_user = _shared_end(begun, between)
+    start, after_assistant = begun.removesuffix(before_user), between.removesuffix(before_user)
+    opened, rest = _around(system, _render(tokenizer, [system, user]))
+    start_of_system = start if opened.startswith(start) else ""
+    return MessageFormat(
+        start,
+        start_of_system,
+        {"system": opened.removeprefix(start_of_system), "user": before_user, "assistant": before_assistant},
+        {"system": rest.partition(before_user + user["content"])[0], "user": after_user, "assistant": after_assistant},
+        _added(_render(tokenizer, [user], prompt=True), first),
+    )
+
+
+def _shared_end(one: str, other: str) -> str:
+    same = list(takewhile(lambda pair: pair[0] == pair[1], zip(reversed(one), reversed(other), strict=False)))
+    return one[len(one) - len(same) :]
 
 
 def _conversations() -> list[Messages]:

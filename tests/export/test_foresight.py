@@ -38,6 +38,15 @@ def test_texts_that_llamacpp_splits_otherwise_are_named() -> None:
     assert note.startswith("other token ids in llama.cpp: text that is not in Unicode's form NFC")
 
 
+def test_a_tokenizer_that_llamacpp_has_nothing_like_is_told() -> None:
+    class Slow:
+        added_tokens_decoder: dict[int, Any] = {}  # noqa: RUF012 - a stand-in
+
+    for tokenizer in (tiny.split_by("[a-z]+"), Slow()):
+        [note] = llamacpp_notes(config("Qwen3"), tokenizer, WHOLE)
+        assert "cannot be written as GGUF; supported are byte-level BPE that splits text as GPT-2" in note
+
+
 def test_a_shorter_context_is_told() -> None:
     [note] = llamacpp_notes(config("Mistral", sliding_window=100), tiny.tokenizer(), WHOLE)
     assert note == "contexts of 100 of 2,048 tokens in llama.cpp, which computes longer ones otherwise"

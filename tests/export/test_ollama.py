@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trl
 from support import exporting, modelfiles, tiny
 from transformers import PreTrainedTokenizerFast
 
+from factory.config.schema import TeacherSpec
 from factory.errors import ExportError
 from factory.export.ollama import go_template, message_format, modelfile
+from factory.models.templates import usable_template
 
 CONVERSATIONS = [
     ["user"],
@@ -39,7 +43,20 @@ def questions() -> PreTrainedTokenizerFast:
     return tiny.sentencepiece(exporting.QUESTIONS)
 
 
-@pytest.mark.parametrize("tokenizer", [chatml(), questions()], ids=["chatml", "questions"])
+def with_template(name: str) -> PreTrainedTokenizerFast:
+    """Of a publisher, settled as a teacher's is."""
+    tokenizer = tiny.with_control_tokens((Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8"))
+    tokenizer.chat_template = usable_template(tokenizer, TeacherSpec(model="path:theirs", license="MIT")).text
+    return tokenizer
+
+
+THEIRS = ["qwen2_5", "qwen3", "llama3_1", "llama3_2"]
+TOKENIZERS = [chatml(), questions(), *map(with_template, THEIRS)]
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [chatml(), questions(), *map(with_template, THEIRS)], ids=["chatml", "questions", *THEIRS]
+)
 @pytest.mark.parametrize("roles", CONVERSATIONS, ids=[str(len(roles)) for roles in CONVERSATIONS])
 def test_the_go_template_renders_what_the_chat_template_renders(tokenizer: Any, roles: list[str]) -> None:
     rendered = modelfiles.render(go_template(message_format(tokenizer)), conversation(roles))

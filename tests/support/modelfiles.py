@@ -25,7 +25,7 @@ def parse(text: str) -> list[tuple[str, str]]:
 
 
 def render(template: str, messages: list[dict[str, str]]) -> str:
-    """``render("{{ range .Messages }}{{ .Content }}{{ end }}", messages)``: range, if, else if, fields and quoted strings."""
+    """``render("{{ range .Messages }}{{ .Content }}{{ end }}", messages)``: range, if, else if, else, fields, strings."""
     pieces = re.split(r"\{\{ (.*?) \}\}", template)  # text, action, text, ...
     written, position = _block(pieces, 0, messages, {}, True)
     assert position == len(pieces), "more ends than beginnings"
@@ -42,7 +42,7 @@ def _block(
         if position + 1 == len(pieces):
             return written, len(pieces)
         action, position = pieces[position + 1], position + 2
-        if action == "end" or action.startswith("else if "):
+        if action == "end" or action.startswith("else"):
             return written, position - 1
         if action == "range .Messages":
             after = _block(pieces, position, messages, dot, False)[1] + 1
@@ -60,11 +60,19 @@ def _cases(
 ) -> tuple[str, int]:
     written, done = "", False
     while True:
-        role = re.fullmatch(r'(?:else )?if eq \.Role "(\w+)"', action)
-        assert role, action
-        chosen = live and not done and dot["role"] == role[1]
+        chosen = live and not done and _holds(action, messages, dot)
         text, position = _block(pieces, position, messages, dot, chosen)
         written, done = written + text, done or chosen
         action, position = pieces[position], position + 1
         if action == "end":
             return written, position
+
+
+def _holds(action: str, messages: list[dict[str, str]], dot: dict[str, str]) -> bool:
+    if action == "else":
+        return True
+    if action == "if .System":  # which Ollama fills from the messages
+        return any(message["role"] == "system" for message in messages)
+    role = re.fullmatch(r'(?:else )?if eq \.Role "(\w+)"', action)
+    assert role, action
+    return dot["role"] == role[1]
