@@ -152,7 +152,7 @@ def test_the_context_is_what_llamacpp_computes_as_transformers_does(
         ("Gemma 2", {"tie_word_embeddings": False}, "gemma2 with tie_word_embeddings False .* only with True"),
         ("Gemma 3", {"use_bidirectional_attention": True}, "gemma3_text with use_bidirectional_attention True"),
         ("OLMo 2", {"head_dim": 16}, "olmo2 with head_dim 16 cannot be written as GGUF, only with 8"),
-        ("SmolLM3", {"no_rope_layers": [1, 0, 1, 1]}, r"layers \[1\] of 4 without RoPE .* in every 4th layer"),
+        ("SmolLM3", {"no_rope_layers": [1, 0, 1, 1]}, r"layers \[1\] of 8 without RoPE .* in every 4th layer"),
     ],
 )
 def test_what_llamacpp_would_compute_otherwise_is_refused(
