@@ -34,7 +34,7 @@ def read_documents(folder: Path, say: Say = silent) -> Iterator[tuple[Path, str]
     """
     if not folder.is_dir():
         raise DataError(f"no folder {folder}; {beside(folder)}")
-    others = [path for path in _files(folder) if not _read_by(path)]
+    others = [path for path in visible_files(folder) if not _read_by(path)]
     skipped = {path.relative_to(folder).as_posix(): f"not {', '.join(READERS)}" for path in others}
     count = cleaned = 0
     for path in document_files(folder):
@@ -53,11 +53,11 @@ def read_documents(folder: Path, say: Say = silent) -> Iterator[tuple[Path, str]
 
 def document_files(folder: Path) -> list[Path]:
     """``document_files(Path("handbook"))``: those that are read, by name."""
-    return [path for path in _files(folder) if _read_by(path)]
+    return [path for path in visible_files(folder) if _read_by(path)]
 
 
-def _files(folder: Path) -> list[Path]:
-    """All that are neither hidden nor in a hidden folder, by name."""
+def visible_files(folder: Path) -> list[Path]:
+    """``visible_files(folder)``: all that are neither hidden nor in a hidden folder, by name."""
     found: list[Path] = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
