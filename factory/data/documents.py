@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from html.parser import HTMLParser
@@ -45,10 +46,12 @@ def read_documents(folder: Path, say: Say = silent) -> Iterator[tuple[Path, str]
         count += 1
         cleaned += bool(CONTROL.search(text))
         yield path, plain_text(text)
+    if not count and skipped:
+        raise DataError(f"no text in {folder}{_describe_skipped(skipped)}")
     if not count:
         raise DataError(f"no text in {', '.join(READERS)} files in {folder}; {beside(folder / '*')}")
     removed = f"; {cleaned} without their control characters" if cleaned else ""
-    say(f"{folder}: {count} documents{removed}{_describe_skipped(skipped)}")
+    say(f"{folder}: {count} document{'s' if count > 1 else ''}{removed}{_describe_skipped(skipped)}")
 
 
 def document_files(folder: Path) -> list[Path]:
@@ -171,6 +174,8 @@ def read_word(path: Path) -> str:
     import docx
     from docx.table import Table
 
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is not a Word document (.docx)")
     return "\n\n".join(
         "\n".join("\t".join(cell.text for cell in row.cells) for row in part.rows) if isinstance(part, Table) else part.text
         for part in docx.Document(str(path)).iter_inner_content()

@@ -60,13 +60,12 @@ def encoding_of(path: Path) -> str:
     bad: list[int] = []  # lines
     sample = b""
     with open_bytes(path) as file:
-        start = file.read(4)
-        for mark, encoding in BYTE_ORDER_MARKS.items():
-            if start.startswith(mark):
-                for _ in _pieces(file):
-                    pass
-                return encoding
+        start = file.read(BLOCK)
         file.seek(0)
+        if encoding := _unicode_of(start):
+            for _ in _pieces(file):
+                pass
+            return encoding
         for piece in _pieces(file):
             try:
                 good += not decoder.decode(piece, final=not piece).isascii()
@@ -85,6 +84,14 @@ def encoding_of(path: Path) -> str:
     if guess is None:
         raise ValueError(f"line {bad[0]} is not UTF-8; save the file as UTF-8")
     return western(sample.decode(WESTERN)) if WESTERN in {guess.encoding, *matches} else guess.encoding
+
+
+def _unicode_of(start: bytes) -> str | None:
+    """By its byte order mark; UTF-16 without one has zeros in every other byte of what is mostly ASCII."""
+    marked = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
+    zeros = {"utf-16-le": start[1::2].count(0), "utf-16-be": start[::2].count(0)}
+    likely = max(zeros, key=lambda name: zeros[name])
+    return marked or (likely if zeros[likely] > len(start) // 4 and zeros[likely] > 2 * sum(zeros.values()) // 3 else None)
 
 
 def western(text: str) -> str:

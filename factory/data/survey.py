@@ -64,7 +64,7 @@ def _survey_file(path: Path, prompt: str | None, answer: str | None, say: Say) -
             layouts[found.layout] = None
             pairs.append((found.prompt, found.completion))
     if not pairs:
-        raise DataError(f"no row of {path} can be used" + (f": {said[-1]}" if len(said) > 1 else "; it is empty"))
+        raise DataError(f"no row of {path} can be used: {said[-1]}" if len(said) > 1 else f"{path} has no rows")
     return FoundSource(path, "file", _columns(list(layouts)), tuple(pairs), _by_name(path, said))
 
 
