@@ -234,9 +234,9 @@ MALFORMED = [
         lines({"messages": [user("Why?"), {"role": "assistant", "tool_calls": [{"id": "1"}]}]}),
     ),
     DataFile(
-        "chats that begin with an answer",
+        "chats without a question",
         "chats.jsonl",
-        lines({"messages": [{"role": "assistant", "content": "Hello!"}, user("Why?")]}),
+        lines({"messages": [{"role": "assistant", "content": "Hello!"}]}),
     ),
     DataFile("a list that is not closed", "tickets.json", '[{"question": "Why?"},\n{"question": "How?"}'),
     DataFile("a list of texts", "tickets.json", '["Why?", "How?"]'),

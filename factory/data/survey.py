@@ -1,27 +1,28 @@
 """What a file or a folder holds, before a domain is written for it: which sources it makes, and the texts in them.
 
 for found in survey(Path("tickets.xlsx"), say=print):
-    found.columns, len(found.pairs)
+    found.columns, len(found.exchanges)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from math import ceil
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from factory.data.documents import READERS as DOCUMENT_READERS
 from factory.data.documents import document_files, read_documents, visible_files
-from factory.data.layouts import CONVERSATIONS, Layout, read_exchanges
+from factory.data.layouts import CONVERSATIONS, Exchange, Layout, layout_of, read_rows
 from factory.data.records import READERS, Say, beside, kind_of, read_records, silent
 from factory.errors import DataError
 
 COVERED = 0.98  # share of the texts that a limit leaves whole
 ROUNDED = 16  # limits are multiples of it
 MAX_MEASURED = 2000  # texts whose tokens are counted
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class FoundSource:
     path: Path
     kind: Literal["file", "documents"]
     columns: tuple[str | None, str | None]  # of prompt and answer where every row has the same; None: recognised row by row
-    pairs: tuple[tuple[str, str], ...]  # prompts and answers, "" where there is none; a document is an answer
+    exchanges: tuple[Exchange, ...]  # a document is an answer without a prompt
     said: tuple[str, ...]  # what it was taken for, how many rows were kept, and why others were not
 
 
@@ -57,21 +58,22 @@ def survey(path: Path, *, prompt: str | None = None, answer: str | None = None, 
 
 def _survey_file(path: Path, prompt: str | None, answer: str | None, say: Say) -> FoundSource:
     tell, said = _heard(say)
-    layouts: dict[Layout | None, None] = {}
-    pairs = []
-    for _, found in read_exchanges(read_records(path, tell), str(path), prompt=prompt, answer=answer, say=tell):
-        if found.prompt or found.completion:
-            layouts[found.layout] = None
-            pairs.append((found.prompt, found.completion))
-    if not pairs:
+    columns: dict[tuple[str | None, str | None], None] = {}  # a set in order
+    exchanges: list[Exchange] = []
+    for record, found in read_rows(read_records(path, tell), str(path), prompt=prompt, answer=answer, say=tell):
+        if found:
+            columns[_columns(layout_of(record.fields, prompt, answer))] = None
+            exchanges += found
+    if not exchanges:
         raise DataError(f"no row of {path} can be used: {said[-1]}" if len(said) > 1 else f"{path} has no rows")
-    return FoundSource(path, "file", _columns(list(layouts)), tuple(pairs), _by_name(path, said))
+    alike = next(iter(columns)) if len(columns) == 1 else (None, None)
+    return FoundSource(path, "file", alike, tuple(exchanges), _by_name(path, said))
 
 
 def _survey_documents(folder: Path, say: Say) -> FoundSource:
     tell, said = _heard(say)
-    pairs = tuple(("", text) for _, text in read_documents(folder, tell))
-    return FoundSource(folder, "documents", (None, None), pairs, _by_name(folder, said))
+    texts = tuple(Exchange("", text) for _, text in read_documents(folder, tell))
+    return FoundSource(folder, "documents", (None, None), texts, _by_name(folder, said))
 
 
 def _heard(say: Say) -> tuple[Say, list[str]]:
@@ -89,25 +91,20 @@ def _by_name(path: Path, said: Sequence[str]) -> tuple[str, ...]:
     return tuple(line.replace(str(path), path.name) for line in said)
 
 
-def _columns(layouts: Sequence[Layout | None]) -> tuple[str | None, str | None]:
-    """Of rows that are all alike, and neither chats nor running text nor joined from several columns."""
-    if len(layouts) != 1 or layouts[0] is None or len(layouts[0].prompt) != 1:
+def _columns(layout: Layout | None) -> tuple[str | None, str | None]:
+    """Unless the row is a chat or running text, or its prompt is joined from several columns."""
+    if layout is None or len(layout.prompt) != 1 or layout.prompt[0].strip().lower() in CONVERSATIONS:
         return None, None
-    [prompt] = layouts[0].prompt
-    return (None, None) if prompt.strip().lower() in CONVERSATIONS else (prompt, layouts[0].answer)
+    return layout.prompt[0], layout.answer
 
 
 # ---------------------------------------------------------------------------------------------------------------- lengths
 
 
-def lengths(texts: Sequence[str], count: Callable[[str], int]) -> list[int]:
+def lengths(texts: Sequence[T], count: Callable[[T], int]) -> list[int]:
     """``lengths(answers, count_answer)``: in tokens, of at most ``MAX_MEASURED`` texts from the whole list, evenly spaced."""
-    return [count(text) for text in islice(_evenly(texts), MAX_MEASURED)]
-
-
-def _evenly(texts: Sequence[str]) -> Iterator[str]:
-    step = max(1.0, len(texts) / MAX_MEASURED)
-    return (texts[int(place * step)] for place in range(min(len(texts), MAX_MEASURED)))
+    number = min(len(texts), MAX_MEASURED)
+    return [count(texts[place * len(texts) // number]) for place in range(number)]
 
 
 def limit_for(measured: Sequence[int], share: float = COVERED) -> int:

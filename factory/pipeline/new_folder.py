@@ -53,7 +53,7 @@ def new_folder(wish: FolderSpec, *, say: Say) -> Path:
     own = None if is_shipped else _described(_seen_from(wish.folder, spec), teacher)
     limits = _limits(found, teacher, DataConfig.model_validate(yaml.safe_load(shipped).get("data", {})))
     said = {source.id: one.said for source, one in zip(sources, found, strict=True)}
-    has_answers = any(prompt and answer for one in found for prompt, answer in one.pairs)
+    has_answers = any(one.prompt and one.completion for source in found for one in source.exchanges)
     texts = {
         f"{wish.name}.yaml": domain_text(wish.name, wish.data.name, sources, said, answers=has_answers),
         f"{wish.name}.family.yaml": family_text(shipped, wish.name, own, limits, wish.max_bytes),
@@ -142,31 +142,31 @@ def _relative(path: Path, folder: Path) -> str:
 
 def _check_enough(data: Path, found: Sequence[FoundSource]) -> None:
     """Running text has few rows and many chunks: a build counts these."""
-    pairs = [pair for one in found for pair in one.pairs]
-    if all(prompt for prompt, _ in pairs) and len(set(pairs)) < MIN_TRAIN + MIN_TEST:
+    texts = {(one.prompt, one.completion) for source in found for one in source.exchanges}
+    if all(prompt for prompt, _ in texts) and len(texts) < MIN_TRAIN + MIN_TEST:
         raise DataError(
-            f"{data} has {len(set(pairs))} different examples; a student needs at least {MIN_TRAIN} to train on and {MIN_TEST} "
+            f"{data} has {len(texts)} different examples; a student needs at least {MIN_TRAIN} to train on and {MIN_TEST} "
             "to be tested on; add rows"
         )
 
 
 def _limits(found: Sequence[FoundSource], teacher: Teacher, before: DataConfig) -> FoundLimits:
     """That leave nearly all prompts and answers whole, and fit what the teacher can read."""
-    tokenizer, pairs = teacher.tokenizer, [pair for one in found for pair in one.pairs if pair[0]]
-    answers = [answer for _, answer in pairs if answer]
+    tokenizer, asked = teacher.tokenizer, [one for source in found for one in source.exchanges if one.prompt]
+    answers = [one.completion for one in asked if one.completion]
     prompt, answer = before.max_prompt_tokens, before.max_completion_tokens
-    if pairs:
-        found_prompts = lengths([one for one, _ in pairs], lambda text: len(prompt_ids(tokenizer, text)))
+    if asked:
+        found_prompts = lengths(asked, lambda one: len(prompt_ids(tokenizer, one.prompt, one.history)))
         prompt = max(prompt, limit_for(found_prompts))  # a lower limit saves nothing
     if answers:
         own = limit_for(lengths(answers, lambda text: len(completion_ids(tokenizer, text))))
-        answer = own if len(answers) == len(pairs) else max(own, answer)  # the teacher writes the others
+        answer = own if len(answers) == len(asked) else max(own, answer)  # the teacher writes the others
     positions = getattr(teacher.config.get_text_config(), "max_position_embeddings", None) or prompt + answer
     prompt = min(prompt, max(8, positions // 2))
     answer = min(answer, max(8, positions - prompt))
-    sampled = f", measured on {MAX_MEASURED:,} of each" if len(pairs) > MAX_MEASURED else ""
-    why = f"{COVERED:.0%} of {len(pairs):,} prompts and {len(answers):,} answers are within these limits{sampled}."
-    if not pairs:
+    sampled = f", measured on {MAX_MEASURED:,} of each" if len(asked) > MAX_MEASURED else ""
+    why = f"{COVERED:.0%} of {len(asked):,} prompts and {len(answers):,} answers are within these limits{sampled}."
+    if not asked:
         why = "There are no prompts, only text to continue, which is cut into chunks: these limits are the shipped family's."
     return FoundLimits({"max_prompt_tokens": prompt, "max_completion_tokens": answer}, why)
 
