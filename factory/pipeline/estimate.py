@@ -72,8 +72,8 @@ def adapter_seconds(rate: float, parameters: int, tokens: int) -> float:
 def training_bytes(config: PreTrainedConfig, batch: int, tokens: int) -> int:
     """``training_bytes(teacher.config, 32, 300)``: of the activations of one step on a CPU, without the weights.
 
-    Measured in float32 with LoRA on a Llama of width 576, its MLPs 2.7 times as wide, with 8 of 128 tokens, 2 of 512 and 1 of 1,024,
-    within 5 %: 39 numbers of every layer's width for a token, and 1.25 for each pair of tokens and head.
+    Measured in float32 with LoRA on a Llama of width 576, its MLPs 2.7 times as wide, with 8 of 128 tokens, 2 of 512
+    and 1 of 1,024, within 5 %: 39 numbers of every layer's width for a token, and 1.25 for each pair of tokens and head.
     """
     text: Any = config.get_text_config()
     states: int = 39 * batch * tokens * text.hidden_size
