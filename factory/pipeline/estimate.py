@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 
 from factory.config.schema import DataConfig
 from factory.models.device import compute_dtype
@@ -67,18 +65,6 @@ def training_seconds(rate: float, parameters: int, tokens: int) -> float:
 def adapter_seconds(rate: float, parameters: int, tokens: int) -> float:
     """``adapter_seconds(rate, 129_000_000, 75_000)``: as ``training_seconds`` of a base whose weights need no gradients."""
     return training_seconds(rate, parameters, tokens) * 4 / 6
-
-
-def training_bytes(config: PreTrainedConfig, batch: int, tokens: int) -> int:
-    """``training_bytes(teacher.config, 32, 300)``: of the activations of one step on a CPU, without the weights.
-
-    Measured in float32 with LoRA on a Llama of width 576, its MLPs 2.7 times as wide, with 8 of 128 tokens, 2 of 512
-    and 1 of 1,024, within 5 %: 39 numbers of every layer's width for a token, and 1.25 for each pair of tokens and head.
-    """
-    text: Any = config.get_text_config()
-    states: int = 39 * batch * tokens * text.hidden_size
-    scores: float = 1.25 * batch * text.num_attention_heads * tokens**2
-    return round(4 * int(text.num_hidden_layers) * (states + scores))
 
 
 def evaluation_seconds(rate: float, models: Sequence[int], *, scored: int, sentences: int, written: int) -> float:

@@ -28,7 +28,7 @@ from factory.pipeline.estimate import (
     matrix_rate,
     scoring_seconds,
 )
-from factory.pipeline.plan_answers import answer_steps, known_answers, memory_steps
+from factory.pipeline.plan_answers import answer_steps, known_answers
 from factory.pipeline.plan_base import BasePlan, base_detail, plan_base
 from factory.pipeline.plan_base import Step as Step
 from factory.pipeline.publish import student_name
@@ -65,7 +65,6 @@ def plan(
         *steps,
         *(Step("teacher", "on disk", note) for note in models.teacher_files.notes),
         *(step for spec in own for step in _data(context, models, spec, rate, sample)),
-        *(step for spec in own for step in memory_steps(context, models, spec)),
         *(step for spec in _of_base(context, own) if base.heals for step in _data(context, models, spec, rate)),
         _router(context),
         *base.steps,

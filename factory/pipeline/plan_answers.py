@@ -6,7 +6,6 @@ known.unanswered, answer_steps(context, models, spec, known)
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,14 +17,11 @@ from factory.data.survey import COVERED, lengths, limit_for, share_above
 from factory.models.chat import completion_ids
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import dataset_folder, dataset_key, load_domain_examples
-from factory.pipeline.estimate import training_bytes
 from factory.pipeline.plan_base import Step
-from factory.reports.format import format_number
 
 MAX_LOST = 0.05  # share of the answers that may be dropped without a warning
 SAMPLED = 16  # prompts that the teacher answers for a plan
 LONGEST = 4  # times `max_completion_tokens` that it may take for them
-MEMORY_SHARE = 0.8  # of the machine's memory that a training may take
 READ = ("file", "templates")  # kinds of source that are read for a plan; the others may take minutes, or a network
 
 
@@ -117,23 +113,3 @@ def _cut_off(context: BuildContext, models: FamilyModels, spec: DomainSpec) -> t
     lost = manifest.dropped.get("cut_off", 0)
     kept = sum(not own for split in rows.values() for own in split["own_completion"])
     return (lost, lost + kept) if lost else None
-
-
-def memory_steps(context: BuildContext, models: FamilyModels, spec: DomainSpec) -> list[Step]:
-    """``memory_steps(context, models, spec)``: a warning where the longest examples do not fit into the memory of this machine.
-
-    Layers that are cut from the teacher make it less.
-    """
-    settings = context.settings(spec)
-    batch, longest = settings.distill.batch, settings.data.max_prompt_tokens + settings.data.max_completion_tokens
-    needed, there = (
-        training_bytes(models.teacher.config, batch, longest),
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    )
-    if context.device.type != "cpu" or needed <= MEMORY_SHARE * there:
-        return []
-    detail = (
-        f"a step of {batch} examples of {longest:,} tokens takes up to {format_number(needed, 'bytes')}, this machine has "
-        f"{format_number(there, 'bytes')}; lower distill.batch (below 32 with `relation: 0`), or data.max_completion_tokens"
-    )
-    return [Step(f"memory for {spec.name}", "warning", detail)]

@@ -78,14 +78,3 @@ def test_a_file_that_cannot_be_used_is_said_before_anything_is_made(with_models:
     write_answers(with_models, [5] * 30)
     (with_models.domains / "plants.csv").write_text('question,answer\nwhy,"so\n')
     assert "source 'plants-file': cannot read" in refused(with_models.run("plan", "plants"))
-
-
-def test_a_step_that_does_not_fit_into_memory_is_a_warning_that_names_the_settings(with_models: Workplace) -> None:
-    assert step(with_models, "memory for plants") is None
-    long = {"data": {**with_models.family["data"], "max_completion_tokens": 200_000}}
-    with_models.write("default.family.yaml", with_models.family | long)
-    found = step(with_models, "memory for plants")
-    assert found is not None and found.state == "warning"
-    assert (
-        found.detail.startswith("a step of 4 examples of 200,192 tokens takes up to ") and "lower distill.batch" in found.detail
-    )
