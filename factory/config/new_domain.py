@@ -1,8 +1,9 @@
-"""``factory new NAME``: a domain YAML that builds as it is, to be filled with your own prompts."""
+"""``factory new NAME``: a domain YAML that builds as it is, to be filled with your own prompts; and what it is told of data."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from factory.config import SHIPPED
@@ -65,6 +66,20 @@ sources:
 """
 
 
+@dataclass(frozen=True)
+class FolderSpec:
+    """What a user says of a folder that is to be written for data (``factory new NAME --from DATA``)."""
+
+    name: str  # of the domain and of the family
+    data: Path  # a file, or a folder of files
+    folder: Path  # to write to
+    teacher: str | None = None  # a reference, or the name of a shipped family; the default family's if left out
+    max_bytes: str | None = None  # of the base as a GGUF file
+    license: str | None = None  # of the data
+    prompt: str | None = None  # columns, where they are not recognised
+    answer: str | None = None
+
+
 def new_domain(name: str, folder: Path) -> Path:
     """``new_domain("veterinary", Path("domains"))`` writes ``domains/veterinary.yaml``.
 
@@ -72,11 +87,7 @@ def new_domain(name: str, folder: Path) -> Path:
 
     Raises: RegistryError for a name that cannot be a folder; SpecError if the file exists, or the name is too long or reserved.
     """
-    check_name(name, "domain name")
-    if name in RESERVED:
-        raise SpecError(f"the domain name {name!r} is reserved; choose another one (reserved: {', '.join(RESERVED)})")
-    if len(name) > MAX_NAME:
-        raise SpecError(f"the domain name {name!r} has {len(name)} characters; at most {MAX_NAME} are allowed")
+    check_domain_name(name)
     path = folder / f"{name}.yaml"
     if not folder.exists():
         shutil.copytree(SHIPPED, folder)
@@ -86,3 +97,12 @@ def new_domain(name: str, folder: Path) -> Path:
     except FileExistsError:
         raise SpecError(f"{path} exists; edit it, or choose another name") from None
     return path
+
+
+def check_domain_name(name: str) -> None:
+    """``check_domain_name("veterinary")``. Raises: RegistryError or SpecError for a name that a new domain cannot have."""
+    check_name(name, "domain name")
+    if name in RESERVED:
+        raise SpecError(f"the domain name {name!r} is reserved; choose another one (reserved: {', '.join(RESERVED)})")
+    if len(name) > MAX_NAME:
+        raise SpecError(f"the domain name {name!r} has {len(name)} characters; at most {MAX_NAME} are allowed")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from html.parser import HTMLParser
@@ -34,7 +35,7 @@ def read_documents(folder: Path, say: Say = silent) -> Iterator[tuple[Path, str]
     """
     if not folder.is_dir():
         raise DataError(f"no folder {folder}; {beside(folder)}")
-    others = [path for path in _files(folder) if not _read_by(path)]
+    others = [path for path in visible_files(folder) if not _read_by(path)]
     skipped = {path.relative_to(folder).as_posix(): f"not {', '.join(READERS)}" for path in others}
     count = cleaned = 0
     for path in document_files(folder):
@@ -45,19 +46,21 @@ def read_documents(folder: Path, say: Say = silent) -> Iterator[tuple[Path, str]
         count += 1
         cleaned += bool(CONTROL.search(text))
         yield path, plain_text(text)
+    if not count and skipped:
+        raise DataError(f"no text in {folder}{_describe_skipped(skipped)}")
     if not count:
         raise DataError(f"no text in {', '.join(READERS)} files in {folder}; {beside(folder / '*')}")
     removed = f"; {cleaned} without their control characters" if cleaned else ""
-    say(f"{folder}: {count} documents{removed}{_describe_skipped(skipped)}")
+    say(f"{folder}: {count} document{'s' if count > 1 else ''}{removed}{_describe_skipped(skipped)}")
 
 
 def document_files(folder: Path) -> list[Path]:
     """``document_files(Path("handbook"))``: those that are read, by name."""
-    return [path for path in _files(folder) if _read_by(path)]
+    return [path for path in visible_files(folder) if _read_by(path)]
 
 
-def _files(folder: Path) -> list[Path]:
-    """All that are neither hidden nor in a hidden folder, by name."""
+def visible_files(folder: Path) -> list[Path]:
+    """``visible_files(folder)``: all that are neither hidden nor in a hidden folder, by name."""
     found: list[Path] = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -171,6 +174,8 @@ def read_word(path: Path) -> str:
     import docx
     from docx.table import Table
 
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is not a Word document (.docx)")
     return "\n\n".join(
         "\n".join("\t".join(cell.text for cell in row.cells) for row in part.rows) if isinstance(part, Table) else part.text
         for part in docx.Document(str(path)).iter_inner_content()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,9 @@ MAX_UNPACKED = 1 << 32  # bytes of a file, also when unpacked: a gzipped one may
 MAX_LINES = 100_000_000
 MAX_RECORD = 1 << 26  # characters of a line, of a JSON record and of a CSV cell: an open quote does not fill the memory
 ENCODINGS = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "shift_jis", "gb18030", "big5", "euc_kr"]  # besides Unicode
+WESTERN = "cp1252"  # and what it looks like where the text is in an encoding with other letters in the same places:
+CENTRAL = re.compile(r"[¹³º¾][^\W\d]")  # the Polish, Romanian and Slovak letters of cp1250
+HUNGARIAN, TURKISH = frozenset("áéíóöõúüûä"), frozenset("çðýöþüâîû")
 CONTROL = bytes(set(range(0x20)) - set(b"\t\n\r"))  # which make a text look like none
 BYTE_ORDER_MARKS = {  # UTF-32's first: UTF-16's begins the same
     codecs.BOM_UTF32_LE: "utf-32",
@@ -56,13 +60,12 @@ def encoding_of(path: Path) -> str:
     bad: list[int] = []  # lines
     sample = b""
     with open_bytes(path) as file:
-        start = file.read(4)
-        for mark, encoding in BYTE_ORDER_MARKS.items():
-            if start.startswith(mark):
-                for _ in _pieces(file):
-                    pass
-                return encoding
+        start = file.read(BLOCK)
         file.seek(0)
+        if encoding := _unicode_of(start):
+            for _ in _pieces(file):
+                pass
+            return encoding
         for piece in _pieces(file):
             try:
                 good += not decoder.decode(piece, final=not piece).isascii()
@@ -75,10 +78,31 @@ def encoding_of(path: Path) -> str:
         raise ValueError(f"line {bad[0]} is not UTF-8, as {good} others are; mend it, or save the file as UTF-8")
     if not bad:
         return "utf-8"
-    guess = charset_normalizer.from_bytes(sample.translate(None, CONTROL), cp_isolation=ENCODINGS).best()
+    sample = sample.translate(None, CONTROL)
+    found = charset_normalizer.from_bytes(sample, cp_isolation=ENCODINGS)
+    guess, matches = found.best(), {name for one in found for name in one.could_be_from_charset}
     if guess is None:
         raise ValueError(f"line {bad[0]} is not UTF-8; save the file as UTF-8")
-    return guess.encoding
+    return western(sample.decode(WESTERN)) if WESTERN in {guess.encoding, *matches} else guess.encoding
+
+
+def _unicode_of(start: bytes) -> str | None:
+    """By its byte order mark; UTF-16 without one has zeros in every other byte of what is mostly ASCII."""
+    marked = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
+    zeros = {"utf-16-le": start[1::2].count(0), "utf-16-be": start[::2].count(0)}
+    likely = max(zeros, key=lambda name: zeros[name])
+    return marked or (likely if zeros[likely] > len(start) // 4 and zeros[likely] > 2 * sum(zeros.values()) // 3 else None)
+
+
+def western(text: str) -> str:
+    """``western("pøíliš") == "cp1250"``: the encoding of what was read as cp1252, in which much of cp1250 passes for letters.
+
+    It is cp1252 unless letters of Central Europe or of Turkish show through.
+    """
+    letters = {letter for letter in text.lower() if letter.isalpha() and not letter.isascii()} - set("ªº")
+    if letters & set("šž") or CENTRAL.search(text) or (letters & set("õû") and letters <= HUNGARIAN):
+        return "cp1250"
+    return "cp1254" if letters & set("ðþý") and letters <= TURKISH else WESTERN
 
 
 def _pieces(file: BinaryIO) -> Iterator[bytes]:

@@ -121,7 +121,11 @@ def read_rows(
         if summary.rows and named is not None and named not in summary.columns:
             raise DataError(f"no column {named!r} in {where}; columns there: {columns}")
     if summary.rows and not summary.used:
-        raise DataError(f"no column of {where} is a prompt; name it (`prompt: ...`); columns there: {columns}")
+        inside = next((name for name, cell in record.fields.items() if isinstance(cell, list) and cell), None)
+        hint = (
+            f"save the list in {inside!r} as a file" if inside else "name it (`prompt: ...` in YAML, --prompt of `factory new`)"
+        )
+        raise DataError(f"no column of {where} is a prompt; {hint}; columns there: {columns}")
     if summary.rows:
         say(str(summary))
 

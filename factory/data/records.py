@@ -9,12 +9,15 @@ Memory holds one block of the file at a time. No object becomes text by ``str``:
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import math
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from decimal import Decimal
 from functools import lru_cache
 from itertools import chain, islice
@@ -82,6 +85,8 @@ def read_records(path: Path, say: Say = silent) -> Iterator[Record]:
         yield from READERS[kind](path, lambda taken_for: say(f"{path} is {taken_for}"))
     except DataError:
         raise
+    except (gzip.BadGzipFile, EOFError):
+        raise DataError(f"cannot read {path}: it is cut off or not gzipped; fetch it again, or take .gz off its name") from None
     except UnicodeDecodeError as error:
         raise DataError(f"cannot read {path}: it is not {error.encoding} throughout; save it as UTF-8") from None
     except Exception as error:  # the parsers of damaged files raise dozens of kinds
@@ -116,9 +121,12 @@ def read_json_lines(path: Path, say: Say) -> Iterator[Record]:
         for number, line in enumerate(lines_of(file), start=1):
             if line.strip():
                 place = f"line {number}"
+                line = line.strip()
                 try:
                     value = json.loads(line, object_pairs_hook=distinct_keys)
                 except json.JSONDecodeError as error:
+                    if error.pos == 0:  # a page or a pointer in place of the file
+                        raise ValueError(f"{place} is not JSON but {shorten(line, 60, placeholder=' ...')!r}") from error
                     raise ValueError(f"{place} is not valid JSON ({error.msg} at column {error.colno})") from error
                 except (ValueError, RecursionError) as error:
                     raise ValueError(f"{place}: {in_one_line(error)}") from error
@@ -147,7 +155,7 @@ def json_records(file: TextIO) -> Iterator[Record]:
     if is_list:
         values.skip()
     if values.peek():
-        raise ValueError(f"line {values.line}: {values.peek()!r} is after the end")
+        raise ValueError(f"line {values.line}: {values.peek()!r} comes after the end of the list; put all rows into one list")
 
 
 @dataclass
@@ -293,6 +301,8 @@ def read_excel(path: Path, say: Say) -> Iterator[Record]:
     except ImportError:
         raise DataError(f"{path} needs openpyxl: {EXTRAS}, or save it as CSV") from None
     with open_bytes(path) as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("it is not an .xlsx file; save it as one in a spreadsheet, without a password, or save it as CSV")
         book = openpyxl.load_workbook(file, read_only=True, data_only=True)
         for sheet in book.worksheets:
             sheet.reset_dimensions()  # which some programs write wrongly
@@ -383,5 +393,7 @@ def describe_value(value: Any) -> str:
             return "a list"
         case bytes():
             return "bytes"
+        case date():
+            return f"the date {value:%Y-%m-%d}"
         case _:
             return f"a {type(value).__name__}"

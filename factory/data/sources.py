@@ -22,7 +22,7 @@ from factory.errors import DataError, in_one_line
 
 MAX_COMBINATIONS = 20_000  # prompts per template source: three slots of 100 values would give a million
 TEXT_CHUNK_TOKENS = 160  # of running text in a file, as `chunk_tokens` of documents
-READING = 1  # raised when files are read otherwise, so that data sets that were read before are made again
+READING = 3  # raised when files are read otherwise, so that data sets that were read before are made again
 
 WritePrompts = Callable[[TeacherPromptSource, int], list[str]]  # (source, seed) -> prompts
 

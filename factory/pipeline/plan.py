@@ -29,6 +29,7 @@ from factory.pipeline.estimate import (
     matrix_rate,
     scoring_seconds,
 )
+from factory.pipeline.plan_answers import answer_steps, known_answers
 from factory.pipeline.plan_base import BasePlan, base_detail, plan_base
 from factory.pipeline.plan_base import Step as Step
 from factory.pipeline.publish import student_name
@@ -37,10 +38,19 @@ from factory.pipeline.teacher_adaptation import adaptation_folder
 ROUTER_SECONDS = 30.0  # of embedding the texts of a few domains
 
 
-def plan(context: BuildContext, domains: Sequence[str], size: str, options: BuildOptions | None = None) -> list[Step]:
+def plan(
+    context: BuildContext,
+    domains: Sequence[str],
+    size: str,
+    options: BuildOptions | None = None,
+    *,
+    sample: bool = False,
+) -> list[Step]:
     """``plan(context, ["healthcare"], "small")``: every stage of that build, in order.
 
-    Without the teacher's files nothing is known of what is on disk, and there are no estimates.
+    Without the teacher's files nothing is known of what is on disk, and there are no estimates. With ``sample`` the teacher
+    answers some prompts of these domains, to see how long its answers are.
+    Raises: DataError for a file that cannot be used.
     """
     options, family = options or BuildOptions(), context.family
     model = family.sizes[size].base
@@ -55,7 +65,7 @@ def plan(context: BuildContext, domains: Sequence[str], size: str, options: Buil
     return [
         *steps,
         *(Step("teacher", "on disk", note) for note in [*models.teacher_files.notes, *_in_llamacpp(context, models, size)]),
-        *(step for spec in own for step in _data(context, models, spec, rate)),
+        *(step for spec in own for step in _data(context, models, spec, rate, sample)),
         *(step for spec in _of_base(context, own) if base.heals for step in _data(context, models, spec, rate)),
         _router(context),
         *base.steps,
@@ -113,18 +123,20 @@ def _of_base(context: BuildContext, own: Sequence[DomainSpec]) -> list[DomainSpe
     return [spec for domain in context.healing_domains if (spec := domain.unadapted()) not in own]
 
 
-def _data(context: BuildContext, models: FamilyModels, spec: DomainSpec, rate: float) -> list[Step]:
-    """The data set, after the teacher that is adapted to the domain for it."""
+def _data(context: BuildContext, models: FamilyModels, spec: DomainSpec, rate: float, sample: bool = False) -> list[Step]:
+    """The data set, after the teacher that is adapted to the domain for it; and how long its answers are."""
     key = dataset_key(context, models.teacher_files.sha256, spec)
     before = _adaptation(context, models, spec, key, rate)
+    known = known_answers(context, models, spec)
+    after = answer_steps(context, models, spec, known, sample)
     folder, what = dataset_folder(spec, key), _data_name(context, spec)
     if is_intact(folder):
         counts = load_dataset_folder(folder)[1].counts
-        return [*before, Step(what, "on disk", ", ".join(f"{split} {count}" for split, count in counts.items()))]
+        return [*before, Step(what, "on disk", ", ".join(f"{split} {count}" for split, count in counts.items())), *after]
     config = context.settings(spec).data
-    prompts = round(config.max_examples * (1 + config.validation + config.test))
-    seconds = generation_seconds(rate, models.teacher.parameters, prompts * answer_tokens(config))
-    return [*before, Step(what, "to do", _data_detail(context, spec), seconds)]
+    prompts = round(config.max_examples * (1 + config.validation + config.test) * known.unanswered)
+    seconds = max(1.0, generation_seconds(rate, models.teacher.parameters, prompts * answer_tokens(config)))
+    return [*before, Step(what, "to do", _data_detail(context, spec, known.unanswered), seconds), *after]
 
 
 def _data_name(context: BuildContext, spec: DomainSpec) -> str:
@@ -151,9 +163,12 @@ def _adaptation_detail(settings: TeacherAdaptation) -> str:
     return f"LoRA on the domain's references for {settings.steps} steps of {settings.batch}"
 
 
-def _data_detail(context: BuildContext, spec: DomainSpec) -> str:
-    config = context.settings(spec).data
-    return f"at most {config.max_examples} training examples from {len(spec.sources)} sources; the teacher answers the prompts"
+def _data_detail(context: BuildContext, spec: DomainSpec, unanswered: float = 1.0) -> str:
+    config, count = context.settings(spec).data, len(spec.sources)
+    answers = {0.0: "nothing is left for the teacher to answer", 1.0: "the teacher answers the prompts"}.get(
+        unanswered, f"the teacher answers {unanswered:.0%} of the prompts"
+    )
+    return f"at most {config.max_examples} training examples from {count} source{'s' if count > 1 else ''}; {answers}"
 
 
 def _student(

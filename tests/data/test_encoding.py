@@ -21,6 +21,32 @@ TEXTS = {
 }
 
 
+OTHERS = [
+    ("cp1252", "Où est la mère de l'élève ? Ça va très bien, à côté de l'hôtel."),
+    ("cp1252", "Größe und Länge sind schön; für Äpfel über Österreich."),
+    ("cp1252", "¿Dónde está el niño? Mañana por la mañana, señor. El nº 3."),
+    ("cp1252", "Não há informações. As configurações estão aqui; você é o dono da ação."),
+    ("cp1252", "Perché è così? La città è più bella di quanto si può dire, 3 m³ all'ora."),
+    ("cp1252", "Är det så att på måndag går vi till ön? Åsa äter äpplen."),
+    ("cp1252", "Hvor er nøglen? På bordet, ved siden af æblerne."),
+    ("cp1252", "Hvað er þetta? Það er íslenskur texti og hann er mjög góður."),
+    ("cp1250", "Dobrý den, kde najdu účet? Děkuji za rychlou odpověď, příště zavolám a řeknu, že je to v pořádku."),
+    ("cp1250", "Zażółć gęślą jaźń. Proszę sprawdzić łącze i połączyć się ponownie."),
+    ("cp1250", "Kérem, ellenőrizze a jelszót és próbálja újra. Árvíztűrő tükörfúrógép."),
+    ("cp1250", "Kje je ključ? V omari, če želiš, ga lahko prineseš."),
+    ("cp1254", "Pijamalı hasta yağız şoföre çabucak güvendi. Şifremi unuttum, ne yapmalıyım?"),  # noqa: RUF001
+]
+
+
+@pytest.mark.parametrize(("name", "text"), OTHERS)
+@pytest.mark.parametrize("times", [1, 20])
+def test_languages_of_neighbouring_encodings_are_told_apart(tmp_path: Path, name: str, text: str, times: int) -> None:
+    path, text = tmp_path / "a.csv", "q;a\n" + f"{text};x\n" * times
+    path.write_bytes(text.encode(name))
+    with open_text(path, encoding_of(path)) as file:
+        assert file.read() == text
+
+
 @pytest.mark.parametrize("name", [*TEXTS, "utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_text_is_read_as_it_was_written(tmp_path: Path, name: str) -> None:
     text, path = TEXTS.get(name, "Größe 東京 🙂\n" * 3), tmp_path / "a.csv"

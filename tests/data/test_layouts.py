@@ -229,6 +229,7 @@ def test_a_file_is_summed_up_in_one_line() -> None:
             "columns there: Why is it so cold in this long ...",
         ),
         ({}, {}, "columns there: none"),
+        ({"data": [{"prompt": "Why?"}]}, {}, "no column of a.csv is a prompt; save the list in 'data' as a file"),
         ({"Frage": "Why?"}, {"prompt": "frage"}, "no column 'frage' in a.csv; columns there: Frage"),
         ({"prompt": "Why?"}, {"answer": "answer"}, "no column 'answer' in a.csv"),
         ({"prompt": ["Why?"]}, {}, "a.csv: line 3: column 'prompt' is a list"),

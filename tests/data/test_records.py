@@ -216,7 +216,7 @@ def test_the_sheet_that_was_read_is_named(tmp_path: Path) -> None:
         ("a.jsonl", '{"a": "ä"}\n{"a": "ö"}\n'.encode() + b'{"a": "\xe4"}', "line 3 is not UTF-8, as 2 others are"),
         ("a.jsonl", b"\xff\xfe\x00", "not utf-16.* throughout; save it as UTF-8"),
         ("a.json", '[{"a": 1},\n{"a": 2}', "the list that begins on line 1 is not closed; is the file cut off"),
-        ("a.json", '[{"a": 1}]\n[{"a": 2}]', r"line 2: '\[' is after the end"),
+        ("a.json", '[{"a": 1}]\n[{"a": 2}]', r"line 2: '\[' comes after the end of the list; put all rows into one list"),
         ("a.json", '{"a": 1}\n\n{"a": }', "line 3 is not valid JSON"),
         ("a.json", '\n[\n{"a": 1},\n{"a": 2,\n "b": }]', r"line 5 is not valid JSON \(.* at column"),
         ("a.json", '\n[{"a": 1},', "the list that begins on line 2 is not closed"),
@@ -336,7 +336,7 @@ def test_texts_and_numbers_have_a_text(value: Any, text: str) -> None:
         ),
         ({}, "is an object with no keys"),
         (b"a", "is bytes"),
-        (date(2026, 1, 1), "is a date"),
+        (date(2026, 1, 1), "is the date 2026-01-01"),
     ],
 )
 def test_what_is_no_text_is_never_turned_into_one(value: Any, words: str) -> None:

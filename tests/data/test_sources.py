@@ -253,7 +253,7 @@ def test_missing_or_empty_document_folders_say_what_is_there(tmp_path: Path) -> 
         load(documents(), tmp_path)
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.png").touch()
-    with pytest.raises(DataError, match=r"no text in \.txt, .* files in .*: a\.png"):
+    with pytest.raises(DataError, match=r"no text in .*texts; skipped 1: a\.png \(not \.txt"):
         load(documents(), tmp_path)
     with pytest.raises(DataError, match="no prompts for the teacher"):
         load(documents(completions="teacher"), tmp_path)
