@@ -112,7 +112,8 @@ def _fetch(context: BuildContext, what: str, spec: ModelSpec) -> Step:
 
 
 def _router(context: BuildContext) -> Step:
-    detail = f"{len(context.routed_domains)} domains and the general pool"
+    count = len(context.routed_domains)
+    detail = f"{count} domain{'s' if count > 1 else ''} and the general pool"
     if is_intact(router_folder(context)):
         return Step("router", "on disk", detail)
     return Step("router", "to do", detail, ROUTER_SECONDS)
