@@ -118,7 +118,7 @@ def load_version(version: Version, registry: Registry, device: torch.device, dty
 
 def load_family_teacher(family: FamilySpec, specs: Specs, device: torch.device) -> Teacher:
     """``load_family_teacher(specs.family("default"), specs, device)``: with its whole vocabulary."""
-    return Teacher.load(resolve_teacher(family.teacher, root=specs.root), device)
+    return Teacher.load(resolve_teacher(family.weights, root=specs.root), device)
 
 
 def matching_family(version: Version, specs: Specs) -> FamilySpec:
@@ -127,9 +127,9 @@ def matching_family(version: Version, specs: Specs) -> FamilySpec:
     Raises: TrainingError if the family names another teacher than the one the version was distilled from.
     """
     family, teacher = specs.family(version.manifest.family), version.manifest.teacher.reference
-    if teacher != family.teacher.model:
+    if teacher != family.teacher.reference:
         raise TrainingError(
-            f"{version.reference} was distilled from {teacher}, but family {family.name} now names {family.teacher.model}: "
+            f"{version.reference} was distilled from {teacher}, but family {family.name} now names {family.teacher.reference}: "
             "pass --domains with a folder that still has the older family file"
         )
     return family
@@ -158,7 +158,7 @@ def load_teacher_chat_model(
 ) -> ChatModel:
     """``load_teacher_chat_model(specs.family("default"), specs, device)``: the teacher, without any domain's context."""
     teacher = load_family_teacher(family, specs, device)
-    return ChatModel(f"teacher {family.teacher.model}", teacher.model, teacher.tokenizer, context=context)
+    return ChatModel(f"teacher {family.teacher.reference}", teacher.model, teacher.tokenizer, context=context)
 
 
 def ask(chat_model: ChatModel, question: str) -> Answer:

@@ -75,6 +75,7 @@ def with_generated(path: str, parts: Mapping[str, str]) -> str:
 
 FAMILY_SECTIONS: dict[str, type[BaseModel]] = {
     "teacher": schema.TeacherSpec,
+    "teacher_api": schema.ApiTeacherSpec,
     "encoder": schema.ModelSpec,
     "sizes": schema.SizeSpec,
     "router": schema.RouterConfig,

@@ -88,10 +88,10 @@ def choose_download(specs: Specs, family: FamilySpec, given: str | None) -> Teac
     from factory.config.schema import TeacherSpec
 
     if given is None:
-        return family.teacher
+        return family.weights
     for one in specs.families.values():
         if given in (one.name, one.teacher.model):
-            return one.teacher
+            return one.weights
     kind, _, rest = given.partition(":")
     model = f"path:{Path(rest).expanduser().resolve()}" if kind == "path" else given
     try:

@@ -62,10 +62,12 @@ def fetch_models(family: FamilySpec, root: Path) -> list[str]:
     from factory.models.templates import resolve_teacher
 
     bases = [size.base for size in family.sizes.values() if size.base is not None]
-    resolve_teacher(family.teacher, root=root)
+    teachers = [] if family.api else [family.weights]
+    for teacher in teachers:
+        resolve_teacher(teacher, root=root)
     for spec in (family.encoder, *bases):
         resolve(spec, root=root)
-    return [spec.model for spec in (family.teacher, family.encoder, *bases)]
+    return [spec.model for spec in (*teachers, family.encoder, *bases)]
 
 
 # ----------------------------------------------------------------------------------------------------------------- machine
@@ -198,7 +200,7 @@ def _specs(domains: Path) -> Iterator[Finding]:
     yield Finding("specs", "ok", f"{domains}: {names}; families: {', '.join(specs.families) or 'none'}")
     for family in specs.families.values():
         command = f"factory doctor --fetch {family.name}"
-        for what, spec in (("teacher", family.teacher), ("encoder", family.encoder)):
+        for what, spec in (("base" if family.api else "teacher", family.files), ("encoder", family.encoder)):
             cached = is_cached(spec, specs.root)
             detail = f"{spec.model} ({spec.license})"
             yield Finding(f"{family.name}: {what}", "ok" if cached else "missing", detail, "" if cached else command)

@@ -144,12 +144,13 @@ def route(
 
 
 def _data_set(context: BuildContext, name: str) -> dict[str, Any]:
-    from factory.pipeline.context import resolve_models
+    from factory.pipeline.context import models_for
     from factory.pipeline.dataset import make_dataset
     from factory.pipeline.preview import preview
 
-    models = resolve_models(context.family, context.specs.root, context.device)
-    return preview(context, models, make_dataset(context, models, context.specs.domain(name)))
+    spec = context.specs.domain(name)
+    models = models_for(context, spec)
+    return preview(context, models, make_dataset(context, models, spec))
 
 
 def _sorted(context: BuildContext, pool: Path, out: Path | None) -> dict[str, Any]:

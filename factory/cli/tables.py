@@ -72,10 +72,16 @@ def describe_total(steps: Sequence[Step]) -> str:
     """``describe_total(plan(...))`` → "about 25 min in all, without downloads"."""
     from factory.pipeline.plan import total_seconds
 
-    if any(step.seconds is None for step in steps if step.state == "to do"):
-        return "no estimate before the teacher is on disk"
-    without = ", without downloads" if any(step.state == "to fetch" for step in steps) else ""
+    unknown, elsewhere = [step.seconds is None for step in steps if step.state == "to do"], _has(steps, "elsewhere")
+    if all(unknown) if elsewhere else any(unknown):
+        return f"no estimate before the {'base' if elsewhere else 'teacher'} is on disk"
+    without = ", without downloads" if _has(steps, "to fetch") else ""
+    without += ", without the answers of the API" if elsewhere else ""
     return f"about {format_duration(total_seconds(steps))} in all{without}"
+
+
+def _has(steps: Sequence[Step], state: str) -> bool:
+    return any(step.state == state for step in steps)
 
 
 def _estimate(step: Step) -> str:

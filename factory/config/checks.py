@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from factory.config.api_limits import family_limits
 from factory.config.mistakes import Mistake, SpecFile, mistakes_of
 from factory.config.names import RESERVED
 from factory.config.schema import (
@@ -43,6 +44,7 @@ def check_files(root: Path, files: Sequence[SpecFile], pools: Sequence[str]) -> 
     yield from _missing_files(root, files)
     yield from _wrong_tasks(root, files)
     yield from _misfits(files)
+    yield from _api_limits(files)
 
 
 def of_kind(files: Iterable[SpecFile], kind: type[Strict]) -> list[SpecFile]:
@@ -68,6 +70,13 @@ def _misfits_of(family: FamilySpec, profile: str, domain: SpecFile) -> Iterator[
             family.section(section, profile, domain.spec)
         except ValidationError as error:
             yield from mistakes_of(error, domain.path, domain.node, DomainSpec, (section,))
+
+
+def _api_limits(files: Sequence[SpecFile]) -> Iterator[Mistake]:
+    """Families that ask a teacher behind an API for what it has not."""
+    for file in of_kind(files, FamilySpec):
+        for keys, message in family_limits(file.spec):
+            yield file.mistake(keys, message)
 
 
 def _missing_sources(root: Path, files: Iterable[SpecFile]) -> Iterator[Mistake]:

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from factory.config.endpoints import TEACHERS
 from factory.config.experiment import MethodSpec
 from factory.config.fix import renamed_keys
 from factory.config.models import MODEL, REQUIREMENT, SHA256
@@ -156,7 +157,7 @@ def _unknown_key(key: str, model: type[BaseModel], path: Path | None) -> str:
 def _locate(kind: type[Strict], loc: Sequence[str | int]) -> tuple[list[str | int], type[BaseModel], str | None]:
     """The keys of pydantic's location without its tags, the model around the last one, and what its field expects.
 
-    pydantic puts tags among the keys: a source's kind after its number, and a type of a union after the field's name.
+    pydantic puts tags among the keys: a source's kind after its number, and a teacher's after `teacher`.
     """
     location: list[str | int] = []
     model: type[BaseModel] = kind
@@ -164,6 +165,9 @@ def _locate(kind: type[Strict], loc: Sequence[str | int]) -> tuple[list[str | in
     for before, part in zip((None, *loc), loc, strict=False):
         if isinstance(before, int) and part in SOURCE_KINDS:
             inner = SOURCE_KINDS[str(part)]
+            continue
+        if part in TEACHERS:
+            inner = TEACHERS[str(part)]
             continue
         if part == "[key]":  # the error is about the key itself
             continue

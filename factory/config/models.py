@@ -64,57 +64,16 @@ class TeacherSpec(ModelSpec):
         return self
 
     @property
+    def reference(self) -> str:
+        """``family.teacher.reference``: as manifests and lists name it."""
+        return self.model
+
+    @property
     def template_parts(self) -> list[Any]:
         """``cache_key(..., *teacher.template_parts)``: of what decides the chat template."""
         known = None if self.chat_template is None else template_variables(self.chat_template)
         plain = known is not None and not self.chat_template_kwargs and known.isdisjoint({"strftime_now", *PINNED})
         return [self.chat_template, *([] if plain else [self.chat_template_kwargs, PINNED])]
-
-
-class Price(Strict):
-    """What a model elsewhere costs, for a million tokens, in whichever currency."""
-
-    input: float = Field(ge=0, allow_inf_nan=False, description="A million tokens of prompts.")
-    output: float = Field(ge=0, allow_inf_nan=False, description="A million tokens of answers.")
-
-    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """``price.of(1200, 300)``: in the currency of the price."""
-        return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
-
-
-class EndpointSpec(Strict):
-    """A model elsewhere, behind an OpenAI-compatible endpoint."""
-
-    api: str = Field(pattern=r"^https?://[^\s?#]+$", description="Its URL up to and with `/v1`.")
-    model: str = Field(min_length=1, description="The model's name there.")
-    key_env: str | None = Field(
-        default=None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="The environment variable that holds the key. The key itself is in no file.",
-    )
-    price: Price | None = Field(default=None, description="Nothing is paid if left out.")
-    max_cost_per_hour: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="In the currency of `price`, which it must come with."
-    )
-    may_leave: bool = Field(default=False, description="Whether text of a `private` domain may be sent there.")
-    timeout_seconds: float = Field(default=30.0, gt=0, le=600, description="For a whole answer.")
-    body: dict[str, Any] = Field(
-        default={},
-        description="Fields of every request, such as `reasoning_effort: low`; `null` leaves one out that it does not know.",
-        json_schema_extra={"expects": "fields of a request, each with its value"},
-    )
-
-    @model_validator(mode="after")
-    def what_is_paid_is_capped(self) -> EndpointSpec:
-        if (self.price is None) != (self.max_cost_per_hour is None):
-            raise ValueError("price and max_cost_per_hour belong together: what is paid has a cap, and only that")
-        return self
-
-    @model_validator(mode="after")
-    def the_factory_decides_the_rest(self) -> EndpointSpec:
-        if fixed := sorted({"model", "messages", "stream", "n"} & self.body.keys()):
-            raise ValueError(f"body has {', '.join(fixed)}, which the factory sets itself; leave it out")
-        return self
 
 
 class SizeSpec(Strict):

@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from factory.config.models import EndpointSpec, ModelSpec, Price, SizeSpec, TeacherSpec
+from factory.config.endpoints import AnyTeacher, ApiTeacherSpec, EndpointSpec, Price
+from factory.config.models import ModelSpec, SizeSpec, TeacherSpec
 from factory.config.names import RESERVED
 from factory.config.settings import (
     DEFAULT_PROFILE,
@@ -54,6 +55,8 @@ __all__ = [
     "DEFAULT_PROFILE",
     "SECTIONS",
     "SOURCE_KINDS",
+    "AnyTeacher",
+    "ApiTeacherSpec",
     "ConfidenceConfig",
     "DataConfig",
     "DistillConfig",
@@ -120,7 +123,7 @@ class FamilySpec(Strict):
 
     name: Name = Field(description="As the file is called.")
     description: str = Field(default="", description="One line, for lists and cards.")
-    teacher: TeacherSpec = Field(description="The model that students learn from.")
+    teacher: AnyTeacher = Field(description="The model that students learn from, or the API that it is behind.")
     encoder: ModelSpec = Field(description="Sentence encoder of the router and of the search for near duplicates.")
     sizes: dict[Name, SizeSpec] = Field(min_length=1, description="Sizes by name. A student is called `<domain>-<size>`.")
     default_size: Name = Field(description="The size that `factory build` takes without `--size`.")
@@ -164,6 +167,26 @@ class FamilySpec(Strict):
         if self.default_size not in self.sizes:
             raise ValueError(f"default_size {self.default_size!r} is not one of the sizes: {', '.join(self.sizes)}")
         return self
+
+    @property
+    def api(self) -> ApiTeacherSpec | None:
+        """``family.api``: the API that its teacher is behind; None where its weights are at hand."""
+        return self.teacher if isinstance(self.teacher, ApiTeacherSpec) else None
+
+    @property
+    def weights(self) -> TeacherSpec:
+        """``family.weights``: its teacher, for what needs the model itself. Raises: SpecError where it is behind an API."""
+        if isinstance(self.teacher, ApiTeacherSpec):
+            raise SpecError(
+                f"the teacher of family {self.name}, {self.teacher.reference}, is behind an API: it has no weights here"
+            )
+        return self.teacher
+
+    @property
+    def files(self) -> ModelSpec:
+        """``family.files``: the model whose files every build needs first: the teacher, or the base of an API's students."""
+        base = self.sizes[self.default_size].base
+        return base if self.api is not None and base is not None else self.weights
 
     def larger_size(self, size: str) -> str | None:
         """``family.larger_size("tiny")``: the size whose base this one may be cut from, or None.

@@ -42,11 +42,12 @@ class TrainingSet:
 
 def concat(training_sets: Sequence[TrainingSet]) -> TrainingSet:
     """``concat([healthcare, legal])``: one TrainingSet; every example keeps its targets, its embedding and its part."""
+    stores = [training_set.targets for training_set in training_sets if training_set.targets is not None]
     starts = np.cumsum([0, *(len(training_set.examples) for training_set in training_sets)])
     placed = list(zip(starts.tolist(), training_sets, strict=False))  # the last start is the end
     return TrainingSet(
         [example for training_set in training_sets for example in training_set.examples],
-        join_stores([training_set.targets for training_set in training_sets if training_set.targets is not None]),
+        join_stores(stores) if stores else None,
         np.concatenate([training_set.embeddings for training_set in training_sets]),
         [start + i for start, training_set in placed for i in training_set.indices],
         [start + i for start, training_set in placed for i in training_set.validation],

@@ -64,11 +64,44 @@ def ask_models(
     The teacher sees the prompts' contexts, candidates do not; adapters are merged into their base meanwhile, as they are
     served.
     """
+    contexts = {"teacher": asked}
+    return _ask(
+        teacher.tokenizer, {"teacher": teacher_model(teacher), **candidates}, asked, contexts, max_new_tokens, energy_of
+    )
+
+
+@dataclass(frozen=True)
+class AskedStudents:
+    """What each student answered to each prompt, and the Wh of 1,000 tokens of it, where they were measured."""
+
+    answers: dict[str, dict[str, Answer]]
+    per_1000_tokens_wh: dict[str, float]
+
+
+def ask_students(
+    tokenizer: Any, candidates: Mapping[str, Candidate], prompts: Sequence[str], max_new_tokens: int, energy_of: EnergyOf
+) -> AskedStudents:
+    """``ask_students(tokenizer, {"student": student}, prompts, 112, meter.energy_of).answers["student"][prompt]``"""
+    asked = dict.fromkeys(prompts, NO_CONTEXT)
+    found = _ask(tokenizer, candidates, asked, {}, max_new_tokens, energy_of)
+    by_prompt = {name: dict(zip(asked, given, strict=True)) for name, given in found.answers.items()}
+    return AskedStudents(by_prompt, found.per_1000_tokens_wh)
+
+
+def _ask(
+    tokenizer: Any,
+    candidates: Mapping[str, Candidate],
+    asked: Mapping[str, TeacherContext],
+    contexts: Mapping[str, Mapping[str, TeacherContext]],
+    max_new_tokens: int,
+    energy_of: EnergyOf,
+) -> Asked:
+    """``contexts``: of the prompts, for candidates that see any."""
     answers, spent = {}, {}
-    for name, candidate in {"teacher": teacher_model(teacher), **candidates}.items():
-        seen = asked if name == "teacher" else dict.fromkeys(asked, NO_CONTEXT)
+    for name, candidate in candidates.items():
+        seen = contexts.get(name, dict.fromkeys(asked, NO_CONTEXT))
         with candidate() as model, merged_adapters(model):
-            write = partial(_answers, model, teacher.tokenizer, seen, max_new_tokens)
+            write = partial(_answers, model, tokenizer, seen, max_new_tokens)
             answers[name], spent[name] = _with_energy(energy_of, write)
     return Asked(answers, {name: wh for name, wh in spent.items() if wh is not None})
 

@@ -12,22 +12,34 @@ import math
 from collections.abc import Mapping
 
 from factory.config.schema import Gate
-from factory.evaluation.metrics import metric_named
+from factory.evaluation.metrics import metric_named, needs_distributions
 from factory.registry.manifest import GateResult, MetricValue, Verdict
 
 ENDS = {"value": "", "low": " (lower end of the interval)", "high": " (upper end of the interval)"}
 
 
-def judge(metrics: Mapping[str, MetricValue], gates: Mapping[str, Gate], champion: str | None = None) -> Verdict:
+def judge(
+    metrics: Mapping[str, MetricValue],
+    gates: Mapping[str, Gate],
+    champion: str | None = None,
+    *,
+    texts_alone: bool = False,
+) -> Verdict:
     """``judge(metrics, family.gates_of(domain)).status``
 
     ``failed`` where a gate failed, else ``undecidable`` where one is, else ``passed``; ``unchecked`` where no gate applies. A
     metric equal to its threshold passes. One that is not finite, or that a required gate does not find, fails. ``champion`` is
-    the version that the metrics compare the student with.
+    the version that the metrics compare the student with. ``texts_alone``: the teacher gave no distributions, so that a
+    required gate on what needs them is undecidable.
     """
     results = tuple(
         apply_gate(name, gate, metrics.get(name)) for name, gate in gates.items() if name in metrics or gate.required
     )
+    if texts_alone:
+        results = tuple(
+            one.model_copy(update={"status": "undecidable"}) if one.found is None and needs_distributions(one.metric) else one
+            for one in results
+        )
     open_gates = [result for result in results if result.status != "passed"]
     found = {result.status for result in results}
     return Verdict(

@@ -30,6 +30,7 @@ METRICS: dict[str, Metric] = {
     "base_top1_agreement": Metric("top-1 agreement of the base without adapter", None, "%"),
     "sure_agreement": Metric("top-1 agreement where the teacher's p ≥ 0.5", "high", "%"),
     "base_sure_agreement": Metric("top-1 agreement of the base where the teacher's p ≥ 0.5", None, "%"),
+    "nats_below_base": Metric("nats/token of the teacher's held-out texts, below the base (paired)", "high"),
     "kl_below_base": Metric("KL below the base without adapter (paired), nats/token", "high"),
     "kl_whole_teacher": Metric("KL to the whole teacher, trimming included, nats/token", "low"),
     "kl_first_turns": Metric("KL(teacher ‖ student) in first turns, nats/token", "low"),
@@ -145,3 +146,25 @@ def metric_named(key: str) -> Metric:
 def is_detail(key: str) -> bool:
     """``is_detail("bias_age_gap_base")``: of one model on one axis; tables show only what changed."""
     return re.fullmatch(r"bias_.+_(teacher|base|student|sft)", key) is not None
+
+
+# Measured without a teacher's distributions, of all that is said of fidelity, of text outside the domain and of the data.
+OF_TEXTS = {
+    "nats_below_base",
+    "bits_per_byte",
+    "student_perplexity",
+    "relation_alignment",
+    "base_relation_alignment",
+    "retrieval",
+    "retrieval_encoder",
+    "outside_accuracy_change",
+}
+BEFORE_USEFULNESS = tuple(METRICS)[: tuple(METRICS).index("golden_set_passed")]
+OF_DISTRIBUTIONS = re.compile(
+    r"kl_behind_champion|(base_)?general_.+|outside_kl_change|teacher_ahead_of_.+|vocabulary_kept_mass|.*bits_per_byte_?.*|bias_.+|task_.+_(change|accuracy_teacher)"
+)
+
+
+def needs_distributions(key: str) -> bool:
+    """``needs_distributions("kl")``: whether it cannot be measured where a teacher gives text alone."""
+    return key not in OF_TEXTS and (key in BEFORE_USEFULNESS or OF_DISTRIBUTIONS.fullmatch(key) is not None)

@@ -25,11 +25,15 @@ def compare_speed(adapter: Any, teacher: Teacher, prompts: Sequence[Sequence[int
 
     Adapters are merged into their base beforehand and weights packed, as an application that serves one student has them.
     """
-    stop = stop_tokens(teacher.tokenizer)
-    with merged_adapters(adapter), packed_weights(adapter):
-        student = measure_speed(adapter, prompts, stop)
+    student = student_speed(adapter, teacher, prompts)
     with packed_weights(teacher.model):
-        return Speeds(teacher=measure_speed(teacher.model, prompts, stop), student=student)
+        return Speeds(teacher=measure_speed(teacher.model, prompts, stop_tokens(teacher.tokenizer)), student=student)
+
+
+def student_speed(adapter: Any, teacher: Teacher, prompts: Sequence[Sequence[int]]) -> Speed:
+    """``student_speed(adapter, teacher, prompts).latency_ms``: of the student alone; ``teacher`` has its tokens."""
+    with merged_adapters(adapter), packed_weights(adapter):
+        return measure_speed(adapter, prompts, stop_tokens(teacher.tokenizer))
 
 
 def measure_speed(model: Any, prompts: Sequence[Sequence[int]], stop: Sequence[int]) -> Speed:

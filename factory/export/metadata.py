@@ -131,14 +131,21 @@ def card_section(report: ParityReport) -> str:
     )
 
 
+def _made(manifest: BaseManifest | StudentManifest) -> str:
+    if manifest.teacher.api is not None:
+        return "The original model was trained on the answers of another."
+    return "Layers and tokens of the original model were removed, and the rest was trained on its outputs."
+
+
 def notice_text(manifest: BaseManifest | StudentManifest) -> str:
     """``notice_text(version.manifest)``: the NOTICE file: the models and data it is derived from, and their licences."""
     teacher = manifest.teacher
     lines = [
-        f"{manifest.name}, version {manifest.version}: a derived model, made with student-factory. Layers and tokens of the "
-        "original model were removed, and the rest was trained on its outputs.",
-        f"Derived from: {teacher.reference}, licence: {teacher.license}.",
+        f"{manifest.name}, version {manifest.version}: a derived model, made with student-factory. {_made(manifest)}",
+        f"{'Trained on the answers of' if teacher.api else 'Derived from'}: {teacher.reference}, licence: {teacher.license}.",
     ]
+    if manifest.base_model is not None:
+        lines.append(f"Derived from: {manifest.base_model.reference}, licence: {manifest.base_model.license}.")
     if teacher.license.lower() == "gemma":  # the sentence that section 3.1 of the terms requires
         lines.append("Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms")
     lines += [f"Data: {source.id}, licence: {source.license or 'unknown'}." for source in manifest.dataset.sources]

@@ -7,9 +7,9 @@ import gc
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,8 +25,19 @@ from factory.cache import cache_key, mark_used, replace_file
 from factory.config.schema import TeacherContext, TeacherPromptSource
 from factory.data.dataset import Completion
 from factory.data.sources import Example
+from factory.errors import TrainingError
+from factory.models.api_teacher import ApiTeacher
 from factory.models.attention import load_causal_model
-from factory.models.chat import NO_CONTEXT, completion_ids, end_of_prompt, prompt_ids, shared_prefix, split_prefix, stop_tokens
+from factory.models.chat import (
+    NO_CONTEXT,
+    completion_ids,
+    end_of_prompt,
+    messages,
+    prompt_ids,
+    shared_prefix,
+    split_prefix,
+    stop_tokens,
+)
 from factory.models.dimensions import parameters_of
 from factory.models.folders import load_config, load_tokenizer
 from factory.models.generation import sample
@@ -49,6 +60,7 @@ class Teacher:
     revision: str
     config: PreTrainedConfig
     device: torch.device
+    api: ApiTeacher | None = None  # who answers in its place; it then has no weights, and tokens of the base of its students
 
     @classmethod
     def load(cls, resolved: ResolvedModel, device: torch.device) -> Teacher:
@@ -65,6 +77,17 @@ class Teacher:
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, revision: str) -> Teacher:
         """``Teacher.of(model, tokenizer, "a name")``: a teacher whose model is in memory already."""
         return cls(lambda: model, tokenizer, revision, model.config, model.device)
+
+    @classmethod
+    def behind(cls, api: ApiTeacher, base: ResolvedModel, device: torch.device) -> Teacher:
+        """``Teacher.behind(ApiTeacher(...), resolve(size.base), device)``: it writes completions, and no more."""
+
+        def load_model() -> PreTrainedModel:
+            raise TrainingError(
+                f"the teacher, {api.spec.model}, is behind an API: it has no weights here, and gives text alone"
+            )
+
+        return replace(cls.load(base, device), load_model=load_model, revision=api.revision, api=api)
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -103,10 +126,11 @@ class Teacher:
         They are cached in ``folder`` as JSON lines, in a file named by the cache key of what decides them, so an
         interrupted run loses at most ``CHUNK`` prompts and other builds do not repeat a prompt. A line is a chunk, whole or not
         there: a run that goes on asks in the same batches, on which the last bits of logits depend. One process at a time asks.
+        What an API answers is a line each, as soon as it is paid.
         ``note`` hears of that file, of how many are missing in it, and of how many it has; ``say`` of damaged answers.
         """
-        template = self.tokenizer.chat_template
-        key = cache_key(self.revision, context.model_dump(), max_new_tokens, repetition_penalty, template)
+        own = [] if self.api else [repetition_penalty, self.tokenizer.chat_template]  # an API has its own
+        key = cache_key(self.revision, context.model_dump(), max_new_tokens, *own)
         path = folder / f"{key}.jsonl"
         wanted = [example for example in examples if not example.completion]
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,12 +143,30 @@ class Teacher:
                 note(path, len(missing), len(known))
             if progress is not None:
                 progress(len(asked) - len(missing))
-            for start in range(0, len(missing), CHUNK):
-                chunk = [asked[question] for question in missing[start : start + CHUNK]]
-                written = self._write(chunk, context, max_new_tokens, repetition_penalty, seed, progress)
+            chosen = [asked[question] for question in missing]
+            for written in self._chunks(chosen, context, max_new_tokens, repetition_penalty, seed, progress):
                 append_completions(path, written)
                 known |= written
         return {example.id: known[_question(example)] for example in wanted}
+
+    def _chunks(
+        self,
+        examples: Sequence[Example],
+        context: TeacherContext,
+        max_new_tokens: int,
+        repetition_penalty: float,
+        seed: int,
+        progress: Progress | None,
+    ) -> Iterator[dict[str, Completion]]:
+        if self.api is not None:
+            turns = {_question(one): messages(one.prompt, context.then(one.history)) for one in examples}
+            for question, completion in self.api.write(turns, max_new_tokens):
+                yield {question: completion}
+                if progress is not None:
+                    progress(1)
+            return
+        for start in range(0, len(examples), CHUNK):
+            yield self._write(examples[start : start + CHUNK], context, max_new_tokens, repetition_penalty, seed, progress)
 
     def _write(
         self,
@@ -157,7 +199,7 @@ class Teacher:
         """``teacher.write_prompts(source, seed)``: what the teacher writes as a user (Magpie, arXiv 2406.08464).
 
         The teacher continues the chat template from where the user's words begin, after ``source.opening``, until the
-        turn ends. Unfinished and empty turns are left out.
+        turn ends. Unfinished and empty turns are left out. Raises: TrainingError behind an API, which begins no user's turn.
         """
         opened = prompt_ids(self.tokenizer, "\N{SNOWMAN}", NO_CONTEXT)
         other = prompt_ids(self.tokenizer, "Which", NO_CONTEXT)

@@ -30,7 +30,7 @@ from factory.pipeline.grown import find_gap, grow
 from factory.pipeline.healing import HealedBase, choose_path, direct_path, heal_base, heal_folder
 from factory.pipeline.precheck import require_teachers
 from factory.pipeline.provenance import energy_info, family_fields
-from factory.pipeline.trimmed import TrimmedBase, text_keys, trim_base, vocabulary_info
+from factory.pipeline.trimmed import TrimmedBase, take_base, text_keys, trim_base, vocabulary_info
 from factory.registry.manifest import BaseDomain, BaseManifest, PathChoice, Training, VocabularyInfo
 from factory.registry.provenance import merge_dataset_infos
 from factory.registry.versions import Version
@@ -135,6 +135,8 @@ def _make(
     context: BuildContext, models: FamilyModels, size: SizeSpec, assistant: Version | None
 ) -> tuple[TrimmedBase | CutBase, list[DomainDataset]]:
     """A base that is not healed yet, and the data to heal it on: none for one that needs no healing."""
+    if models.teacher.api is not None:
+        return take_base(context, models, size), []
     if size.trimmed:
         return trim_base(context, models, size), []
     options = size_options(models, size) if size.max_bytes is not None else []
@@ -166,7 +168,7 @@ def _trimmed_manifest(
 ) -> BaseManifest:
     """Trained on nothing, so that every domain's examples are its adapter's."""
     return BaseManifest(
-        **family_fields(context, models, context.settings()),
+        **family_fields(context, models, context.settings(), size),
         name=base_name(context, size),
         size=size,
         path=("teacher",),
@@ -199,7 +201,7 @@ def _healed_manifest(
 ) -> BaseManifest:
     through = [choice.teacher_assistant] if choice is not None and choice.chosen != "direct" else []
     return BaseManifest(
-        **family_fields(context, models, context.settings()),
+        **family_fields(context, models, context.settings(), size),
         name=base_name(context, size),
         size=size,
         path=("teacher", *through),

@@ -37,7 +37,7 @@ def settings_key(context: BuildContext, teacher_sha256: str, size: str) -> str:
         *family.teacher.template_parts,
         family.encoder.model_dump(),
         spec.dump(),
-        None if spec.trimmed else heal.model_dump(exclude={"report_to", "checks", "on_policy"}),
+        None if spec.trimmed or family.api else heal.model_dump(exclude={"report_to", "checks", "on_policy"}),
         general_key(context),
         context.profile,
         context.seed,

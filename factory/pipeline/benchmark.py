@@ -107,7 +107,7 @@ def run_benchmark(context: BuildContext, version: Version, questions: Path, conf
     asked = load_questions(questions, context.say).without([*learnt, *references]).sample(config.limit, context.seed)
     if not asked.rows:
         raise DataError(f"no question of {questions} is left: {asked.seen} are in training rows; ask others")
-    download = config.download or context.family.teacher
+    download = config.download or context.family.weights
     files = model_files(context, download)
     tuned = _fine_tune(context, manifest, files, references, config.minutes)
     domain = context.specs.domain(manifest.domain)

@@ -24,7 +24,7 @@ from factory.evaluation.suite import EvalSuite, load_eval_suite
 from factory.pipeline.adapter import check_targets, train_adapter
 from factory.pipeline.base import make_base
 from factory.pipeline.confidence import fit_student_confidence
-from factory.pipeline.context import BuildContext, FamilyModels, resolve_models
+from factory.pipeline.context import BuildContext, FamilyModels, models_for
 from factory.pipeline.dataset import dataset_key, general_key, make_dataset
 from factory.pipeline.embedding import fit_head
 from factory.pipeline.evaluate import evaluate_adapter, find_champion, gather_eval_data
@@ -66,7 +66,7 @@ def build_student(context: BuildContext, domain: str, size: str, options: BuildO
     check_targets(spec, distill, live=asks_teacher(distill))
     canaries = make_canaries(options.canaries_in(spec), context.seed)
 
-    models = resolve_models(context.family, context.specs.root, context.device)
+    models = models_for(context, spec)
     for note in models.teacher_files.notes:
         context.say(f"teacher: {note}")
     key = build_key(context, models, spec, size, options, suite)
@@ -101,7 +101,12 @@ def _make(
     evaluation = evaluate_adapter(
         context, models, data, eval_data, suite, base, adapter, embedding, confidence.confidence, champion
     )
-    verdict = judge(evaluation.report.metrics, context.family.gates_of(spec), champion.reference if champion else None)
+    verdict = judge(
+        evaluation.report.metrics,
+        context.family.gates_of(spec),
+        champion.reference if champion else None,
+        texts_alone=models.teacher.api is not None,
+    )
     return publish_student(
         context,
         models,
@@ -129,7 +134,7 @@ def build_key(
         asdict(options),
         context.profile,
         context.seed,
-        context.family.model_dump(),
+        context.family.model_dump() | ({"teacher": api.dump()} if (api := context.family.api) else {}),  # a raised cap goes on
         spec.model_dump(),
         suite,
         [dataset_key(context, sha256, one) for one in domains.values()],

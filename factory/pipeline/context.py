@@ -24,6 +24,7 @@ from factory.models.device import pick_device
 from factory.models.references import ResolvedModel, load_encoder
 from factory.models.teacher import Teacher
 from factory.models.templates import resolve_teacher
+from factory.pipeline.api_teacher import account_of, require_teachable, resolve_api_teacher
 from factory.pipeline.unfinished import NO_NOTE, BuildNote
 from factory.registry.provenance import git_commit
 from factory.registry.registry import Registry
@@ -145,10 +146,30 @@ class FamilyModels:
         return np.asarray(embeddings, dtype=np.float32)
 
 
+def models_for(context: BuildContext, domain: DomainSpec) -> FamilyModels:
+    """``models_for(context, spec)``: as ``resolve_models``; what an API is asked for it is on the domain's account.
+
+    Raises: SpecError for a domain that this family's teacher cannot teach, or must not see.
+    """
+    require_teachable(context.family, context.profile, domain)
+    return charged(context, resolve_models(context.family, context.specs.root, context.device), domain)
+
+
+def charged(context: BuildContext, models: FamilyModels, domain: DomainSpec) -> FamilyModels:
+    """``charged(context, models, spec)``: the same models; what an API is asked is on the domain's account."""
+    family = context.family
+    if family.api is None or models.teacher.api is None:
+        return models
+    account = account_of(family, family.api, context.profile, context.seed, domain.name)
+    return replace(models, teacher=replace(models.teacher, api=replace(models.teacher.api, account=account)))
+
+
 def resolve_models(family: FamilySpec, root: Path, device: torch.device) -> FamilyModels:
     """``resolve_models(specs.family("default"), specs.root, device)``: fetches the teacher's files where they are missing.
 
     Raises: ModelResolutionError for a reference that cannot become a checked local folder.
     """
-    files = resolve_teacher(family.teacher, root=root)
+    if family.api is not None:
+        return FamilyModels(family, root, device, *resolve_api_teacher(family, family.api, root, device))
+    files = resolve_teacher(family.weights, root=root)
     return FamilyModels(family, root, device, files, Teacher.load(files, device))

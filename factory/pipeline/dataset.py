@@ -305,7 +305,7 @@ def make_dataset(context: BuildContext, models: FamilyModels, spec: DomainSpec) 
     teacher = adapted.teacher if adapted else models.teacher
     completions = _complete(context, teacher, [*prompts.train, *prompts.validation, *prompts.test], spec)
     provenance: dict[str, Any] = {
-        "teacher": context.family.teacher.model,
+        "teacher": context.family.teacher.reference,
         "teacher_sha256": models.teacher_files.sha256,
         "teacher_context": spec.contexts.dump(),
         "personal_data": {"policy": spec.personal_data, "found": identifiers},  # counts, never the values

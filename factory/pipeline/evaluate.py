@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from factory.cache import cache_key, folder_bytes
 from factory.data.dataset import small_dataset_warning
@@ -21,11 +22,14 @@ from factory.evaluation.evaluate import (
 from factory.evaluation.fidelity import fixed_model, measure, with_adapter
 from factory.evaluation.memorization import Canary
 from factory.evaluation.suite import EvalSuite
+from factory.evaluation.text_teacher import PARTS as TEXT_PARTS
+from factory.evaluation.text_teacher import evaluate_by_texts
 from factory.inference import load_version
 from factory.models.base import trim_teacher
 from factory.models.embedding_head import EmbeddingHead
 from factory.models.vocabulary import vocabulary_growth
 from factory.pipeline.adapter import TrainedAdapter
+from factory.pipeline.api_teacher import answers_of
 from factory.pipeline.base import StudentBase
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import (
@@ -93,6 +97,11 @@ def find_champion(context: BuildContext, models: FamilyModels, name: str) -> Cha
     if version.manifest.teacher.sha256 != models.teacher_files.sha256:
         context.say(f"{version.reference}, the champion, has another teacher: the new version will not be compared with it")
         return None
+    if models.teacher.api is not None:
+        context.say(
+            f"the teacher is behind an API and gives no distributions: the new version is not compared with {version.reference}"
+        )
+        return None
     loaded = load_version(version, context.registry, context.device)
     teacher = trim_teacher(models.teacher, loaded.base.shape.tokens)
     return Champion(version.reference, fixed_model(loaded.model), teacher)
@@ -125,10 +134,15 @@ def evaluate_adapter(
         context.say,
         of_domain.confidence.examples,
     )
-    context.note.add("evaluation", settings.folder, len(PARTS))
-    with context.meter.stage("evaluate"), context.progress(f"{data.spec.name}: evaluate", len(PARTS)) as advance:
-        measured = evaluate_student(target, eval_data, suite, settings, advance)
-        warnings = data_warnings(models, data, base, adapter, measured.metrics["kl"].value)
+    parts = len(PARTS if models.teacher.api is None else TEXT_PARTS)
+    context.note.add("evaluation", settings.folder, parts)
+    with context.meter.stage("evaluate"), context.progress(f"{data.spec.name}: evaluate", parts) as advance:
+        if models.teacher.api is not None:
+            ask = partial(answers_of, models.teacher, max_new_tokens=settings.max_new_tokens)
+            measured, warnings = evaluate_by_texts(target, eval_data, suite, settings, ask, advance), []
+        else:
+            measured = evaluate_student(target, eval_data, suite, settings, advance)
+            warnings = data_warnings(models, data, base, adapter, measured.metrics["kl"].value)
     assert measured.speed is not None and measured.per_example is not None
     report = EvalReport(
         metrics=measured.metrics | adapter.check.metrics,
@@ -178,7 +192,9 @@ def model_sizes(models: FamilyModels, base: StudentBase, adapter: TrainedAdapter
     adapter_bytes = (adapter.files / "adapter_model.safetensors").stat().st_size
     of_base = base.manifest.parameters
     return Sizes(
-        teacher=ModelSize(parameters=models.teacher.parameters, bytes=folder_bytes(models.teacher_files.folder)),
+        teacher=None
+        if models.teacher.api
+        else ModelSize(parameters=models.teacher.parameters, bytes=folder_bytes(models.teacher_files.folder)),
         student=ModelSize(
             parameters=of_base + adapter.parameters,
             bytes=adapter_bytes + (head.bytes if head else 0) + folder_bytes(base.version.folder),

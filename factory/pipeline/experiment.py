@@ -21,7 +21,7 @@ from factory.distill.losses import find_loss
 from factory.distill.trainer import asks_teacher
 from factory.distill.training_data import TrainingSet
 from factory.energy import Meter
-from factory.errors import DataError
+from factory.errors import DataError, UsageError
 from factory.evaluation.golden_set import asked_questions
 from factory.evaluation.method_comparison import Compared, best_rate, compare_methods, metric_value
 from factory.evaluation.stats import BootstrapConfig
@@ -128,6 +128,8 @@ def prepare(context: BuildContext, domain: str, size: str, spec: ExperimentSpec,
     """``prepare(context, "healthcare", "small", spec, base=None)``: the data set, the base and the golden set of all runs."""
     domain_spec = context.specs.domain(domain)
     settings = context.settings(domain_spec)
+    if context.family.api is not None:
+        raise UsageError(f"methods are compared by KL, and the teacher of family {context.family.name} is behind an API")
     for method in spec.methods:
         config = method.config(settings.distill)
         find_loss(config.loss)

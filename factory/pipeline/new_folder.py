@@ -80,7 +80,7 @@ def _family_of(given: str | None) -> tuple[str, TeacherSpec, bool]:
     default = families["default"].read_text(encoding="utf-8")
     for name, path in families.items():
         text = path.read_text(encoding="utf-8")
-        spec = FamilySpec.model_validate(yaml.safe_load(text)).teacher
+        spec = FamilySpec.model_validate(yaml.safe_load(text)).weights
         if given in (name, spec.model) or (given is None and name == "default"):
             return text, spec, True
     return default, _teacher_spec(str(given), list(families)), False

@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from factory.cache import is_intact
-from factory.config.schema import DomainSpec, ModelSpec, Settings, TeacherAdaptation
+from factory.config.schema import ApiTeacherSpec, DataConfig, DomainSpec, FamilySpec, ModelSpec, Settings, TeacherAdaptation
 from factory.data.dataset import load_dataset_folder
 from factory.export.foresight import llamacpp_notes
-from factory.models.chat import NO_CONTEXT, prompt_ids
+from factory.models.chat import NO_CONTEXT, messages, prompt_ids
 from factory.models.references import is_cached
+from factory.pipeline.api_teacher import describe_api, licence_duties, require_teachable
 from factory.pipeline.base_choice import base_name
 from factory.pipeline.build import BuildOptions
-from factory.pipeline.context import BuildContext, FamilyModels, resolve_models
+from factory.pipeline.context import BuildContext, FamilyModels, charged, resolve_models
 from factory.pipeline.dataset import dataset_folder, dataset_key, router_folder
 from factory.pipeline.estimate import (
     adapter_seconds,
@@ -53,10 +54,13 @@ def plan(
     Raises: DataError for a file that cannot be used.
     """
     options, family = options or BuildOptions(), context.family
+    for name in domains:
+        require_teachable(family, context.profile, context.specs.domain(name))
     model = family.sizes[size].base
-    fetched = [("teacher", family.teacher), ("encoder", family.encoder), *([("base", model)] if model else [])]
-    steps = [_fetch(context, what, spec) for what, spec in fetched]
-    if steps[0].state == "to fetch":
+    teacher: list[tuple[str, ModelSpec]] = [] if family.api else [("teacher", family.weights)]
+    fetched = [*teacher, ("encoder", family.encoder), *([("base", model)] if model else [])]
+    steps = [*_api(family), *(_fetch(context, what, spec) for what, spec in fetched)]
+    if not is_cached(family.files, context.specs.root):
         return [*steps, *_unknown(context, domains, size, options)]
     models = resolve_models(family, context.specs.root, context.device)
     rate = matrix_rate(context.device)
@@ -65,7 +69,7 @@ def plan(
     return [
         *steps,
         *(Step("teacher", "on disk", note) for note in [*models.teacher_files.notes, *_in_llamacpp(context, models, size)]),
-        *(step for spec in own for step in _data(context, models, spec, rate, sample)),
+        *(step for spec in own for step in _data(context, charged(context, models, spec), spec, rate, sample)),
         *(step for spec in _of_base(context, own) if base.heals for step in _data(context, models, spec, rate)),
         _router(context),
         *base.steps,
@@ -84,9 +88,16 @@ def _in_llamacpp(context: BuildContext, models: FamilyModels, size: str) -> list
     return llamacpp_notes(models.teacher.config, models.tokenizer, context.family.sizes[size])
 
 
+def _api(family: FamilySpec) -> list[Step]:
+    """What has to be known of an API before anything is sent there."""
+    if family.api is None:
+        return []
+    return [Step("teacher", "elsewhere", text) for text in (describe_api(family.api), licence_duties(family.api))]
+
+
 def _unknown(context: BuildContext, domains: Sequence[str], size: str, options: BuildOptions) -> list[Step]:
     """Everything after the teacher, whose files are not here yet."""
-    trimmed = context.family.sizes[size].trimmed
+    trimmed = context.family.sizes[size].trimmed or context.family.api is not None
     own = [context.specs.domain(name) for name in domains]
     details = {}
     for spec in [*own, *([] if trimmed else _of_base(context, own))]:
@@ -136,8 +147,23 @@ def _data(context: BuildContext, models: FamilyModels, spec: DomainSpec, rate: f
         return [*before, Step(what, "on disk", ", ".join(f"{split} {count}" for split, count in counts.items())), *after]
     config = context.settings(spec).data
     prompts = round(config.max_examples * (1 + config.validation + config.test) * known.unanswered)
+    detail = _data_detail(context, spec, known.unanswered)
+    if context.family.api is not None:
+        most = _most_asked(context.family.api, prompts, spec, config)
+        return [*before, Step(what, "to do", f"{detail}; {most}", None), *after]
     seconds = max(1.0, generation_seconds(rate, models.teacher.parameters, prompts * answer_tokens(config)))
-    return [*before, Step(what, "to do", _data_detail(context, spec, known.unanswered), seconds), *after]
+    return [*before, Step(what, "to do", detail, seconds), *after]
+
+
+def _most_asked(api: ApiTeacherSpec, prompts: int, spec: DomainSpec, config: DataConfig) -> str:
+    """What the prompts of a domain cost at most, without those that are sent twice."""
+    shown = max(api.most({"messages": messages("", one)})["prompt_tokens"] for one in spec.contexts.all)
+    usage = {
+        "prompt_tokens": prompts * (shown + config.max_prompt_tokens),
+        "completion_tokens": prompts * config.max_completion_tokens,
+    }
+    cost = f" for {api.cost(usage):.4g}" if api.price else ""
+    return f"at most {prompts:,} requests, {sum(usage.values()):,} tokens{cost}"
 
 
 def _data_name(context: BuildContext, spec: DomainSpec) -> str:
@@ -172,6 +198,11 @@ def _data_detail(context: BuildContext, spec: DomainSpec, unanswered: float = 1.
     return f"at most {config.max_examples} training examples from {count} source{'s' if count > 1 else ''}; {answers}"
 
 
+def _teacher_parameters(models: FamilyModels) -> int:
+    """Of what runs here: none behind an API."""
+    return 0 if models.teacher.api else models.teacher.parameters
+
+
 def _student(
     context: BuildContext,
     models: FamilyModels,
@@ -191,8 +222,8 @@ def _student(
     own = distill.on_policy.steps * distill.batch if distill.on_policy else 0
     beside = trained * bool(distill.feature) + own * average  # what the teacher reads while the student learns
     seconds = (
-        scoring_seconds(rate, models.teacher.parameters, scored + beside)
-        + generation_seconds(rate, models.teacher.parameters, general)
+        scoring_seconds(rate, _teacher_parameters(models), scored + beside)
+        + generation_seconds(rate, _teacher_parameters(models), general)
         + generation_seconds(rate, base.parameters, own * answer_tokens(settings.data))
         + adapter_seconds(rate, base.parameters, trained + own * average)
         + scoring_seconds(rate, base.parameters, settings.embed.texts * average // 2)  # a prompt or an answer, not both
@@ -230,13 +261,13 @@ def _evaluation(context: BuildContext, models: FamilyModels, name: str, size: st
     seconds = (
         evaluation_seconds(
             rate,
-            [models.teacher.parameters, base.parameters],
+            [_teacher_parameters(models), base.parameters],
             scored=scored,
             sentences=sentences,
             written=sum(asked.values()) * answer,
         )
         + scoring_seconds(rate, base.parameters, scored)  # the base
-        + generation_seconds(rate, models.teacher.parameters, config.general * answer)
+        + generation_seconds(rate, _teacher_parameters(models), config.general * answer)
     )
     return Step(f"evaluation of {student_name(name, size)}", "to do", _evaluation_detail(context, name), seconds)
 

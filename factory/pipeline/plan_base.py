@@ -28,7 +28,7 @@ class Step:
     """One line of a plan; ``seconds`` is an estimate, 0 where nothing is left to do, None where it depends on the network."""
 
     what: str
-    state: Literal["on disk", "to do", "to fetch", "warning"]
+    state: Literal["on disk", "to do", "to fetch", "warning", "elsewhere"]
     detail: str
     seconds: float | None = 0.0
 
@@ -66,7 +66,7 @@ def plan_base(
     tried = size_options(models, spec) if spec.max_bytes is not None else []
     kinds = [one.size for one in tried] or [spec]
     parameters = max(_parameters(models, kind) for kind in kinds)
-    heals = not all(kind.trimmed for kind in kinds)
+    heals = context.family.api is None and not all(kind.trimmed for kind in kinds)
     detail = f"{tried[0]}; {tried[0].alone}" if len(tried) == 1 else base_detail(context, size)
     seconds = TRIMMING_SECONDS
     if heals:
@@ -85,6 +85,8 @@ def base_detail(context: BuildContext, size: str) -> str:
     kept = f"{spec.vocabulary:,} tokens" if spec.vocabulary else "the teacher's vocabulary"
     if spec.trimmed:
         return f"all layers of the teacher, {kept}; nothing to heal"
+    if context.family.api is not None and spec.base is not None:
+        return f"{spec.base.model} as it is; nothing to heal"
     on = ", ".join(domain.name for domain in context.healing_domains)
     healed = f"healed for {heal.steps} steps of {heal.batch} on {on}"
     if spec.max_bytes is not None:

@@ -31,6 +31,8 @@ def check_domain(
     trimmed: bool = False,
 ) -> TeacherCheck:
     """``check_domain(context, models, data, trimmed_teacher, base, tokens).reasons``: whether the teacher knows the domain."""
+    if teacher.api is not None:
+        return unchecked(context, data, teacher, base, tasks)
     with context.meter.stage("check"), context.progress(f"{data.spec.name}: teacher pre-check", 1) as advance:
         settings = context.settings(data.spec)
         items = settings.evaluate.task_items
@@ -54,6 +56,17 @@ def check_domain(
         )
         advance(1)
     return found
+
+
+def unchecked(
+    context: BuildContext, data: DomainDataset, teacher: Teacher, base: Candidate, tasks: Sequence[str]
+) -> TeacherCheck:
+    """``unchecked(context, data, teacher, base, tasks).warnings``: behind an API; what the base scores on tasks."""
+    items = context.settings(data.spec).evaluate.task_items
+    asked = tasks if items else ()
+    scores = run_tasks({"base": base}, teacher.tokenizer, asked, root=context.specs.root, limit=items)
+    warning = "the teacher pre-check was not made: an API does not say how likely its teacher finds the domain's references"
+    return TeacherCheck({}, (), (warning,), scores)
 
 
 def require_teachers(context: BuildContext, models: FamilyModels, datasets: Sequence[DomainDataset], cut: CutBase) -> None:

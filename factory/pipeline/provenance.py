@@ -12,25 +12,29 @@ import torch
 
 from factory.config.schema import Settings
 from factory.energy import Meter
+from factory.pipeline.api_teacher import spent
 from factory.pipeline.context import BuildContext, FamilyModels
-from factory.registry.manifest import EnergyInfo, ModelInfo, TeacherInfo
+from factory.registry.manifest import ApiUsage, EnergyInfo, ModelInfo, TeacherInfo
 from factory.registry.provenance import library_versions
 
 
-def family_fields(context: BuildContext, models: FamilyModels, settings: Settings) -> dict[str, Any]:
-    """``StudentManifest(**family_fields(context, models, settings), ...)``: family, teacher, encoder, settings, code."""
-    family, files = context.family, models.teacher_files
+def family_fields(context: BuildContext, models: FamilyModels, settings: Settings, size: str) -> dict[str, Any]:
+    """``StudentManifest(**family_fields(context, models, settings, size), ...)``: family, teacher, encoder, settings, code."""
+    family, files, usage = context.family, models.teacher_files, spent(models.teacher)
+    base = family.sizes[size].base
     return {
         "family": family.name,
         "profile": context.profile,
         "seed": context.seed,
         "teacher": TeacherInfo(
-            reference=family.teacher.model,
+            reference=family.teacher.reference,
             license=family.teacher.license,
             sha256=files.sha256,
             revision=files.revision,
-            parameters=models.teacher.parameters,
+            parameters=None if family.api else models.teacher.parameters,
+            api=ApiUsage(**vars(usage)) if usage else None,
         ),
+        "base_model": ModelInfo(reference=base.model, license=base.license) if base else None,
         "encoder": ModelInfo(reference=family.encoder.model, license=family.encoder.license),
         "settings": settings.model_dump(),
         "libraries": library_versions(),

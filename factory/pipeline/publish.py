@@ -48,7 +48,7 @@ def publish_student(
     """
     spec, settings = data.spec, context.settings(data.spec)
     manifest = StudentManifest(
-        **family_fields(context, models, settings),
+        **family_fields(context, models, settings, size),
         name=student_name(spec.name, size),
         domain=spec.name,
         description=spec.description,

@@ -68,15 +68,15 @@ def students(context: BuildContext, version: Version) -> list[Rival]:
 def teachers(context: BuildContext, shown: TeacherContext, others: Sequence[FamilySpec]) -> list[Rival]:
     """``teachers(context, domain.teacher_context, [gemma])``: the family's, also with its context, and those of others."""
     own = {"teacher": NO_CONTEXT} | ({"teacher, with its context": shown} if shown != NO_CONTEXT else {})
-    rows: list[tuple[Mapping[str, TeacherContext], TeacherSpec]] = [(own, context.family.teacher)]
-    rows += [({f"{family.name}'s teacher": NO_CONTEXT}, family.teacher) for family in others]
+    rows: list[tuple[Mapping[str, TeacherContext], TeacherSpec]] = [(own, context.family.weights)]
+    rows += [({f"{family.name}'s teacher": NO_CONTEXT}, family.weights) for family in others if family.api is None]
     return [Rival(names, model_files(context, spec).folder, spec.license) for names, spec in rows]
 
 
 def downloads(context: BuildContext, files: ResolvedModel, tuned: FineTuning | None) -> list[Rival]:
     """``downloads(context, files, tuned)``: a download, unless it is the teacher, and what fine-tuning makes of it."""
     adapters: dict[str, Path | None] = {}
-    if files.folder != model_files(context, context.family.teacher).folder:
+    if files.folder != model_files(context, context.family.weights).folder:
         adapters["download"] = None
     if tuned is not None:
         adapters["download, fine-tuned"] = tuned.adapter

@@ -31,6 +31,8 @@ def make_training_set(
     ``teacher`` has the student's vocabulary. Soft targets and embeddings that are on disk already are read, not made.
     """
     examples = tokenize_examples(data.rows["train"], teacher.tokenizer, data.spec.contexts)
+    if teacher.api is not None:  # its texts themselves are learnt
+        return TrainingSet(examples, None, _embeddings(context, models, data))
     folder = data.targets_folder(_targets_key(data, teacher, config))
     context.note.add("targets", folder, shard_count(len(examples)))
     with context.meter.stage("targets"), context.progress(f"{data.spec.name}: soft targets", len(examples)) as advance:
@@ -88,6 +90,8 @@ def _set_beside(
 ) -> TrainingSet:
     """Rows that are no part of a data set, with targets of their own."""
     examples = tokenize_examples(rows, teacher.tokenizer, contexts)
+    if teacher.api is not None:
+        return TrainingSet(examples, None, embed_rows(models, rows))
     seen = [[row["prompt"], row["completion"], row.get("source"), *_said(row)] for row in rows]
     key = cache_key(FORMAT, seen, teacher.revision, _vocabulary(teacher), teacher.tokenizer.chat_template,
                     config.top_k, config.temperature, contexts.dump())  # fmt: skip

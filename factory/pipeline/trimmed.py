@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from factory.cache import cache_key
 from factory.config.schema import DomainSpec, SizeSpec, TeacherPromptSource
 from factory.data.sources import content_hash, sample_evenly
-from factory.models.base import Base, Shape, choose_tokens, trim_teacher, trimming_cost
+from factory.models.base import Base, Shape, choose_tokens, load_external_base, trim_teacher, trimming_cost
 from factory.models.chat import NO_CONTEXTS, messages, stop_tokens
 from factory.models.forward import Batch
+from factory.models.references import resolve
 from factory.models.scoring import student_batches
 from factory.models.teacher import Teacher
 from factory.models.tokenize import tokenize_examples
@@ -52,6 +53,18 @@ def trim_base(context: BuildContext, models: FamilyModels, size: SizeSpec) -> Tr
         base.model.generation_config.eos_token_id = stop_tokens(teacher.tokenizer)
         advance(1)
     return TrimmedBase(base, teacher, vocabulary_info(models, teacher, cost, text_keys(context)), batches)
+
+
+def take_base(context: BuildContext, models: FamilyModels, size: SizeSpec) -> TrimmedBase:
+    """``take_base(context, models, family.sizes["medium"]).base``: the model that the size names, as it is."""
+    assert size.base is not None  # as family_limits has it
+    with context.meter.stage("trim"), context.progress("base: weights", 1) as advance:
+        base = load_external_base(resolve(size.base, root=context.specs.root).folder, models.teacher)
+        general = [example.prompt for example in general_examples(context, models)]
+        batches = scored_batches(context, models.teacher, [general])
+        cost = trimming_cost(models.teacher, models.teacher, None, batches)
+        advance(1)
+    return TrimmedBase(base, models.teacher, vocabulary_info(models, models.teacher, cost, {}), batches)
 
 
 def scored_batches(context: BuildContext, trimmed: Teacher, texts: Sequence[Sequence[str]]) -> tuple[Batch, ...]:

@@ -48,3 +48,13 @@ class ImportInfo(Entry):
 class FileInfo(Entry):
     sha256: str
     bytes: Count
+
+
+class ApiUsage(Entry):
+    """What a teacher behind an API was asked for one domain, stopped builds included, until this version was made."""
+
+    requests: Count
+    prompt_tokens: Count
+    completion_tokens: Count
+    uncounted: Count  # requests without a count, which are counted as what they cost at most
+    cost: Number  # in the currency of the family's price; 0 without one

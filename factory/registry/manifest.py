@@ -18,6 +18,7 @@ from factory.config.quantization import Grid
 from factory.errors import RegistryError, in_one_line
 from factory.registry.entry import Entry as Entry
 from factory.registry.entry import MetricValue as MetricValue
+from factory.registry.entry import ApiUsage as ApiUsage
 from factory.registry.entry import FileInfo as FileInfo
 from factory.registry.entry import ImportInfo as ImportInfo
 from factory.registry.entry import Count, Number
@@ -39,7 +40,8 @@ class ModelInfo(Entry):
 class TeacherInfo(ModelInfo):
     sha256: str  # of the wheel, or of the weights
     revision: str
-    parameters: Count  # a tied head counts once
+    parameters: Count | None  # a tied head counts once; None behind an API
+    api: ApiUsage | None = None  # None: its weights were at hand
 
 
 class SourceInfo(Entry):
@@ -141,7 +143,7 @@ class ModelSize(Entry):
 
 
 class Sizes(Entry):
-    teacher: ModelSize
+    teacher: ModelSize | None  # None behind an API
     student: ModelSize
 
 
@@ -154,7 +156,7 @@ class Speed(Entry):
 class Speeds(Entry):
     """Both in one run on one machine."""
 
-    teacher: Speed
+    teacher: Speed | None  # None behind an API
     student: Speed
 
 
@@ -280,6 +282,7 @@ class Manifest(Entry):
     seed: int
     teacher: TeacherInfo
     encoder: ModelInfo
+    base_model: ModelInfo | None = None  # that the size names as its base; None: the base is a part of the teacher
     path: tuple[str, ...]  # who taught whom: "teacher", then the references of the bases between
     settings: dict[str, Any]  # data, heal, distill, evaluate, all overrides applied
     dataset: DatasetInfo

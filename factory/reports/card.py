@@ -51,7 +51,7 @@ def model_card(manifest: AnyManifest) -> str:
         "Limits": _limits(manifest, view),
         "Where it comes from": _lineage(manifest, view),
         "Data and licences": _data(view),
-        "Training": _training(view),
+        "Training": _training(manifest, view),
     }
     body = [f"# {_text(manifest.name)}", *_opening(manifest, view)]
     for title, paragraphs in chapters.items():
@@ -99,9 +99,9 @@ def _front_matter(manifest: AnyManifest, view: View) -> ModelCardData:
 
 def _license(manifest: AnyManifest) -> tuple[str, str | None]:
     """Hub id, and a name where it is `other`: the teacher's licence, with those of sources that ask for more than a notice."""
-    teacher = _license_id(manifest.teacher.license)
+    models = [manifest.teacher.license, *([manifest.base_model.license] if manifest.base_model else [])]
     sources = [_license_id(source.license) for source in manifest.dataset.sources]
-    names = list(dict.fromkeys([teacher, *(name for name in sources if name not in PERMISSIVE)]))
+    names = list(dict.fromkeys([*map(_license_id, models), *(name for name in sources if name not in PERMISSIVE)]))
     if len(names) == 1 and names[0] in HUB_LICENSES:
         return names[0], None
     return "other", "-and-".join(names)
@@ -113,7 +113,8 @@ def _license_id(license: str) -> str:
 
 def _base_model(manifest: AnyManifest) -> str:
     """The Hub accepts only ids here: ``hub:org/name@rev`` has one, a file gives the name of its model."""
-    scheme, _, rest = manifest.teacher.reference.partition(":")
+    origin = manifest.base_model if manifest.teacher.api and manifest.base_model else manifest.teacher
+    scheme, _, rest = origin.reference.partition(":")
     if scheme == "hub":
         return rest.partition("@")[0]
     stem = re.sub(r"\.(gguf|safetensors)$", "", rest.rstrip("/").rpartition("/")[2])
@@ -124,13 +125,20 @@ def _base_model(manifest: AnyManifest) -> str:
 # ----------------------------------------------------------------------------------------------------------- chapters
 
 
+def _taught(manifest: AnyManifest) -> str:
+    if manifest.teacher.api is not None:
+        return f"for {_text(_base_model(manifest))}, trained on the answers of {_code(manifest.teacher.reference)}"
+    return f"distilled from {_text(_base_model(manifest))}"
+
+
 def _opening(manifest: AnyManifest, view: View) -> list[str]:
     teacher = _text(_base_model(manifest))
     if manifest.kind == "base":
-        what = f"A small language model derived from {teacher} and healed by distillation: the base of domain adapters."
+        made = "as it is" if manifest.teacher.api else f"derived from {teacher} and healed by distillation"
+        what = f"A small language model {made}: the base of domain adapters."
     else:
         what = (
-            f"A small language model for **{_text(view.domain)}**: a LoRA adapter distilled from {teacher}, "
+            f"A small language model for **{_text(view.domain)}**: a LoRA adapter {_taught(manifest)}, "
             f"to be used on the base `{manifest.base}`."
         )
     paragraphs = [f"{what} It has {view.size}."]
@@ -231,9 +239,15 @@ def _intended_use(view: View) -> list[str]:
     ]
 
 
+def _imitated(manifest: AnyManifest) -> str:
+    if manifest.teacher.api is not None:
+        return f"{_code(manifest.teacher.reference)}, a model"
+    return f"{_text(_base_model(manifest))}, a small model"
+
+
 def _limits(manifest: AnyManifest, view: View) -> list[str]:
     points = [
-        f"**Its teacher makes mistakes, and so does it.** The student imitates {_text(_base_model(manifest))}, a small model "
+        f"**Its teacher makes mistakes, and so does it.** The student imitates {_imitated(manifest)} "
         "that can state wrong facts fluently. Agreement with the teacher is not correctness.",
         "**It gives no professional advice.** For anything that matters to health, law, money or safety ask a "
         "professional; in an emergency call your local emergency number.",
@@ -255,13 +269,15 @@ def _data(view: View) -> list[str]:
     return [_table(("source", "licence", "examples"), sources), _rows(view.data)]
 
 
-def _training(view: View) -> list[str]:
+def _training(manifest: AnyManifest, view: View) -> list[str]:
     knowledge = (
         "Three kinds of knowledge are matched: next-token distributions (generalized Jensen-Shannon divergence, GKD, "
         "[arXiv 2306.13649](https://arxiv.org/abs/2306.13649)), hidden states (FitNets, "
         "[arXiv 1412.6550](https://arxiv.org/abs/1412.6550)) and distances between embeddings (RKD, "
         "[arXiv 1904.05068](https://arxiv.org/abs/1904.05068)), each with the weight below; 0 means not used."
     )
+    if manifest.teacher.api is not None:
+        knowledge = "It learns the texts that its teacher wrote, by cross-entropy: an API gives no distributions."
     curves = [
         Row(f"{one.name}, step {one.steps[0]:g} to {one.steps[-1]:g}", f"{format_number(one.values[0])} → {last}")
         for one in view.curves

@@ -8,6 +8,7 @@ from factory.reports.format import format_metric, format_number
 
 if TYPE_CHECKING:
     from factory.registry.manifest import (
+        ApiUsage,
         BaseManifest,
         ConfidenceInfo,
         EmbeddingInfo,
@@ -64,3 +65,13 @@ def describe_growth(grown: VocabularyGrowth) -> str:
     """``describe_growth(base.grown[0])`` → "661 for psychology, whose text took 2.9 % more than the teacher's, …"."""
     before, after = (format_number(share, "%") for share in (grown.growth_before, grown.growth_after))
     return f"{grown.rows:,} for {grown.domain}, whose text took {before} more than the teacher's, and now {after}"
+
+
+def describe_usage(usage: ApiUsage) -> str:
+    """``describe_usage(manifest.teacher.api)`` → "240 requests, 9,600 tokens of prompts, 2,400 of answers; cost 0.0312"."""
+    uncounted = f", {usage.uncounted:,} of them without a count, counted as what they cost at most" if usage.uncounted else ""
+    cost = f"; cost {usage.cost:.6g}" if usage.cost else ""
+    return (
+        f"{usage.requests:,} requests{uncounted}, {usage.prompt_tokens:,} tokens of prompts, {usage.completion_tokens:,} of "
+        f"answers{cost}"
+    )

@@ -159,7 +159,8 @@ def lineages_of(versions: Sequence[Version], lineage: Mapping[str, Version]) -> 
 def _chain(version: Version, known: Mapping[str, Version]) -> tuple[Node, ...]:
     teacher = version.manifest.teacher
     name = teacher.reference.rpartition("/")[2]  # the provenance has all of it
-    chain = [Node("teacher", name, f"{format_number(teacher.parameters, 'parameters')} parameters, {teacher.license}")]
+    size = "behind an API" if teacher.parameters is None else f"{format_number(teacher.parameters, 'parameters')} parameters"
+    chain = [Node("teacher", name, f"{size}, {teacher.license}")]
     for reference in version.manifest.path[1:]:
         role = "base" if reference == version.base else "teacher assistant"
         chain.append(_node(role, reference, known.get(reference)))

@@ -49,8 +49,8 @@ def fidelity(versions: Sequence[Version]) -> Plot | None:
     for index, version in enumerate(versions):
         manifest = version.manifest
         metric = manifest.evaluation.metrics.get("kl") if manifest.kind == "student" else None
-        if metric and isfinite(metric.value):
-            share = 100 * manifest.parameters / manifest.teacher.parameters
+        if metric and isfinite(metric.value) and (of := manifest.teacher.parameters):
+            share = 100 * manifest.parameters / of
             points.append((index, version.reference, share, metric))
     if not points:
         return None

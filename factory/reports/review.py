@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factory.cache import replace_file, storage_errors
-from factory.data.layouts import read_questions
 from factory.data.records import describe_columns, read_records, text_of
 from factory.errors import DataError, RegistryError
 from factory.registry.registry import Registry
@@ -66,6 +65,8 @@ def load_questions(path: Path, count: int | None = None) -> list[str]:
 
     Raises: DataError for a missing, unreadable or empty file, another extension, or a row without a question.
     """
+    from factory.data.layouts import read_questions  # imported here: it loads pydantic
+
     found = [question.prompt for _, question in read_questions(path)]
     if not found:
         raise DataError(f"{path} has no questions")

@@ -23,6 +23,7 @@ from factory.reports.describe import (
     describe_head,
     describe_risk,
     describe_rounding,
+    describe_usage,
     describe_vocabulary,
 )
 from factory.reports.format import format_metric, format_number
@@ -192,9 +193,10 @@ def measurements(manifest: AnyManifest) -> dict[str, Measured]:
 def teacher_measurements(manifest: AnyManifest) -> dict[str, Measured]:
     """``teacher_measurements(version.manifest)``: the teacher's, under the names that the student's have."""
     if manifest.kind == "base":
-        return {"parameters": manifest.teacher.parameters}
+        return {} if manifest.teacher.parameters is None else {"parameters": manifest.teacher.parameters}
     evaluation = manifest.evaluation
-    plain = evaluation.sizes.teacher.model_dump(exclude_none=True) | evaluation.speed.teacher.model_dump()
+    sides = (evaluation.sizes.teacher, evaluation.speed.teacher)  # None behind an API
+    plain = {key: value for side in sides if side for key, value in side.model_dump(exclude_none=True).items()}
     named = {match[1]: metric for key, metric in evaluation.metrics.items() if (match := OF_TEACHER.fullmatch(key))}
     if "teacher_perplexity" in evaluation.metrics:
         named["student_perplexity"] = evaluation.metrics["teacher_perplexity"]
@@ -214,8 +216,10 @@ def headline_keys(keys: Collection[str]) -> list[str]:
     return [key for key in (*FIRST, *tasks, *LAST) if key in keys]
 
 
-def describe_size(parameters: int, teacher: int) -> str:
+def describe_size(parameters: int, teacher: int | None) -> str:
     """``describe_size(80_000_000, 134_515_008)`` → "80.0 M parameters, 59.5 % of its teacher's"."""
+    if teacher is None:
+        return f"{format_number(parameters, 'parameters')} parameters"
     return f"{format_number(parameters, 'parameters')} parameters, {format_number(parameters / teacher, '%')} of its teacher's"
 
 
@@ -234,7 +238,10 @@ def _lineage(manifest: AnyManifest) -> list[Row]:
     return [
         Row("teacher", manifest.teacher.reference, code=True),
         Row("teacher's licence", manifest.teacher.license),
-        Row("teacher's sha256", manifest.teacher.sha256, code=True),
+        Row("teacher's sha256", "" if manifest.teacher.api else manifest.teacher.sha256, code=True),
+        Row("asked of its API", describe_usage(manifest.teacher.api) if manifest.teacher.api else ""),
+        Row("model of the base", manifest.base_model.reference if manifest.base_model else "", code=True),
+        Row("its licence", manifest.base_model.license if manifest.base_model else ""),
         Row("teacher adapted", describe_adaptation(adaptation) if adaptation else ""),
         Row("adapted teacher", adaptation.key if adaptation else "", code=True),
         Row("base", student.base if student else "", code=True),

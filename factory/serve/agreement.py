@@ -93,7 +93,7 @@ def load_pair(version: Version, registry: Registry, specs: Specs, device: torch.
         version.reference,
         loaded.model,
         trim_teacher(load_family_teacher(family, specs, device), loaded.base.shape.tokens),
-        family.teacher.model,
+        family.teacher.reference,
         TeacherContext.kept(manifest.teacher_context),
         manifest.max_completion_tokens,
     )

@@ -17,7 +17,7 @@ from time import monotonic
 
 import jsonschema_rs
 
-from factory.config.models import EndpointSpec
+from factory.config.endpoints import EndpointSpec
 from factory.config.schema import FamilySpec
 from factory.errors import ServeError
 from factory.serve.engine_client import EngineClient, Unreachable
@@ -31,8 +31,6 @@ from factory.serve.streams import RequestContext
 
 HOUR = 3600.0
 FAILURES, PAUSE, LONGEST_PAUSE = 3, 10.0, 300.0  # in a row; seconds until it is asked again, doubled by each further failure
-TEMPLATE_TOKENS = 32  # of a message, at most, beside its text: its role and what divides it from the next
-LIMITS = ("max_tokens", "max_completion_tokens")
 REFUSALS = ("engine_refused", "context_length_exceeded")  # of one request: they say nothing of others
 # Failures after which an answer may have been generated; nobody bills an error's status, or a connection that was refused.
 MAY_BE_BILLED = {(504, "timeout"), (503, "engine_failed"), (502, "bad_engine")}
@@ -110,7 +108,7 @@ class Endpoint:
     @classmethod
     def of(cls, name: str, spec: EndpointSpec, environment: Mapping[str, str]) -> Endpoint:
         """``Endpoint.of("giant", spec, os.environ)``. Raises: ServeError if the key's variable is not set."""
-        key = environment.get(spec.key_env, "").strip() if spec.key_env else None
+        key = spec.key(environment)
         if key == "":
             raise ServeError(f"models.{name}: the environment variable {spec.key_env} is not set; it holds the model's key")
         return cls(spec, key, budget=Budget(spec.max_cost_per_hour or math.inf))
@@ -119,21 +117,6 @@ class Endpoint:
     def lease(self) -> Lease:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         return Lease(self.spec.api.rstrip("/"), headers=headers)
-
-    def body(self, body: JsonObject) -> JsonObject:
-        """``endpoint.body({"max_tokens": 64, ...})``: as it is sent, with the spec's own fields."""
-        merged = body | {"model": self.spec.model, "stream": False} | self.spec.body
-        return {name: value for name, value in merged.items() if value is not None and name != "stream_options"}
-
-    def cost(self, usage: JsonObject) -> float:
-        """``endpoint.cost({"prompt_tokens": 1200, "completion_tokens": 300})``: in the currency of its price."""
-        price = self.spec.price
-        return price.of(usage["prompt_tokens"], usage["completion_tokens"]) if price else 0.0
-
-    def most(self, sent: JsonObject) -> float:
-        """``endpoint.most(sent)``: what it costs at most. A token is a byte at least; reasoning counts as part of an answer."""
-        prompt = sum(len(message["content"].encode()) + TEMPLATE_TOKENS for message in sent["messages"])
-        return self.cost({"prompt_tokens": prompt, "completion_tokens": max(sent.get(name) or 0 for name in LIMITS)})
 
 
 class Endpoints:
@@ -159,14 +142,15 @@ class Endpoints:
             format than the request's; never 400, since the request was fit for the steps before.
         """
         endpoint = self._endpoints[target.base]
-        sent = endpoint.body(body)
+        spec = endpoint.spec
+        sent = spec.request(body)
         endpoint.breaker.require()
-        entry = endpoint.budget.reserve(endpoint.most(sent))
+        entry = endpoint.budget.reserve(spec.cost(spec.most(sent)))
         try:
             content = await self._post(endpoint, sent)
             answer = Answer(target, ChatFormat())
             response = answer.response([content])
-            entry.cost = endpoint.cost(answer.usage) if any(answer.usage.values()) else entry.cost
+            entry.cost = spec.cost(answer.usage) if any(answer.usage.values()) else entry.cost
         except APIError as error:
             if isinstance(error, Unreachable) or (error.status, error.code) not in MAY_BE_BILLED:
                 entry.cost = 0.0

@@ -108,6 +108,9 @@ class ModelResolver:
         """``resolver.resolve("healthcare-small@champion", caller)``. Raises: what ``find_version`` does."""
         if model == TEACHER:
             caller.require(TEACHER)
+            if self.family.api is not None:
+                message = f"the teacher of family {self.family.name} is behind an API and is not served (GET /v1/models)"
+                raise APIError(404, message, code="model_not_found", param="model")
             return Target(None, TEACHER)
         if steps := self._cascade(model, caller):
             return replace(steps[0], cascade=steps)
@@ -205,7 +208,7 @@ class ModelResolver:
                 with suppress(APIError):  # no valid version, or a damaged one
                     models.append(self.describe(reference, caller))
         cascades = [domain for domain in cascade_domains(self.family, names) if self._cascade(domain, caller)]
-        teacher = [TEACHER] if caller.may(TEACHER) else []
+        teacher = [TEACHER] if caller.may(TEACHER) and self.family.api is None else []
         return [*models, *(self.describe(name, caller) for name in (*cascades, *teacher, AUTO))]
 
     def describe(self, name: str, caller: Caller) -> dict[str, object]:
@@ -223,7 +226,7 @@ class ModelResolver:
         if target.cascade:
             return model | {"steps": [step.reference for step in target.cascade], "notice": target.notice}
         if target.version is None:
-            return model | {"root": self.family.teacher.model, "parent": None}
+            return model | {"root": self.family.teacher.reference, "parent": None}
         version = target.version
         return model | {
             "created": int(datetime.fromisoformat(version.manifest.created).timestamp()),

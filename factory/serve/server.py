@@ -75,7 +75,7 @@ def make_app(registry: Registry, specs: Specs, family: FamilySpec, options: Opti
         Agreements(registry, specs, context.device),
         limits=options.limits,
         keys=KeyFile(options.api_keys),
-        readiness=Readiness(registry, partial(is_cached, family.teacher, specs.root), engines),
+        readiness=Readiness(registry, partial(is_cached, family.files, specs.root), engines),
         hosts=host_names(options),
     )
 

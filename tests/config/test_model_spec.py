@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from factory.config.models import EndpointSpec, Price
+from factory.config.endpoints import EndpointSpec, Price
 from factory.config.schema import ModelSpec
 
 

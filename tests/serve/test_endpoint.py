@@ -19,7 +19,7 @@ from support.cascades import EIGHT, SMALL, SURE, TINY, UNSURE, Place, place, str
 from support.endpoints import FakeEndpoint, completion, fake_endpoint
 from support.engines import Says
 
-from factory.config.models import EndpointSpec
+from factory.config.endpoints import EndpointSpec
 from factory.errors import ServeError
 from factory.serve.endpoint import FAILURES, HOUR, LONGEST_PAUSE, PAUSE, Breaker, Budget, Endpoint, Endpoints
 from factory.serve.limits import APIError, Limits
@@ -269,9 +269,9 @@ def test_what_it_may_have_billed_counts_at_most_and_what_it_refused_does_not(
 
 def test_no_answer_costs_more_than_was_kept_for_it() -> None:
     price = {"price": {"input": 1e6, "output": 1e6}, "max_cost_per_hour": 1e9}
-    endpoint = Endpoint(EndpointSpec.model_validate({"api": "http://a/v1", "model": "m"} | price))
+    spec = EndpointSpec.model_validate({"api": "http://a/v1", "model": "m"} | price)
     sent = {"messages": [{"role": "user", "content": "ä" * 10}], "max_tokens": None, "max_completion_tokens": 7}
-    assert endpoint.most(sent) == 20 + 32 + 7
+    assert spec.cost(spec.most(sent)) == 20 + 32 + 7
 
 
 # ------------------------------------------------------------------------------------------------------ what may leave
@@ -316,5 +316,5 @@ def test_a_key_that_is_not_set_is_one_line_at_the_start(environment: dict[str, s
 
 def test_nothing_is_paid_without_a_price() -> None:
     endpoint = Endpoint(EndpointSpec(api="http://a/v1", model="m"))
-    assert endpoint.cost({"prompt_tokens": 10**9, "completion_tokens": 10**9}) == 0.0
+    assert endpoint.spec.cost({"prompt_tokens": 10**9, "completion_tokens": 10**9}) == 0.0
     assert endpoint.budget.cap == math.inf

@@ -36,7 +36,8 @@ def resolver(
         name="default",
         default_size="small",
         serve=SimpleNamespace(fallback=fallback, cascade=cascade),
-        teacher=SimpleNamespace(model="path:./teacher"),
+        teacher=SimpleNamespace(reference="path:./teacher"),
+        api=None,
         models={},
     )
 

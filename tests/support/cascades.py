@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from factory.config.models import EndpointSpec
+from factory.config.endpoints import EndpointSpec
 from factory.config.schema import ServeConfig
 from factory.data.router import Route
 from factory.evaluation.confidence import SIGNALS, Calibration, Confidence
@@ -95,8 +95,10 @@ def place(
         "students: [healthcare-tiny, healthcare-small]\n"
     )
     settings = ServeConfig.model_validate({"cascade": ["tiny", "small", "teacher"]} | serve)
-    teacher = SimpleNamespace(model="path:./teacher")
-    family: Any = SimpleNamespace(name="default", default_size="small", serve=settings, teacher=teacher, models=models or {})
+    teacher = SimpleNamespace(reference="path:./teacher")
+    family: Any = SimpleNamespace(
+        name="default", default_size="small", serve=settings, teacher=teacher, api=None, models=models or {}
+    )
     route = Route(domain="healthcare", score=0.7, threshold=0.5, scores={})
     router: Any = SimpleNamespace(route=lambda texts: [route] * len(texts))
     chosen = Options(port=0, limits=limits or Limits(prompt_tokens=200))

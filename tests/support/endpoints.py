@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from support.fake_http import QuietHandler, served
@@ -25,11 +25,12 @@ class FakeEndpoint:
     """What it answers next, and what it was asked."""
 
     api: str
-    says: Any = field(default_factory=completion)  # JSON, or bytes as they are
+    says: Any = field(default_factory=completion)  # JSON, bytes as they are, or a function of the request's body
     status: int = 200
     seconds: float = 0.0  # before it says anything
     cut: int = 0  # bytes at the end that never come
     headers: dict[str, str] = field(default_factory=dict)
+    script: list[dict[str, Any]] = field(default_factory=list)  # what the next requests get instead: {"status": 500}
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
 
@@ -48,15 +49,17 @@ def fake_endpoint() -> Iterator[FakeEndpoint]:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             giant.bodies.append(body | {"path": self.path})
             giant.keys.append(self.headers["authorization"])
-            time.sleep(giant.seconds)
-            data = giant.says if isinstance(giant.says, bytes) else json.dumps(giant.says).encode()
-            self.send_response(giant.status)
-            for name, value in giant.headers.items():
+            now = replace(giant, **giant.script.pop(0)) if giant.script else giant
+            time.sleep(now.seconds)
+            says = now.says(body) if callable(now.says) else now.says
+            data = says if isinstance(says, bytes) else json.dumps(says).encode()
+            self.send_response(now.status)
+            for name, value in now.headers.items():
                 self.send_header(name, value)
             self.send_header("content-length", str(len(data)))
             self.end_headers()
             with suppress(OSError):  # who asked has left
-                self.wfile.write(data[: len(data) - giant.cut])
+                self.wfile.write(data[: len(data) - now.cut])
 
     with served(Handler) as url:
         giant.api = f"{url}/v1"

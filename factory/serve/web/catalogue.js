@@ -94,7 +94,7 @@ function nameRow(student) {
 function versionRow(version, student) {
   const { kl, golden_set_passed: golden, golden_set_passed_teacher: teacher, top1_agreement: top1 } = version.metrics;
   const number = (value, under) => [value, under && element("span", { class: "under" }, under)];
-  const share = version.parameters / version.teacher_parameters;
+  const share = version.teacher_parameters && version.parameters / version.teacher_parameters;
   return element(
     "tr",
     { class: version.reference === student.current ? "current" : "" },
@@ -108,7 +108,7 @@ function versionRow(version, student) {
     element("td", {}, ...number(metricValue(kl), interval(kl))),
     element("td", {}, ...number(passedOf(golden), teacher && `teacher ${passed(teacher)}`)),
     element("td", { class: "wide" }, ...number(metricValue(top1), interval(top1))),
-    element("td", {}, ...number(quantity(version.parameters), percent(share))),
+    element("td", {}, ...number(quantity(version.parameters), share && percent(share))),
     element("td", { class: "wide" }, ...number(quantity(version.bytes, "B"), version.adapter_bytes && `adapter ${quantity(version.adapter_bytes, "B")}`)),
     element("td", { class: "wide" }, day(version.created)),
   );
@@ -132,7 +132,7 @@ function facts(version) {
   const tile = (label, value, under) =>
     element("div", {}, element("dt", {}, label), element("dd", {}, value, under && element("span", { class: "under" }, under)));
   const { kl, golden_set_passed: golden, golden_set_passed_teacher: teacher, top1_agreement: top1 } = version.metrics;
-  const share = version.parameters / version.teacher_parameters;
+  const share = version.teacher_parameters && version.parameters / version.teacher_parameters;
   const card = element("article", { class: "card-text" });
   card.innerHTML = version.html; // made by the server, which escapes all HTML of the card itself
   for (const one of card.querySelectorAll("table, pre")) {
@@ -147,7 +147,7 @@ function facts(version) {
       tile("KL, nats/token", metricValue(kl), interval(kl)),
       golden && tile("Golden set", passedOf(golden), teacher && `teacher ${passed(teacher)}`),
       tile("Top-1 agreement", metricValue(top1), interval(top1)),
-      tile("Parameters", quantity(version.parameters), `${percent(share)} of the teacher’s`),
+      tile("Parameters", quantity(version.parameters), share && `${percent(share)} of the teacher’s`),
       tile("On disk", quantity(version.bytes, "B"), version.adapter_bytes && `adapter ${quantity(version.adapter_bytes, "B")}`),
     ),
     element(
