@@ -32,7 +32,7 @@ from factory.evaluation.real_text import real_text_metrics
 from factory.evaluation.refusals import RefusalPrompt, RefusalReport, kept_report, refusal_report
 from factory.evaluation.retrieval import retrieval_part
 from factory.evaluation.safety import injection_metrics, jailbreak_metrics
-from factory.evaluation.samples import SAMPLES, answer_samples
+from factory.evaluation.samples import answer_samples, sample_prompts
 from factory.evaluation.stats import BootstrapConfig, by_cluster, paired_ratio_difference
 from factory.evaluation.suite import EvalSuite, sample_suite
 from factory.models.chat import NO_CONTEXT, NO_CONTEXTS
@@ -152,7 +152,7 @@ def evaluate_student(
     bootstrap, spec, suite = settings.bootstrap, data.domain.spec, sample_suite(suite, settings.config)
     tokenizer = target.teacher.tokenizer
     to_decline, report = (suite.refusals, refusal_report) if suite.refusals else (declined_prompts(data), kept_report)
-    shown = [row["prompt"] for row in (asked_alone(data.domain.test) or data.domain.test)[:SAMPLES]]
+    shown = sample_prompts(data.domain.test)
     asked = [item.prompt for item in (*suite.golden_set, *to_decline, *suite.injections, *suite.jailbreaks)]
     seen = contexts_seen(data.domain, [*asked, *shown])
     parts: dict[str, Part] = {}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from factory.config.schema import TeacherContext
+from factory.data.history import asked_alone
 from factory.evaluation.answers import Answer
 from factory.models.chat import prompt_ids, stop_tokens
 from factory.models.device import mixed_precision
@@ -14,6 +15,11 @@ from factory.models.teacher import Teacher
 from factory.registry.manifest import Sample
 
 SAMPLES = 3
+
+
+def sample_prompts(test: Sequence[Mapping[str, Any]]) -> list[str]:
+    """``sample_prompts(data.domain.test)``: the first held-out ones, of those that mean the same alone if there are any."""
+    return [row["prompt"] for row in (asked_alone(test) or test)[:SAMPLES]]
 
 
 def answer_samples(

@@ -37,7 +37,7 @@ from factory.evaluation.real_text import real_texts
 from factory.evaluation.refusals import kept_report, refusal_report
 from factory.evaluation.retrieval import retrieval_part
 from factory.evaluation.safety import injection_metrics, jailbreak_metrics
-from factory.evaluation.samples import SAMPLES
+from factory.evaluation.samples import sample_prompts
 from factory.evaluation.speed import student_speed
 from factory.evaluation.stats import BootstrapConfig, by_cluster, exponentiate, paired_difference, ratio
 from factory.evaluation.suite import EvalSuite, sample_suite
@@ -90,7 +90,7 @@ def evaluate_by_texts(
     """
     bootstrap, suite, tokenizer = settings.bootstrap, sample_suite(suite, settings.config), target.teacher.tokenizer
     to_decline, report = (suite.refusals, refusal_report) if suite.refusals else (declined_prompts(data), kept_report)
-    shown = [row["prompt"] for row in data.domain.test[:SAMPLES]]
+    shown = sample_prompts(data.domain.test)
     attacks = [item.prompt for item in (*suite.injections, *suite.jailbreaks)]
     asked = contexts_seen(data.domain, [*(item.prompt for item in (*suite.golden_set, *to_decline)), *shown])
     parts: dict[str, Part] = {}

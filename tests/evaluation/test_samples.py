@@ -6,7 +6,7 @@ from support import tiny
 
 from factory.evaluation.answers import ask_models
 from factory.evaluation.fidelity import fixed_model
-from factory.evaluation.samples import answer_samples, top1_agreement
+from factory.evaluation.samples import answer_samples, sample_prompts, top1_agreement
 from factory.models.chat import NO_CONTEXT, prompt_ids, stop_tokens
 from factory.models.generation import sample
 
@@ -29,6 +29,13 @@ def test_samples_hold_both_answers_and_whether_the_other_agrees_with_each_token(
         assert [same for _, same in found.student_tokens] == agrees[: len(kept)]
         [agrees] = top1_agreement(student, [prompt_ids(tokenizer, prompt, NO_CONTEXT)], [of_teacher.ids])
         assert [same for _, same in found.teacher_tokens] == agrees[: len(found.teacher_tokens)]
+
+
+def test_samples_are_prompts_that_mean_the_same_alone() -> None:
+    said = {"system": "be brief", "examples": []}
+    rows = [{"prompt": "and then ?", "history": said}, *({"prompt": f"why {n} ?"} for n in range(4))]
+    assert sample_prompts(rows) == ["why 0 ?", "why 1 ?", "why 2 ?"]
+    assert sample_prompts(rows[:1]) == ["and then ?"]  # rather than none
 
 
 def test_agreement_is_whether_each_token_is_the_other_models_top_1() -> None:
