@@ -1,4 +1,6 @@
-"""The files that docs/data.md shows: a sample of every format that is read, and malformed ones with the message that each gets.
+"""The files that docs/data.md shows, and what is said of each: a sample of every format, and malformed ones.
+
+    python scripts/data_files.py
 
     for file in MALFORMED:
         read(file, folder)
@@ -8,6 +10,7 @@ scripts/docs.py writes the page from these lists, and tests/docs/test_data.py ho
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import io
 import json
@@ -259,3 +262,13 @@ MALFORMED = [
     DataFile("a folder without anything that is read", "handbook/leave.docm", "macro"),
     DataFile("one document without a folder", "leave.pdf", "%PDF"),
 ]
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    for file in (*FORMATS, *MALFORMED):
+        print(f"{file.about}: {read(file)}")
+
+
+if __name__ == "__main__":
+    main()
