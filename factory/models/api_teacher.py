@@ -124,10 +124,11 @@ class ApiTeacher:
             raise ModelResolutionError(
                 f"the environment variable {self.spec.key_env} is not set; it holds the key of the teacher, {self.spec.model}"
             )
-        desk, waiting, declined = _Desk(self), iter(asked), 0
+        waiting, declined = iter(asked), 0
         running: dict[Future[Completion], str] = {}
         failure: Exception | None = None
-        with ThreadPoolExecutor(self.spec.concurrency, "teacher") as pool:
+        with _client(self.spec) as client, ThreadPoolExecutor(self.spec.concurrency, "teacher") as pool:
+            desk = _Desk(self, client)
             try:
                 while True:
                     free = self.spec.concurrency - len(running) if failure is None else 0
@@ -153,12 +154,15 @@ class ApiTeacher:
             raise failure
 
 
+def _client(spec: ApiTeacherSpec) -> httpx.Client:
+    return httpx.Client(timeout=httpx.Timeout(spec.timeout_seconds, connect=min(10, spec.timeout_seconds)))
+
+
 class _Desk:
     """Sends one teacher's requests from several threads, within its caps and its rate."""
 
-    def __init__(self, teacher: ApiTeacher) -> None:
-        self.teacher, self.spec = teacher, teacher.spec
-        self.client = httpx.Client(timeout=httpx.Timeout(self.spec.timeout_seconds, connect=min(10, self.spec.timeout_seconds)))
+    def __init__(self, teacher: ApiTeacher, client: httpx.Client) -> None:
+        self.teacher, self.spec, self.client = teacher, teacher.spec, client
         self.stop = threading.Event()
         self.state = threading.Condition()  # of the three below
         self.spent, self.reserved, self.next_at = teacher.account.total(), Usage(), 0.0
