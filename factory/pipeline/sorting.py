@@ -15,9 +15,11 @@ from typing import Any
 from factory.cache import atomic_folder, storage_errors
 from factory.config.sources import DocumentSource, FileSource
 from factory.data.dataset import drop_duplicates
+from factory.data.history import NOTHING
 from factory.data.router import DomainRouter
 from factory.data.sources import Example
 from factory.errors import DataError
+from factory.models.chat import messages
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import load_domain_examples, load_router
 
@@ -113,15 +115,11 @@ def _row(one: SortedText) -> dict[str, Any]:
     example, scored = one.example, {"domain": one.domain, "score": round(one.score, 3)}
     if not example.prompt:
         return {"text": example.completion} | scored
-    if example.history.system or example.history.examples:
-        system = [{"role": "system", "content": example.history.system}] if example.history.system else []
-        pairs = [*((turn.prompt, turn.completion) for turn in example.history.examples), (example.prompt, example.completion)]
-        said = [
-            {"role": role, "content": text} for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)
-        ]
-        return {"messages": [*system, *(turn for turn in said if turn["content"])]} | scored
-    answer = {"completion": example.completion} if example.completion else {}
-    return {"prompt": example.prompt} | answer | scored
+    answer = example.completion
+    if example.history != NOTHING:
+        said = [{"role": "assistant", "content": answer}] if answer else []
+        return {"messages": [*messages(example.prompt, example.history), *said]} | scored
+    return {"prompt": example.prompt} | ({"completion": answer} if answer else {}) | scored
 
 
 def _spread(found: Sequence[SortedText]) -> list[SortedText]:
