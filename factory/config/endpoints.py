@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from factory.config.models import TeacherSpec
+from factory.config.models import MODEL, TeacherSpec
 from factory.config.sources import Strict
 
 TEMPLATE_TOKENS = 32  # of a message, at most, beside its text: its role and what divides it from the next
@@ -93,10 +93,17 @@ class EndpointSpec(RemoteModel):
 
 
 class ApiTeacherSpec(RemoteModel):
-    """A teacher behind an OpenAI-compatible API: students learn from the texts that it writes."""
+    """A teacher behind an OpenAI-compatible API: students learn from the texts that it writes, and from ``top_logprobs``."""
 
     license: str = Field(
         description="The terms of its answers, as cards and manifests name them. Some APIs forbid training on their answers."
+    )
+    tokenizer: str | None = Field(
+        default=None,
+        pattern=MODEL,
+        description="The teacher's tokenizer: a `hub:` or `path:` reference, or a base's own `model`. Students then also learn "
+        "how likely the 20 likeliest tokens were at each place (`top_logprobs`), and need bases with the teacher's tokens. "
+        "Its texts alone if left out.",
     )
     max_cost: float | None = Field(
         default=None,
@@ -130,12 +137,16 @@ class ApiTeacherSpec(RemoteModel):
 
     def dump(self) -> dict[str, Any]:
         """``spec.dump()``: what decides its answers, and how they are called; keys, prices, caps and speed do not."""
-        return self.model_dump(include={"api", "model", "body", "license"})
+        return self.model_dump(include={"api", "model", "body", "license", *self._tokens})
 
     @property
     def identity(self) -> list[Any]:
         """``cache_key(*spec.identity)``: of what decides its answers; keys, prices, caps and speed do not."""
-        return [self.api.rstrip("/"), self.model, self.body]
+        return [self.api.rstrip("/"), self.model, self.body, *self._tokens]
+
+    @property
+    def _tokens(self) -> list[str]:
+        return [] if self.tokenizer is None else ["tokenizer"]
 
 
 # Tags, by which a mistake's location is read; no key is called so.

@@ -67,6 +67,7 @@ class Completion:
 
     text: str
     finished: bool
+    top_logprobs: str = ""  # packed, of an API that says them: see models/top_logprobs.py
 
 
 @dataclass(frozen=True)
@@ -250,8 +251,8 @@ def finish_dataset(
 def make_rows(
     examples: Iterable[Example], completions: Mapping[str, Completion], dropped: Counter[str]
 ) -> list[dict[str, Any]]:
-    """One dictionary per example, with the columns of ``FEATURES``."""
-    rows = []
+    """One dictionary per example, with the columns of ``FEATURES``, and ``top_logprobs`` where the teacher said them."""
+    rows, said = [], any(one.top_logprobs for one in completions.values())
     for example in examples:
         own = bool(example.completion)
         written = Completion(example.completion, finished=True) if own else completions.get(example.id)
@@ -261,6 +262,7 @@ def make_rows(
             continue
         row = {**asdict(example), "completion": written.text.strip(), "topic": list(example.topic)}
         row["history"] = example.history.model_dump()
+        row |= {"top_logprobs": written.top_logprobs} if said else {}
         rows.append(row | {"refusal": is_refusal(written.text), "own_completion": own})
     return rows
 
@@ -289,8 +291,10 @@ def fingerprint(rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
 
 def write_folder(rows: Mapping[str, list[dict[str, Any]]], manifest: DatasetManifest, folder: Path) -> None:
     """Writes the ``DatasetDict`` and its manifest in one step."""
+    said = {name: Value("string") for row in rows["train"][:1] for name in row.keys() - FEATURES.keys()}  # top_logprobs
+    features = Features(FEATURES | said)
     splits = {  # built by column: a list without rows would lose its columns
-        split: Dataset.from_dict({name: [row[name] for row in rows[split]] for name in FEATURES}, features=FEATURES)
+        split: Dataset.from_dict({name: [row[name] for row in rows[split]] for name in features}, features=features)
         for split in SPLITS
     }
     with storage_errors(f"cannot write data set {manifest.domain!r} to {folder}"), kept_folder(folder) as new:

@@ -31,6 +31,7 @@ from factory.distill.soft_targets import SoftTargets, score
 from factory.models.scoring import teacher_batches
 from factory.models.teacher import Teacher
 from factory.models.tokenize import TokenizedExample
+from factory.models.top_logprobs import TokenBytes, named_targets
 from factory.registry.manifest import SoftTargetsInfo
 
 FORMAT = 3  # of the files; part of every store's cache key
@@ -195,11 +196,15 @@ Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 def _layout(teacher: Teacher, positions: int, top_k: int) -> Layout:
     """Each file's dtype and shape."""
     vocabulary = teacher.config.get_text_config().vocab_size
-    kept = min(top_k, vocabulary)
+    kept = _kept(teacher, top_k)
     return {
         "ids": (np.dtype(np.uint16 if vocabulary <= 1 << 16 else np.uint32), (positions, kept)),
         "log_probs": (np.dtype(np.uint8), (positions, kept + 1)),
     }
+
+
+def _kept(teacher: Teacher, top_k: int) -> int:
+    return min(top_k, int(teacher.config.get_text_config().vocab_size))
 
 
 def _notes(folder: Path, say: Callable[[str], object] = lambda line: None) -> dict[str, Any]:
@@ -247,7 +252,12 @@ def _checksum(arrays: Arrays, span: slice) -> str:
 
 
 def _scored(teacher: Teacher, examples: Sequence[TokenizedExample], top_k: int, temperature: float, batch: int) -> Arrays:
-    """The arrays of these examples, in order; examples of one context and similar length are scored together."""
+    """The arrays of these examples, in order; examples of one context and similar length are scored together.
+
+    A teacher behind an API has said when it wrote them what it knows.
+    """
+    if teacher.api is not None:
+        return _said(teacher, examples, _kept(teacher, top_k))
     found: dict[int, Arrays] = {}
     for rows in teacher_batches(examples, batch):
         chosen = [examples[i] for i in rows]
@@ -257,3 +267,9 @@ def _scored(teacher: Teacher, examples: Sequence[TokenizedExample], top_k: int, 
         for i, (ids, log_probs) in zip(rows, each, strict=True):
             found[i] = {"ids": ids.numpy(), "log_probs": quantize(log_probs.numpy())}
     return {name: np.concatenate([found[i][name] for i in range(len(examples))]) for name in ("ids", "log_probs")}
+
+
+def _said(teacher: Teacher, examples: Sequence[TokenizedExample], top_k: int) -> Arrays:
+    tokens = TokenBytes.of(teacher.tokenizer)
+    ids, log_probs = zip(*(named_targets(tokens, one.completion, one.top_logprobs, top_k) for one in examples), strict=True)
+    return {"ids": np.concatenate(ids), "log_probs": quantize(np.concatenate(log_probs))}

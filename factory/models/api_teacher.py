@@ -31,6 +31,7 @@ from factory.cache import cache_key
 from factory.config.endpoints import ApiTeacherSpec
 from factory.data.dataset import Completion
 from factory.errors import FactoryError, ModelResolutionError, TrainingError
+from factory.models.top_logprobs import MOST_NAMED, read_top_logprobs
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before a request is sent again, doubled each time, and halved at random
 LONGEST_ASKED = 600.0  # seconds that a server may ask for by Retry-After
@@ -174,7 +175,8 @@ class _Desk:
 
     def ask(self, turns: Turns, max_new_tokens: int) -> Completion:
         """Raises: Declined; TrainingError where a cap is reached, it refuses all requests or fails too often."""
-        sent = self.spec.request({"messages": turns, "max_tokens": max_new_tokens, "temperature": 0})
+        named = {"logprobs": True, "top_logprobs": MOST_NAMED} if self.spec.tokenizer else {}
+        sent = self.spec.request({"messages": turns, "max_tokens": max_new_tokens, "temperature": 0} | named)
         usage = self.spec.most(sent)
         most, why = Usage(1, **usage, uncounted=1, cost=self.spec.cost(usage)), ""
         for attempt in range(self.spec.attempts):
@@ -246,14 +248,22 @@ class _Desk:
             usage = self._usage(content.get("usage"))
             choice = content["choices"][0]
             text, ended = choice["message"].get("content"), choice.get("finish_reason")
-            text = choice["message"].get("refusal") if text is None else text
+            refused, said = text is None, choice.get("logprobs")
+            text = choice["message"].get("refusal") if refused else text
         except (ValueError, RecursionError, AttributeError, LookupError, TypeError):
             raise Again("answered in another format than a chat completion", billed=True) from None
         if not isinstance(text, str | None):
             raise Again("answered with something else than text", billed=True, usage=usage)
         if not (text or "").strip() and ended != "length":  # thoughts may have used up the limit, and would again
             raise Again("answered with no text", billed=True, usage=usage)
-        return Completion((text or "").strip(), ended == "stop"), usage
+        text = (text or "").strip()
+        if refused or self.spec.tokenizer is None:
+            return Completion(text, ended == "stop"), usage
+        try:
+            top = read_top_logprobs(said.get("content") if isinstance(said, dict) else None, text)
+        except ValueError as error:
+            raise Again(str(error), billed=True, usage=usage) from None
+        return Completion(text, ended == "stop", top.pack()), usage
 
     def _post(self, sent: Mapping[str, Any]) -> tuple[int, httpx.Headers, bytes]:
         """``timeout_seconds`` are for all of it, however slowly it comes."""

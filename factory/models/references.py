@@ -72,6 +72,25 @@ def resolve(spec: ModelSpec, *, root: Path = Path("."), chat_template: str | Non
         return replace(model, folder=_with_template(model.folder, spec.model, chat_template, quiet))
 
 
+def tokenizer_folder(reference: str, *, root: Path = Path(".")) -> Path:
+    """``load_tokenizer(tokenizer_folder("hub:org/large@revision"))``: of a model whose weights are not needed.
+
+    Raises: ModelResolutionError where there is none, or it cannot be fetched.
+    """
+    kind, _, rest = reference.partition(":")
+    if kind == "path":
+        folder = (root / Path(rest).expanduser()).resolve()
+    else:
+        name, _, revision = rest.partition("@")
+        try:
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES[1:]))
+        except Exception as error:  # the client raises its own errors and its transport's
+            raise ModelResolutionError(f"{reference} cannot be fetched: {in_one_line(error)}") from error
+    if not any(folder.glob("tokenizer*")):
+        raise ModelResolutionError(f"{reference} has no tokenizer: {folder} has no tokenizer.json")
+    return folder
+
+
 def is_cached(spec: ModelSpec, root: Path) -> bool:
     """``is_cached(family.teacher, specs.root)``: ``resolve`` needs no network for this model."""
     kind, _, rest = spec.model.partition(":")

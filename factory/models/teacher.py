@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -61,6 +62,11 @@ class Teacher:
     config: PreTrainedConfig
     device: torch.device
     api: ApiTeacher | None = None  # who answers in its place; it then has no weights, and tokens of the base of its students
+
+    @property
+    def gives_text_alone(self) -> bool:
+        """Whether nothing is known of its distributions."""
+        return self.api is not None and self.api.spec.tokenizer is None
 
     @classmethod
     def load(cls, resolved: ResolvedModel, device: torch.device) -> Teacher:
@@ -229,7 +235,7 @@ def _question(example: Example) -> str:
 
 def append_completions(path: Path, written: Mapping[str, Completion]) -> None:
     """``append_completions(path, {prompt: completion})``: as one line, with a checksum."""
-    rows = [[prompt, one.text, one.finished] for prompt, one in written.items()]
+    rows = [[prompt, one.text, one.finished, *filter(None, [one.top_logprobs])] for prompt, one in written.items()]
     with path.open("ab") as file:
         file.write(json.dumps([_checksum(rows), rows], ensure_ascii=False).encode() + b"\n")
         file.flush()
@@ -245,7 +251,7 @@ def read_completions(path: Path, say: Callable[[str], object] = lambda line: Non
     if path.exists() and path.stat().st_size > sum(len(line) for line, _ in whole):
         say(f"{path}: some answers were damaged or cut off: their prompts are asked again")
         replace_file(path, b"".join(line for line, _ in whole))
-    return {prompt: Completion(text, finished) for _, rows in whole for prompt, text, finished in rows}
+    return {prompt: Completion(*said) for _, rows in whole for prompt, *said in rows}
 
 
 def count_completions(path: Path) -> int:
@@ -259,12 +265,12 @@ def _lines(path: Path) -> list[bytes]:
     return [line + b"\n" for line in lines]
 
 
-def _rows(line: bytes) -> list[tuple[str, str, bool]]:
+def _rows(line: bytes) -> list[list[Any]]:
     """Of one chunk; nothing of a line that is not as it was written."""
     with suppress(ValueError, TypeError):
         checksum, rows = json.loads(line)
         if checksum == _checksum(rows):
-            return [(prompt, text, finished) for prompt, text, finished in rows]
+            return list(rows)
     return []
 
 

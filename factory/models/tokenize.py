@@ -20,13 +20,14 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what an incomplete character decode
 class TokenizedExample:
     """One example as ids: the student's prompt, the teacher's prompt (with its context), and the completion both predict.
 
-    ``reference`` says that the completion is a source's own, and not a model's.
+    ``reference`` says that the completion is a source's own, and not a model's; ``top_logprobs`` what an API said of it.
     """
 
     prompt: list[int]
     teacher_prompt: list[int]
     completion: list[int]
     reference: bool = False
+    top_logprobs: str = ""
 
 
 def row_text(row: Mapping[str, Any]) -> str:
@@ -49,6 +50,7 @@ def tokenize_examples(
             prompt_ids(tokenizer, row["prompt"], contexts.of(row.get("source")).then(history)),
             completion_ids(tokenizer, row["completion"], ends=bool(row["prompt"])),
             bool(row.get("own_completion")),
+            row.get("top_logprobs", ""),
         )
         for row in rows
     ]

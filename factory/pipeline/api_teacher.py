@@ -8,16 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from factory.cache import cache_key, home
 from factory.config.api_limits import domain_limits
 from factory.config.schema import ApiTeacherSpec, DomainSpec, FamilySpec, TeacherContext, TeacherSpec
 from factory.data.sources import Example
-from factory.errors import SpecError
+from factory.errors import ModelResolutionError, SpecError
 from factory.evaluation.answers import Answer
 from factory.models.api_teacher import Account, ApiTeacher, Usage
 from factory.models.chat import completion_ids
-from factory.models.references import ResolvedModel
+from factory.models.folders import load_tokenizer
+from factory.models.references import ResolvedModel, tokenizer_folder
 from factory.models.teacher import Teacher
 from factory.models.templates import resolve_teacher
 
@@ -32,10 +34,27 @@ def resolve_api_teacher(
     base = family.sizes[family.default_size].base
     assert base is not None  # as family_limits has it
     files = resolve_teacher(TeacherSpec.model_validate(base.model_dump()), root=root)
+    if spec.tokenizer is not None and spec.tokenizer != base.model:
+        require_same_tokens(spec.tokenizer, base.model, load_tokenizer(files.folder), root)
     api = ApiTeacher(spec, Account(home() / "spent" / f"{family.name}.jsonl"), spec.key(os.environ))
     identity = cache_key(api.revision, files.sha256)
     described = replace(files, reference=spec.reference, sha256=identity, license=spec.license, revision=identity)
     return described, Teacher.behind(api, files, device)
+
+
+def require_same_tokens(teacher: str, base: str, tokenizer: PreTrainedTokenizerBase, root: Path) -> None:
+    """``require_same_tokens(api.tokenizer, base.model, tokenizer, root)``: where students learn what an API says of tokens.
+
+    Those for control may differ. Raises: ModelResolutionError.
+    """
+    theirs = load_tokenizer(tokenizer_folder(teacher, root=root))
+    known, own = (set(one.get_vocab()) - set(one.get_added_vocab()) for one in (theirs, tokenizer))
+    if known != own:
+        odd = sorted(known ^ own, key=len)[0]
+        raise ModelResolutionError(
+            f"the tokenizers of the teacher, {teacher}, and of its students' base, {base}, differ in {len(known ^ own):,} "
+            f"tokens ({odd!r}): choose a base with the teacher's, or leave teacher.tokenizer out to learn its texts alone"
+        )
 
 
 def require_teachable(family: FamilySpec, profile: str, domain: DomainSpec) -> None:

@@ -16,6 +16,7 @@ from factory.evaluation.memorization import Canary, canary_rows
 from factory.models.chat import NO_CONTEXT, NO_CONTEXTS
 from factory.models.teacher import Teacher
 from factory.models.tokenize import row_text, tokenize_examples
+from factory.models.top_logprobs import MOST_NAMED
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import DomainDataset
 
@@ -31,7 +32,7 @@ def make_training_set(
     ``teacher`` has the student's vocabulary. Soft targets and embeddings that are on disk already are read, not made.
     """
     examples = tokenize_examples(data.rows["train"], teacher.tokenizer, data.spec.contexts)
-    if teacher.api is not None:  # its texts themselves are learnt
+    if teacher.gives_text_alone:
         return TrainingSet(examples, None, _embeddings(context, models, data))
     folder = data.targets_folder(_targets_key(data, teacher, config))
     context.note.add("targets", folder, shard_count(len(examples)))
@@ -40,7 +41,7 @@ def make_training_set(
             folder,
             teacher,
             examples,
-            top_k=config.top_k,
+            top_k=_top_k(teacher, config),
             temperature=config.temperature,
             progress=advance,
             say=context.say,
@@ -90,7 +91,7 @@ def _set_beside(
 ) -> TrainingSet:
     """Rows that are no part of a data set, with targets of their own."""
     examples = tokenize_examples(rows, teacher.tokenizer, contexts)
-    if teacher.api is not None:
+    if teacher.gives_text_alone:
         return TrainingSet(examples, None, embed_rows(models, rows))
     seen = [[row["prompt"], row["completion"], row.get("source"), *_said(row)] for row in rows]
     key = cache_key(FORMAT, seen, teacher.revision, _vocabulary(teacher), teacher.tokenizer.chat_template,
@@ -99,7 +100,7 @@ def _set_beside(
         home() / "targets" / f"{name}-{key}",
         teacher,
         examples,
-        top_k=config.top_k,
+        top_k=_top_k(teacher, config),
         temperature=config.temperature,
         say=context.say,
     )
@@ -139,6 +140,10 @@ def _targets_key(data: DomainDataset, teacher: Teacher, config: DistillConfig) -
         config.temperature,
         data.spec.contexts.dump(),
     )
+
+
+def _top_k(teacher: Teacher, config: DistillConfig) -> int:
+    return config.top_k if teacher.api is None else min(config.top_k, MOST_NAMED)
 
 
 def _vocabulary(teacher: Teacher) -> list[str]:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import tiny
 from support.endpoints import FakeEndpoint, completion, fake_endpoint
+from support.teacher import speaks
 
 from factory.config.endpoints import ApiTeacherSpec
 from factory.config.schema import TeacherContext, Turn
@@ -26,6 +27,7 @@ from factory.models.api_teacher import Account, ApiTeacher, Usage
 from factory.models.chat import NO_CONTEXT, messages
 from factory.models.references import ResolvedModel
 from factory.models.teacher import Teacher, read_completions
+from factory.models.top_logprobs import TopLogprobs
 
 PRICE: dict[str, Any] = {"price": {"input": 2.0, "output": 10.0}, "max_cost": 1.0}
 COST = (40 * 2.0 + 10 * 10.0) / 1e6  # of support.endpoints.USAGE
@@ -161,6 +163,52 @@ def test_one_that_cannot_be_reached_costs_nothing(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="cannot be reached"):
         written(one)
     assert one.account.total() == Usage()
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "why"),
+    [
+        (None, "gave no top_logprobs; where it never does, leave teacher.tokenizer out"),
+        ({"content": [{"token": "near by", "logprob": 0.0, "top_logprobs": []}]}, "gave top_logprobs of another text"),
+        ({"content": [{"token": "from", "logprob": 0.0}]}, "in another format"),
+    ],
+)
+def test_likeliest_tokens_that_are_missing_or_wrong_are_asked_again_and_paid(
+    far: FakeEndpoint, tmp_path: Path, logprobs: Any, why: str
+) -> None:
+    good, bad = completion(), completion()
+    named = [{"token": "from", "logprob": -0.2}]
+    words = [{"token": "from", "logprob": -0.2, "top_logprobs": named}, {"token": " afar", "logprob": 0.0, "top_logprobs": []}]
+    good["choices"][0] |= {"logprobs": {"content": words}}
+    bad["choices"][0] |= {"logprobs": logprobs}
+    far.says, far.script = good, [{"says": bad}]
+    one = teacher(far, tmp_path, tokenizer="path:./base", **PRICE)
+    found = written(one)[PROMPTS[0]]
+    assert TopLogprobs.unpack(found.top_logprobs) == TopLogprobs(9, {0: ((b"from", -0.2),)})
+    assert far.asked == 2 and one.account.total() == Usage(2, 80, 20, 0, pytest.approx(2 * COST))
+    assert all(body["logprobs"] is True and body["top_logprobs"] == 20 for body in far.bodies)
+    far.says = bad
+    with pytest.raises(TrainingError, match=why):
+        written(one)
+
+
+def test_likeliest_tokens_are_kept_with_their_answers(far: FakeEndpoint, tmp_path: Path) -> None:
+    base = tiny.saved(tmp_path / "base", tiny.llama())
+    files, far.says = ResolvedModel(base, "path:./base", "0", "mit", "0"), speaks(base)
+    behind = Teacher.behind(teacher(far, tmp_path, tokenizer="path:./base", concurrency=2), files, tiny.CPU)
+    found = complete_all(behind, tmp_path)
+    assert all(TopLogprobs.unpack(one.top_logprobs).places for one in found.values())
+    assert complete_all(behind, tmp_path) == found and far.asked == len(PROMPTS)
+    [path] = (tmp_path / "answers").glob("*.jsonl")
+    assert sorted(one.top_logprobs for one in read_completions(path).values()) == sorted(
+        one.top_logprobs for one in found.values()
+    )
+
+
+def test_what_is_declined_in_words_has_no_likeliest_tokens(far: FakeEndpoint, tmp_path: Path) -> None:
+    message = {"role": "assistant", "content": None, "refusal": "No."}
+    far.says = completion() | {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    assert written(teacher(far, tmp_path, tokenizer="path:./base")) == {PROMPTS[0]: Completion("No.", True)}
 
 
 # ---------------------------------------------------------------------------------------------------- what stops the build

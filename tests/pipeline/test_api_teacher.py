@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
+from support import tiny
 from support.endpoints import FakeEndpoint, completion, fake_endpoint
-from support.teacher import answer
-from support.workplace import PLANTS, Refused, Workplace, domain
+from support.teacher import answer, speaks, train_teacher
+from support.tiny import CHATML
+from support.workplace import PLANTS, WHAT, Refused, Workplace, domain
 
+from factory.data.dataset import load_dataset_folder
+from factory.inference import load_version
 from factory.models import api_teacher
+from factory.models.chat import completion_ids, prompt_ids
 from factory.pipeline.build import build_student
 
 SECRET = "sk-nobody-knows"
@@ -65,6 +76,69 @@ def test_a_build_that_was_stopped_goes_on_and_its_card_says_who_taught_and_what_
         assert with_models.run(*command).exit_code == 0
 
 
+def test_likeliest_tokens_teach_as_the_teacher_itself_does(with_models: Workplace, far: FakeEndpoint) -> None:
+    """The same teacher and the same base: here, and behind an API that names 20 tokens."""
+    prompts = [f"what is the {what} of {thing} ?" for what in WHAT for thing in PLANTS.split()]
+    train_teacher(with_models.domains / "base", prompts, steps=25)
+    far.says = speaks(with_models.domains / "teacher")
+    base = {"base": {"model": "path:./base", "license": "apache-2.0"}}
+    settings = {"steps": 16, "batch": 8, "learning_rate": 5e-3, "rank": 4, "top_k": 20}
+    own = {"distill": settings, "heal": {"steps": 1, "batch": 4, "learning_rate": 1e-12, "rank": 2}}
+    families = {
+        "here": with_models.family | own,
+        "named": family(with_models, far, teacher={"tokenizer": "path:./teacher"}, **own),
+    }
+    found = {}
+    for name, one in families.items():
+        with_models.write(f"{name}.family.yaml", one | {"name": name, "sizes": {name: base}, "default_size": name})
+        found[name] = build_student(with_models.context(name), "plants", name)
+        assert found[name].manifest.soft_targets is not None
+    rows = [(prompt_ids(tiny.tokenizer(), one), completion_ids(tiny.tokenizer(), answer(one))) for one in prompts]
+    here, named = (load_version(version, with_models.context().registry, tiny.CPU).model for version in found.values())
+
+    @torch.no_grad()
+    def log_probs(model: Any) -> torch.Tensor:
+        return torch.cat([model(torch.tensor([p + text])).logits[0, len(p) - 1 : -1].log_softmax(-1) for p, text in rows])
+
+    def nats(one: torch.Tensor, other: torch.Tensor) -> float:
+        return float((one.exp() * (one - other)).sum(-1).mean())
+
+    learnt = log_probs(here)
+    with here.disable_adapter():
+        before = log_probs(here)
+    assert nats(learnt, log_probs(named)) < 0.01 < 0.1 < nats(learnt, before)
+
+
+def test_likeliest_tokens_need_a_base_with_the_teachers_tokens(
+    with_models: Workplace, far: FakeEndpoint, refused: Refused
+) -> None:
+    tiny.sentencepiece(CHATML).save_pretrained(with_models.domains / "other")
+    with_models.write("default.family.yaml", family(with_models, far, teacher={"tokenizer": "path:./other"}))
+    assert "path:./other, and of its students' base, path:./teacher, differ in" in refused(with_models.run("build", "plants"))
+    with_models.write("default.family.yaml", family(with_models, far, teacher={"tokenizer": "path:./nowhere"}))
+    assert "path:./nowhere has no tokenizer" in refused(with_models.run("build", "plants"))
+    assert far.asked == 0
+
+
+def test_after_a_kill_only_what_was_on_its_way_is_asked_again(with_models: Workplace, far: FakeEndpoint) -> None:
+    teacher = {"tokenizer": "path:./teacher", "concurrency": 2}
+    with_models.write("default.family.yaml", family(with_models, far, teacher=teacher))
+    far.says, far.seconds = speaks(with_models.domains / "teacher"), 0.1
+    command = [sys.executable, "-c", "from factory.cli import app; app()", "data", "plants", "--domains", str(with_models.domains)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as building:
+        while far.asked < 9 and building.poll() is None:
+            time.sleep(0.01)
+        building.kill()
+    assert building.returncode == -signal.SIGKILL and 9 <= far.asked < 20
+    far.seconds = 0.0
+    assert with_models.run("data", "plants").exit_code == 0
+    prompts = Counter(json.dumps(body["messages"]) for body in far.bodies)
+    twice = [prompt for prompt, times in prompts.items() if times > 1]
+    assert len(twice) <= 2 and max(prompts.values()) <= 2
+    [rows] = [folder for folder in (with_models.root / "home" / "data").iterdir() if folder.is_dir()]
+    assert all(load_dataset_folder(rows)[0]["train"]["top_logprobs"])
+
+
 def test_text_of_a_private_domain_leaves_only_where_it_may(with_models: Workplace, far: FakeEndpoint, refused: Refused) -> None:
     with_models.write("default.family.yaml", family(with_models, far))
     with_models.write("plants.yaml", domain("plants", PLANTS) | {"private": True})
@@ -95,6 +169,8 @@ def test_a_plan_says_what_is_sent_where_for_how_much_and_under_which_terms(with_
         ({"teacher": {"chat_template": "x"}}, "teacher.chat_template: unknown key"),
         ({"teacher": {"max_cost": None}}, "price and max_cost belong together"),
         ({"teacher": {"api": "https://me:secret@far.example/v1"}}, "api has a user or a password"),
+        ({"teacher": {"tokenizer": "somebody's"}}, "teacher.tokenizer"),
+        ({"teacher": {"tokenizer": "pypi:package==1.0/model"}}, "name a hub: or path: reference, or a base's model"),
     ],
 )
 def test_what_cannot_work_is_one_line_at_validate(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from factory.models.chat import completion_ids, prompt_ids
-from support import tiny
+from factory.models.chat import completion_ids, end_of_turn, prompt_ids
+from support import endpoints, tiny
 
 ANSWERS = {
     "signs": "light turns into sugar .",
@@ -49,3 +51,29 @@ def train_teacher(folder: Path, prompts: list[str], answer: Callable[[str], str]
         optimizer.zero_grad()
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def speaks(folder: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """``far.says = speaks(folder)``: a model as an API: greedy answers with ``top_logprobs``, of the end of a turn too."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+
+    def said(token: int, value: float) -> dict[str, Any]:
+        text = tokenizer.decode([token])
+        return {"token": text, "logprob": value, "bytes": None if "\ufffd" in text else list(text.encode())}
+
+    @torch.no_grad()
+    def says(body: dict[str, Any]) -> dict[str, Any]:
+        ids = prompt_ids(tokenizer, body["messages"][-1]["content"])
+        begun, content = len(ids), []
+        while len(ids) < begun + body["max_tokens"] and (len(ids) == begun or ids[-1] != end_of_turn(tokenizer)):
+            values, likeliest = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1).topk(20)
+            top = [said(*one) for one in zip(likeliest.tolist(), values.tolist(), strict=True)]
+            content.append(top[0] | {"top_logprobs": top[: body.get("top_logprobs", 0)]})
+            ids.append(int(likeliest[0]))
+        ended = ids[-1] == end_of_turn(tokenizer)
+        answer = endpoints.completion(tokenizer.decode(ids[begun : -1 if ended else None]))
+        answer["choices"][0] |= {"finish_reason": "stop" if ended else "length", "logprobs": {"content": content}}
+        return answer
+
+    return says

@@ -80,14 +80,14 @@ class Workplace:
         folders += ["--registry", str(self.root / "registry")] if command not in NO_REGISTRY else []
         return CliRunner(env={"COLUMNS": "160"}).invoke(app, [command, *folders, *arguments])
 
-    def context(self, **more: Any) -> Any:
+    def context(self, family: str = "default", **more: Any) -> Any:
         """``workplace.context(force=True)``: what ``build`` would use."""
         from factory.config.load import load_specs
         from factory.pipeline.context import make_context
         from factory.registry.registry import Registry
 
         specs = load_specs(self.domains)
-        return make_context(specs, specs.family("default"), registry=Registry(self.root / "registry"), **more)
+        return make_context(specs, specs.family(family), registry=Registry(self.root / "registry"), **more)
 
 
 NO_DOMAINS = {"list", "show", "promote", "export", "verify", "history", "demote", "delete", "import", "reindex", "gc"}
