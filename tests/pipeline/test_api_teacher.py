@@ -124,7 +124,15 @@ def test_after_a_kill_only_what_was_on_its_way_is_asked_again(with_models: Workp
     teacher = {"tokenizer": "path:./teacher", "concurrency": 2}
     with_models.write("default.family.yaml", family(with_models, far, teacher=teacher))
     far.says, far.seconds = speaks(with_models.domains / "teacher"), 0.1
-    command = [sys.executable, "-c", "from factory.cli import app; app()", "data", "plants", "--domains", str(with_models.domains)]
+    command = [
+        sys.executable,
+        "-c",
+        "from factory.cli import app; app()",
+        "data",
+        "plants",
+        "--domains",
+        str(with_models.domains),
+    ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as building:
         while far.asked < 9 and building.poll() is None:
             time.sleep(0.01)
