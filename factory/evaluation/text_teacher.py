@@ -60,7 +60,7 @@ PARTS = (
     "data fit",
 )
 UNMEASURED = (
-    "its teacher is behind an API and gives text alone: KL and agreement with it, its perplexity, the bias transfer and all "
+    "its teacher is behind an API: KL and agreement with it, its perplexity, the bias transfer and all "
     "else that needs its distributions were not measured"
 )
 BATCH = 16

@@ -277,7 +277,9 @@ def _training(manifest: AnyManifest, view: View) -> list[str]:
         "[arXiv 1904.05068](https://arxiv.org/abs/1904.05068)), each with the weight below; 0 means not used."
     )
     if manifest.teacher.api is not None:
-        knowledge = "It learns the texts that its teacher wrote, by cross-entropy: an API gives no distributions."
+        knowledge = "It learns the texts that its teacher wrote, by cross-entropy."
+        if manifest.kind == "student" and manifest.soft_targets is not None:
+            knowledge = "It learns how likely the tokens were that an API named, at most 20 a place; all others count as one."
     curves = [
         Row(f"{one.name}, step {one.steps[0]:g} to {one.steps[-1]:g}", f"{format_number(one.values[0])} → {last}")
         for one in view.curves

@@ -94,6 +94,7 @@ def test_likeliest_tokens_teach_as_the_teacher_itself_does(with_models: Workplac
         found[name] = build_student(with_models.context(name), "plants", name)
         assert found[name].manifest.soft_targets is not None
     rows = [(prompt_ids(tiny.tokenizer(), one), completion_ids(tiny.tokenizer(), answer(one))) for one in prompts]
+    assert "at most 20 a place" in (found["named"].folder / "README.md").read_text()
     here, named = (load_version(version, with_models.context().registry, tiny.CPU).model for version in found.values())
 
     @torch.no_grad()
