@@ -260,7 +260,7 @@ MALFORMED = [
     DataFile("only scans without text", "handbook/leave.pdf", pdf),
     DataFile("a damaged Word document", "handbook/leave.docx", "no docx"),
     DataFile("a folder without anything that is read", "handbook/leave.docm", "macro"),
-    DataFile("one document without a folder", "leave.pdf", "%PDF"),
+    DataFile("a pattern that nothing matches", "tickets-*.jsonl", None),
 ]
 
 

@@ -104,6 +104,9 @@ def data(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="With --pool: write a file for each domain here.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read, clean and split only: the teacher answers nothing, no data set is kept.")
+    ] = False,
     family: Family = None,
     profile: Profile = "default",
     seed: Seed = None,
@@ -116,11 +119,11 @@ def data(
 
     With --pool sort a heap of texts into the domains instead.
     """
-    if (name is None) == (pool is None) or (out and not pool):
+    if (name is None) == (pool is None) or (out and not pool) or (dry_run and pool):
         raise typer.BadParameter("give a domain, or --pool PATH (with or without --out DIR)", param_hint="NAME")
     specs, chosen, _ = choose(domains, family=family, profile=profile, needs=[name] if name else None)
     context = load_context(specs, chosen, Registry(registry), profile=profile, seed=seed, device=device, json=json)
-    content = _sorted(context, pool, out) if pool else _data_set(context, str(name))
+    content = _sorted(context, pool, out) if pool else _data_set(context, str(name), dry_run)
     print_json(content) if json else print_table(heap_table(content) if pool else preview_table(content))
 
 
@@ -143,14 +146,14 @@ def route(
     print_json({**vars(found), "router": router.version}) if json else typer.echo(_describe(found))
 
 
-def _data_set(context: BuildContext, name: str) -> dict[str, Any]:
+def _data_set(context: BuildContext, name: str, dry_run: bool) -> dict[str, Any]:
     from factory.pipeline.context import models_for
     from factory.pipeline.dataset import make_dataset
-    from factory.pipeline.preview import preview
+    from factory.pipeline.preview import dry_preview, preview
 
     spec = context.specs.domain(name)
     models = models_for(context, spec)
-    return preview(context, models, make_dataset(context, models, spec))
+    return dry_preview(context, models, spec) if dry_run else preview(context, models, make_dataset(context, models, spec))
 
 
 def _sorted(context: BuildContext, pool: Path, out: Path | None) -> dict[str, Any]:

@@ -92,21 +92,38 @@ def _estimate(step: Step) -> str:
 
 
 def preview_table(content: Mapping[str, Any]) -> Table:
-    """``print_table(preview_table(preview(context, models, data)))``"""
-    return make_table(_preview_rows(content))
+    """``print_table(preview_table(preview(context, models, data)))``: also of ``dry_preview``."""
+    rows = _dry_rows(content) if content.get("dry_run") else _data_set_rows(content)
+    for row in content["samples"]:
+        answer = " ".join(row["completion"].split()) or "(the teacher's)"
+        rows += [("", ""), (row["source"], row["prompt"]), ("refusal" if row.get("refusal") else "answer", answer)]
+    return make_table(rows)
 
 
-def _preview_rows(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    own = content["own_answers"]
-    rows = [
+def _dry_rows(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    own, kept = content["own_answers"], sum(content["counts"].values())
+    return [
+        ("data set", f"{content['domain']}, as it would be: nothing was asked or kept"),
+        ("kept", _describe_counts(content)),
+        ("answers", f"{own} of sources, {kept - own} for the teacher to write"),
+        ("dropped", describe_dropped(content["dropped"])),
+        ("personal identifiers", content["personal_data"]),
+        *_source_rows(content),
+        *(("not read", f"{source}: the teacher writes its prompts") for source in content["left_out"]),
+    ]
+
+
+def _data_set_rows(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    own, kept = content["own_answers"], sum(content["counts"].values())
+    return [
         ("data set", content["domain"]),
         ("folder", content["folder"]),
-        ("kept", ", ".join(f"{split} {count}" for split, count in content["counts"].items())),
-        ("answers", f"{own} of sources, {sum(content['counts'].values()) - own} of the teacher"),
+        ("kept", _describe_counts(content)),
+        ("answers", f"{own} of sources, {kept - own} of the teacher"),
         ("dropped", describe_dropped(content["dropped"])),
         ("personal identifiers", content["personal_data"]),
         ("refusals kept", str(content["refusals"])),
-        *(("source", f"{source['id']}: {source['n']} examples, {source['license']}") for source in content["sources"]),
+        *_source_rows(content),
         ("templates", str(content["templates"])),
         ("router disagrees", f"on {content['disagreements']} prompts"),
         *(("", f"{prompt} → {domain or 'none'}") for prompt, domain in content["disagreement_examples"]),
@@ -116,10 +133,14 @@ def _preview_rows(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("too small", content["too_small"] or "no"),
     ]
-    for row in content["samples"]:
-        answer = " ".join(row["completion"].split())
-        rows += [("", ""), (row["source"], row["prompt"]), ("refusal" if row["refusal"] else "answer", answer)]
-    return rows
+
+
+def _describe_counts(content: Mapping[str, Any]) -> str:
+    return ", ".join(f"{split} {count}" for split, count in content["counts"].items())
+
+
+def _source_rows(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [("source", f"{source['id']}: {source['n']} examples, {source['license']}") for source in content["sources"]]
 
 
 def heap_table(content: Mapping[str, Any]) -> Table:

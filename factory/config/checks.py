@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from factory.config.api_limits import family_limits
 from factory.config.mistakes import Mistake, SpecFile, mistakes_of
 from factory.config.names import RESERVED
+from factory.config.paths import data_path, expand, no_such
 from factory.config.schema import (
     DEFAULT_PROFILE,
     SECTIONS,
@@ -23,6 +24,7 @@ from factory.config.schema import (
     PoolSpec,
     Strict,
 )
+from factory.config.sources import DOCUMENT_SUFFIXES
 from factory.config.task_file import is_task_file, read_task
 from factory.config.yaml_text import YamlTextError
 
@@ -84,10 +86,17 @@ def _missing_sources(root: Path, files: Iterable[SpecFile]) -> Iterator[Mistake]
         key = _sources_key(file)
         for number, source in enumerate(getattr(file.spec, key)):
             where: list[str | int] = [key, number, "path"]
-            if isinstance(source, FileSource) and not isfile(root / source.path):
-                yield file.mistake(where, _no_such("file", root, source.path))
-            elif isinstance(source, DocumentSource) and not isdir(root / source.path):
-                yield file.mistake(where, _no_such("folder", root, source.path))
+            if not isinstance(source, FileSource | DocumentSource):
+                continue
+            path = data_path(root, source.path)
+            if isinstance(source, FileSource) and not any(map(isfile, expand(path))):
+                yield file.mistake(where, _no_such("file", root, path))
+            elif isinstance(source, DocumentSource) and not any(map(_is_folder_or_document, expand(path))):
+                yield file.mistake(where, _no_such("folder or document", root, path))
+
+
+def _is_folder_or_document(path: Path) -> bool:
+    return isdir(path) or (isfile(path) and path.suffix.lower() in DOCUMENT_SUFFIXES)
 
 
 def _missing_files(root: Path, files: Iterable[SpecFile]) -> Iterator[Mistake]:
@@ -97,7 +106,7 @@ def _missing_files(root: Path, files: Iterable[SpecFile]) -> Iterator[Mistake]:
             named = getattr(file.spec, key, None) or ()
             for path in (named,) if isinstance(named, str) else named:
                 if (key != "tasks" or is_task_file(path)) and not isfile(root / path):
-                    yield file.mistake([key], _no_such("file", root, path))
+                    yield file.mistake([key], _no_such("file", root, root / path))
 
 
 def _wrong_tasks(root: Path, files: Iterable[SpecFile]) -> Iterator[Mistake]:
@@ -111,8 +120,8 @@ def _wrong_tasks(root: Path, files: Iterable[SpecFile]) -> Iterator[Mistake]:
                     yield file.mistake(["tasks"], str(error))
 
 
-def _no_such(what: str, root: Path, path: str) -> str:
-    return f"no {what} {root / path}; paths are relative to {root}"
+def _no_such(what: str, root: Path, path: Path) -> str:
+    return f"{no_such(what, path)}; paths are relative to {root}"
 
 
 def _missing_pools(files: Sequence[SpecFile], pools: Sequence[str]) -> Iterator[Mistake]:

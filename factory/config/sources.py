@@ -9,10 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from factory.config.columns import check_named
 from factory.config.names import NAME
 
 Name = Annotated[str, Field(pattern=NAME, max_length=40)]
 SLOT = re.compile(r"{(\w+)}")
+DOCUMENT_SUFFIXES = (".txt", ".md", ".html", ".htm", ".pdf", ".docx")
+PATHS = "A relative path starts at the folder of the YAML files, `~` at your home."
 
 
 class Strict(BaseModel):
@@ -101,8 +104,29 @@ class SourceBase(Strict):
     )
 
 
-Turns = Literal["every", "last"]
-TURNS = "Of a chat, which answers are learnt, each after all that was said before it: `every` one or only the `last`."
+# What sources of rows have in common.
+Columns = Annotated[str, AfterValidator(check_named)]
+Turns = Annotated[
+    Literal["every", "last"],
+    Field(description="Of a chat, which answers are learnt, each after all said before it: `every` one or only the `last`."),
+]
+Prompt = Annotated[
+    Columns | None,
+    Field(description="Column of the prompt, or a template, such as `{title}\\n{body}`; recognised if left out."),
+]
+Completion = Annotated[
+    Columns | None,
+    Field(description="Column of the answer, or a template; recognised if left out, unless `prompt` is given."),
+]
+System = Annotated[
+    Columns | None,
+    Field(
+        # Not dumped where there is none, so that cache keys and manifests of older sources stay as they are.
+        exclude_if=lambda named: named is None,
+        description="Column of a system prompt, or a template: said before the prompt, to teacher and student.",
+    ),
+]
+IdField = Annotated[str | None, Field(description="Column of a row's id; row numbers if left out.")]
 
 
 class TemplateSource(SourceBase):
@@ -132,20 +156,19 @@ class FileSource(SourceBase):
     """A file of prompts with or without answers, of chats or of texts: JSON, JSONL, CSV, TSV, Parquet, Excel, also gzipped."""
 
     kind: Literal["file"]
-    path: str = Field(description="The file. A relative path starts at the folder of the YAML files.")
-    turns: Turns = Field(default="every", description=TURNS)
-    prompt: str | None = Field(default=None, description="Column of the prompt; recognised if left out.")
-    completion: str | None = Field(
-        default=None, description="Column of the answer; recognised if left out, unless `prompt` is given."
-    )
-    id_field: str | None = Field(default=None, description="Column of a row's id; row numbers if left out.")
+    path: str = Field(description=f"The file, or a pattern for several, `data/*.jsonl`. {PATHS}")
+    turns: Turns = "every"
+    prompt: Prompt = None
+    completion: Completion = None
+    system: System = None
+    id_field: IdField = None
 
 
 class DocumentSource(SourceBase):
-    """A folder of .txt, .md, .html, .pdf and .docx files, cut into chunks. A student learns every token of a chunk."""
+    """Documents in .txt, .md, .html, .pdf and .docx files, cut into chunks. A student learns every token of a chunk."""
 
     kind: Literal["documents"]
-    path: str = Field(description="The folder. A relative path starts at the folder of the YAML files.")
+    path: str = Field(description=f"The folder, a document, or a pattern for several, `handbook/**/*.pdf`. {PATHS}")
     chunk_tokens: int = Field(default=160, ge=16, description="Length of a chunk, in tokens.")
 
 
@@ -157,12 +180,11 @@ class HubSource(SourceBase):
     revision: str = Field(description="Commit or tag, so that the data cannot change.")
     name: str | None = Field(default=None, description="Configuration of the data set.")
     split: str = Field(default="train", description="Split to read.")
-    turns: Turns = Field(default="every", description=TURNS)
-    prompt: str | None = Field(default=None, description="Column of the prompt; recognised if left out.")
-    completion: str | None = Field(
-        default=None, description="Column of the answer; recognised if left out, unless `prompt` is given."
-    )
-    id_field: str | None = Field(default=None, description="Column of a row's id; row numbers if left out.")
+    turns: Turns = "every"
+    prompt: Prompt = None
+    completion: Completion = None
+    system: System = None
+    id_field: IdField = None
 
 
 class TeacherPromptSource(SourceBase):

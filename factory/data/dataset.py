@@ -109,13 +109,15 @@ def make_prompts(
     ``count_prompt`` counts the tokens of a prompt and of what was said before it, in the chat template; ``count_answer`` those
     of an answer with its end of turn.
     Drops, in this order and counted by reason: empty and too long prompts, too long answers of sources (none is truncated),
-    exact duplicates, combinations that mix splits, what two splits share, near duplicates, and what exceeds ``max_examples``.
-    Only ``OVERSAMPLE`` times what is kept is compared and embedded. Without an encoder, near duplicates are kept.
+    exact duplicates, combinations that mix splits, passages next to a held-out one, what two splits share, near duplicates, and
+    what exceeds ``max_examples``. Only ``OVERSAMPLE`` times what is kept is compared and embedded. Without an encoder, near
+    duplicates are kept.
     """
     dropped: Counter[str] = Counter()
     usable = drop_duplicates(drop_lengths(examples, count_prompt, count_answer, config, dropped), dropped)
     split = split_examples(sorted(usable, key=lambda example: seeded_order(seed, example.id)), config, seed)
     dropped["held_out_combination"] += split.held_out
+    dropped["next_to_held_out"] += split.neighbours
 
     def limited(part: list[Example], limit: float) -> list[Example]:
         kept = sample_evenly(part, round(limit), seed)

@@ -1,4 +1,4 @@
-"""Texts of a folder of documents: plain text, Markdown, HTML, PDF and Word; and how they are cut into chunks.
+"""Texts of documents: plain text, Markdown, HTML, PDF and Word; and how they are cut into chunks.
 
 for path, text in read_documents(Path("handbook"), say=print):
     cut_chunks(text, 160, count_tokens)
@@ -15,6 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from factory.bounded import Bounded, BoundedError, Limits
+from factory.config.paths import expand, folder_of, no_such
 from factory.data.encoding import encoding_of, open_text
 from factory.data.records import CONTROL, EXTRAS, Say, beside, plain_text, silent
 from factory.errors import DataError, in_one_line
@@ -27,44 +28,51 @@ LIMITS = Limits(seconds=120, memory=2 << 30, output=1 << 28)  # of one document
 CountTokens = Callable[[str], int]
 
 
-def read_documents(folder: Path, say: Say = silent) -> Iterator[tuple[Path, str]]:
-    """``for path, text in read_documents(Path("handbook")):`` every document below the folder, by name.
+def read_documents(path: Path, say: Say = silent) -> Iterator[tuple[Path, str]]:
+    """``for file, text in read_documents(Path("handbook")):`` every document below a folder, by name.
 
-    Hidden files and folders are skipped. At the end ``say`` hears how many documents there were, and what was skipped and why.
+    The path may also be of a document, or a pattern. Hidden files and folders are skipped. At the end ``say`` hears how many
+    documents there were, and what was skipped and why.
     Raises: DataError for a missing folder, a damaged document, or one whose reader is not installed.
     """
-    if not folder.is_dir():
-        raise DataError(f"no folder {folder}; {beside(folder)}")
-    others = [path for path in visible_files(folder) if not _read_by(path)]
-    skipped = {path.relative_to(folder).as_posix(): f"not {', '.join(READERS)}" for path in others}
+    if not any(one.exists() for one in expand(path)):
+        raise DataError(f"{no_such('folder or document', path)}; {beside(path)}")
+    folder = folder_of(path)
+    others = [file for file in visible_files(path) if not _read_by(file)]
+    skipped = {file.relative_to(folder).as_posix(): f"not {', '.join(READERS)}" for file in others}
     count = cleaned = 0
-    for path in document_files(folder):
-        text = read_document(path)
+    for file in document_files(path):
+        text = read_document(file)
         if not plain_text(text):
-            skipped[path.relative_to(folder).as_posix()] = "no text in it; a scan needs OCR first"
+            skipped[file.relative_to(folder).as_posix()] = "no text in it; a scan needs OCR first"
             continue
         count += 1
         cleaned += bool(CONTROL.search(text))
-        yield path, plain_text(text)
+        yield file, plain_text(text)
     if not count and skipped:
-        raise DataError(f"no text in {folder}{_describe_skipped(skipped)}")
+        raise DataError(f"no text in {path}{_describe_skipped(skipped)}")
     if not count:
-        raise DataError(f"no text in {', '.join(READERS)} files in {folder}; {beside(folder / '*')}")
+        raise DataError(f"no text in {', '.join(READERS)} files in {path}; {beside(path / '*')}")
     removed = f"; {cleaned} without their control characters" if cleaned else ""
-    say(f"{folder}: {count} document{'s' if count > 1 else ''}{removed}{_describe_skipped(skipped)}")
+    say(f"{path}: {count} document{'s' if count > 1 else ''}{removed}{_describe_skipped(skipped)}")
 
 
-def document_files(folder: Path) -> list[Path]:
+def document_files(path: Path) -> list[Path]:
     """``document_files(Path("handbook"))``: those that are read, by name."""
-    return [path for path in visible_files(folder) if _read_by(path)]
+    return [file for file in visible_files(path) if _read_by(file)]
 
 
-def visible_files(folder: Path) -> list[Path]:
-    """``visible_files(folder)``: all that are neither hidden nor in a hidden folder, by name."""
-    found: list[Path] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [path for name in names if not name.startswith(".") and (path := Path(parent, name)).is_file()]
+def visible_files(path: Path) -> list[Path]:
+    """``visible_files(Path("handbook"))``: below a folder all that are neither hidden nor in a hidden folder, by name.
+
+    Of a pattern, what it matches and what is in folders that it matches; a file is itself.
+    """
+    found: set[Path] = set()
+    for start in expand(path):
+        for parent, folders, names in os.walk(start):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            found |= {file for name in names if not name.startswith(".") and (file := Path(parent, name)).is_file()}
+        found |= {start} if start.is_file() else set()
     return sorted(found)
 
 

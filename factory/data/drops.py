@@ -12,6 +12,7 @@ REASONS = {  # key in manifests -> for people
     "conflicting_answer": "repeated prompts with another answer",
     "near_duplicate": "near duplicates",
     "held_out_combination": "combinations of held-out templates or values",
+    "next_to_held_out": "next to a held-out passage",
     "contaminated": "overlapping with a held-out prompt",
     "shared_answer": "overlapping with a held-out answer",
     "over_limit": "over the limit",

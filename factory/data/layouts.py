@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from factory.config.columns import columns_in, fill, is_template
 from factory.config.sources import TeacherContext, Turn
 from factory.data.history import NOTHING
 from factory.data.records import (
@@ -53,16 +54,17 @@ CONTROL_CHARACTERS = "without their control characters"
 
 @dataclass(frozen=True)
 class Layout:
-    """Which columns of a row are used."""
+    """Which columns of a row, or templates of them, are used."""
 
     name: str
     prompt: tuple[str, ...]  # joined by a blank line; none for running text
     answer: str | None = None
+    system: str | None = None
 
     @property
     def columns(self) -> set[str]:
         """All of them."""
-        return {*self.prompt, *([self.answer] if self.answer else [])}
+        return {column for named in (*self.prompt, self.answer, self.system) if named for column in columns_in(named)}
 
 
 @dataclass(frozen=True)
@@ -100,26 +102,29 @@ def read_rows(
     *,
     prompt: str | None = None,
     answer: str | None = None,
+    system: str | None = None,
     say: Say = silent,
 ) -> Iterator[tuple[Record, tuple[Exchange, ...]]]:
     """``for record, exchanges in read_rows(read_records(path), str(path), prompt="Frage"):`` every row, in order.
 
-    Columns that are not named are recognised. At the end ``say`` hears how many rows are what, what was left out with the
-    first places, and which columns were not used.
+    Columns or templates of columns may be named; prompt and answer are recognised where they are not. At the end ``say`` hears
+    how many rows are what, what was left out with the first places, and which columns were not used.
     Raises: DataError where no row has a named column or one that is recognised, or a cell is not text.
     """
     summary = Summary()
     for record in records:
         try:
-            row = row_of(record, prompt, answer)
+            row = row_of(record, prompt, answer, system)
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
         summary.add(record, row)
         yield record, row.exchanges
     columns = describe_columns(summary.columns)
-    for named in (prompt, answer):
-        if summary.rows and named is not None and named not in summary.columns:
-            raise DataError(f"no column {named!r} in {where}; columns there: {columns}")
+    for named in filter(None, (prompt, answer, system) if summary.rows else ()):
+        for column in columns_in(named):
+            if column not in summary.columns:
+                of = f" of {named!r}" if is_template(named) else ""
+                raise DataError(f"no column {column!r}{of} in {where}; columns there: {columns}")
     if summary.rows and not summary.used:
         inside = next((name for name, cell in record.fields.items() if isinstance(cell, list) and cell), None)
         hint = (
@@ -188,31 +193,35 @@ class Summary:
 # ----------------------------------------------------------------------------------------------------------------- a row
 
 
-def row_of(record: Record, prompt: str | None = None, answer: str | None = None) -> Row:
+def row_of(record: Record, prompt: str | None = None, answer: str | None = None, system: str | None = None) -> Row:
     """``row_of(Record("row 2", {"Question": "Why?", "Answer": "So."})).exchanges[0].completion == "So."``
 
     Raises: DataError with the row's place for a cell that is not text.
     """
-    layout = layout_of(record.fields, prompt, answer)
+    layout = layout_of(record.fields, prompt, answer, system)
     if layout is None:
         return Row(None, remarks=(NO_PROMPT,))
+    told = [Message("system", _text_of(record, layout.system))] if layout.system else []
     asked = messages_of(record, layout.prompt, "user")
     answered = messages_of(record, (layout.answer,) if layout.answer else (), "assistant")
     if answered and answered[0].role != "assistant":  # a whole chat, as pairs of a chosen and a rejected one have
         asked = []
-    messages = [message for message in (*asked, *answered) if plain_text(message.text) or message.role == "tool"]
+    messages = [message for message in (*told, *asked, *answered) if plain_text(message.text) or message.role == "tool"]
     row = _chat(layout, messages) if layout.prompt else _running_text(layout, messages)
     removed = row.exchanges and any(CONTROL.search(message.text) for message in messages)
     return replace(row, remarks=(*row.remarks, CONTROL_CHARACTERS)) if removed else row
 
 
-def layout_of(fields: Mapping[str, Any], prompt: str | None = None, answer: str | None = None) -> Layout | None:
+def layout_of(
+    fields: Mapping[str, Any], prompt: str | None = None, answer: str | None = None, system: str | None = None
+) -> Layout | None:
     """``layout_of({"instruction": "...", "input": "...", "output": "..."}).prompt == ("instruction", "input")``
 
     Names count in any case; of several columns of one kind the first that is filled is taken. Beside a ``prompt`` that is named
     no answer is looked for.
     """
-    columns = {name.strip().lower(): name for name in fields if name != answer}
+    taken = {column for named in (answer, system) if named for column in columns_in(named)}
+    columns = {name.strip().lower(): name for name in fields if name not in taken}
 
     def first(names: Iterable[str]) -> str | None:
         there = [columns[name] for name in names if name in columns]
@@ -220,17 +229,21 @@ def layout_of(fields: Mapping[str, Any], prompt: str | None = None, answer: str 
 
     chat = first(CONVERSATIONS)
     if prompt is None and answer is None and chat:
-        return Layout(CONVERSATIONS[chat.strip().lower()], (chat,))
+        return Layout(_name_of(system, CONVERSATIONS[chat.strip().lower()]), (chat,), system=system)
     asked = first(PROMPTS) if prompt is None else prompt
     if asked is None and "text" in columns:
         text, label = columns["text"], answer or columns.get("label")
-        return Layout(f"{text} + {label}", (text,), label) if label else Layout("running text", (), text)
+        return Layout(_name_of(system, text, label), (text,), label, system) if label else Layout("running text", (), text)
     if asked is None:
         return None
     about = first(INPUTS) if prompt is None and asked.strip().lower() == "instruction" else None
     found = answer or (first(ANSWERS) if prompt is None else None)
-    parts = (asked, about) if about else (asked,)
-    return Layout(" + ".join([*parts, *([found] if found else [])]), parts, found)
+    return Layout(_name_of(system, asked, about, found), (asked, about) if about else (asked,), found, system)
+
+
+def _name_of(*named: str | None) -> str:
+    """``_name_of(None, "{title}\\n{body}", "answer") == "title + body + answer"``"""
+    return " + ".join(column for one in named if one for column in columns_in(one))
 
 
 # ----------------------------------------------------------------------------------------------------------------- chats
@@ -272,7 +285,7 @@ def _pairs(said: Sequence[Message]) -> list[Turn]:
 
 
 def messages_of(record: Record, columns: Sequence[str], role: str) -> list[Message]:
-    """The messages of a chat in one of these columns, or one message of ``role`` with their texts."""
+    """The messages of a chat in one of these columns, or one message of ``role`` with the texts of all, or of templates."""
     for column in columns:
         cell = record.fields.get(column)
         if isinstance(cell, list) and all(isinstance(one, dict) and one.keys() & {"role", "from"} for one in cell):
@@ -283,8 +296,15 @@ def messages_of(record: Record, columns: Sequence[str], role: str) -> list[Messa
                 f"{record.place}: column {column!r} is {describe_value(cell)}, a chat that was written as text; "
                 "save it as JSON lines or Parquet"
             )
-    text = "\n\n".join(filter(None, (raw_text(record, column).strip() for column in columns)))
+    text = "\n\n".join(filter(None, (_text_of(record, column) for column in columns)))
     return [Message(role, text)] if text else []
+
+
+def _text_of(record: Record, named: str) -> str:
+    """Of a column, or of a template of columns."""
+    if not is_template(named):
+        return raw_text(record, named).strip()
+    return fill(named, {column: raw_text(record, column).strip() for column in columns_in(named)}).strip()
 
 
 def _message(message: Mapping[str, Any], place: str, column: str) -> Message:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import datasets
 
+from factory.config.paths import data_path, expand, folder_of, no_such
 from factory.config.schema import DocumentSource, FileSource, HubSource, Source, TeacherPromptSource, TemplateSource
 from factory.config.sources import SLOT, TeacherContext
 from factory.data.documents import CountTokens, cut_chunks, document_files, read_documents
 from factory.data.history import NOTHING, conversation_text
 from factory.data.layouts import Exchange
 from factory.data.layouts import read_rows as rows_of_file
-from factory.data.records import Record, Say, read_records, silent, text_of
+from factory.data.records import Record, Say, beside, read_records, silent, text_of
 from factory.errors import DataError, in_one_line
 
 MAX_COMBINATIONS = 20_000  # prompts per template source: three slots of 100 values would give a million
@@ -50,6 +51,17 @@ class Example:
         """Of a turn of a chat the chat's id, else its own: what has to stay together."""
         return self.topic[0] if self.prompt and self.topic and not self.template else self.id
 
+    @property
+    def is_passage(self) -> bool:
+        """A chunk of a document or of running text."""
+        return not self.prompt and bool(self.topic)
+
+    @property
+    def neighbours(self) -> set[str]:
+        """Ids of the passages before and after this one; none of what is no passage."""
+        text, _, number = self.id.rpartition("#")
+        return {f"{text}#{int(number) + step}" for step in (-1, 1)} if self.is_passage else set()
+
 
 def content_hash(sources: Sequence[Source], root: Path) -> str:
     """``content_hash(domain.sources, specs.root)``: sha256 of the files that ``file`` and ``documents`` sources read.
@@ -61,12 +73,17 @@ def content_hash(sources: Sequence[Source], root: Path) -> str:
         if isinstance(source, FileSource | DocumentSource | HubSource):
             digest.update(f"reading {READING}\n".encode())
         if isinstance(source, FileSource | DocumentSource):
-            path = root / source.path
-            for file in [path] if path.is_file() else document_files(path):
+            for file in files_of(source, root):
                 digest.update(str(file.relative_to(root) if file.is_relative_to(root) else file.name).encode())
                 with file.open("rb") as content:
                     digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
+
+
+def files_of(source: FileSource | DocumentSource, root: Path) -> list[Path]:
+    """``files_of(source, specs.root)``: every file that it reads, in this order."""
+    path = data_path(root, source.path)
+    return [file for file in expand(path) if file.is_file()] if isinstance(source, FileSource) else document_files(path)
 
 
 def load_examples(
@@ -119,12 +136,12 @@ def load_source(
         case TemplateSource():
             return fill_templates(source, seed)
         case FileSource():
-            path = root / source.path
-            return read_rows(source, read_records(path, tell), str(path), count_tokens, tell)
+            return read_rows(source, tables_of(source, root, tell), count_tokens, tell)
         case DocumentSource():
-            return chunk_documents(source, root / source.path, count_tokens, tell)
+            return chunk_documents(source, data_path(root, source.path), count_tokens, tell)
         case HubSource():
-            return read_rows(source, load_hub(source), f"{source.dataset}@{source.revision}", count_tokens, tell)
+            table = Table(f"{source.dataset}@{source.revision}", load_hub(source))
+            return read_rows(source, [table], count_tokens, tell)
         case TeacherPromptSource():
             return ask_teacher(source, seed, write_prompts)
 
@@ -189,18 +206,30 @@ def load_hub(source: HubSource) -> Iterator[Record]:
     return (Record(f"row {number}", dict(row)) for number, row in enumerate(loaded))
 
 
-def read_rows(
-    source: FileSource | HubSource, records: Iterable[Record], where: str, count_tokens: CountTokens, say: Say
-) -> list[Example]:
+@dataclass(frozen=True)
+class Table:
+    """The rows of a file, or of a data set."""
+
+    where: str  # for messages
+    records: Iterable[Record]
+    prefix: str = ""  # of row numbers, where a source has several tables
+
+
+def tables_of(source: FileSource, root: Path, say: Say) -> list[Table]:
+    """A table for each file, by name. Raises: DataError where no file matches a pattern."""
+    path = data_path(root, source.path)
+    files = [path] if expand(path) == [path] else files_of(source, root)
+    if not files:
+        raise DataError(f"{no_such('file', path)}; {beside(path)}")
+    names = ["" if file == path else f"{file.relative_to(folder_of(path)).as_posix()}/" for file in files]
+    return [Table(str(file), read_records(file, say), name) for file, name in zip(files, names, strict=True)]
+
+
+def read_rows(source: FileSource | HubSource, tables: Iterable[Table], count_tokens: CountTokens, say: Say) -> list[Example]:
     """The examples of each row, an empty one for a row that cannot be used; running text is cut into chunks."""
     examples: list[Example] = []
     names: set[str] = set()
-    has_id = source.id_field is None
-    rows = rows_of_file(records, where, prompt=source.prompt, answer=source.completion, say=say)
-    for number, (record, exchanges) in enumerate(rows):
-        own = text_of(record, source.id_field)
-        has_id = has_id or source.id_field in record.fields
-        name = own or str(number)
+    for where, name, exchanges in named_rows(source, tables, say):
         if name in names:
             raise DataError(f"{source.id_field} {name!r} is in {where} twice; leave id_field out to number the rows instead")
         names.add(name)
@@ -211,9 +240,21 @@ def read_rows(
             examples += chunks_of(source, name, text, TEXT_CHUNK_TOKENS, count_tokens)
         else:
             examples += examples_of(source, name, exchanges)
-    if examples and not has_id:
-        raise DataError(f"no column {source.id_field!r} in {where}; leave id_field out to number the rows instead")
     return examples
+
+
+def named_rows(
+    source: FileSource | HubSource, tables: Iterable[Table], say: Say
+) -> Iterator[tuple[str, str, tuple[Exchange, ...]]]:
+    """Where each is from, its own id or its number, and what it says. Raises: DataError where no row of a table has an id."""
+    for table in tables:
+        number, has_id = -1, False
+        columns = {"prompt": source.prompt, "answer": source.completion, "system": source.system}
+        for number, (record, exchanges) in enumerate(rows_of_file(table.records, table.where, **columns, say=say)):
+            has_id = has_id or source.id_field in record.fields
+            yield table.where, text_of(record, source.id_field) or f"{table.prefix}{number}", exchanges
+        if source.id_field and number >= 0 and not has_id:
+            raise DataError(f"no column {source.id_field!r} in {table.where}; leave id_field out to number the rows instead")
 
 
 def examples_of(source: FileSource | HubSource, name: str, exchanges: Sequence[Exchange]) -> list[Example]:
@@ -232,14 +273,15 @@ def examples_of(source: FileSource | HubSource, name: str, exchanges: Sequence[E
 # -------------------------------------------------------------------------------------------------------- documents
 
 
-def chunk_documents(source: DocumentSource, folder: Path, count_tokens: CountTokens, say: Say) -> list[Example]:
-    """Chunks of all documents below the folder; a chunk is a completion without a prompt."""
+def chunk_documents(source: DocumentSource, path: Path, count_tokens: CountTokens, say: Say) -> list[Example]:
+    """Chunks of all documents that are there; a chunk is a completion without a prompt."""
     if source.completions == "teacher":
         raise DataError("documents have no prompts for the teacher to answer; remove `completions: teacher`")
+    folder = folder_of(path)
     return [
         chunk
-        for path, text in read_documents(folder, say)
-        for chunk in chunks_of(source, path.relative_to(folder).as_posix(), text, source.chunk_tokens, count_tokens)
+        for file, text in read_documents(path, say)
+        for chunk in chunks_of(source, file.relative_to(folder).as_posix(), text, source.chunk_tokens, count_tokens)
     ]
 
 

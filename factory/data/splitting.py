@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from factory.config.schema import DataConfig
 from factory.config.sources import SLOT
 from factory.data.cleaning import SHARED_WORDS, words
+from factory.data.records import Say, silent
 from factory.data.sources import Example, seeded_order, slot_names
 
 Split = Literal["train", "validation", "test"]
@@ -19,29 +21,70 @@ Split = Literal["train", "validation", "test"]
 TEMPLATES: dict[Split, float] = {"test": 0.25, "validation": 0.125}
 VALUES: dict[Split, float] = {"test": 0.20, "validation": 0.125}
 FEWEST: dict[Split, int] = {"test": 2, "validation": 4}  # templates or values that a source needs for one to be held out
+FEWEST_DOCUMENTS = FEWEST["validation"]
+BLOCKS, MIN_BLOCK = 20, 3  # of fewer documents: about so many blocks, of so many passages at least
 
 
 @dataclass(frozen=True)
 class SplitPrompts:
-    """``held_out`` counts prompts that combine templates or values of different splits, and so belong to none."""
+    """What belongs to none is counted: ``held_out`` prompts, which combine templates or values of different splits, and
+    ``neighbours``, passages next to one that is held out.
+    """
 
     train: list[Example]
     validation: list[Example]
     test: list[Example]
     held_out: int
+    neighbours: int
+
+
+def in_blocks(examples: Sequence[Example], say: Say = silent) -> list[Example]:
+    """``in_blocks(examples, say=print)``: of sources with few documents each block of consecutive passages is one of its own.
+
+    Else test or validation would have no text. Four documents are enough to hold whole ones out, which says more: a model has
+    seen nothing of them. ``say`` hears which sources are split so.
+    """
+    sources: dict[str, dict[tuple[str, ...], list[Example]]] = {}  # passages by document
+    for example in examples:
+        if example.is_passage:
+            sources.setdefault(example.source, {}).setdefault(example.topic, []).append(example)
+    parts: dict[str, tuple[str, ...]] = {}
+    for source, documents in sources.items():
+        size = max(MIN_BLOCK, math.ceil(sum(map(len, documents.values())) / BLOCKS))
+        counts = {topic: math.ceil(len(passages) / size) for topic, passages in documents.items()}
+        blocks = sum(counts.values())
+        if len(documents) >= FEWEST_DOCUMENTS or blocks == len(documents):
+            continue
+        for (name,), passages in documents.items():
+            count = counts[name,]
+            parts |= {one.id: (f"{name}, part {1 + place * count // len(passages)}",) for place, one in enumerate(passages)}
+        found = f"{len(documents)} document{'s' if len(documents) > 1 else ''}"
+        say(
+            f"{source}: {found}, fewer than {FEWEST_DOCUMENTS}, so no whole one is held out: validation and test are some of "
+            f"{blocks} blocks of up to {size} consecutive passages"
+        )
+    return [replace(example, topic=parts.get(example.id, example.topic)) for example in examples]
 
 
 def split_examples(examples: Sequence[Example], config: DataConfig, seed: int) -> SplitPrompts:
     """``split_examples(examples, config, seed).train``: each template, slot value, document and row of a file gets one split.
 
-    A prompt goes to the split that its template and values agree on.
+    A prompt goes to the split that its template and values agree on. What is next to a held-out passage is left out.
     """
     templates = assign_templates(examples, seed)
     topics = assign_topics(examples, config, seed)
     by_split: dict[Split | None, list[Example]] = {"train": [], "validation": [], "test": [], None: []}
     for example in examples:
         by_split[split_of(example, templates, topics)].append(example)
-    return SplitPrompts(by_split["train"], by_split["validation"], by_split["test"], len(by_split[None]))
+    validation = _without_neighbours(by_split["validation"], by_split["test"])
+    train = _without_neighbours(by_split["train"], [*by_split["test"], *by_split["validation"]])
+    neighbours = len(by_split["validation"]) + len(by_split["train"]) - len(validation) - len(train)
+    return SplitPrompts(train, validation, by_split["test"], len(by_split[None]), neighbours)
+
+
+def _without_neighbours(examples: Iterable[Example], held_out: Iterable[Example]) -> list[Example]:
+    ids = {id for example in held_out for id in example.neighbours}
+    return [example for example in examples if example.id not in ids]
 
 
 def split_of(example: Example, templates: Mapping[str, Split], topics: Mapping[str, Split]) -> Split | None:

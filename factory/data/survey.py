@@ -12,7 +12,8 @@ from math import ceil
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from factory.data.documents import READERS as DOCUMENT_READERS
+from factory.config.paths import data_path, expand, no_such
+from factory.config.sources import DOCUMENT_SUFFIXES
 from factory.data.documents import document_files, read_documents, visible_files
 from factory.data.layouts import CONVERSATIONS, Exchange, Layout, layout_of, read_rows
 from factory.data.records import READERS, Say, beside, kind_of, read_records, silent
@@ -27,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class FoundSource:
-    """A file, or a folder of documents."""
+    """A file of rows; or documents: a folder, one, or a pattern."""
 
     path: Path
     kind: Literal["file", "documents"]
@@ -37,23 +38,33 @@ class FoundSource:
 
 
 def survey(path: Path, *, prompt: str | None = None, answer: str | None = None, say: Say = silent) -> list[FoundSource]:
-    """``survey(Path("exports"))``: every file of rows in a folder, and its documents together; or the one file.
+    """``survey(Path("exports"))``: every file of rows in a folder, and its documents together; or one file, or a pattern's.
 
     ``say`` hears how each was read. Raises: DataError for what is missing, cannot be read, or holds nothing that can be used.
     """
-    if path.is_dir():
-        tables = [one for one in visible_files(path) if kind_of(one) in READERS]
-        documents = [path] if document_files(path) else []
-        if not tables and not documents:
-            raise DataError(f"no file in {path} ends in {', '.join([*READERS, *DOCUMENT_READERS])}; {beside(path / '*')}")
-    elif path.suffix.lower() in DOCUMENT_READERS and path.is_file():
-        raise DataError(f"{path} is one document; put documents into a folder of their own and name that")
-    else:
-        tables, documents = [path], []
+    tables, documents = rows_and_documents(path)
     return [
         *(_survey_file(one, prompt, answer, say) for one in tables),
         *(_survey_documents(one, say) for one in documents),
     ]
+
+
+def rows_and_documents(path: Path) -> tuple[list[Path], list[Path]]:
+    """``rows_and_documents(Path("exports"))``: its files of rows, and the path itself if it has documents.
+
+    Raises: DataError for a folder or a pattern with neither; a file that is missing is found out where it is read.
+    """
+    path = data_path(Path(), str(path))
+    one = expand(path) == [path] and not path.is_dir()
+    if one and path.suffix.lower() not in DOCUMENT_SUFFIXES:
+        return [path], []
+    tables = [file for file in visible_files(path) if kind_of(file) in READERS]
+    documents = [path] if one or document_files(path) else []
+    if not expand(path):
+        raise DataError(f"{no_such('file', path)}; {beside(path)}")
+    if not tables and not documents:
+        raise DataError(f"no file in {path} ends in {', '.join([*READERS, *DOCUMENT_SUFFIXES])}; {beside(path / '*')}")
+    return tables, documents
 
 
 def _survey_file(path: Path, prompt: str | None, answer: str | None, say: Say) -> FoundSource:
@@ -70,10 +81,10 @@ def _survey_file(path: Path, prompt: str | None, answer: str | None, say: Say) -
     return FoundSource(path, "file", alike, tuple(exchanges), _by_name(path, said))
 
 
-def _survey_documents(folder: Path, say: Say) -> FoundSource:
+def _survey_documents(path: Path, say: Say) -> FoundSource:
     tell, said = _heard(say)
-    texts = tuple(Exchange("", text) for _, text in read_documents(folder, tell))
-    return FoundSource(folder, "documents", (None, None), texts, _by_name(folder, said))
+    texts = tuple(Exchange("", text) for _, text in read_documents(path, tell))
+    return FoundSource(path, "documents", (None, None), texts, _by_name(path, said))
 
 
 def _heard(say: Say) -> tuple[Say, list[str]]:

@@ -34,7 +34,7 @@ from factory.data.pii import filter_pii
 from factory.data.records import Say, silent
 from factory.data.router import DomainRouter
 from factory.data.sources import Example, content_hash, load_examples, sample_evenly
-from factory.data.splitting import split_examples
+from factory.data.splitting import in_blocks, split_examples
 from factory.errors import DataError
 from factory.models.chat import NO_CONTEXT, NO_CONTEXTS, completion_ids, prompt_ids
 from factory.models.teacher import Progress, Teacher
@@ -44,7 +44,7 @@ from factory.registry.manifest import DatasetInfo, PersonalDataInfo, SourceInfo,
 from factory.registry.plain_json import plain_json
 
 SHOWN = 200  # characters of the first prompt, and of its answer: a teacher that does not suit is seen within seconds
-DATASET_FORMAT = 3  # raised when the rows, or what is written of them, are chosen otherwise, so that older folders are not read
+DATASET_FORMAT = 4  # raised when the rows, or what is written of them, are chosen otherwise, so that older folders are not read
 EVALUATED = {"bias_pairs", "tasks", "golden_set", "refusals", "gates"}
 # Fields of a domain's YAML that decide nothing about its rows (its `data` overrides are part of the settings).
 # `teacher_adaptation` has a part of its own in the key, so that data sets without one keep theirs.
@@ -200,7 +200,7 @@ def split_general(context: BuildContext, models: FamilyModels) -> tuple[list[Exa
 
     No template and no value is in both. A pool that is too small to be split is held out as a whole.
     """
-    every = general_examples(context, models)
+    every = in_blocks(general_examples(context, models))
     split = split_examples(every, context.settings().data, context.seed)
     held_out = [*split.test, *split.validation]
     return (split.train, held_out) if split.train and held_out else ([], every)
@@ -276,7 +276,7 @@ def load_prompts(context: BuildContext, models: FamilyModels, spec: DomainSpec) 
             every += route_pool(pool, load_router(context, models)).get(spec.name, [])
         kept, identifiers = filter_pii(every, spec.personal_data, domain=spec.name, dropped=dropped)
         prompts = make_prompts(
-            kept,
+            in_blocks(kept, context.say),
             encoder=models.encoder,
             count_prompt=lambda example: len(prompt_ids(models.tokenizer, example.prompt, example.history)),
             count_answer=lambda text: len(completion_ids(models.tokenizer, text, ends=False)) + 1,

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from factory.cache import atomic_folder, storage_errors
 from factory.config import SHIPPED
+from factory.config.columns import check_named
 from factory.config.new_domain import FolderSpec, check_domain_name
 from factory.config.new_files import NOT_STATED, FoundLimits, FoundTeacher, domain_text, family_text
 from factory.config.schema import DataConfig, DocumentSource, DomainSpec, FamilySpec, FileSource, SizeSpec, TeacherSpec
@@ -45,6 +46,7 @@ def new_folder(wish: FolderSpec, *, say: Say) -> Path:
     if wish.folder.exists() and (not wish.folder.is_dir() or any(wish.folder.iterdir())):
         raise SpecError(f"{wish.folder} exists; name a new folder with --domains, or remove it")
     _check_size(wish.max_bytes)
+    _check_columns(wish)
     shipped, spec, is_shipped = _family_of(wish.teacher)
     found = survey(wish.data, prompt=wish.prompt, answer=wish.answer, say=say)
     sources = _sources(wish, found)
@@ -69,6 +71,14 @@ def _check_size(max_bytes: str | None) -> None:
         SizeSpec.model_validate({"max_bytes": max_bytes} if max_bytes is not None else {"vocabulary": 300})
     except ValidationError:
         raise UsageError(f"--max-bytes {max_bytes}: expected 600MB, 0.6GB or 600_000_000") from None
+
+
+def _check_columns(wish: FolderSpec) -> None:
+    for option, named in (("--prompt", wish.prompt), ("--completion", wish.answer)):
+        try:
+            check_named(named or "a column that is recognised")
+        except ValueError as error:
+            raise UsageError(f"{option} {named}: {error}") from None
 
 
 # ------------------------------------------------------------------------------------------------------------- the teacher

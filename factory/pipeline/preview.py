@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
-from factory.data.dataset import find_disagreements, small_dataset_warning
-from factory.data.history import conversation_of
+from factory.config.schema import DomainSpec, TeacherPromptSource
+from factory.data.dataset import SPLITS, find_disagreements, small_dataset_warning
+from factory.data.history import conversation_of, conversation_text
 from factory.distill.target_store import describe_store
 from factory.pipeline.context import BuildContext, FamilyModels
-from factory.pipeline.dataset import DomainDataset, load_router
+from factory.pipeline.dataset import DomainDataset, load_prompts, load_router
+from factory.registry.manifest import PersonalDataInfo
 from factory.reports.view import describe_personal_data
 
 SAMPLES = 5
@@ -40,4 +43,30 @@ def preview(context: BuildContext, models: FamilyModels, data: DomainDataset) ->
         "too_small": small_dataset_warning(1.0, 1.0, manifest),
         "soft_targets": [describe_store(folder) for folder in data.targets_folders()],
         "samples": [{name: row[name] for name in ("prompt", "completion", "source", "refusal")} for row in rows],
+    }
+
+
+def dry_preview(context: BuildContext, models: FamilyModels, spec: DomainSpec) -> dict[str, Any]:
+    """``dry_preview(context, models, specs.domain("legal"))``: what a data set would hold; the teacher is asked for nothing.
+
+    Prompts that the teacher would write are left out. No data set is kept.
+    """
+    written = [source for source in spec.sources if not isinstance(source, TeacherPromptSource)]
+    prompts, identifiers = load_prompts(context, models, spec.model_copy(update={"sources": tuple(written)}))
+    splits = {split: getattr(prompts, split) for split in SPLITS}
+    every = [example for split in splits.values() for example in split]
+    found = Counter((example.source, example.license) for example in every)
+    return {
+        "domain": spec.name,
+        "dry_run": True,
+        "counts": {split: len(examples) for split, examples in splits.items()},
+        "dropped": prompts.dropped,
+        "own_answers": sum(bool(example.completion) for example in every),
+        "sources": [{"id": id, "license": license, "n": n} for (id, license), n in sorted(found.items())],
+        "left_out": [source.id for source in spec.sources if source not in written],
+        "personal_data": describe_personal_data(PersonalDataInfo(policy=spec.personal_data, found=identifiers)),
+        "samples": [
+            {"prompt": conversation_text(one.prompt, one.history), "completion": one.completion, "source": one.source}
+            for one in prompts.train[:SAMPLES]
+        ],
     }

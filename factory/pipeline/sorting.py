@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from factory.cache import atomic_folder, storage_errors
-from factory.config.sources import DocumentSource, FileSource
+from factory.config.sources import SOURCE_KINDS
 from factory.data.dataset import drop_duplicates
 from factory.data.history import NOTHING
 from factory.data.router import DomainRouter
 from factory.data.sources import Example
+from factory.data.survey import rows_and_documents
 from factory.errors import DataError
 from factory.models.chat import messages
 from factory.pipeline.context import BuildContext, FamilyModels
@@ -72,15 +73,19 @@ def sort_pool(context: BuildContext, models: FamilyModels, path: Path, out: Path
 
 
 def read_heap(context: BuildContext, models: FamilyModels, path: Path) -> list[Example]:
-    """``read_heap(context, models, Path("heap.jsonl"))``: a file of any kind that a source may have, or a folder of documents.
+    """``read_heap(context, models, Path("heap.jsonl"))``: files of any kind that a source may have, of a folder or a pattern.
 
     Of a chat only its last turn is kept, which has all of it. Raises: DataError for a path that is missing or cannot be read.
     """
-    if not path.exists():
-        raise DataError(f"there is no heap {path}: give a file, such as a .jsonl, or a folder of documents")
-    stated: dict[str, Any] = {"id": "heap", "license": UNSTATED, "path": str(path.resolve())}
-    source = DocumentSource(kind="documents", **stated) if path.is_dir() else FileSource(kind="file", **stated)
-    found = load_domain_examples(context, models, [source], context.say)
+    files, documents = rows_and_documents(path)
+    paths = [("file", one) for one in files] + [("documents", one) for one in documents]
+    sources = [
+        SOURCE_KINDS[kind].model_validate(
+            {"id": f"heap-{number}", "kind": kind, "license": UNSTATED, "path": str(one.resolve())}
+        )
+        for number, (kind, one) in enumerate(paths, start=1)
+    ]
+    found = load_domain_examples(context, models, sources, context.say)
     return [*{example.conversation: example for example in found if example.text}.values()]
 
 

@@ -121,7 +121,7 @@ def test_a_source_without_its_file_or_folder_is_refused(tmp_path: Path, key: str
     found = [mistake.replace(f"{tmp_path}/", "").partition(": ")[2] for mistake in mistakes(tmp_path, **files)]
     assert found == [
         f"{where}.0.path: no file data/rows.jsonl; paths are relative to {tmp_path}",
-        f"{where}.1.path: no folder letters; paths are relative to {tmp_path}",
+        f"{where}.1.path: no folder or document letters; paths are relative to {tmp_path}",
     ]
     (tmp_path / "data" / "rows.jsonl").mkdir(parents=True)  # a folder is no file, and a file no folder
     (tmp_path / "letters").touch()
