@@ -18,11 +18,10 @@ def expand(path: Path) -> list[Path]:
 
     `*` and `?` match no hidden names, `**` any number of folders. What is there is no pattern, whatever is in its name.
     """
-    folder = folder_of(path)
-    pattern = str(path.relative_to(folder))
-    if lexists(path) or not has_magic(pattern) or "\0" in pattern:
+    if not _is_pattern(path):
         return [path]
-    return sorted(folder / name for name in glob(pattern, root_dir=folder, recursive=True))
+    folder = folder_of(path)
+    return sorted(folder / name for name in glob(str(path.relative_to(folder)), root_dir=folder, recursive=True))
 
 
 def folder_of(path: Path) -> Path:
@@ -32,4 +31,9 @@ def folder_of(path: Path) -> Path:
 
 def no_such(what: str, path: Path) -> str:
     """``no_such("file", Path("tickets/*.jsonl")) == "no file matches tickets/*.jsonl"``"""
-    return f"no {what} {path}" if expand(path) else f"no {what} matches {path}"
+    return f"no {what}{' matches' if _is_pattern(path) else ''} {path}"
+
+
+def _is_pattern(path: Path) -> bool:
+    below = str(path.relative_to(folder_of(path)))
+    return has_magic(below) and not lexists(path) and "\0" not in below

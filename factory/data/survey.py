@@ -52,16 +52,15 @@ def survey(path: Path, *, prompt: str | None = None, answer: str | None = None, 
 def rows_and_documents(path: Path) -> tuple[list[Path], list[Path]]:
     """``rows_and_documents(Path("exports"))``: its files of rows, and the path itself if it has documents.
 
-    Raises: DataError for a folder or a pattern with neither; a file that is missing is found out where it is read.
+    Raises: DataError for a path that is missing, or has neither.
     """
     path = data_path(Path(), str(path))
-    one = expand(path) == [path] and not path.is_dir()
-    if one and path.suffix.lower() not in DOCUMENT_SUFFIXES:
+    if not any(found.exists() for found in expand(path)):
+        raise DataError(f"{no_such('file', path)}; {beside(path)}")
+    if path.is_file() and path.suffix.lower() not in DOCUMENT_SUFFIXES:
         return [path], []
     tables = [file for file in visible_files(path) if kind_of(file) in READERS]
-    documents = [path] if one or document_files(path) else []
-    if not expand(path):
-        raise DataError(f"{no_such('file', path)}; {beside(path)}")
+    documents = [path] if document_files(path) else []
     if not tables and not documents:
         raise DataError(f"no file in {path} ends in {', '.join([*READERS, *DOCUMENT_SUFFIXES])}; {beside(path / '*')}")
     return tables, documents

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from support.workplace import Refused, Workplace, domain
+from support.workplace import PLANTS, THINGS, Refused, Workplace, domain
 from typer.testing import CliRunner
 
+from factory.cache import home
 from factory.cli import app
+from factory.models.teacher import Teacher
 
 # --------------------------------------------------------------------------------------------------------- new, validate
 
@@ -148,6 +152,51 @@ def test_the_data_of_a_domain_need_no_other_file_but_those_of_families_and_pools
     assert "stars.yaml:1: not valid YAML" in refused(built.run("data", "stars"))
     assert "stars.yaml:1: not valid YAML" in refused(built.run("plan", "plants"))  # a base is made of every public domain
     stars.write_text(before)
+
+
+def book(sentences: int) -> str:
+    """Running text in words that the tiny tokenizer knows; no two sentences are alike."""
+    choose = random.Random(0)
+    return " ".join(f"{' '.join(choose.sample(THINGS, 8))} ." for _ in range(sentences))
+
+
+def test_a_single_long_document_becomes_a_data_set_and_it_is_said_how_it_was_split(with_models: Workplace) -> None:
+    (with_models.root / "handbook").mkdir()
+    (with_models.root / "handbook" / "leave.txt").write_text(book(80))
+    source = {"id": "handbook", "kind": "documents", "license": "mit", "path": "../handbook", "chunk_tokens": 16}
+    with_models.write("plants.yaml", domain("plants", "oak") | {"sources": [source]})
+    result = with_models.run("data", "plants", "--json")
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    assert all(count >= 2 for count in content["counts"].values()) and content["counts"]["train"] >= 20
+    assert content["dropped"]["next_to_held_out"] > 0
+    shown = with_models.run("data", "plants", "--seed", "1")
+    said = "handbook: 1 document, fewer than 4, so no whole one is held out: validation and test are some of "
+    assert [line for line in shown.stderr.splitlines() if line.startswith(said)], shown.stderr
+
+
+def test_a_dry_run_reads_and_splits_as_a_data_set_does_and_asks_and_keeps_nothing(
+    with_models: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the teacher was asked")
+
+    [questions] = domain("plants", PLANTS)["sources"]
+    (with_models.root / "rows.jsonl").write_text('{"t": "what is", "b": "the use of wren ?", "a": "the early signs ."}\n')
+    rows = {"id": "rows", "kind": "file", "license": "mit", "path": "../*.jsonl", "prompt": "{t} {b}", "completion": "a"}
+    magpie = {"id": "magpie", "kind": "teacher_prompts", "license": "mit", "count": 5}
+    with_models.write("plants.yaml", domain("plants", PLANTS) | {"sources": [questions, rows, magpie]})
+    monkeypatch.setattr(Teacher, "complete", ask)
+    monkeypatch.setattr(Teacher, "write_prompts", ask)
+    before = {path for path in home().rglob("*") if path.parent.name == "data"}
+    shown = with_models.run("data", "plants", "--dry-run")
+    assert shown.exit_code == 0, shown.output
+    text = " ".join(shown.stdout.split())
+    assert "plants, as it would be: nothing was asked or kept" in text and "1 of sources, " in text
+    assert "magpie: the teacher writes its prompts" in text and "rows: 1 examples, mit" in text
+    assert {path for path in home().rglob("*") if path.parent.name == "data"} == before
+    dry = json.loads(with_models.run("data", "plants", "--dry-run", "--json").stdout)
+    assert dry["dry_run"] and dry["counts"]["train"] == 24 and dry["left_out"] == ["magpie"]
 
 
 def test_route_names_a_domain_with_score_and_threshold(built: Workplace) -> None:

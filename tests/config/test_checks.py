@@ -133,6 +133,22 @@ def test_a_source_without_its_file_or_folder_is_refused(tmp_path: Path, key: str
     assert load(tmp_path, **files)
 
 
+def test_a_pattern_or_a_home_is_looked_for_where_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    rows = {"id": "rows", "kind": "file", "license": "CC0-1.0", "path": "data/*.jsonl"}
+    law = domain(sources=[rows, LETTERS | {"path": "~/letters/*.txt"}])
+    (tmp_path / "data" / "a.jsonl").mkdir(parents=True)  # a folder is no file
+    where = f"paths are relative to {tmp_path}"
+    assert mistakes(tmp_path, law=law) == [
+        f"law.yaml:7: sources.0.path: no file matches data/*.jsonl; {where}",
+        f"law.yaml:11: sources.1.path: no folder or document matches me/letters/*.txt; {where}",
+    ]
+    (tmp_path / "data" / "b.jsonl").touch()
+    (tmp_path / "me" / "letters").mkdir(parents=True)
+    (tmp_path / "me" / "letters" / "a.txt").touch()
+    assert load(tmp_path, law=law)
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "law.yaml/x"], ids=["too long", "NUL", "below a file"])
 def test_a_name_that_no_file_can_have_is_that_of_a_missing_one(tmp_path: Path, name: str) -> None:
     rows = {"id": "rows", "kind": "file", "license": "CC0-1.0", "path": name}

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from support.specs import SOURCE, domain, load, mistakes
 
+from factory.config.sources import FileSource
+
 
 def templates(*templates: str, **slots: list[str]) -> dict[str, Any]:
     return domain(sources=[SOURCE | {"templates": list(templates), "slots": slots}])
@@ -30,3 +32,20 @@ def test_blank_templates_and_values_are_refused(tmp_path: Path, blank: str) -> N
     assert mistake == f"law.yaml:9: sources.0.templates.1: must not be blank (found {blank!r})"
     [mistake] = mistakes(tmp_path, law=templates("is {x} red", x=["ivy", blank]))
     assert mistake == f"law.yaml:12: sources.0.slots.x.1: must not be blank (found {blank!r})"
+
+
+@pytest.mark.parametrize("key", ["prompt", "completion", "system"])
+def test_a_template_of_columns_with_a_mistake_is_refused_in_its_line(tmp_path: Path, key: str) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    rows = {"id": "rows", "kind": "file", "license": "MIT", "path": "rows.jsonl"}
+    [mistake] = mistakes(tmp_path, law=domain(sources=[rows | {key: "{instruction\n{input}"}]))
+    assert mistake.startswith(
+        f"law.yaml:8: sources.0.{key}: a column stands in single braces, {{question}}, and a brace that is"
+    )
+    assert load(tmp_path, law=domain(sources=[rows | {key: "{instruction}\n{input}"}])).domain("law")
+
+
+def test_a_source_without_system_prompts_is_dumped_as_before_there_were_any() -> None:
+    rows = {"id": "rows", "kind": "file", "license": "MIT", "path": "rows.jsonl"}
+    assert "system" not in FileSource.model_validate(rows).model_dump()
+    assert FileSource.model_validate(rows | {"system": "persona"}).model_dump()["system"] == "persona"

@@ -261,3 +261,69 @@ def test_of_chats_in_a_file_of_questions_the_first_question_is_asked_and_that_is
         "3 of 3 rows as OpenAI messages; chats of several turns have 2 answers",
         "of 2 chats only the first question is asked, without a system prompt",
     ]
+
+
+# ------------------------------------------------------------------------------------------------- templates, system prompts
+
+
+ALPACA = "{instruction}\n\nInput: {input}"
+
+
+def test_a_template_joins_columns_and_leaves_no_trace_of_an_empty_one() -> None:
+    named = exchange_of(row(instruction=" Add. ", input="2 and 3", output="5", url="x"), ALPACA, "{output}\nSource: {url}")
+    assert named == Exchange("Add.\n\nInput: 2 and 3", "5\nSource: x")
+    for empty in ("", None, " \n"):
+        assert exchange_of(row(instruction="Add.", input=empty, output="5"), ALPACA, "output") == Exchange("Add.", "5")
+    assert exchange_of(row(instruction="Add.", output=5), ALPACA, "{output}") == Exchange("Add.", "5")  # a number is text
+
+
+def test_a_template_whose_columns_are_all_empty_is_no_prompt() -> None:
+    assert row_of(row(instruction="", input=None, output="5"), ALPACA, "output").remarks == (NO_PROMPT,)
+
+
+def test_a_template_of_answers_leaves_its_columns_out_of_the_prompt() -> None:
+    assert exchange_of(row(prompt="Why?", text="So."), None, "{text}!") == Exchange("Why?", "So.!")
+    assert layout_of({"question": "", "prompt": "", "answer": ""}, None, "{prompt} {answer}") == layout_of(
+        {"question": "", "answer": ""}, None, "{prompt} {answer}"
+    )
+
+
+def test_a_cell_of_a_template_that_is_not_text_is_an_error() -> None:
+    with pytest.raises(DataError, match="line 3: column 'input' is a list, not text"):
+        row_of(row(instruction="Add.", input=[2, 3]), ALPACA)
+
+
+@pytest.mark.parametrize("which", ["prompt", "answer", "system"])
+def test_a_column_of_a_template_that_no_row_has_is_one_line_with_those_there_are(which: str) -> None:
+    named = {"prompt": "instruction", "answer": "output"} | {which: "{output}\n{inptu}"}
+    records = [row(instruction="Add.", input="2", output="5"), row(instruction="Add.", output="5")]
+    with pytest.raises(DataError) as caught:
+        list(read_rows(records, "a.jsonl", **named))
+    assert str(caught.value) == (
+        "no column 'inptu' of '{output}\\n{inptu}' in a.jsonl; columns there: instruction, input, output"
+    )
+
+
+def test_a_column_that_some_rows_lack_is_empty_in_them() -> None:
+    said: list[str] = []
+    records = [row(instruction="Add.", input="2", output="5", id=1), row(instruction="Go.", output="6", id=2)]
+    rows = list(read_rows(records, "a.jsonl", prompt="{instruction} {input}", answer="output", say=said.append))
+    assert [found.prompt for _, (found,) in rows] == ["Add. 2", "Go."]
+    assert said == ["2 of 2 rows as instruction + input + output; other columns: id"]
+
+
+def test_a_system_prompt_of_a_row_is_said_before_its_question_or_its_chat() -> None:
+    asked = row(persona="Be brief.", tone="Kindly.", question="Why?", answer="So.")
+    found = row_of(asked, system="{persona} {tone}")
+    assert found.exchanges == (Exchange("Why?", "So.", after(system="Be brief. Kindly.")),)
+    assert found.layout is not None and found.layout.name == "persona + tone + question + answer"
+    assert row_of(row(persona=None, question="Why?", answer="So."), system="persona").exchanges == (Exchange("Why?", "So."),)
+    chat = row(persona="You are Ada.", messages=[SYSTEM, user("Why?"), assistant("So.")])
+    assert row_of(chat, system="persona").exchanges == (Exchange("Why?", "So.", after(system="You are Ada.\n\nBe brief.")),)
+
+
+def test_text_to_continue_has_no_system_prompt_and_its_column_is_said_to_be_left() -> None:
+    said: list[str] = []
+    [(_, exchanges)] = read_rows([row(text="Once.", persona="Ada")], "a.jsonl", system="persona", say=said.append)
+    assert exchanges == (Exchange("", "Once."),)
+    assert said == ["1 of 1 rows as running text; other columns: persona"]

@@ -224,7 +224,95 @@ def test_two_sources_with_one_id_are_refused() -> None:
         load_examples([source, source], root=Path("."), seed=0, count_tokens=count_words)
 
 
+# several files
+
+
+def two_files(root: Path) -> None:
+    (root / "data").mkdir()
+    rows_file(root, [{"prompt": "Third?", "id": "c"}], "data/b.jsonl")
+    rows_file(root, [{"prompt": "First?", "id": "a"}, {"prompt": "Second?", "id": "b"}], "data/a.jsonl")
+
+
+def test_every_file_that_a_pattern_matches_is_read_by_name_and_its_rows_are_numbered_in_it(tmp_path: Path) -> None:
+    two_files(tmp_path)
+    found = load(file_source(path="data/*.jsonl"), tmp_path)
+    assert [one.prompt for one in found] == ["First?", "Second?", "Third?"]
+    assert [one.id for one in found] == ["rows/a.jsonl/0", "rows/a.jsonl/1", "rows/b.jsonl/0"]
+    assert [one.id for one in load(file_source(path="data/*.jsonl", id_field="id"), tmp_path)] == ["rows/a", "rows/b", "rows/c"]
+
+
+def test_an_id_in_two_files_is_refused_and_so_is_a_file_without_a_named_column(tmp_path: Path) -> None:
+    two_files(tmp_path)
+    rows_file(tmp_path, [{"prompt": "Again?", "id": "a"}], "data/c.jsonl")
+    with pytest.raises(DataError, match=r"id 'a' is in .*c\.jsonl twice"):
+        load(file_source(path="data/*.jsonl", id_field="id"), tmp_path)
+    rows_file(tmp_path, [{"prompt": "Other?"}], "data/c.jsonl")
+    with pytest.raises(DataError, match=r"no column 'id' in .*c\.jsonl; leave id_field out"):
+        load(file_source(path="data/*.jsonl", id_field="id"), tmp_path)
+    with pytest.raises(DataError, match=r"no column 'name' in .*a\.jsonl; columns there: prompt, id"):
+        load(file_source(path="data/*.jsonl", prompt="name"), tmp_path)
+
+
+def test_a_path_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    two_files(tmp_path)
+    (tmp_path / "data" / "leave.txt").write_text("You have 30 days.")
+    away = tmp_path / "elsewhere"
+    assert [one.id for one in load(file_source(path="~/data/b.jsonl"), away)] == ["rows/0"]
+    books = DocumentSource(id="books", license="MIT", kind="documents", path="~/data")
+    assert [one.completion for one in load(books, away)] == ["You have 30 days."]
+
+
+def test_a_pattern_that_nothing_matches_is_one_line_with_what_is_there(tmp_path: Path) -> None:
+    two_files(tmp_path)
+    with pytest.raises(DataError, match=r"source 'rows': no file matches .*data/\*\.csv; in .*data: a\.jsonl, b\.jsonl$"):
+        load(file_source(path="data/*.csv"), tmp_path)
+    books = DocumentSource(id="books", license="MIT", kind="documents", path="data/*.pdf")
+    with pytest.raises(DataError, match=r"no folder or document matches .*data/\*\.pdf; in .*data: a\.jsonl, b\.jsonl$"):
+        load(books, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [FileSource, DocumentSource])
+def test_every_file_of_a_pattern_counts_for_the_content_hash(tmp_path: Path, kind: type[FileSource | DocumentSource]) -> None:
+    (tmp_path / "data").mkdir()
+    named, suffix = ("file", "jsonl") if kind is FileSource else ("documents", "txt")
+    source = kind.model_validate({"id": "mine", "license": "MIT", "kind": named, "path": "data/*.*"})
+    seen = {content_hash([source], tmp_path)}
+    for name, text in (("a", "1"), ("b", "1"), ("a", "2"), ("b", "2")):
+        (tmp_path / "data" / f"{name}.{suffix}").write_text(text)
+        seen.add(content_hash([source], tmp_path))
+    (tmp_path / "data" / f"b.{suffix}").unlink()
+    seen.add(content_hash([source], tmp_path))
+    assert len(seen) == 6
+    (tmp_path / "data" / f".c.{suffix}").touch()
+    assert content_hash([source], tmp_path) in seen
+
+
+def test_a_template_and_a_system_prompt_make_examples_as_columns_do(tmp_path: Path) -> None:
+    rows_file(tmp_path, [{"title": "Rain", "body": "Why?", "persona": "Be brief.", "a": "So."}, {"title": "Sun", "a": "So."}])
+    first, second = load(file_source(prompt="{title}\n\n{body}", completion="a", system="persona"), tmp_path)
+    assert first == Example("rows/0", "Rain\n\nWhy?", "So.", "rows", "MIT", "", (), TeacherContext(system="Be brief."))
+    assert second == Example("rows/1", "Sun", "So.", "rows", "MIT", "", ())
+
+
 # documents
+
+
+def test_documents_may_be_one_file_or_those_of_a_pattern(tmp_path: Path) -> None:
+    (tmp_path / "texts" / "deep").mkdir(parents=True)
+    for name in ("a.txt", "b.md", "deep/a.txt"):
+        (tmp_path / "texts" / name).write_text(f"About {name}.")
+    books = {"id": "books", "license": "MIT", "kind": "documents"}
+    said: list[str] = []
+    [one] = load(DocumentSource(path="texts/a.txt", **books), tmp_path, say=said.append)
+    assert (one.id, one.topic) == ("books/a.txt#0", ("a.txt",))
+    assert said == [f"books: {tmp_path}/texts/a.txt: 1 document"]
+    found = load(DocumentSource(path="texts/**/*.txt", **books), tmp_path)
+    assert [one.topic for one in found] == [("a.txt",), ("deep/a.txt",)]
+    assert len(load(DocumentSource(path="texts/**", **books), tmp_path)) == 3  # a folder and what is in it, each once
+    (tmp_path / "rows.csv").touch()
+    with pytest.raises(DataError, match=r"no text in .*rows\.csv; skipped 1: rows\.csv \(not \.txt, "):
+        load(DocumentSource(path="rows.csv", **books), tmp_path)
 
 
 def documents(**fields: Any) -> DocumentSource:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from factory.cli import app
 from factory.config import SHIPPED
 from factory.config.load import load_specs
+from factory.config.sources import DocumentSource, FileSource
 from factory.pipeline import new_folder
 
 PROMPTS = [f"what is the {what} of {thing} ?" for thing in f"{PLANTS} {STARS} {BIRDS}".split() for what in ANSWERS]
@@ -151,6 +152,19 @@ def test_columns_that_are_not_recognised_can_be_named(place: Workplace) -> None:
     assert source.model_dump(include={"prompt", "completion"}) == {"prompt": "Frage", "completion": "Antwort"}
 
 
+def test_a_template_of_columns_and_a_single_document_are_written_as_they_were_given(place: Workplace) -> None:
+    data = place.root / "a.csv"
+    data.write_text("Titel,Frage\n" + "".join(f"{number},{prompt}\n" for number, prompt in enumerate(PROMPTS[:50])))
+    assert run("new", "office", "--from", str(place.root / "*.csv"), "--prompt", "{Titel}\n{Frage}").exit_code == 0
+    [source] = load_specs(place.root / "office").domain("office").sources
+    assert isinstance(source, FileSource) and (source.path, source.prompt) == ("../a.csv", "{Titel}\n{Frage}")
+    (place.root / "book.txt").write_text(" ".join(PROMPTS * 3))
+    result = run("new", "shelf", "--from", str(place.root / "book.txt"))
+    assert result.exit_code == 0, result.output
+    [book] = load_specs(place.root / "shelf").domain("shelf").sources
+    assert isinstance(book, DocumentSource) and book.path == "../book.txt"
+
+
 @pytest.mark.parametrize(
     ("content", "options", "words"),
     [
@@ -158,6 +172,7 @@ def test_columns_that_are_not_recognised_can_be_named(place: Workplace) -> None:
         ("question,answer\na,b\n", [], "a.csv has 1 different examples; a student needs at least 20 to train on"),
         ("question,answer\n", [], "a.csv has no rows"),
         (None, [], "no file .*a.csv; in "),
+        ("question\na\n", ["--prompt", "{question"], r"--prompt {question: a column stands in single braces"),
         ("question\na\n", ["--max-bytes", "many"], "--max-bytes many: expected 600MB"),
         ("question\na\n", ["--teacher", "gpt-4"], "--teacher gpt-4: neither a shipped family .*default.* nor hub:"),
         ("question\na\n", ["--domains", "domains"], "domains exists; name a new folder"),

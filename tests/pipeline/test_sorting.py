@@ -82,13 +82,27 @@ def test_the_command_prints_counts_and_samples(built: Workplace, tmp_path: Path)
     assert content["texts"] == 6
 
 
+def test_a_heap_may_be_a_pattern_or_a_folder_of_rows_and_documents(
+    built: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "heap").mkdir()
+    for number, row in enumerate(HEAP):
+        (tmp_path / "heap" / f"{number}.jsonl").write_text(json.dumps(row))
+    assert json.loads(built.run("data", "--pool", "~/heap/*.jsonl", "--json").stdout)["texts"] == 6
+    (tmp_path / "heap" / "note.txt").write_text("what is the name of deneb ?")
+    assert json.loads(built.run("data", "--pool", str(tmp_path / "heap"), "--json").stdout)["texts"] == 7
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--pool", "nowhere.jsonl"], "there is no heap nowhere.jsonl"),
+        (["--pool", "nowhere.jsonl"], "no file nowhere.jsonl; in "),
+        (["--pool", "nowhere/*.jsonl"], "no file matches nowhere/*.jsonl; in "),
         (["--pool", "HEAP", "--out", "DOMAINS"], "exists: name a folder that does not"),
         ([], "give a domain, or --pool PATH"),
         (["plants", "--pool", "HEAP"], "give a domain, or --pool PATH"),
+        (["--pool", "HEAP", "--dry-run"], "give a domain, or --pool PATH"),
         (["plants", "--out", "sorted"], "give a domain, or --pool PATH"),
     ],
 )
