@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from factory.config.schema import FamilySpec, Specs, TeacherContext
+from factory.data.language import unknown_language
 from factory.errors import TrainingError, UsageError
 from factory.evaluation.answer_confidence import token_signals
 from factory.evaluation.confidence import KEPT, Confidence, Decision, decide
@@ -36,6 +37,7 @@ from factory.registry.versions import Version
 
 TOP = 10  # tokens in each list of an explanation
 MAX_NEW_TOKENS = 112  # of a base or a teacher; a student's own limit is in its manifest
+MAX_PROMPT_TOKENS = 4096  # that `ask` takes; more where a student was trained on longer prompts
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class ChatModel:
     max_new_tokens: int = MAX_NEW_TOKENS
     context: TeacherContext = NO_CONTEXT  # what it is shown before a question
     confidence: Confidence | None = None  # of a student that knows how sure it is
+    languages: tuple[str, ...] = ()  # that its teacher knows, where that is stated
+    max_prompt_tokens: int = MAX_PROMPT_TOKENS
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Answer:
     notice: str  # the domain's disclaimer, for example "no medical advice"
     seconds: float
     asked: tuple[str, ...] = ()  # of a cascade: its steps, with confidence and threshold
+    language: str = ""  # where the question is in a language that the teacher does not know: one line that says so
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ def load_chat_model(version: Version, registry: Registry, device: torch.device) 
     """``load_chat_model(registry.resolve("healthcare-small"), registry, device)``: a student or a base."""
     loaded, manifest = load_version(version, registry, device), version.manifest
     if manifest.kind == "base":
-        return ChatModel(version.reference, loaded.model, loaded.base.tokenizer)
+        return ChatModel(version.reference, loaded.model, loaded.base.tokenizer, languages=manifest.teacher.languages)
     return ChatModel(
         version.reference,
         loaded.model,
@@ -150,6 +155,8 @@ def load_chat_model(version: Version, registry: Registry, device: torch.device) 
         manifest.notice,
         manifest.max_completion_tokens,
         confidence=Confidence.load(version.folder),
+        languages=manifest.teacher.languages,
+        max_prompt_tokens=max(MAX_PROMPT_TOKENS, manifest.settings.get("data", {}).get("max_prompt_tokens", 0)),
     )
 
 
@@ -158,17 +165,23 @@ def load_teacher_chat_model(
 ) -> ChatModel:
     """``load_teacher_chat_model(specs.family("default"), specs, device)``: the teacher, without any domain's context."""
     teacher = load_family_teacher(family, specs, device)
-    return ChatModel(f"teacher {family.teacher.reference}", teacher.model, teacher.tokenizer, context=context)
+    languages = family.teacher.languages
+    return ChatModel(
+        f"teacher {family.teacher.reference}", teacher.model, teacher.tokenizer, context=context, languages=languages
+    )
 
 
 def ask(chat_model: ChatModel, question: str) -> Answer:
     """``ask(chat_model, "What are early signs of asthma?").answer``: greedy decoding, so it is reproducible.
 
-    Raises: UsageError if the question is empty, or longer than the model's positions leave room for.
+    Raises: UsageError if the question is empty, or longer than ``max_prompt_tokens`` or the model's positions allow.
     """
     begin = time.perf_counter()
     _, _, text = _answer(chat_model, question)
-    return Answer(chat_model.reference, question, text, chat_model.notice, time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    return Answer(
+        chat_model.reference, question, text, chat_model.notice, seconds, language=_unknown_language(chat_model, question)
+    )
 
 
 def ask_cascade(steps: Sequence[Callable[[], ChatModel]], question: str, *, keep: float, abstain: str = "") -> Answer:
@@ -190,7 +203,12 @@ def ask_cascade(steps: Sequence[Callable[[], ChatModel]], question: str, *, keep
             break
     else:
         text = abstain
-    return Answer(step.reference, question, text, notice, time.perf_counter() - begin, tuple(asked))
+    language = _unknown_language(step, question)
+    return Answer(step.reference, question, text, notice, time.perf_counter() - begin, tuple(asked), language)
+
+
+def _unknown_language(chat_model: ChatModel, question: str) -> str:
+    return str(unknown_language(question, {"teacher": chat_model.languages}) or "")
 
 
 def _answer(chat_model: ChatModel, question: str) -> tuple[list[int], list[int], str]:
@@ -198,7 +216,10 @@ def _answer(chat_model: ChatModel, question: str) -> tuple[list[int], list[int],
     if not question.strip():
         raise UsageError("the question is empty: put it in quotes after the student's name")
     ids = prompt_ids(chat_model.tokenizer, question, chat_model.context)
-    _check_length(ids, chat_model.model, f"the question to {chat_model.reference}", chat_model.max_new_tokens)
+    what = f"the question to {chat_model.reference}"
+    _check_length(ids, chat_model.model, what, chat_model.max_new_tokens)
+    if len(ids) > chat_model.max_prompt_tokens:
+        raise UsageError(f"{what} has {len(ids):,} tokens, and at most {chat_model.max_prompt_tokens:,} are read: shorten it")
     [answer] = generate_ids(chat_model.model, chat_model.tokenizer, [ids], max_new_tokens=chat_model.max_new_tokens)
     return ids, answer, str(chat_model.tokenizer.decode(answer, skip_special_tokens=True)).strip()
 

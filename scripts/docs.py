@@ -76,7 +76,8 @@ def with_generated(path: str, parts: Mapping[str, str]) -> str:
 FAMILY_SECTIONS: dict[str, type[BaseModel]] = {
     "teacher": schema.TeacherSpec,
     "teacher_api": schema.ApiTeacherSpec,
-    "encoder": schema.ModelSpec,
+    "encoder": schema.EncoderSpec,
+    "base": schema.ModelSpec,
     "sizes": schema.SizeSpec,
     "router": schema.RouterConfig,
     "data": schema.DataConfig,

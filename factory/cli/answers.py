@@ -76,6 +76,8 @@ def ask(
     if json:
         return print_json(asdict(answer))
     typer.echo(answer.answer)
+    if answer.language:
+        say(f"warning: {answer.language}")
     asked = f"; asked: {', '.join(answer.asked)}" if answer.asked else ""
     say(f"— {answer.reference}, {answer.seconds:.1f} s{asked}" + (f". {answer.notice}" if answer.notice else ""))
 

@@ -138,12 +138,18 @@ def route(
     """Say which domain a text belongs to, or none."""
     specs, chosen, _ = choose(domains, family=family)
     context = load_context(specs, chosen, Registry(registry), device=device, json=json)
+    from factory.data.language import unknown_language
     from factory.pipeline.context import resolve_models
     from factory.pipeline.dataset import load_router
 
     router = load_router(context, resolve_models(chosen, specs.root, context.device))
-    found = router.route([text])[0]
-    print_json({**vars(found), "router": router.version}) if json else typer.echo(_describe(found))
+    found, unknown = router.route([text])[0], unknown_language(text, chosen.languages)
+    if json:
+        language = {"language": unknown.language, "unknown_to": list(unknown.known)} if unknown else {}
+        return print_json({**vars(found), "router": router.version, **language})
+    typer.echo(_describe(found))
+    if unknown:
+        say(f"warning: {unknown}")
 
 
 def _data_set(context: BuildContext, name: str, dry_run: bool) -> dict[str, Any]:

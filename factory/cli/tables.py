@@ -125,6 +125,7 @@ def _data_set_rows(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("refusals kept", str(content["refusals"])),
         *_source_rows(content),
         ("templates", str(content["templates"])),
+        ("other languages", content["other_languages"]["said"] or "none that is sure"),
         ("router disagrees", f"on {content['disagreements']} prompts"),
         *(("", f"{prompt} → {domain or 'none'}") for prompt, domain in content["disagreement_examples"]),
         *(
@@ -154,6 +155,8 @@ def heap_table(content: Mapping[str, Any]) -> Table:
             rows.append(("", shorten(one["text"], HEAP_WIDTH, placeholder=" …"), f"{one['score']:.2f}{nearest}"))
     sure = f"a score of {content['threshold']:.2f}"
     rows.append(("", f"none is below {sure}; {content['duplicates']} duplicates left out", ""))
+    if said := content["other_languages"]["said"]:
+        rows.append(("", f"warning: {said}", ""))
     return make_table(rows, ["domain", "", "score"])
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from factory.config.languages import Languages
 from factory.config.models import MODEL, TeacherSpec
 from factory.config.sources import Strict
 
@@ -105,6 +106,7 @@ class ApiTeacherSpec(RemoteModel):
         "how likely the 20 likeliest tokens were at each place (`top_logprobs`), and need bases with the teacher's tokens. "
         "Its texts alone if left out.",
     )
+    languages: Languages = ()
     max_cost: float | None = Field(
         default=None,
         gt=0,

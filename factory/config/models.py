@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from factory.config.chat_template import PINNED, template_variables
+from factory.config.languages import Languages
 from factory.config.quantities import ByteCount, ParameterCount
 from factory.config.quantization import Grid
 from factory.config.sources import Strict
@@ -43,9 +44,16 @@ class ModelSpec(Strict):
         return self
 
 
+class EncoderSpec(ModelSpec):
+    """The sentence encoder."""
+
+    languages: Languages = ()
+
+
 class TeacherSpec(ModelSpec):
     """The model that students learn from."""
 
+    languages: Languages = ()
     chat_template: str | None = Field(
         default=None, description="Jinja chat template, for a teacher that has none or whose default system turn is unwanted."
     )

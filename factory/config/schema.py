@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from factory.config.endpoints import AnyTeacher, ApiTeacherSpec, EndpointSpec, Price
-from factory.config.models import ModelSpec, SizeSpec, TeacherSpec
+from factory.config.models import EncoderSpec, ModelSpec, SizeSpec, TeacherSpec
 from factory.config.names import RESERVED
 from factory.config.settings import (
     DEFAULT_PROFILE,
@@ -63,6 +63,7 @@ __all__ = [
     "DocumentSource",
     "DomainSpec",
     "EmbedConfig",
+    "EncoderSpec",
     "EndpointSpec",
     "EvaluateConfig",
     "FamilySpec",
@@ -124,7 +125,7 @@ class FamilySpec(Strict):
     name: Name = Field(description="As the file is called.")
     description: str = Field(default="", description="One line, for lists and cards.")
     teacher: AnyTeacher = Field(description="The model that students learn from, or the API that it is behind.")
-    encoder: ModelSpec = Field(description="Sentence encoder of the router and of the search for near duplicates.")
+    encoder: EncoderSpec = Field(description="Sentence encoder of the router and of the search for near duplicates.")
     sizes: dict[Name, SizeSpec] = Field(min_length=1, description="Sizes by name. A student is called `<domain>-<size>`.")
     default_size: Name = Field(description="The size that `factory build` takes without `--size`.")
     router: RouterConfig = Field(default=RouterConfig(), description="How the domain router is trained.")
@@ -187,6 +188,12 @@ class FamilySpec(Strict):
         """``family.files``: the model whose files every build needs first: the teacher, or the base of an API's students."""
         base = self.sizes[self.default_size].base
         return base if self.api is not None and base is not None else self.weights
+
+    @property
+    def languages(self) -> dict[str, tuple[str, ...]]:
+        """``family.languages["teacher"]``: those that encoder and teacher know; without a model that states none."""
+        stated = {"encoder": self.encoder.languages, "teacher": self.teacher.languages}
+        return {model: languages for model, languages in stated.items() if languages}
 
     def larger_size(self, size: str) -> str | None:
         """``family.larger_size("tiny")``: the size whose base this one may be cut from, or None.

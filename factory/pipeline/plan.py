@@ -33,6 +33,7 @@ from factory.pipeline.estimate import (
 from factory.pipeline.plan_answers import answer_steps, known_answers
 from factory.pipeline.plan_base import BasePlan, base_detail, plan_base
 from factory.pipeline.plan_base import Step as Step
+from factory.pipeline.plan_languages import language_steps
 from factory.pipeline.publish import student_name
 from factory.pipeline.teacher_adaptation import adaptation_folder
 
@@ -140,7 +141,7 @@ def _data(context: BuildContext, models: FamilyModels, spec: DomainSpec, rate: f
     key = dataset_key(context, models.teacher_files.sha256, spec)
     before = _adaptation(context, models, spec, key, rate)
     known = known_answers(context, models, spec)
-    after = answer_steps(context, models, spec, known, sample)
+    after = [*language_steps(context, spec, known), *answer_steps(context, models, spec, known, sample)]
     folder, what = dataset_folder(spec, key), _data_name(context, spec)
     if is_intact(folder):
         counts = load_dataset_folder(folder)[1].counts

@@ -29,6 +29,7 @@ READ = ("file", "templates")  # kinds of source that are read for a plan; the ot
 class KnownAnswers:
     """What is known of a domain's answers before the teacher writes any."""
 
+    examples: tuple[Example, ...]  # of its files and templates, answered or not
     prompts: tuple[Example, ...]  # that the teacher will answer
     answers: tuple[str, ...]  # that come with the data, to prompts
     unanswered: float  # share of the examples that the teacher answers
@@ -43,7 +44,7 @@ def known_answers(context: BuildContext, models: FamilyModels, spec: DomainSpec)
     prompts = tuple(one for one in examples if one.prompt and not one.completion)
     answers = tuple(one.completion for one in examples if one.prompt and one.completion)
     asks = any(source.kind in ("hub", "teacher_prompts") for source in spec.sources)
-    return KnownAnswers(prompts, answers, 1.0 if asks else len(prompts) / max(1, len(examples)))
+    return KnownAnswers(tuple(examples), prompts, answers, 1.0 if asks else len(prompts) / max(1, len(examples)))
 
 
 def answer_steps(

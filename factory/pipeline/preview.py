@@ -8,6 +8,7 @@ from typing import Any
 from factory.config.schema import DomainSpec, TeacherPromptSource
 from factory.data.dataset import SPLITS, find_disagreements, small_dataset_warning
 from factory.data.history import conversation_of, conversation_text
+from factory.data.language import count_unknown
 from factory.distill.target_store import describe_store
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import DomainDataset, load_prompts, load_router
@@ -38,6 +39,7 @@ def preview(context: BuildContext, models: FamilyModels, data: DomainDataset) ->
         "sources": manifest.sources,
         "templates": manifest.templates,
         "personal_data": describe_personal_data(data.info.personal_data),
+        "other_languages": count_unknown(prompts, context.family.languages).json(),
         "disagreements": len(elsewhere),
         "disagreement_examples": [[one.prompt, one.routed_to] for one in elsewhere[:SAMPLES]],
         "too_small": small_dataset_warning(1.0, 1.0, manifest),

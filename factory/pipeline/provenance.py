@@ -33,6 +33,7 @@ def family_fields(context: BuildContext, models: FamilyModels, settings: Setting
             revision=files.revision,
             parameters=None if family.api else models.teacher.parameters,
             api=ApiUsage(**vars(usage)) if usage else None,
+            languages=family.teacher.languages,
         ),
         "base_model": ModelInfo(reference=base.model, license=base.license) if base else None,
         "encoder": ModelInfo(reference=family.encoder.model, license=family.encoder.license),

@@ -16,6 +16,7 @@ from factory.cache import atomic_folder, storage_errors
 from factory.config.sources import SOURCE_KINDS
 from factory.data.dataset import drop_duplicates
 from factory.data.history import NOTHING
+from factory.data.language import NOT_STATED, Known, UnknownCount, count_unknown
 from factory.data.router import DomainRouter
 from factory.data.sources import Example
 from factory.data.survey import rows_and_documents
@@ -44,6 +45,7 @@ class SortedHeap:
     none: Sequence[SortedText]
     duplicates: int
     threshold: float
+    languages: UnknownCount
 
     def summary(self) -> dict[str, Any]:
         """``heap.summary()``: counts and a few texts of each, as plain lists and dicts."""
@@ -52,6 +54,7 @@ class SortedHeap:
             "texts": sum(len(found) for _, found in parts),
             "duplicates": self.duplicates,
             "threshold": self.threshold,
+            "other_languages": self.languages.json(),
             "domains": [
                 {"domain": name, "texts": len(found), "samples": [_sample(one) for one in _spread(found)]}
                 for name, found in parts
@@ -66,7 +69,7 @@ def sort_pool(context: BuildContext, models: FamilyModels, path: Path, out: Path
     """
     if out is not None and out.exists():
         raise DataError(f"{out} exists: name a folder that does not")
-    heap = sort_heap(read_heap(context, models, path), load_router(context, models))
+    heap = sort_heap(read_heap(context, models, path), load_router(context, models), context.family.languages)
     if out is not None:
         write_heap(heap, out)
     return heap.summary()
@@ -89,8 +92,11 @@ def read_heap(context: BuildContext, models: FamilyModels, path: Path) -> list[E
     return [*{example.conversation: example for example in found if example.text}.values()]
 
 
-def sort_heap(heap: Sequence[Example], router: DomainRouter) -> SortedHeap:
-    """``sort_heap(read_heap(...), load_router(context, models)).domains["legal"]``: every text once."""
+def sort_heap(heap: Sequence[Example], router: DomainRouter, known: Known = NOT_STATED) -> SortedHeap:
+    """``sort_heap(read_heap(...), load_router(context, models)).domains["legal"]``: every text once.
+
+    Of texts in languages that are not among those ``known`` it is said how many there are.
+    """
     dropped = Counter[str]()
     texts = drop_duplicates(heap, dropped)
     domains: dict[str, list[SortedText]] = {name: [] for name in router.domains}
@@ -101,7 +107,8 @@ def sort_heap(heap: Sequence[Example], router: DomainRouter) -> SortedHeap:
         found.append(SortedText(example, nearest, route.score))
     for part in (*domains.values(), none):
         part.sort(key=lambda one: -one.score)
-    return SortedHeap(domains, none, dropped.total(), router.threshold)
+    languages = count_unknown([one.text for one in texts], known)
+    return SortedHeap(domains, none, dropped.total(), router.threshold, languages)
 
 
 def write_heap(heap: SortedHeap, folder: Path) -> None:

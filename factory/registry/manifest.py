@@ -42,6 +42,7 @@ class TeacherInfo(ModelInfo):
     revision: str
     parameters: Count | None  # a tied head counts once; None behind an API
     api: ApiUsage | None = None  # None: its weights were at hand
+    languages: tuple[str, ...] = ()  # that it knows, as the family file stated them; none: not stated
 
 
 class SourceInfo(Entry):

@@ -87,7 +87,7 @@ def _front_matter(manifest: AnyManifest, view: View) -> ModelCardData:
     return ModelCardData(
         license=license_id,
         license_name=license_name,
-        language="en",
+        language=list(manifest.teacher.languages) or None,
         library_name="transformers" if is_base else "peft",
         pipeline_tag="text-generation",
         base_model=_base_model(manifest),

@@ -289,6 +289,7 @@ def answer_headers(target: Target, request: AnyRequest, asked: str | None = None
         "x-factory-domain": target.domain,
         "x-factory-score": target.score,
         "x-factory-threshold": target.threshold,
+        "x-factory-language": target.language,
         "x-factory-cascade": asked,
         "x-factory-cost": f"{cost:.6g}" if cost else None,
         "x-factory-why": target.reason,

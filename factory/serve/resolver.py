@@ -21,8 +21,10 @@ from itertools import groupby
 from operator import attrgetter
 
 from factory.config.cascades import cascade_domains, cascade_students
+from factory.config.languages import UnknownLanguage
 from factory.config.names import RESERVED, is_name
 from factory.config.schema import FamilySpec, TeacherContext
+from factory.data.language import unknown_language
 from factory.data.router import DomainRouter, Route
 from factory.errors import RegistryError
 from factory.registry.layout import kind_of
@@ -49,6 +51,7 @@ class Target:
     threshold: float | None = None
     reason: str = "named in the request"
     routing_ms: float | None = None  # with the wait for the router
+    language: str | None = None  # of a routed text, where encoder or teacher does not know it
     cascade: tuple[Target, ...] = ()  # every step, this one included
     student: Version | None = None  # of a last step that is none: the student before it, whose context and notice count
 
@@ -161,26 +164,36 @@ class ModelResolver:
         loop = asyncio.get_running_loop()
         start = loop.time()
         within = copy_context()  # the request's id, for what is logged there
-        routes = await loop.run_in_executor(self._router_thread, within.run, lambda: self.load_router().route(texts))
-        route = max(routes, key=attrgetter("score"))
-        target = self._routed_target(route, caller)
-        routing_ms = round(1000 * (loop.time() - start), 1)
-        return replace(target, score=round(route.score, 4), threshold=round(route.threshold, 4), routing_ms=routing_ms)
+        route, unknown = await loop.run_in_executor(self._router_thread, within.run, self._read, texts)
+        target = self._routed_target(route, f"; {unknown}" if unknown else "", caller)
+        return replace(
+            target,
+            score=round(route.score, 4),
+            threshold=round(route.threshold, 4),
+            language=unknown.language if unknown else None,
+            routing_ms=round(1000 * (loop.time() - start), 1),
+        )
 
-    def _routed_target(self, route: Route, caller: Caller) -> Target:
+    def _read(self, texts: Sequence[str]) -> tuple[Route, UnknownLanguage | None]:
+        """The surest route, and the newest text's language if it is not known."""
+        route = max(self.load_router().route(texts), key=attrgetter("score"))
+        return route, unknown_language(texts[0], self.family.languages)
+
+    def _routed_target(self, route: Route, language: str, caller: Caller) -> Target:
         if route.domain is None:
-            reason = f"the router abstained: best score {route.score:.3f}, threshold {route.threshold:.3f}"
+            reason = f"the router abstained: best score {route.score:.3f}, threshold {route.threshold:.3f}{language}"
             return self._fallback(reason, None, caller)
-        reason = f"the router chose {route.domain} with score {route.score:.3f}"
+        reason = f"the router chose {route.domain} with score {route.score:.3f}{language}"
         if steps := self._cascade(route.domain, caller):
             return replace(steps[0], cascade=steps, reason=reason)
         name = f"{route.domain}-{self.family.default_size}"
         if not caller.may(name):
-            return self._fallback("the router chose a student that this API key does not allow", None, caller)
+            reason = f"the router chose a student that this API key does not allow{language}"
+            return self._fallback(reason, None, caller)
         try:
             target = self.resolve(name, caller)
         except APIError:
-            missing = f"the router chose {route.domain}, but {name} is not in the registry"
+            missing = f"the router chose {route.domain}, but {name} is not in the registry{language}"
             return self._fallback(missing, route.domain, caller)
         return replace(target, reason=reason)
 

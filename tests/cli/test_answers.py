@@ -28,6 +28,16 @@ def test_ask_works_for_the_teacher_and_a_base(built: Workplace) -> None:
     assert "default-mini-base@1" in built.run("ask", "default-mini-base", "what is the use of oak ?").stderr
 
 
+@pytest.mark.parametrize("ref", ["plants-mini", "default-mini-base", "teacher"])
+def test_ask_says_a_language_that_the_teacher_does_not_know(built: Workplace, ref: str) -> None:
+    said = "the text seems to be in fr, which the teacher (en) does not know"
+    asked = "Quels arbres poussent le plus vite dans ce jardin ?"
+    result = built.run("ask", ref, asked)
+    assert result.exit_code == 0 and f"warning: {said}\n" in result.stderr and said not in result.stdout
+    assert json.loads(built.run("ask", ref, asked, "--json").stdout)["language"] == said
+    assert json.loads(built.run("ask", ref, "what is the use of oak ?", "--json").stdout)["language"] == ""
+
+
 @pytest.mark.parametrize(("sure", "teacher"), [(True, True), (False, True), (False, False)])
 def test_a_domains_name_asks_its_cascade(built: Workplace, sure: bool, teacher: bool) -> None:
     """A student that is sure of whatever it says, or of nothing."""

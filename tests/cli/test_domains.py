@@ -18,6 +18,7 @@ from factory.models.teacher import Teacher
 
 # --------------------------------------------------------------------------------------------------------- new, validate
 
+GERMAN = "Welche Bäume wachsen in diesem Garten am schnellsten?"
 
 def test_new_writes_a_domain_that_can_be_planned_as_it_is(with_models: Workplace) -> None:
     result = with_models.run("new", "home-brewing")
@@ -127,12 +128,13 @@ def test_data_previews_counts_reasons_sources_and_rows(built: Workplace) -> None
     [targets] = content["soft_targets"]
     assert targets["bytes"] > 0 and targets["teacher_seconds"] > 0
     assert "24 train examples" in content["too_small"]
+    assert content["other_languages"]["unknown"] == {} and content["other_languages"]["texts"] >= 24
 
 
 def test_data_prints_the_preview_as_a_table(built: Workplace) -> None:
     text = built.run("data", "plants").stdout
     assert "0 of sources, " in text and "combinations of held-out templates or values" in " ".join(text.split())
-    words = ("kept", "dropped", "plants-questions", "refusals kept", "router disagrees", "soft targets", "too small")
+    words = ("kept", "dropped", "other languages", "plants-questions", "refusals kept", "router disagrees", "soft targets", "too small")
     assert all(word in text for word in words)
 
 
@@ -203,4 +205,15 @@ def test_route_names_a_domain_with_score_and_threshold(built: Workplace) -> None
     result = json.loads(built.run("route", "what is the use of oak ?", "--json").stdout)
     assert set(result) == {"domain", "score", "threshold", "scores", "router"}
     assert result["domain"] == "plants"
-    assert built.run("route", "what is the use of oak ?").stdout.startswith("plants   score 0.")
+    shown = built.run("route", "what is the use of oak ?")
+    assert shown.stdout.startswith("plants   score 0.") and "warning" not in shown.stderr
+
+
+def test_route_says_a_language_that_encoder_and_teacher_do_not_know(built: Workplace) -> None:
+    shown = built.run("route", GERMAN)
+    assert shown.stdout.count("\n") == 1
+    assert shown.stderr.endswith(
+        "warning: the text seems to be in de, which the encoder (en) and the teacher (en) do not know\n"
+    )
+    result = json.loads(built.run("route", GERMAN, "--json").stdout)
+    assert (result["language"], result["unknown_to"]) == ("de", ["encoder", "teacher"])

@@ -45,7 +45,7 @@ def run(place: Workplace, out: Path | None) -> dict[str, Any]:
 
 def test_every_text_goes_to_its_domain_or_to_none_as_it_came(built: Workplace, tmp_path: Path) -> None:
     found = run(built, tmp_path / "sorted")
-    assert (found["texts"], found["duplicates"]) == (6, 1)
+    assert (found["texts"], found["duplicates"], found["other_languages"]["unknown"]) == (6, 1, {})
     assert {part["domain"]: part["texts"] for part in found["domains"]} == {"plants": 3, "stars": 2, None: 1}
     plants, _, none = found["domains"]
     assert all(one["nearest"] == "plants" and one["score"] > found["threshold"] for one in plants["samples"])

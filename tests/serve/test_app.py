@@ -394,6 +394,16 @@ def test_auto_falls_back_to_the_teacher_where_the_router_abstains(client: OpenAI
     assert float(raw.headers["x-factory-score"]) < float(raw.headers["x-factory-threshold"])
 
 
+def test_auto_says_a_language_that_encoder_and_teacher_do_not_know(client: OpenAI) -> None:
+    german = says("Welche Bäume wachsen in diesem Garten am schnellsten?")
+    raw = client.chat.completions.with_raw_response.create(model="auto", messages=german, max_tokens=2)
+    assert raw.headers["x-factory-language"] == "de"
+    said = "; the text seems to be in de, which the encoder (en) and the teacher (en) do not know"
+    assert said in unquote(raw.headers["x-factory-why"])
+    raw = client.chat.completions.with_raw_response.create(model="auto", messages=says(QUESTION), max_tokens=2)
+    assert "x-factory-language" not in raw.headers
+
+
 def test_auto_falls_back_if_the_domain_has_no_student(client: OpenAI) -> None:
     raw = client.chat.completions.with_raw_response.create(
         model="auto", messages=says("vega sun rigel deneb altair spica"), max_tokens=2

@@ -39,6 +39,7 @@ def resolver(
         teacher=SimpleNamespace(reference="path:./teacher"),
         api=None,
         models={},
+        languages={"encoder": ("en",)},
     )
 
     def load_router() -> Any:

@@ -17,8 +17,8 @@ Result = Any  # of typer.testing, which has moved its class between versions
 
 FAMILY: dict[str, Any] = {
     "name": "default",
-    "teacher": {"model": "path:./teacher", "license": "apache-2.0"},
-    "encoder": {"model": "path:./encoder", "license": "mit"},
+    "teacher": {"model": "path:./teacher", "license": "apache-2.0", "languages": ["en"]},
+    "encoder": {"model": "path:./encoder", "license": "mit", "languages": ["en"]},
     "sizes": {"mini": {"layers": 2, "vocabulary": 350}},  # of 360 tokens: answers to held-out templates need their own
     "default_size": "mini",
     "general": "general",
