@@ -30,10 +30,11 @@ from factory.pipeline.estimate import (
     matrix_rate,
     scoring_seconds,
 )
-from factory.pipeline.plan_answers import answer_steps, known_answers
+from factory.pipeline.plan_answers import KnownAnswers, answer_steps, known_answers
 from factory.pipeline.plan_base import BasePlan, base_detail, plan_base
 from factory.pipeline.plan_base import Step as Step
 from factory.pipeline.plan_languages import language_steps
+from factory.pipeline.plan_memory import memory_steps
 from factory.pipeline.publish import student_name
 from factory.pipeline.teacher_adaptation import adaptation_folder
 
@@ -67,13 +68,20 @@ def plan(
     rate = matrix_rate(context.device)
     own = [context.specs.domain(name) for name in dict.fromkeys(domains)]
     base = plan_base(context, models, size, options, rate, own)
+    others = _of_base(context, own) if base.heals else []
+    known = {spec.name: known_answers(context, models, spec) for spec in [*own, *others]}
     return [
         *steps,
         *(Step("teacher", "on disk", note) for note in [*models.teacher_files.notes, *_in_llamacpp(context, models, size)]),
-        *(step for spec in own for step in _data(context, charged(context, models, spec), spec, rate, sample)),
-        *(step for spec in _of_base(context, own) if base.heals for step in _data(context, models, spec, rate)),
+        *(
+            step
+            for spec in own
+            for step in _data(context, charged(context, models, spec), spec, rate, known[spec.name], sample)
+        ),
+        *(step for spec in others for step in _data(context, models, spec, rate, known[spec.name])),
         _router(context),
         *base.steps,
+        *memory_steps(context, models, size, own, known, heals=base.heals),
         *(
             step
             for name in domains
@@ -136,11 +144,12 @@ def _of_base(context: BuildContext, own: Sequence[DomainSpec]) -> list[DomainSpe
     return [spec for domain in context.healing_domains if (spec := domain.unadapted()) not in own]
 
 
-def _data(context: BuildContext, models: FamilyModels, spec: DomainSpec, rate: float, sample: bool = False) -> list[Step]:
+def _data(
+    context: BuildContext, models: FamilyModels, spec: DomainSpec, rate: float, known: KnownAnswers, sample: bool = False
+) -> list[Step]:
     """The data set, after the teacher that is adapted to the domain for it; and how long its answers are."""
     key = dataset_key(context, models.teacher_files.sha256, spec)
     before = _adaptation(context, models, spec, key, rate)
-    known = known_answers(context, models, spec)
     after = [*language_steps(context, spec, known), *answer_steps(context, models, spec, known, sample)]
     folder, what = dataset_folder(spec, key), _data_name(context, spec)
     if is_intact(folder):

@@ -28,7 +28,7 @@ class Step:
     """One line of a plan; ``seconds`` is an estimate, 0 where nothing is left to do, None where it depends on the network."""
 
     what: str
-    state: Literal["on disk", "to do", "to fetch", "warning", "elsewhere"]
+    state: Literal["on disk", "to do", "to fetch", "needs", "warning", "elsewhere"]
     detail: str
     seconds: float | None = 0.0
 

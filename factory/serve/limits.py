@@ -6,12 +6,12 @@ raise APIError(400, "max_tokens is 9000; this server allows 1 to 1024", code="in
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from factory.machine import machine_memory
 
 ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 MAX_RETRY_SECONDS = 60
@@ -78,18 +78,6 @@ class Limits:
     @property
     def _memory(self) -> int:
         return self.memory or machine_memory() // 2
-
-
-def machine_memory() -> int:
-    """``machine_memory()``: bytes, of the container where that has less; 8 GB where the system does not say."""
-    try:
-        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 8_000_000_000
-    try:
-        return min(found, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
-    except (OSError, ValueError):  # no container, or "max"
-        return found
 
 
 class Queue:

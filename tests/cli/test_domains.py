@@ -20,6 +20,7 @@ from factory.models.teacher import Teacher
 
 GERMAN = "Welche Bäume wachsen in diesem Garten am schnellsten?"
 
+
 def test_new_writes_a_domain_that_can_be_planned_as_it_is(with_models: Workplace) -> None:
     result = with_models.run("new", "home-brewing")
     assert result.exit_code == 0
@@ -134,7 +135,16 @@ def test_data_previews_counts_reasons_sources_and_rows(built: Workplace) -> None
 def test_data_prints_the_preview_as_a_table(built: Workplace) -> None:
     text = built.run("data", "plants").stdout
     assert "0 of sources, " in text and "combinations of held-out templates or values" in " ".join(text.split())
-    words = ("kept", "dropped", "other languages", "plants-questions", "refusals kept", "router disagrees", "soft targets", "too small")
+    words = (
+        "kept",
+        "dropped",
+        "other languages",
+        "plants-questions",
+        "refusals kept",
+        "router disagrees",
+        "soft targets",
+        "too small",
+    )
     assert all(word in text for word in words)
 
 

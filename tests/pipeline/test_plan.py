@@ -23,6 +23,8 @@ def test_a_plan_before_anything_is_there_has_everything_to_do_and_makes_nothing(
         "data set stars": "to do",
         "router": "to do",
         "base default-mini-base": "to do",
+        "memory of healing": "needs",
+        "memory of plants-mini": "needs",
         "student plants-mini": "to do",
         "evaluation of plants-mini": "to do",
     }
@@ -73,6 +75,7 @@ def test_a_plan_after_a_build_has_only_the_new_student_to_do(built: Workplace) -
         "data set stars": "on disk",
         "router": "on disk",
         "base default-mini-base": "on disk",
+        "memory of stars-mini": "needs",
         "student stars-mini": "to do",
         "evaluation of stars-mini": "to do",
     }

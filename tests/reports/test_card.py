@@ -33,7 +33,7 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
     assert data["license"] == "apache-2.0"
     assert data["base_model"] == "SmolLM2-135M-Instruct"
     assert data["library_name"] == "peft"
-    assert data["language"] == "en"
+    assert "language" not in data  # the teacher's family states none
     assert "healthcare" in data["tags"]
     assert "datasets" not in data
     read = ModelCard(content).data
@@ -44,6 +44,11 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
         "top1_agreement": 0.76,
     }
     assert front_matter(str(ModelCard(content))) == data  # what huggingface_hub writes back
+
+
+def test_the_card_names_the_languages_of_the_teacher() -> None:
+    teacher = manifest().teacher.model_copy(update={"languages": ("en", "de")})
+    assert front_matter(model_card(manifest(teacher=teacher)))["language"] == ["en", "de"]
 
 
 def test_a_metric_that_is_nan_stays_out_of_the_front_matter() -> None:

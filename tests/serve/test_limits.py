@@ -6,7 +6,8 @@ import pytest
 import typer
 
 from factory.cli.serving import read_bytes
-from factory.serve.limits import APIError, Limits, Queue, machine_memory
+from factory.machine import machine_memory
+from factory.serve.limits import APIError, Limits, Queue
 
 
 def test_a_full_queue_refuses_with_429_and_a_time_to_retry() -> None:
