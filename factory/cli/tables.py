@@ -108,9 +108,14 @@ def _dry_rows(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("answers", f"{own} of sources, {kept - own} for the teacher to write"),
         ("dropped", describe_dropped(content["dropped"])),
         ("personal identifiers", content["personal_data"]),
+        _other_languages(content),
         *_source_rows(content),
         *(("not read", f"{source}: the teacher writes its prompts") for source in content["left_out"]),
     ]
+
+
+def _other_languages(content: Mapping[str, Any]) -> tuple[str, str]:
+    return "other languages", content["other_languages"]["said"] or "none that is sure"
 
 
 def _data_set_rows(content: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -125,7 +130,7 @@ def _data_set_rows(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("refusals kept", str(content["refusals"])),
         *_source_rows(content),
         ("templates", str(content["templates"])),
-        ("other languages", content["other_languages"]["said"] or "none that is sure"),
+        _other_languages(content),
         ("router disagrees", f"on {content['disagreements']} prompts"),
         *(("", f"{prompt} → {domain or 'none'}") for prompt, domain in content["disagreement_examples"]),
         *(

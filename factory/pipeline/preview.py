@@ -67,6 +67,7 @@ def dry_preview(context: BuildContext, models: FamilyModels, spec: DomainSpec) -
         "sources": [{"id": id, "license": license, "n": n} for (id, license), n in sorted(found.items())],
         "left_out": [source.id for source in spec.sources if source not in written],
         "personal_data": describe_personal_data(PersonalDataInfo(policy=spec.personal_data, found=identifiers)),
+        "other_languages": count_unknown([example.text for example in every], context.family.languages).json(),
         "samples": [
             {"prompt": conversation_text(one.prompt, one.history), "completion": one.completion, "source": one.source}
             for one in prompts.train[:SAMPLES]
