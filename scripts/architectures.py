@@ -233,7 +233,7 @@ def same_ids(trial: Trial) -> str:
         found = server.tokenize(texts)
         for context in (tiny.CONTEXT, None):
             turns = messages(QUESTION, context) if context else messages(QUESTION)
-            text = server._post("/apply-template", messages=turns)["prompt"]
+            text = server.apply_template(turns)
             if text != render(tokenizer, turns, prompt=True):
                 raise FactoryError("llama.cpp renders the chat template otherwise")
             if context is None and server.tokenize([text])[0] != prompt_ids(tokenizer, QUESTION):

@@ -13,6 +13,9 @@ from factory.config.models import SizeSpec
 from factory.errors import ExportError
 from factory.export.gguf_architectures import architecture_of, check_config, exact_context
 from factory.export.gguf_tokenizer import check_tokenizer, differences
+from factory.export.llamacpp_template import template_problem
+from factory.export.ollama import message_format
+from factory.models.templates import working_template
 
 WITHOUT = "so no gguf, no ollama, and factory serve only with an upstream; peft and merged work"
 
@@ -30,7 +33,13 @@ def llamacpp_notes(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase,
         check_tokenizer(tokenizer)
     except ExportError as error:
         return [f"{error}: {WITHOUT}"]
+    if problem := template_problem(tokenizer):
+        return [f"{problem}: {WITHOUT}; {working_template(tokenizer)}"]
     notes = [f"other token ids in llama.cpp: {one}" for one in differences(tokenizer)]
+    try:
+        message_format(tokenizer)
+    except ExportError as error:
+        notes.append(f"no ollama: {error}")
     whole, context = text.max_position_embeddings, exact_context(text)
     if context < whole:
         notes.append(f"contexts of {context:,} of {whole:,} tokens in llama.cpp, which computes longer ones otherwise")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -78,6 +78,14 @@ QUANTIZATIONS: dict[str, _Quantization] = {
 }
 
 
+def kinds_of(quantization: str, architecture: Architecture) -> _Quantization:
+    """``kinds_of("q4", architecture_of(config)).gate_up``: under q4 an architecture's own."""
+    kinds = QUANTIZATIONS[quantization]
+    if quantization != "q4":
+        return kinds
+    return replace(kinds, gate_up=architecture.gate_up, file_type=LlamaFileType[f"MOSTLY_{architecture.gate_up.name}"])
+
+
 def write_base_gguf(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -89,7 +97,8 @@ def write_base_gguf(
 ) -> None:
     """``write_base_gguf(model, tokenizer, Path("base.gguf"), "q8_0", name="small", license="mit")``: base or merged model.
 
-    quantization: "f16", "q4" (4 bits per weight in half of each layer, 5 or 8 in the rest), or one grid for all of a layer.
+    quantization: "f16", "q4" (4 bits per weight in half of each layer, 5 of Gemma 3's, and 5 or 8 in the rest), or one grid
+    for all of a layer.
     Norms stay float32, and matrices whose rows are not a multiple of 32 stay f16.
     Raises: ExportError for an unsupported architecture, setting or tokenizer; nothing is left behind.
     """
@@ -112,7 +121,7 @@ def _write_metadata(
     writer.add_type(GGUFType.MODEL)
     writer.add_name(f"{name} (phi-3)" if strips_as_phi3(tokenizer) else name)
     writer.add_license(license)
-    writer.add_file_type(QUANTIZATIONS[quantization].file_type)
+    writer.add_file_type(kinds_of(quantization, architecture_of(config)).file_type)
     write_config(writer, config)
     write_tokenizer(writer, tokenizer, config.vocab_size)
 
@@ -128,7 +137,7 @@ def _tensors(model: PreTrainedModel, quantization: str) -> Iterator[tuple[str, s
         target = names.get_name(key, try_suffixes=SUFFIXES)
         if target is None:
             raise ExportError(f"llama.cpp's {MODEL_ARCH_NAMES[architecture.name]} architecture has no tensor for {key}")
-        yield target, key, weight, _tensor_type(target, tuple(weight.shape), QUANTIZATIONS[quantization])
+        yield target, key, weight, _tensor_type(target, tuple(weight.shape), kinds_of(quantization, architecture))
 
 
 def gguf_bytes(config: PreTrainedConfig, quantization: str, metadata: int) -> int:

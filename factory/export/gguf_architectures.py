@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType
+from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, RopeScalingType
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -43,6 +43,7 @@ class Architecture:
     square: bool = False  # its heads together are as wide as the hidden state
     deepest: int = 0  # the depth at which it takes a head's size to be hidden size / heads when it scales queries
     rope_step: int = 0  # every so many layers one has no RoPE
+    gate_up: GGMLQuantizationType = GGMLQuantizationType.Q4_0  # under q4, so that it costs less than its bound (docs/export.md)
     settings: Mapping[str, str] = field(default_factory=dict)  # a config's attribute → the writer's method for it
     without: frozenset[str] = frozenset()  # a config's attributes that it knows nothing of
 
@@ -75,6 +76,7 @@ ARCHITECTURES: dict[str, Architecture] = {  # by transformers' model_type
         rope_types=frozenset({"default", "linear"}),
         windows=True,
         deepest=62,
+        gate_up=GGMLQuantizationType.Q5_0,
         settings={"final_logit_softcapping": "add_final_logit_softcapping"},
         without=_BIASES | {"use_bidirectional_attention", "attn_logit_softcapping"},
     ),

@@ -52,7 +52,7 @@ def serve(settings: dict[str, Any]) -> Any:
     params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE  # leave the answer whole
     params.prefill_assistant = False  # a last message of the assistant is a turn, as in training, not a beginning to repeat
     params.sse_ping_interval = 1  # seconds; the server notices as often that a client is gone
-    params.verbosity = 3 if settings["logs"] else 0
+    params.verbosity = settings["verbosity"]
     return xllamacpp.Server(params)
 
 

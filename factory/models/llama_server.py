@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import secrets
 import select
 import signal
@@ -29,6 +30,8 @@ from numpy.typing import NDArray
 from factory.errors import ServeError
 
 PROGRAM = Path(__file__).with_name("llama_process.py")
+SILENT, ERRORS, LOGS = 0, 1, 3  # what llama.cpp prints
+ERROR = re.compile(r"^[\d.]+ E (?:\S+ +)?\S+: ", re.MULTILINE)  # how it begins to
 MIN_LOG_PROB = -104.0  # llama.cpp takes the logarithm of a float32 probability, which is zero below this
 
 
@@ -60,7 +63,8 @@ class LlamaServer:
         key = secrets.token_urlsafe(16)  # other users of this machine can reach the port
         self.headers = {"Authorization": f"Bearer {key}"}
         settings = {"gguf": str(gguf), "adapters": list(map(str, adapters)), "parallel": parallel, "context": context}
-        settings |= {"threads": threads or os.cpu_count() or 1, "key": key, "logs": logs}
+        settings |= {"threads": threads or os.cpu_count() or 1, "key": key}
+        settings |= {"verbosity": LOGS if logs else SILENT}
         self._process = _spawn()
         try:
             self.url = _start(self._process, settings)
@@ -103,6 +107,10 @@ class LlamaServer:
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """``server.tokenize(["What is gout?"])``: ids without begin-of-text; the text of a special token is that token."""
         return [self._post("/tokenize", content=text, add_special=False, parse_special=True)["tokens"] for text in texts]
+
+    def apply_template(self, turns: Sequence[dict[str, str]]) -> str:
+        """``server.apply_template([{"role": "user", "content": "What is gout?"}])``: the prompt, as its chats have it."""
+        return str(self._post("/apply-template", messages=list(turns))["prompt"])
 
     def log_probs(
         self, sequences: Sequence[Sequence[int]], adapter: int | None = None, starts: Sequence[int] | None = None
@@ -184,8 +192,11 @@ def _spawn() -> subprocess.Popen[str]:
     """The process, before it has its settings. Ctrl-C is for its owner alone, which may have requests to finish first."""
     if importlib.util.find_spec("xllamacpp") is None:
         raise ServeError("llama.cpp is not installed: pip install 'student-factory[serve]'")
-    command = [sys.executable, "-P", str(PROGRAM)]  # -P: its folder has modules with common names
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def _command() -> list[str]:
+    return [sys.executable, "-P", str(PROGRAM)]  # -P: its folder has modules with common names
 
 
 def _start(process: subprocess.Popen[str], settings: dict[str, Any]) -> str:
@@ -199,8 +210,16 @@ def _start(process: subprocess.Popen[str], settings: dict[str, Any]) -> str:
     if "url" in said:
         return str(said["url"])
     process.wait()
-    why = "not a supported GGUF, or an adapter of another base" if "refused" in said else f"it ended by {_ending(process)}"
+    why = _reason(settings) if "refused" in said else f"it ended by {_ending(process)}"
     raise ServeError(f"llama.cpp cannot load {', '.join([settings['gguf'], *settings['adapters']])}: {why}")
+
+
+def _reason(settings: dict[str, Any]) -> str:
+    """Why it refused its files: its first error, in one line. It printed nothing, so it is asked once more."""
+    asked = json.dumps(settings | {"verbosity": ERRORS})
+    said = subprocess.run(_command(), input=asked, capture_output=True, text=True, errors="replace").stderr
+    errors = ERROR.split(said)[1:]
+    return " ".join(errors[0].split()) if errors else "not a supported GGUF, or an adapter of another base"
 
 
 def _has_closed(process: subprocess.Popen[str]) -> bool:

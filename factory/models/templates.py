@@ -40,9 +40,11 @@ SYSTEM_IN_USER_TURN = (
 THOUGHTS = re.compile(r"<think>\s*(</think>\s*)?$")
 NO_THOUGHTS = "\n</think>\n\n"  # behind a prompt that leaves the block open
 STRFTIME = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-TURNS = {  # templates to fall back on, by the token that ends their turns
+TURNS = {  # templates to fall back on, by a token that a tokenizer of such models has
     "<|im_end|>": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+    "[/INST]": "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST]' + m['content'] + '[/INST]' }}"
+    "{% elif m['role'] == 'assistant' %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}",
     "": "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
 }
@@ -76,7 +78,7 @@ def usable_template(tokenizer: PreTrainedTokenizerBase, spec: TeacherSpec) -> Ch
     Raises: ModelResolutionError if it cannot be used, with the reason and a template that would work.
     """
     if not spec.chat_template and not tokenizer.chat_template:
-        raise ModelResolutionError(f"{spec.model} has no chat template; {_advice(tokenizer)}")
+        raise ModelResolutionError(f"{spec.model} has no chat template; {working_template(tokenizer)}")
     try:
         given = spec.chat_template or tokenizer.get_chat_template()
         if not isinstance(given, str):
@@ -84,7 +86,7 @@ def usable_template(tokenizer: PreTrainedTokenizerBase, spec: TeacherSpec) -> Ch
         return _settled(tokenizer, given, spec.chat_template_kwargs)
     except ValueError as error:
         raise ModelResolutionError(
-            f"the chat template of {spec.model} cannot be used: {error}; {_advice(tokenizer)}"
+            f"the chat template of {spec.model} cannot be used: {error}; {working_template(tokenizer)}"
         ) from error
 
 
@@ -188,10 +190,10 @@ def _literal(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _advice(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A template that this tokenizer can use; tried, not guessed."""
-    for end, text in TURNS.items():
-        if end in tokenizer.added_tokens_encoder or not end:
+def working_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """``working_template(tokenizer)`` → "this one would work: chat_template: ...": in the words of YAML; tried, not guessed."""
+    for token, text in TURNS.items():
+        if token in tokenizer.added_tokens_encoder or not token:
             with suppress(ValueError):
                 return f"this one would work: chat_template: {_literal(_settled(tokenizer, text, {}).text)}"
     return "no template would work: its tokenizer has no token that could end an answer; give it an eos_token"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 from support import architectures, tiny
 from transformers import GPT2Config
 
@@ -45,6 +46,20 @@ def test_a_tokenizer_that_llamacpp_has_nothing_like_is_told() -> None:
     for tokenizer in (tiny.split_by("[a-z]+"), Slow()):
         [note] = llamacpp_notes(config("Qwen3"), tokenizer, WHOLE)
         assert "cannot be written as GGUF; supported are byte-level BPE that splits text as GPT-2" in note
+
+
+def test_a_template_that_llamacpp_cannot_read_is_told_with_one_that_it_can() -> None:
+    unread = tiny.tokenizer("{% set plain = messages | selectattr('tool_calls', 'undefined') | list %}" + tiny.CHATML)
+    [note] = llamacpp_notes(config("Mistral"), unread, WHOLE)
+    assert note.startswith("llama.cpp cannot read the chat template (selectattr: unknown test 'tool_calls'): so no gguf, no")
+    unread.chat_template = yaml.safe_load(note.partition("would work: ")[2])["chat_template"]
+    assert llamacpp_notes(config("Mistral"), unread, WHOLE) == []
+
+
+def test_a_template_that_ollama_cannot_express_is_told() -> None:
+    numbered = tiny.tokenizer(tiny.CHATML.replace("{{ '<|im_start|>' + m", "{{ loop.index }}{{ '<|im_start|>' + m"))
+    [note] = llamacpp_notes(config("Qwen3"), numbered, WHOLE)
+    assert note.startswith("no ollama: the chat template does more than put text around each message, which Ollama cannot")
 
 
 def test_a_shorter_context_is_told() -> None:

@@ -28,7 +28,7 @@ def test_a_prompt_has_the_ids_in_llamacpp_that_it_has_in_training(name: str, beg
     with LlamaServer(tmp_path / "base.gguf") as server:
         for context in (NO_CONTEXT, tiny.CONTEXT):
             turns = messages("what is asthma", context)
-            text = server._post("/apply-template", messages=turns)["prompt"]
+            text = server.apply_template(turns)
             ids = server._post("/tokenize", content=text, add_special=True, parse_special=True)["tokens"]
             assert text == render(tokenizer, turns, prompt=True)
             assert ids == prompt_ids(tokenizer, "what is asthma", context)

@@ -223,6 +223,17 @@ def test_a_missing_template_is_refused_with_one_that_this_tokenizer_can_use() ->
         settle(tiny.sentencepiece(None))
 
 
+def test_a_tokenizer_with_marks_around_questions_is_advised_a_template_of_these() -> None:
+    tokenizer = tiny.sentencepiece(None)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[INST]", "[/INST]"]})
+    with pytest.raises(ModelResolutionError) as raised:
+        settle(tokenizer)
+    advised = yaml.safe_load(str(raised.value).partition("would work: ")[2])["chat_template"]
+    tokenizer.chat_template = settle(tokenizer, advised).text
+    text = render(tokenizer, messages("how is it treated", tiny.CONTEXT), prompt=True)
+    assert text == "<bos>[INST]be brief\n\nwhat is light[/INST]it is sugar<eos>[INST]how is it treated[/INST]"
+
+
 def test_a_tokenizer_without_any_end_can_use_none() -> None:
     bare: Any = PreTrainedTokenizerFast(tokenizer_object=tiny.sentencepiece().backend_tokenizer)
     with pytest.raises(ModelResolutionError, match=r"no template would work: .*give it an eos_token"):
