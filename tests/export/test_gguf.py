@@ -184,13 +184,13 @@ def test_q4_has_four_bits_in_gate_and_up_only(tmp_path: Path) -> None:
 
 def test_q4_of_gemma_3_has_five_bits_in_gate_and_up(tmp_path: Path) -> None:
     """Four cost a pruned one more than the bound of the parity check (docs/export.md)."""
-    write_base_gguf(tiny.gemma(), tiny.sentencepiece(), tmp_path / "base.gguf", "q4", **METADATA)
+    write_base_gguf(tiny.gemma(), tiny.tokenizer(), tmp_path / "base.gguf", "q4", **METADATA)
     reader = GGUFReader(tmp_path / "base.gguf")
     kinds = {tensor.name: tensor.tensor_type for tensor in reader.tensors}
     assert kinds["blk.0.ffn_gate.weight"] == kinds["blk.0.ffn_up.weight"] == GGMLQuantizationType.Q5_0
     assert kinds["blk.0.ffn_down.weight"] == GGMLQuantizationType.Q8_0
     assert reader.fields["general.file_type"].contents() == LlamaFileType.MOSTLY_Q5_0
-    write_base_gguf(tiny.gemma(), tiny.sentencepiece(), tmp_path / "grid.gguf", "q4_0", **METADATA)
+    write_base_gguf(tiny.gemma(), tiny.tokenizer(), tmp_path / "grid.gguf", "q4_0", **METADATA)
     kinds = {tensor.name: tensor.tensor_type for tensor in GGUFReader(tmp_path / "grid.gguf").tensors}
     assert kinds["blk.0.ffn_gate.weight"] == GGMLQuantizationType.Q4_0  # a grid is what it says
 
