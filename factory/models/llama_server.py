@@ -31,6 +31,7 @@ from factory.errors import ServeError
 
 PROGRAM = Path(__file__).with_name("llama_process.py")
 SILENT, ERRORS, LOGS = 0, 1, 3  # what llama.cpp prints
+ASKED_AGAIN = 60.0  # seconds that it has to say why it refused its files
 ERROR = re.compile(r"^[\d.]+ E (?:\S+ +)?\S+: ", re.MULTILINE)  # how it begins to
 MIN_LOG_PROB = -104.0  # llama.cpp takes the logarithm of a float32 probability, which is zero below this
 
@@ -217,7 +218,10 @@ def _start(process: subprocess.Popen[str], settings: dict[str, Any]) -> str:
 def _reason(settings: dict[str, Any]) -> str:
     """Why it refused its files: its first error, in one line. It printed nothing, so it is asked once more."""
     asked = json.dumps(settings | {"verbosity": ERRORS})
-    said = subprocess.run(_command(), input=asked, capture_output=True, text=True, errors="replace").stderr
+    said = ""
+    with suppress(subprocess.TimeoutExpired):  # this time it took them
+        run = subprocess.run(_command(), input=asked, capture_output=True, text=True, errors="replace", timeout=ASKED_AGAIN)
+        said = run.stderr
     errors = ERROR.split(said)[1:]
     return " ".join(errors[0].split()) if errors else "not a supported GGUF, or an adapter of another base"
 
