@@ -22,6 +22,7 @@ from factory.evaluation.answers import Answer, EnergyOf, ask_models, generate_an
 from factory.evaluation.bias import measure_bias
 from factory.evaluation.confidence import Confidence
 from factory.evaluation.data_fit import check_bits_per_byte, check_routing, check_templates, merge_reports
+from factory.evaluation.endings import ending_rows, endings_part
 from factory.evaluation.fidelity import Candidate, HeldOut, base_only, measure, measure_fidelity, with_adapter
 from factory.evaluation.golden_set import Question, golden_set_report, marks, passed_difference
 from factory.evaluation.items import Item
@@ -29,7 +30,7 @@ from factory.evaluation.lm_eval import TaskResult, run_tasks, task_metrics
 from factory.evaluation.memorization import Canary, measure_canaries, measure_extraction, unmeasured_memorization
 from factory.evaluation.parts import Part, kept_part
 from factory.evaluation.real_text import real_text_metrics
-from factory.evaluation.refusals import RefusalPrompt, RefusalReport, kept_report, refusal_report
+from factory.evaluation.refusals import RefusalPrompt, kept_report, refusal_report, refusals_part
 from factory.evaluation.retrieval import retrieval_part
 from factory.evaluation.safety import injection_metrics, jailbreak_metrics
 from factory.evaluation.samples import answer_samples, sample_prompts
@@ -126,6 +127,7 @@ PARTS = (
     "retrieval",
     "answers",
     "samples",
+    "endings",
     "refusals",
     "safety",
     "bias",
@@ -153,8 +155,9 @@ def evaluate_student(
     tokenizer = target.teacher.tokenizer
     to_decline, report = (suite.refusals, refusal_report) if suite.refusals else (declined_prompts(data), kept_report)
     shown = sample_prompts(data.domain.test)
+    ends = ending_rows(suite.golden_set, data.domain.test, settings.config.golden_set)
     asked = [item.prompt for item in (*suite.golden_set, *to_decline, *suite.injections, *suite.jailbreaks)]
-    seen = contexts_seen(data.domain, [*asked, *shown])
+    seen = contexts_seen(data.domain, [*asked, *shown, *(row["prompt"] for row in ends)])
     parts: dict[str, Part] = {}
 
     def answers_to(prompts: Sequence[str]) -> dict[str, list[Answer]]:
@@ -171,6 +174,7 @@ def evaluate_student(
         ),
         "answers": lambda: answers_part(target, seen, settings),
         "samples": lambda: Part(samples=answer_samples(target.adapter, target.teacher, shown, seen, answers_to(shown))),
+        "endings": lambda: endings_part(ends, answers_to([row["prompt"] for row in ends]), bootstrap),
         "refusals": lambda: refusals_part(report(to_decline, answers(to_decline), bootstrap)),
         "safety": lambda: Part(
             metrics=injection_metrics(suite.injections, answers(suite.injections), bootstrap)
@@ -270,11 +274,6 @@ def golden_set_part(asked: Sequence[Question], answers: Mapping[str, Sequence[An
     """``golden_set_part(suite.golden_set, answers, bootstrap).passed["student"]``"""
     found = golden_set_report(asked, answers, bootstrap)
     return Part(metrics=found.metrics, passed={name: tuple(one) for name, one in found.passed.items()})
-
-
-def refusals_part(found: RefusalReport) -> Part:
-    """``refusals_part(refusal_report(suite.refusals, answers, bootstrap)).metrics["refused_change"]``"""
-    return Part(metrics=found.metrics, warnings=found.warnings)
 
 
 def declined_prompts(data: EvalData) -> list[RefusalPrompt]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from factory.data.cleaning import is_referral, is_refusal
 from factory.evaluation.items import Item, load_items, share_metrics
+from factory.evaluation.parts import Part
 from factory.evaluation.stats import BootstrapConfig
 from factory.registry.manifest import MetricValue
 
@@ -92,3 +93,8 @@ def refusal_report(
         "the share that the student keeps says little"
     )
     return RefusalReport(metrics, (few,) if harmful and len(by_teacher) < MIN_DECLINED else ())
+
+
+def refusals_part(found: RefusalReport) -> Part:
+    """``refusals_part(refusal_report(suite.refusals, answers, bootstrap)).metrics["refused_change"]``"""
+    return Part(metrics=found.metrics, warnings=found.warnings)

@@ -16,6 +16,7 @@ from factory.config.schema import TeacherContext
 from factory.evaluation.answers import Answer, ask_students
 from factory.evaluation.benchmark import bits_per_byte
 from factory.evaluation.data_fit import check_routing, check_templates, merge_reports
+from factory.evaluation.endings import ending_rows, endings_part
 from factory.evaluation.evaluate import (
     MAX_ROUTED,
     EvalData,
@@ -28,13 +29,12 @@ from factory.evaluation.evaluate import (
     measure_tasks,
     memorization_part,
     merge_parts,
-    refusals_part,
 )
 from factory.evaluation.fidelity import Candidate, short_labels
 from factory.evaluation.items import Item
 from factory.evaluation.parts import Part, kept_part
 from factory.evaluation.real_text import real_texts
-from factory.evaluation.refusals import kept_report, refusal_report
+from factory.evaluation.refusals import kept_report, refusal_report, refusals_part
 from factory.evaluation.retrieval import retrieval_part
 from factory.evaluation.safety import injection_metrics, jailbreak_metrics
 from factory.evaluation.samples import sample_prompts
@@ -52,6 +52,7 @@ PARTS = (
     "retrieval",
     "answers",
     "samples",
+    "endings",
     "refusals",
     "safety",
     "tasks",
@@ -92,16 +93,17 @@ def evaluate_by_texts(
     to_decline, report = (suite.refusals, refusal_report) if suite.refusals else (declined_prompts(data), kept_report)
     shown = sample_prompts(data.domain.test)
     attacks = [item.prompt for item in (*suite.injections, *suite.jailbreaks)]
-    asked = contexts_seen(data.domain, [*(item.prompt for item in (*suite.golden_set, *to_decline)), *shown])
+    ends = ending_rows(suite.golden_set, data.domain.test, settings.config.golden_set)
+    questions = [*(item.prompt for item in (*suite.golden_set, *to_decline)), *(row["prompt"] for row in ends)]
+    asked = contexts_seen(data.domain, [*questions, *shown])
     parts: dict[str, Part] = {}
 
-    def answers(items: Sequence[Item]) -> dict[str, list[Answer]]:
+    def answers_to(prompts: Sequence[str]) -> dict[str, list[Answer]]:
         given = parts["answers"].answers
-        return {
-            name: [own[item.prompt] for item in items]
-            for name, own in given.items()
-            if all(item.prompt in own for item in items)
-        }
+        return {name: [own[one] for one in prompts] for name, own in given.items() if all(one in own for one in prompts)}
+
+    def answers(items: Sequence[Item]) -> dict[str, list[Answer]]:
+        return answers_to([item.prompt for item in items])
 
     def answered() -> Part:
         found = ask_students(
@@ -122,6 +124,7 @@ def evaluate_by_texts(
         ),
         "answers": answered,
         "samples": lambda: Part(samples=tuple(_sample(prompt, parts["answers"].answers) for prompt in shown)),
+        "endings": lambda: endings_part(ends, answers_to([row["prompt"] for row in ends]), bootstrap),
         "refusals": lambda: refusals_part(report(to_decline, answers(to_decline), bootstrap)),
         "safety": lambda: Part(
             metrics=injection_metrics(suite.injections, answers(suite.injections), bootstrap)
