@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +16,10 @@ from factory.errors import UsageError
 from factory.registry.registry import Registry
 
 if TYPE_CHECKING:
+    from factory.config.languages import UnknownLanguage
     from factory.config.load import SpecFolder
     from factory.config.new_domain import FolderSpec
     from factory.config.schema import Specs
-    from factory.data.router import Route
     from factory.pipeline.context import BuildContext
 
 
@@ -138,17 +139,9 @@ def route(
     """Say which domain a text belongs to, or none."""
     specs, chosen, _ = choose(domains, family=family)
     context = load_context(specs, chosen, Registry(registry), device=device, json=json)
-    from factory.data.language import unknown_language
-    from factory.pipeline.context import resolve_models
-    from factory.pipeline.dataset import load_router
-
-    router = load_router(context, resolve_models(chosen, specs.root, context.device))
-    found, unknown = router.route([text])[0], unknown_language(text, chosen.languages)
-    if json:
-        language = {"language": unknown.language, "unknown_to": list(unknown.known)} if unknown else {}
-        return print_json({**vars(found), "router": router.version, **language})
-    typer.echo(_describe(found))
-    if unknown:
+    content, unknown = _routed(context, text)
+    print_json(content) if json else typer.echo(_describe(content))
+    if unknown and not json:
         say(f"warning: {unknown}")
 
 
@@ -169,9 +162,20 @@ def _sorted(context: BuildContext, pool: Path, out: Path | None) -> dict[str, An
     return sort_pool(context, resolve_models(context.family, context.specs.root, context.device), pool, out)
 
 
-def _describe(found: Route) -> str:
-    scores = ", ".join(f"{name} {score:.3f}" for name, score in found.scores.items())
-    return f"{found.domain or 'none'}   score {found.score:.3f}, threshold {found.threshold:.3f}   ({scores})"
+def _routed(context: BuildContext, text: str) -> tuple[dict[str, Any], UnknownLanguage | None]:
+    from factory.data.language import unknown_language
+    from factory.pipeline.context import resolve_models
+    from factory.pipeline.dataset import load_router
+
+    router = load_router(context, resolve_models(context.family, context.specs.root, context.device))
+    unknown = unknown_language(text, context.family.languages)
+    language = {"language": unknown.language, "unknown_to": list(unknown.known)} if unknown else {}
+    return {**vars(router.route([text])[0]), "router": router.version, **language}, unknown
+
+
+def _describe(found: Mapping[str, Any]) -> str:
+    scores = ", ".join(f"{name} {score:.3f}" for name, score in found["scores"].items())
+    return f"{found['domain'] or 'none'}   score {found['score']:.3f}, threshold {found['threshold']:.3f}   ({scores})"
 
 
 def _with_what_is_missing(folder: SpecFolder) -> SpecFolder:

@@ -106,9 +106,7 @@ def evaluate_by_texts(
         return answers_to([item.prompt for item in items])
 
     def answered() -> Part:
-        found = ask_students(
-            target.teacher.tokenizer, target.trained, [*asked, *attacks], settings.max_new_tokens, settings.energy_of
-        )
+        found = ask_students(tokenizer, target.trained, [*asked, *attacks], settings.max_new_tokens, settings.energy_of)
         return Part(answers={"teacher": dict(ask(asked)), **found.answers}, per_1000_tokens_wh=found.per_1000_tokens_wh)
 
     measures: dict[str, Callable[[], Part]] = {

@@ -33,7 +33,7 @@ def test_plan_prints_every_step_and_the_total(with_models: Workplace) -> None:
 def test_plan_has_the_seconds_as_json(with_models: Workplace) -> None:
     content = json.loads(with_models.run("plan", "plants", "--json").stdout)
     assert content["seconds"] == pytest.approx(sum(step["seconds"] for step in content["steps"]))
-    assert {step["state"] for step in content["steps"]} == {"on disk", "to do"}
+    assert {step["state"] for step in content["steps"]} == {"on disk", "to do", "needs"}
 
 
 def test_build_says_first_what_it_will_do_and_then_each_stage(built: Workplace) -> None:

@@ -97,7 +97,7 @@ def place(
     settings = ServeConfig.model_validate({"cascade": ["tiny", "small", "teacher"]} | serve)
     teacher = SimpleNamespace(reference="path:./teacher")
     family: Any = SimpleNamespace(
-        name="default", default_size="small", serve=settings, teacher=teacher, api=None, models=models or {}
+        name="default", default_size="small", serve=settings, teacher=teacher, api=None, models=models or {}, languages={}
     )
     route = Route(domain="healthcare", score=0.7, threshold=0.5, scores={})
     router: Any = SimpleNamespace(route=lambda texts: [route] * len(texts))
