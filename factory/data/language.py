@@ -31,10 +31,18 @@ NO_LANGUAGE = "zxx"  # the detector's own class for numbers, signs and code
 
 def other_language(text: str, known: Sequence[str]) -> str | None:
     """``other_language("Wie entsteht ein Regenbogen?", ("en",)) == "de"``; None in a known language, or if it is not sure."""
+    return _other(_ranked(text), known) if known else None
+
+
+def _ranked(text: str) -> list[tuple[str, float]]:
+    """All languages, the likeliest first, with their probabilities; none of a short text."""
     text = text.strip()[:MAX_CHARACTERS]
-    if not known or len(text.encode(errors="replace")) < MIN_BYTES:
+    return list(_detector().rank(text)) if len(text.encode(errors="replace")) >= MIN_BYTES else []
+
+
+def _other(ranked: Sequence[tuple[str, float]], known: Sequence[str]) -> str | None:
+    if not ranked:
         return None
-    ranked = _detector().rank(text)
     likely, probability = ranked[0]
     sure = probability >= MIN_OTHER and likely != NO_LANGUAGE
     return likely if sure and sum(p for language, p in ranked if language in known) < MAX_KNOWN else None
@@ -42,7 +50,9 @@ def other_language(text: str, known: Sequence[str]) -> str | None:
 
 def unknown_language(text: str, known: Known) -> UnknownLanguage | None:
     """``unknown_language(question, {"teacher": ("en",)})``: the text's language, and the models that do not know it."""
-    found = {model: language for model, codes in known.items() if (language := other_language(text, codes))}
+    stated = {model: codes for model, codes in known.items() if codes}
+    ranked = _ranked(text) if stated else []
+    found = {model: language for model, codes in stated.items() if (language := _other(ranked, codes))}
     if not found:
         return None
     return UnknownLanguage(next(iter(found.values())), {model: known[model] for model in found})

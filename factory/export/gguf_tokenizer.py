@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerBase
 
 from factory.errors import ExportError
 from factory.models.chat import end_of_turn
+from factory.models.tokenize import SPACE
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's space
 GPT2, DIGITS, BYTES = "ByteLevel", "Digits", "bytes"  # steps of pre-tokenizers, beside patterns that they split by
 _END = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"

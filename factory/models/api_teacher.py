@@ -31,7 +31,7 @@ from factory.cache import cache_key
 from factory.config.endpoints import ApiTeacherSpec
 from factory.data.dataset import Completion
 from factory.errors import FactoryError, ModelResolutionError, TrainingError
-from factory.models.top_logprobs import MOST_NAMED, read_top_logprobs
+from factory.models.top_logprobs import MAX_TOP_LOGPROBS, read_top_logprobs
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before a request is sent again, doubled each time, and halved at random
 LONGEST_ASKED = 600.0  # seconds that a server may ask for by Retry-After
@@ -175,7 +175,7 @@ class _Desk:
 
     def ask(self, turns: Turns, max_new_tokens: int) -> Completion:
         """Raises: Declined; TrainingError where a cap is reached, it refuses all requests or fails too often."""
-        named = {"logprobs": True, "top_logprobs": MOST_NAMED} if self.spec.tokenizer else {}
+        named = {"logprobs": True, "top_logprobs": MAX_TOP_LOGPROBS} if self.spec.tokenizer else {}
         sent = self.spec.request({"messages": turns, "max_tokens": max_new_tokens, "temperature": 0} | named)
         usage = self.spec.most(sent)
         most, why = Usage(1, **usage, uncounted=1, cost=self.spec.cost(usage)), ""

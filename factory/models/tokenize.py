@@ -13,6 +13,7 @@ from factory.data.history import history_of
 from factory.models.chat import completion_ids, prompt_ids
 
 MAX_CHARACTER_TOKENS = 4  # a UTF-8 character has at most four bytes, so at most four byte tokens
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's space
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what an incomplete character decodes to
 
 

@@ -24,14 +24,13 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from factory.errors import ModelResolutionError
 from factory.models.chat import end_of_turn
+from factory.models.tokenize import REPLACEMENT, SPACE
 
-MOST_NAMED = 20  # tokens at a place: what OpenAI's API gives at most
-LEAST = -80.0  # nats, of a token that is not possible
+MAX_TOP_LOGPROBS = 20  # tokens at a place: what OpenAI's API gives at most
+MIN_LOG_PROB = -80.0  # nats, of a token that is not possible
 ROUNDING = 1.01  # of a sum of probabilities
 LEFT_OUT = 3  # bytes: some servers leave out the tokens that are parts of a character
 COVERED = 0.5  # of a text that log-probabilities are of: those of another text end soon
-BROKEN = "\N{REPLACEMENT CHARACTER}"  # in a text whose bytes nobody knows
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # of SentencePiece, for a space
 Named = tuple[tuple[bytes, float], ...]  # tokens, each with its log-probability in nats
 
 
@@ -75,7 +74,7 @@ def read_top_logprobs(content: Any, text: str) -> TopLogprobs:
     if any(sum(math.exp(value) for _, value in named) > ROUNDING for _, named in said):
         raise ValueError("gave top_logprobs that sum to more than one")
     places, end = _placed(said, data)
-    if end < COVERED * len(data) and BROKEN not in text:
+    if end < COVERED * len(data) and REPLACEMENT not in text:
         raise ValueError("gave top_logprobs of another text")
     return TopLogprobs(len(data), {at: named for at, named in places.items() if named})
 
@@ -106,7 +105,7 @@ def _nats(one: Mapping[str, Any]) -> float:
     value = one["logprob"]
     if type(value) not in (int, float) or math.isnan(value):
         raise TypeError(value)
-    return float(min(0.0, max(LEAST, value)))
+    return float(min(0.0, max(MIN_LOG_PROB, value)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +134,9 @@ class TokenBytes:
             return text.replace(SPACE, " ").encode()
 
         bytes_of = [spelt(token, text) for token, text in enumerate(texts)]
-        end = end_of_turn(tokenizer)
-        ids = {spelling: token for token, spelling in reversed(list(enumerate(bytes_of))) if token in added}
-        ids |= {spelling: token for token, spelling in reversed(list(enumerate(bytes_of))) if token not in added}
+        end, ids = end_of_turn(tokenizer), dict[bytes, int]()
+        for token in sorted(range(len(bytes_of)), key=lambda token: token in added):  # of two that write the same, text's own
+            ids.setdefault(bytes_of[token], token)
         return cls(bytes_of, {**ids, b"": end}, end)
 
 
@@ -179,4 +178,4 @@ def _row(mass: Mapping[int, float], top_k: int, vocabulary: int) -> tuple[list[i
     others = (token for token in range(vocabulary - 1, -1, -1) if token not in mass)
     filled = [*chosen, *(next(others) for _ in range(top_k - len(chosen)))]
     values = [*known, *[0.0] * (top_k - len(chosen)), max(0.0, 1.0 - sum(known))]
-    return filled, [max(LEAST, math.log(value)) if value > 0 else LEAST for value in values]
+    return filled, [max(MIN_LOG_PROB, math.log(value)) if value > 0 else MIN_LOG_PROB for value in values]

@@ -76,7 +76,8 @@ def _check_size(max_bytes: str | None) -> None:
 def _check_columns(wish: FolderSpec) -> None:
     for option, named in (("--prompt", wish.prompt), ("--completion", wish.answer)):
         try:
-            check_named(named or "a column that is recognised")
+            if named:
+                check_named(named)
         except ValueError as error:
             raise UsageError(f"{option} {named}: {error}") from None
 

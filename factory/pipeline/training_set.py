@@ -16,7 +16,7 @@ from factory.evaluation.memorization import Canary, canary_rows
 from factory.models.chat import NO_CONTEXT, NO_CONTEXTS
 from factory.models.teacher import Teacher
 from factory.models.tokenize import row_text, tokenize_examples
-from factory.models.top_logprobs import MOST_NAMED
+from factory.models.top_logprobs import MAX_TOP_LOGPROBS
 from factory.pipeline.context import BuildContext, FamilyModels
 from factory.pipeline.dataset import DomainDataset
 
@@ -143,7 +143,7 @@ def _targets_key(data: DomainDataset, teacher: Teacher, config: DistillConfig) -
 
 
 def _top_k(teacher: Teacher, config: DistillConfig) -> int:
-    return config.top_k if teacher.api is None else min(config.top_k, MOST_NAMED)
+    return config.top_k if teacher.api is None else min(config.top_k, MAX_TOP_LOGPROBS)
 
 
 def _vocabulary(teacher: Teacher) -> list[str]:

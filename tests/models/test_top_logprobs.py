@@ -18,7 +18,7 @@ from factory.distill.soft_targets import score
 from factory.export.gguf import write_base_gguf
 from factory.models.chat import completion_ids, messages, prompt_ids
 from factory.models.llama_server import LlamaServer
-from factory.models.top_logprobs import LEAST, Named, TokenBytes, TopLogprobs, named_targets, read_top_logprobs
+from factory.models.top_logprobs import MIN_LOG_PROB, Named, TokenBytes, TopLogprobs, named_targets, read_top_logprobs
 
 TURNS = (
     "{% for m in messages %}{{ '<start_of_turn>' + m['role'] + '\n' + m['content'] + '<end_of_turn>' }}{% endfor %}"
@@ -131,7 +131,7 @@ def test_of_a_text_that_the_api_did_not_write_all_mass_is_on_its_own_tokens() ->
     completion = completion_ids(tokenizer, "a doctor may")
     for packed in ("", read_top_logprobs([said("question")], "question").pack()):
         ids, log_probs = named_targets(TokenBytes.of(tokenizer), completion, packed, 4)
-        assert ids[:, 0].tolist() == completion and (log_probs[:, 0] == 0).all() and (log_probs[:, 1:] == LEAST).all()
+        assert ids[:, 0].tolist() == completion and (log_probs[:, 0] == 0).all() and (log_probs[:, 1:] == MIN_LOG_PROB).all()
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_what_cannot_be_is_refused(content: Any, why: str) -> None:
         read_top_logprobs(content, "question cough for students")
 
 
-named = st.lists(st.tuples(st.binary(max_size=6), st.floats(LEAST, 0)), max_size=4).map(tuple)
+named = st.lists(st.tuples(st.binary(max_size=6), st.floats(MIN_LOG_PROB, 0)), max_size=4).map(tuple)
 
 
 @given(st.integers(0, 500), st.dictionaries(st.integers(0, 500), named, max_size=5))
