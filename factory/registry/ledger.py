@@ -6,9 +6,11 @@
 
     {"published": {name: {number: sha256 of its manifest, or null once it was deleted}},
      "moves": [{"name", "alias", "from", "to", "at", "by"}, ...],
+     "publishing": [name, number], or null once the folder is there
      "sha256": of the rest}
 
-A version is entered before its folder appears, so a folder without an entry was copied in by hand. Registries of older releases
+A version is entered before its folder appears, so a folder without an entry was copied in by hand. A process that was killed
+between the two has used no number: the next change takes the entry out. Registries of older releases
 have ``aliases.json`` instead; they get their ledger at the first change, with what is there at that time.
 """
 
@@ -55,6 +57,7 @@ class Ledger:
 
     published: Mapping[str, Mapping[int, str | None]] | None
     moves: tuple[AliasMove, ...] = ()
+    publishing: tuple[str, int] | None = None  # entered; its folder may not be there
 
     @cached_property
     def aliases(self) -> dict[str, dict[str, int]]:
@@ -116,8 +119,9 @@ def _read(path: Path, stamp: tuple[int, int, int]) -> Ledger:
             name: {int(number): sha256 for number, sha256 in known.items()} for name, known in content["published"].items()
         }
         moves = [AliasMove(one["name"], one["alias"], one["from"], one["to"], one["at"], one["by"]) for one in content["moves"]]
-        return Ledger(published, tuple(moves))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        begun = content.get("publishing")  # older releases did not say it
+        return Ledger(published, tuple(moves), (str(begun[0]), int(begun[1])) if begun else None)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise _unreadable(path, error) from None
 
 
@@ -158,9 +162,19 @@ def locked(root: Path) -> Iterator[None]:
 
 
 def adopt(root: Path) -> Ledger:
-    """``adopt(root)``: the ledger to change; of an older release's registry, with every folder that is there now."""
+    """``adopt(root)``: the ledger to change, without a version whose process was killed before its folder appeared.
+
+    Of an older release's registry, with every folder that is there now. Callers hold the lock.
+    """
     ledger = read_ledger(root)
-    return ledger if ledger.published is not None else replace(ledger, published=_on_disk(root))
+    if ledger.published is None:
+        return replace(ledger, published=_on_disk(root))
+    if ledger.publishing is None:
+        return ledger
+    name, number = ledger.publishing
+    there = any((root / folder / name / str(number)).exists() for folder in FOLDERS.values())
+    known = {one: sha256 for one, sha256 in ledger.published.get(name, {}).items() if there or one != number}
+    return replace(ledger, published={**ledger.published, name: known}, publishing=None)
 
 
 def rebuild_ledger(root: Path) -> bool:
@@ -198,6 +212,7 @@ def write_ledger(root: Path, ledger: Ledger) -> None:
     content: dict[str, Any] = {
         "published": {name: {str(number): sha for number, sha in known.items()} for name, known in (ledger.published or {}).items()},
         "moves": moves,
+        "publishing": ledger.publishing,
     }
     replace_file(root / LEDGER, to_json(content | {"sha256": checksum(content)}))
 

@@ -13,6 +13,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +145,7 @@ def seal(staged: Path) -> dict[str, dict[str, Any]]:
 
 
 def _rename_to_next_number(root: Path, kind: str, staged: Path, content: dict[str, Any]) -> int:
-    """Callers hold the lock. The ledger comes first: a folder without an entry is none of ours, an entry without a folder is harmless."""
+    """Callers hold the lock. The ledger comes first: a folder without an entry is none of ours."""
     from factory.registry.plain_json import checksum, to_json
 
     name, ledger = content["name"], adopt(root)
@@ -157,9 +158,11 @@ def _rename_to_next_number(root: Path, kind: str, staged: Path, content: dict[st
     _write_read_only(staged / MANIFEST, to_json(content))
     sync(staged)
     folder.mkdir(parents=True, exist_ok=True)
-    write_ledger(root, with_version(ledger, name, number, content["manifest_sha256"]))
+    entered = with_version(ledger, name, number, content["manifest_sha256"])
+    write_ledger(root, replace(entered, publishing=(name, number)))
     os.rename(staged, folder / str(number))
     sync(folder)
+    write_ledger(root, entered)
     return number
 
 

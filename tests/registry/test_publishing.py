@@ -69,6 +69,27 @@ def test_a_deleted_number_is_not_given_again(registry: Registry) -> None:
     assert publish(registry).number == 3
 
 
+@pytest.mark.parametrize("killed", ["before", "after"])
+def test_a_process_that_is_killed_as_its_version_appears_uses_one_number_or_none(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, killed: str
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def rename(source: Path, target: Path) -> None:
+        if killed == "after":
+            source.replace(target)
+        raise KilledError
+
+    with monkeypatch.context() as patched, pytest.raises(KilledError):
+        patched.setattr("factory.registry.publishing.os.rename", rename)
+        publish(registry)
+    there = [one.number for one in registry.versions("student")]
+    assert there == ([1] if killed == "after" else [])
+    assert publish(registry).number == len(there) + 1
+    assert [problem for problem in registry.problems() if ".failed" not in problem] == []
+
+
 def test_work_is_kept_where_publishing_fails_for_a_reason_that_nobody_foresaw(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,7 +123,8 @@ def check(name: str, template: Path, root: Path, every: int) -> int:
         gc(registry)
         assert registry.problems() == [], (name, kills, registry.problems())
         assert state(registry) in between, (name, kills)
-        publish(registry)  # it goes on
+        last = max(int(one.partition("@")[2]) for one in found[0] if one.startswith("healthcare-small@"))
+        assert publish(registry).number == last + 1, (name, kills)  # it goes on, and no number was lost
 
 
 def fresh(template: Path, root: Path) -> None:
