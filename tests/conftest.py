@@ -7,9 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from support.workplace import Refused, Result, Workplace, make_models
 
 from factory.models import device
+
+# The same examples each time, however busy the machine: a test that fails says that something has changed.
+settings.register_profile("suite", derandomize=True, deadline=None)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -180,6 +180,17 @@ def test_a_storm_loses_and_crosses_nothing(run: Run, tmp_path: Path, monkeypatch
     assert report["latency"]["after"][0] < 10 * report["latency"]["before"][0] + 0.5
 
 
+def test_a_teacher_is_compared_with_itself_behind_an_api(with_models: Workplace, run: Run, tmp_path: Path) -> None:
+    saved_to = tmp_path / "saved.json"
+    few = ["--examples", 40, "--steps", 4, "--domains", with_models.domains]
+    run("bench/api_teacher.py", "plants", *few, "--save", saved_to)
+    found = json.loads(saved_to.read_text())
+    assert found["kl"].keys() == {"here", "api", "texts"} and found["behind_here"].keys() == {"api", "texts"}
+    assert found["account"]["requests"] > 0 == found["account"]["uncounted"]
+    counted = found["account"]["prompt_tokens"] + found["account"]["completion_tokens"]
+    assert counted == found["account"]["server_tokens"]
+
+
 def test_neighbouring_subjects_are_told_apart_by_questions_that_no_template_has(
     built: Workplace, run: Run, tmp_path: Path
 ) -> None:

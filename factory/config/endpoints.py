@@ -103,7 +103,7 @@ class ApiTeacherSpec(RemoteModel):
         default=None,
         pattern=MODEL,
         description="The teacher's tokenizer: a `hub:` or `path:` reference, or a base's own `model`. Students then also learn "
-        "how likely the 20 likeliest tokens were at each place (`top_logprobs`), and need bases with the teacher's tokens. "
+        "how likely the 20 likeliest tokens were at each place (`top_logprobs`); bases may have other tokens. "
         "Its texts alone if left out.",
     )
     languages: Languages = ()

@@ -270,6 +270,6 @@ def _scored(teacher: Teacher, examples: Sequence[TokenizedExample], top_k: int, 
 
 
 def _said(teacher: Teacher, examples: Sequence[TokenizedExample], top_k: int) -> Arrays:
-    tokens = TokenBytes.of(teacher.tokenizer)
+    tokens = TokenBytes.of(teacher.tokenizer, teacher.api_tokenizer)
     ids, log_probs = zip(*(named_targets(tokens, one.completion, one.top_logprobs, top_k) for one in examples), strict=True)
     return {"ids": np.concatenate(ids), "log_probs": quantize(np.concatenate(log_probs))}

@@ -113,7 +113,8 @@ def check_vocabularies(student: PreTrainedTokenizerBase, teacher: PreTrainedToke
         differing = len(set(ours.items()) ^ set(theirs.items()))
         raise TrainingError(
             f"student and teacher have different vocabularies ({len(ours)} and {len(theirs)} tokens, {differing} entries "
-            "differ), so their distributions cannot be compared; use a base of the teacher's family, or `layers`"
+            "differ), so their distributions cannot be compared; use a base of the teacher's family, or `layers`, or put the "
+            "teacher behind an API (Ollama, llama-server), where the two may differ"
         )
 
 

@@ -62,6 +62,7 @@ class Teacher:
     config: PreTrainedConfig
     device: torch.device
     api: ApiTeacher | None = None  # who answers in its place; it then has no weights, and tokens of the base of its students
+    api_tokenizer: PreTrainedTokenizerBase | None = None  # the API's own, where it says what it knows of tokens
 
     @property
     def gives_text_alone(self) -> bool:

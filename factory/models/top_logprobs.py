@@ -4,8 +4,11 @@ said = read_top_logprobs(choice["logprobs"]["content"], "Gout is ...")
 row["top_logprobs"] = said.pack()
 ids, log_probs = named_targets(TokenBytes.of(tokenizer), completion, row["top_logprobs"], top_k=20)
 
-Tokens come as text. They are placed by the bytes before them, so that a text which the student's tokenizer cuts otherwise
-takes what was said where both cut, and itself elsewhere.
+Tokens come as text and are placed by the bytes before them, so that teacher and student may cut a text otherwise: with other
+tokenizers, or since the student's has one way for each text. A token of the teacher's that the student does not have counts
+as the first one of its text; one of the student's that is several of the teacher's is as likely as all of these, one after the
+other; and within a token of the teacher's, those that began otherwise are out. Probabilities, not logits, are compared, so no
+matrix from one vocabulary to the other is needed, as in GOLD (https://huggingface.co/spaces/HuggingFaceH4/on-policy-distillation).
 """
 
 from __future__ import annotations
@@ -13,9 +16,12 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import zlib
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,13 +29,14 @@ from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from factory.errors import ModelResolutionError
-from factory.models.chat import end_of_turn
+from factory.models.chat import end_of_turn, stop_tokens
 from factory.models.tokenize import REPLACEMENT, SPACE
 
 MAX_TOP_LOGPROBS = 20  # tokens at a place: what OpenAI's API gives at most
 MIN_LOG_PROB = -80.0  # nats, of a token that is not possible
 ROUNDING = 1.01  # of a sum of probabilities
 LEFT_OUT = 3  # bytes: some servers leave out the tokens that are parts of a character
+BYTE = re.compile(r"<0x[0-9A-F]{2}>$")  # SentencePiece's tokens for what has no other
 COVERED = 0.5  # of a text that log-probabilities are of: those of another text end soon
 Named = tuple[tuple[bytes, float], ...]  # tokens, each with its log-probability in nats
 
@@ -115,29 +122,49 @@ class TokenBytes:
     bytes_of: Sequence[bytes]  # by id
     ids: Mapping[bytes, int]
     end: int  # of a turn; some servers show it as no text
+    controls: Mapping[bytes, int | None]  # the teacher's own: what ends its answers ends the student's, others mean nothing
+
+    def find(self, name: bytes) -> int | None:
+        """``tokens.find(b" photosynthesis")``: that token, else the longest that it begins with: the first one of its text."""
+        if name in self.ids:
+            return self.ids[name]
+        if name in self.controls:
+            return self.controls[name]
+        return next((self.ids[name[:size]] for size in range(len(name) - 1, 0, -1) if name[:size] in self.ids), None)
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> TokenBytes:
-        """Raises: ModelResolutionError for a tokenizer of another kind than byte-level or SentencePiece."""
+    def of(cls, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase | None = None) -> TokenBytes:
+        """``TokenBytes.of(base_tokenizer, api_tokenizer)``: of a student, whose ``teacher`` may have other tokens.
+
+        Raises: ModelResolutionError for a tokenizer of another kind than byte-level or SentencePiece.
+        """
         texts = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         added = tokenizer.added_tokens_decoder
         unicode_of = {char: byte for byte, char in bytes_to_unicode().items()}
         byte_level = _is_byte_level(tokenizer)
 
-        def spelt(token: int, text: str) -> bytes:
+        def is_byte(token: int) -> bool:
+            return not byte_level and BYTE.match(texts[token]) is not None
+
+        def spelt(token: int) -> bytes:
             if token in added:
                 return added[token].content.encode()
             if byte_level:
-                return bytes(unicode_of[char] for char in text)
-            if len(text) == 6 and text.startswith("<0x"):
-                return bytes([int(text[3:5], 16)])
-            return text.replace(SPACE, " ").encode()
+                return bytes(unicode_of[char] for char in texts[token])
+            return bytes.fromhex(texts[token][3:5]) if is_byte(token) else texts[token].replace(SPACE, " ").encode()
 
-        bytes_of = [spelt(token, text) for token, text in enumerate(texts)]
+        bytes_of = [spelt(token) for token in range(len(texts))]
         end, ids = end_of_turn(tokenizer), dict[bytes, int]()
-        for token in sorted(range(len(bytes_of)), key=lambda token: token in added):  # of two that write the same, text's own
-            ids.setdefault(bytes_of[token], token)
-        return cls(bytes_of, {**ids, b"": end}, end)
+        for token in sorted(range(len(texts)), key=lambda token: (token in added, is_byte(token))):
+            ids.setdefault(bytes_of[token], token)  # of several that write the same, the one that text is cut into
+        return cls(bytes_of, {**ids, b"": end}, end, _controls(teacher, end) if teacher is not None else {})
+
+
+def _controls(teacher: PreTrainedTokenizerBase, end: int) -> dict[bytes, int | None]:
+    """The student's tokens for the teacher's control tokens."""
+    stops = stop_tokens(teacher) if teacher.chat_template else [teacher.eos_token_id]
+    added = teacher.added_tokens_decoder
+    return {added[one].content.encode(): end if one in stops else None for one in added if added[one].special or one in stops}
 
 
 def _is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -155,20 +182,73 @@ def named_targets(tokens: TokenBytes, completion: Sequence[int], packed: str, to
     """
     said = TopLogprobs.unpack(packed)
     spelt = [tokens.bytes_of[token] for token in completion]
-    ends = bool(completion) and completion[-1] == tokens.end
-    text = b"".join(spelt[:-1] if ends else spelt)
-    at = said.size - len(text)  # -1 where a SentencePiece tokenizer wrote a space before the text
-    places = said.places if at == 0 or (at == -1 and text.startswith(b" ")) else {}
+    if completion and completion[-1] == tokens.end:
+        spelt[-1] = b""
+    text = b"".join(spelt)
+    spaced = len(text) == said.size + 1 and text.startswith(b" ")  # as some SentencePiece tokenizers do
+    if spaced:
+        text, spelt[0] = text[1:], spelt[0][1:]
+    answer = _Answer(text, said.places if len(text) == said.size else {})
     ids = np.empty((len(completion), top_k), np.int64)
     log_probs = np.empty((len(completion), top_k + 1), np.float32)
+    at = 0
     for row, (token, spelling) in enumerate(zip(completion, spelt, strict=True)):
         mass: dict[int, float] = {}
-        for name, value in places.get(max(0, at), ()):
-            if (known := tokens.ids.get(name)) is not None:
-                mass[known] = mass.get(known, 0.0) + math.exp(value)
+        for name, share in answer.continued(at, spelling) if spelling or token == tokens.end else ():
+            known = (
+                token if name == spelling else tokens.find(b" " + name if spaced and row == 0 and name[:1] != b" " else name)
+            )
+            if known is not None and share > 0:
+                mass[known] = mass.get(known, 0.0) + share
         ids[row], log_probs[row] = _row(mass or {token: 1.0}, top_k, len(tokens.bytes_of))
         at += len(spelling)
     return ids, log_probs
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A text, and what its teacher said at the places where its own tokens begin."""
+
+    text: bytes
+    places: Mapping[int, Named]
+
+    @cached_property
+    def order(self) -> list[int]:
+        return sorted(self.places)
+
+    def continued(self, at: int, spelling: bytes) -> Iterator[tuple[bytes, float]]:
+        """What may come at a place, with its probability; ``spelling`` is the student's token that came.
+
+        Within a token of the teacher's: given what of it is written. Where the student's token goes on after it, the teacher
+        must have gone on so, too.
+        """
+        place = bisect_right(self.order, at) - 1
+        if place < 0:
+            return
+        begun, ends = self.text[self.order[place] : at], self._end(place)
+        named = [(name, math.exp(value)) for name, value in self.places[self.order[place]] if name.startswith(begun)]
+        if begun:  # mass that ends before this place does not come here
+            named = [(name[len(begun) :], share) for name, share in named if len(name) > len(begun)]
+            total = sum(share for _, share in named)
+            named = [(name, share / total) for name, share in named]
+        for name, share in named:
+            if name == self.text[at:ends] and len(name) < len(spelling):
+                yield spelling, share * self._written(place + 1, at + len(spelling))
+            else:
+                yield name, share
+
+    def _end(self, place: int) -> int:
+        """Where the teacher's token that begins there ends."""
+        return self.order[place + 1] if place + 1 < len(self.order) else len(self.text)
+
+    def _written(self, place: int, end: int) -> float:
+        """How likely the teacher's own tokens from there on are, up to ``end``; 0 where it did not name one."""
+        share = 1.0
+        while place < len(self.order) and self.order[place] < end:
+            start = self.order[place]
+            share *= math.exp(dict(self.places[start]).get(self.text[start : self._end(place)], -math.inf))
+            place += 1
+        return share
 
 
 def _row(mass: Mapping[int, float], top_k: int, vocabulary: int) -> tuple[list[int], list[float]]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from factory.cache import cache_key, home
 from factory.config.api_limits import domain_limits
 from factory.config.schema import ApiTeacherSpec, DomainSpec, FamilySpec, TeacherContext, TeacherSpec
 from factory.data.sources import Example
-from factory.errors import ModelResolutionError, SpecError
+from factory.errors import SpecError
 from factory.evaluation.answers import Answer
 from factory.models.api_teacher import Account, ApiTeacher, Usage
 from factory.models.chat import completion_ids
@@ -34,26 +33,25 @@ def resolve_api_teacher(
     base = family.sizes[family.default_size].base
     assert base is not None  # as family_limits has it
     files = resolve_teacher(TeacherSpec.model_validate(base.model_dump()), root=root)
-    if spec.tokenizer is not None and spec.tokenizer != base.model:
-        require_same_tokens(spec.tokenizer, base.model, load_tokenizer(files.folder), root)
     api = ApiTeacher(spec, Account(home() / "spent" / f"{family.name}.jsonl"), spec.key(os.environ))
+    teacher = Teacher.behind(api, files, device)
+    notes = files.notes
+    if spec.tokenizer is not None and spec.tokenizer != base.model:
+        teacher = replace(teacher, api_tokenizer=load_tokenizer(tokenizer_folder(spec.tokenizer, root=root)))
+        notes += tuple(_other_tokens(spec.tokenizer, base.model, teacher))
     identity = cache_key(api.revision, files.sha256)
-    described = replace(files, reference=spec.reference, sha256=identity, license=spec.license, revision=identity)
-    return described, Teacher.behind(api, files, device)
+    described = replace(files, reference=spec.reference, sha256=identity, license=spec.license, revision=identity, notes=notes)
+    return described, teacher
 
 
-def require_same_tokens(teacher: str, base: str, tokenizer: PreTrainedTokenizerBase, root: Path) -> None:
-    """``require_same_tokens(api.tokenizer, base.model, tokenizer, root)``: where students learn what an API says of tokens.
-
-    Those for control may differ. Raises: ModelResolutionError.
-    """
-    theirs = load_tokenizer(tokenizer_folder(teacher, root=root))
-    known, own = (set(one.get_vocab()) - set(one.get_added_vocab()) for one in (theirs, tokenizer))
-    if known != own:
-        odd = sorted(known ^ own, key=len)[0]
-        raise ModelResolutionError(
-            f"the tokenizers of the teacher, {teacher}, and of its students' base, {base}, differ in {len(known ^ own):,} "
-            f"tokens ({odd!r}): choose a base with the teacher's, or leave teacher.tokenizer out to learn its texts alone"
+def _other_tokens(named: str, base: str, teacher: Teacher) -> Iterator[str]:
+    """A line for people where the base of its students has other tokens; those for control aside."""
+    assert teacher.api_tokenizer is not None
+    theirs, own = (set(one.get_vocab()) - set(one.get_added_vocab()) for one in (teacher.api_tokenizer, teacher.tokenizer))
+    if theirs != own:
+        yield (
+            f"{len(theirs & own):,} of its {len(theirs):,} tokens ({named}) are tokens of its students' base, {base}: what it "
+            "says of tokens is placed by their bytes"
         )
 
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,11 @@ from factory.pipeline.base import make_base
 from factory.pipeline.context import BuildContext, make_context, models_for
 from factory.pipeline.dataset import make_dataset
 from factory.pipeline.training_set import make_training_set
-from factory.registry.plain_json import to_json
+from factory.registry.plain_json import plain_json, to_json
 from factory.registry.registry import Registry
 
 STARTS = 300.0  # seconds that the server may take
+ALIKE = {"top_k": 20, "feature": 0.0, "lmbda": 0.0, "seq_kd": False, "general": 0.0}  # what an API's students can learn, too
 NAMES = ("here", "api", "texts")
 
 
@@ -60,7 +61,7 @@ def main() -> None:
         found = compare(given, Path(name), url)
     print(json.dumps(found, indent=2))
     if given.save:
-        given.save.write_text(to_json(found), encoding="utf-8")
+        given.save.write_bytes(to_json(plain_json(found, given.save.name)))
 
 
 @contextmanager
@@ -121,9 +122,9 @@ def compare(given: argparse.Namespace, folder: Path, url: str) -> dict[str, Any]
         for name, one in measure(models.teacher, candidates, examples).items()
     }
     bootstrap = BootstrapConfig(1000, given.seed)
-    kl = {name: ratio(one.kl, one.tokens, bootstrap).model_dump() for name, one in sums.items()}
+    kl = {name: asdict(ratio(one.kl, one.tokens, bootstrap)) for name, one in sums.items()}
     behind = {
-        name: paired_difference(sums[name].kl, sums["here"].kl, sums["here"].tokens, bootstrap).model_dump()
+        name: asdict(paired_difference(sums[name].kl, sums["here"].kl, sums["here"].tokens, bootstrap))
         for name in ("api", "texts")
     }
     settings = {"domain": given.domain, "examples": given.examples, "steps": given.steps, "seed": given.seed}
@@ -135,7 +136,7 @@ def context_of(domains: Path, family: str, folder: Path, given: argparse.Namespa
     specs = load_specs(domains)
     overrides = {
         "data": {"max_examples": given.examples, "repetition_penalty": 1.0},
-        "distill": {"steps": given.steps, "top_k": 20, "general": 0.0},
+        "distill": {"steps": given.steps} | ALIKE,
     }
     chosen = specs.family(family)
     section = {name: getattr(chosen, name).model_copy(update=more) for name, more in overrides.items()}
@@ -174,6 +175,7 @@ def write_families(domains: Path, folder: Path, url: str) -> None:
             "sizes": {f"{name}-size": size},
             "default_size": f"{name}-size",
             "path": "direct",
+            "distill": shipped["distill"] | ALIKE,
             "serve": {"fallback": "refuse"},
             "confidence": {"examples": 0},
             "profiles": {},

@@ -66,7 +66,7 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), name=st.sampled_from(["small.family.yaml", "law.yaml", "general.pool.yaml"]))
 def test_a_file_with_anything_changed_is_read_or_has_mistakes_of_one_short_line_each(
     tmp_path: Path, data: st.DataObject, name: str

@@ -131,7 +131,7 @@ def finish(prompts: PromptSet, folder: Path, completions: dict[str, Completion] 
 VALUES = st.lists(st.text("abAB ", min_size=1, max_size=3).filter(str.strip), min_size=1, max_size=9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     texts=st.lists(st.sampled_from(["A {x}?", "a  {y}?", "B {y}?", "C {x} {y}?", "D {y} {x}?", "E?"]), min_size=1),
     x=VALUES,

@@ -6,7 +6,7 @@ import gzip
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.data import encoding
@@ -75,7 +75,6 @@ def test_bytes_of_no_encoding_are_refused(tmp_path: Path) -> None:
         encoding_of(tmp_path / "a.csv")
 
 
-@settings(deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30), block=st.integers(1, 8))
 def test_utf_8_is_utf_8_wherever_a_block_ends(tmp_path_factory: pytest.TempPathFactory, text: str, block: int) -> None:
     path = tmp_path_factory.mktemp("blocks") / "a.txt"

@@ -119,7 +119,7 @@ def test_a_place_is_what_an_editor_or_a_spreadsheet_shows(tmp_path: Path, name: 
 CELLS = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\n\t,;|\"' "), max_size=20)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(st.fixed_dictionaries({"q": CELLS, "a b": CELLS}), min_size=1, max_size=5), name=st.sampled_from([*WRITERS])
 )
@@ -133,7 +133,7 @@ def test_any_text_is_read_as_it_was_written(tmp_path_factory: Any, rows: list[di
     assert found == [{column: plain_text(cell) for column, cell in row.items()} for row in rows]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.binary(max_size=60) | st.text('[]{}":,;\n\t\\ au1\x00é', max_size=40).map(str.encode), st.sampled_from([*READERS]))
 def test_whatever_a_file_has_is_records_or_one_line(tmp_path_factory: Any, content: bytes, name: str) -> None:
     for ending, packed in (("", content), (".gz", content), (".gz", gzip.compress(content))):

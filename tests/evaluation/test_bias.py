@@ -306,7 +306,7 @@ def test_scores_must_match_the_pairs() -> None:
         bias_metrics(FOUR, {"teacher": TEACHER[:-2]}, BootstrapConfig(100))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30), st.integers(1, 5))
 def test_swapping_the_sentences_of_every_pair_mirrors_preferences_and_keeps_gaps(
     scores: list[tuple[int, int]], templates: int

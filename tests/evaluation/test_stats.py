@@ -47,7 +47,7 @@ def test_a_ratio_is_sum_over_sum_and_counts_the_denominator() -> None:
     assert ratio(np.array([2.0, 1.0, 0.0]), TOKENS, BootstrapConfig(200)).value == pytest.approx(0.3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.floats(0, 50), st.integers(1, 60)), min_size=1, max_size=40),
     st.integers(0, 5),

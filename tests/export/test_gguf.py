@@ -304,7 +304,7 @@ def test_texts_that_llamacpp_splits_otherwise_are_named(tokenizer_and_server: tu
     assert not all(same) or not [one for one in differences(tokenizer) if "case in ASCII" not in one]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.text("  \n\ta1'.,▁<>|", max_size=40))
 @example(text="<|im_end|><|im_end|>\n \n<|im_end|>")
 def test_any_text_has_the_same_token_ids(tokenizer_and_server: tuple[Any, LlamaServer], text: str) -> None:

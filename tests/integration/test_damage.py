@@ -35,7 +35,7 @@ def files_of(*folders: Path) -> list[Path]:
     return sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damaged_byte_of_a_version_or_its_base_is_loaded(built: Workplace, data: st.DataObject) -> None:
     registry, cpu = Registry(built.root / "registry"), torch.device("cpu")
@@ -154,7 +154,7 @@ def test_a_home_whose_every_file_is_damaged_heals_and_says_so(
 
 @pytest.mark.slow
 @pytest.mark.big
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_one_damaged_file_of_a_home_changes_no_build(
     stopped: Workplace, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -56,7 +56,7 @@ def test_a_vocabulary_is_never_made_larger() -> None:
 
 
 @given(share=st.floats(0.45, 0.99), config=st.sampled_from([LLAMA, GEMMA]))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_what_a_budget_leaves_to_choose_from_fits_and_is_as_wide_as_fits(share: float, config: Any) -> None:
     whole, budget = whole_dimensions(config), round(parameters_of(config) * share)
     found = dimensions_within(config, budget)

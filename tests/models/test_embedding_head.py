@@ -70,7 +70,7 @@ def test_whitening_takes_the_square_root_of_every_variance() -> None:
     assert variances[1] / variances[0] == pytest.approx(np.sqrt(1.8 / 0.2), rel=0.02)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000))
 def test_scale_and_offset_of_a_state_do_not_matter(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -74,7 +74,7 @@ def test_a_grown_tokenizer_cuts_as_one_trimmed_to_both_and_old_text_keeps_its_id
 
 
 @kinds
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text(max_size=30) | st.lists(st.sampled_from(" ".join([*OLD, *NEW]).split()), max_size=8).map(" ".join))
 @example(text="asthmasthma Größe\n\n")
 def test_any_text_comes_back_from_a_grown_tokenizer(kind: str, text: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +55,14 @@ def shares(row: int, found: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
     ids, log_probs = found
     texts = [tiny.tokenizer().decode([token]) for token in ids[row]]
     values = np.exp(log_probs[row].astype(float))
-    return {name: round(float(value), 4) for name, value in zip([*texts, "rest"], values, strict=True) if value > 1e-6}
+    return {name: round(float(value), 4) for name, value in zip([*texts, "rest"], values, strict=True) if value > 5e-5}
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @given(text=TEXTS)
 def test_tokens_are_spelt_as_they_are_written(kind: str, text: str) -> None:
     if kind == "each":  # it writes a space after its token for an empty line, which the text does not have
-        text = text.replace("\n\n", "\n")
+        text = re.sub("\n+", "\n", text)
     tokenizer = TOKENIZERS[kind]
     spelt = TokenBytes.of(tokenizer).bytes_of
     whole = b"".join(spelt[token] for token in completion_ids(tokenizer, text, ends=False))
@@ -70,7 +72,7 @@ def test_tokens_are_spelt_as_they_are_written(kind: str, text: str) -> None:
 def test_what_is_named_has_its_mass_and_all_else_is_one_bucket() -> None:
     content = [
         said("question", ("question", 0.5), ("may", 0.2)),
-        said(" cough", (" cough", 0.25), (" light", 0.25), ("no token of theirs", 0.1)),
+        said(" cough", (" cough", 0.25), (" light", 0.25)),
     ]
     found = targets("question cough", content)
     assert found[0].shape == (3, 3) and found[1].shape == (3, 4)
@@ -101,20 +103,67 @@ def test_space_around_an_answer_is_no_part_of_it() -> None:
     ]
     found = targets("question cough", content)
     assert shares(0, found) == {"\n": 0.7, "question": 0.2, "rest": 0.1}  # what came first
-    assert shares(1, found)[" cough"] == 0.1
+    assert shares(1, found) == {" cough": 1.0}
 
 
-def test_a_text_that_was_cut_otherwise_takes_what_was_said_where_both_cut() -> None:
-    tokenizer = tiny.tokenizer()
-    assert [tokenizer.decode([one]) for one in completion_ids(tokenizer, "question cough", ends=False)] == [
-        "question",
-        " cough",
-    ]
+def test_a_token_that_is_several_of_the_teachers_is_as_likely_as_all_of_these() -> None:
+    """The student's tokens are "question" and " cough"."""
     content = [said("q", ("q", 0.4), ("question", 0.4)), said("uestion", ("uestion", 0.9)), said(" cough", (" cough", 0.8))]
     found = targets("question cough", content)
-    assert shares(0, found)["question"] == 0.4 and shares(1, found) == {" cough": 0.8, "rest": 0.2}
+    assert shares(0, found) == {"question": 0.76, "rest": 0.24}  # 0.4 + 0.4 * 0.9
+    assert shares(1, found) == {" cough": 0.8, "rest": 0.2}
+    unnamed = [said("q", ("q", 0.4), (" cough", 0.2)), said("uestion", ("u", 0.9)), said(" cough")]
+    assert shares(0, targets("question cough", unnamed)) == {" cough": 0.2, "rest": 0.8}  # how likely it was is not known
+
+
+def test_a_teachers_token_that_the_student_does_not_have_is_the_first_one_of_its_text() -> None:
+    whole = [said("question cough", ("question cough", 0.5), ("question light", 0.1), ("question", 0.1), (" lightness", 0.2))]
+    found = targets("question cough", whole)
+    assert shares(0, found) == {"question": 0.7, " light": 0.2, "rest": 0.1}
+    # Within it, what began otherwise is out: 0.5 of 0.6 went on with " cough". The end after "question" is another place's.
+    assert shares(1, found) == {" cough": 0.8333, " light": 0.1667}
+
+
+def test_where_the_teacher_named_nothing_that_fits_all_mass_is_on_the_texts_own_token() -> None:
     whole = [said("question cough", ("question", 0.3))]
     assert shares(1, targets("question cough", whole)) == {" cough": 1.0}
+
+
+@pytest.mark.parametrize(("teacher", "student"), list(itertools.permutations(TOKENIZERS, 2)))
+@given(text=TEXTS, seed=st.integers(0, 100))
+def test_a_text_is_as_likely_in_the_students_tokens_as_in_the_teachers(
+    teacher: str, student: str, text: str, seed: int
+) -> None:
+    """However both cut it: what one place gains is not counted at another."""
+    text = re.sub("\n+", "\n", text)  # as above
+    theirs, ours = TOKENIZERS[teacher], TOKENIZERS[student]
+    all_bytes = TokenBytes.of(theirs).bytes_of
+    spelt = [all_bytes[one] for one in completion_ids(theirs, text, ends=False)]
+    spelt = [one for one in [*(first.lstrip() for first in spelt[:1]), *spelt[1:]] if one]  # servers show it so
+    values = np.random.default_rng(seed).uniform(0.2, 0.9, len(spelt))
+    content = [said(token, **named_bytes(token, value)) for token, value in zip(spelt, values, strict=True)]
+    completion = completion_ids(ours, text, ends=False)
+    packed = read_top_logprobs(content, text).pack()
+    found, log_probs = named_targets(TokenBytes.of(ours, theirs), completion, packed, 2)
+    said_of = log_probs[:, 0] < 0  # not of a space that the student's tokenizer writes before the text
+    assert found[said_of, 0].tolist() == [token for token, own in zip(completion, said_of, strict=True) if own]
+    assert log_probs[:, 0].sum() == pytest.approx(np.log(values).sum() if text else 0.0, abs=1e-3)
+
+
+def named_bytes(token: bytes, value: float) -> dict[str, Any]:
+    return {"top_logprobs": [{"token": "", "bytes": list(token), "logprob": math.log(value)}]}
+
+
+def test_a_teachers_control_tokens_end_the_students_turn_or_mean_nothing() -> None:
+    theirs, ours = SENTENCEPIECE["never"], tiny.tokenizer()
+    content = [said("question"), said("<end_of_turn>", ("<end_of_turn>", 0.6), ("<start_of_turn>", 0.1), (" cough", 0.2))]
+    completion = completion_ids(ours, "question")
+    packed = read_top_logprobs(content, "question").pack()
+    assert shares(1, named_targets(TokenBytes.of(ours, theirs), completion, packed, 3)) == {
+        "<|im_end|>": 0.6,
+        " cough": 0.2,
+        "rest": 0.2,
+    }
 
 
 def test_parts_of_a_character_are_found_by_their_bytes_and_may_be_left_out() -> None:

@@ -138,7 +138,7 @@ def test_a_thousand_varied_strings_come_back_and_kept_text_is_cut_as_before(kind
 
 
 @both
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=st.text(max_size=40))
 def test_any_text_comes_back(kind: str, text: str) -> None:
     assert_lossless(kind, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,16 +17,20 @@ import torch
 from support import tiny
 from support.endpoints import FakeEndpoint, completion, fake_endpoint
 from support.teacher import answer, speaks, train_teacher
-from support.tiny import CHATML
 from support.workplace import PLANTS, WHAT, Refused, Workplace, domain
 
 from factory.data.dataset import load_dataset_folder
 from factory.inference import load_version
 from factory.models import api_teacher
 from factory.models.chat import completion_ids, prompt_ids
+from factory.models.top_logprobs import TokenBytes, named_targets
 from factory.pipeline.build import build_student
 
 SECRET = "sk-nobody-knows"
+SENTENCEPIECE_TURNS = (
+    "{% for m in messages %}{{ '<start_of_turn>' + m['role'] + '\n' + m['content'] + '<end_of_turn>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>assistant\n' }}{% endif %}"
+)
 
 
 @pytest.fixture
@@ -110,12 +115,31 @@ def test_likeliest_tokens_teach_as_the_teacher_itself_does(with_models: Workplac
     assert nats(learnt, log_probs(named)) < 0.01 < 0.1 < nats(learnt, before)
 
 
-def test_likeliest_tokens_need_a_base_with_the_teachers_tokens(
-    with_models: Workplace, far: FakeEndpoint, refused: Refused
-) -> None:
-    tiny.sentencepiece(CHATML).save_pretrained(with_models.domains / "other")
-    with_models.write("default.family.yaml", family(with_models, far, teacher={"tokenizer": "path:./other"}))
-    assert "path:./other, and of its students' base, path:./teacher, differ in" in refused(with_models.run("build", "plants"))
+def test_a_teacher_with_other_tokens_than_the_base_teaches_by_their_bytes(with_models: Workplace, far: FakeEndpoint) -> None:
+    theirs = tiny.sentencepiece(SENTENCEPIECE_TURNS)
+    tiny.saved(with_models.domains / "other", tiny.llama(vocabulary=len(theirs)), theirs)
+    base = {"other": {"base": {"model": "path:./other", "license": "apache-2.0"}}}
+    settings = {"steps": 16, "batch": 8, "learning_rate": 5e-3, "rank": 4}
+    with_models.write(
+        "default.family.yaml",
+        family(with_models, far, teacher={"tokenizer": "path:./teacher"}, sizes=base, default_size="other", distill=settings),
+    )
+    far.says = speaks(with_models.domains / "teacher")
+    said = with_models.run("plan", "plants").output
+    assert re.search(
+        r"\d+ of its \d+ tokens \(path:./teacher\) are tokens of its students' base, path:./other", " ".join(said.split())
+    )
+    version = build_student(with_models.context(), "plants", "other")
+    assert version.manifest.soft_targets is not None
+    assert version.manifest.evaluation.metrics["nats_below_base"].low > 0
+    [row, *_] = load_dataset_folder(next((with_models.root / "home" / "data").glob("plants-*/")))[0]["train"]
+    completion = completion_ids(theirs, row["completion"])
+    tokens = TokenBytes.of(theirs, tiny.tokenizer())
+    ids, log_probs = named_targets(tokens, completion, row["top_logprobs"], 20)
+    assert ids[:, 0].tolist() == completion and (log_probs[:, 0] < 0).sum() > 4  # the end, too
+
+
+def test_a_tokenizer_that_is_not_there_is_refused(with_models: Workplace, far: FakeEndpoint, refused: Refused) -> None:
     with_models.write("default.family.yaml", family(with_models, far, teacher={"tokenizer": "path:./nowhere"}))
     assert "path:./nowhere has no tokenizer" in refused(with_models.run("build", "plants"))
     assert far.asked == 0

@@ -100,7 +100,7 @@ def test_a_field_that_breaks_others_is_refused(registry: Registry, place: tuple[
 ODD = (None, True, -1, 2**53, 10**40, 1e308, "", "\ud800", "x" * 70_000, [], {}, [[]], {"a": 1})
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_listed_resolved_and_reported_are_one_decision(registry: Registry, data: st.DataObject) -> None:
     """Whatever value stands anywhere in a manifest."""

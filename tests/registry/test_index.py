@@ -135,7 +135,7 @@ def test_a_damaged_or_absent_index_is_rebuilt(registry: Registry, damage: bytes 
     assert index.read_bytes().startswith(b"SQLite format 3")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(offset=st.integers(0, 10**6), bit=st.integers(0, 8))  # 8: cut off there
 def test_no_damaged_byte_of_the_index_changes_what_is_listed(registry: Registry, offset: int, bit: int) -> None:
     if not registry.versions("student"):

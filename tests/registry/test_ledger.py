@@ -112,7 +112,7 @@ def test_aliases_that_are_none_are_one_line(registry: Registry, content: str) ->
 # ---------------------------------------------------------------------------------------------------------------- damage
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(data=st.data())
 def test_a_flipped_bit_is_found_and_reindex_mends_it(registry: Registry, data: st.DataObject) -> None:
     if not registry.versions("student"):

@@ -38,7 +38,7 @@ def test_records_are_appended_and_stay_out_of_the_checksum(registry: Registry) -
     assert "records" not in json.loads((version.folder / "manifest.json").read_text())
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=20) | st.integers(), max_size=3), min_size=1, max_size=4))
 def test_any_text_comes_back_as_it_was_said(contents: list[dict[str, Any]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +93,7 @@ def test_a_line_that_is_no_record_is_said_and_the_others_are_read(registry: Regi
     assert registry.problems() == [f"students/healthcare-small/1: records.jsonl line 2 {CHANGED}"]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(offset=st.integers(0, 10**6), bit=st.integers(0, 7))
 def test_a_record_with_a_flipped_bit_is_never_read_as_another(registry: Registry, offset: int, bit: int) -> None:
     version = publish(registry)

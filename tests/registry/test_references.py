@@ -15,7 +15,7 @@ from factory.registry.registry import Registry
 FAILED = {"status": "failed", "reasons": ["KL(teacher ‖ student), nats/token: 2.1 > 1"]}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.text(max_size=12) | st.from_regex(r"\A(\.\./|/|a/|[A-Z]|-|a--|)[a-z0-9-]*\Z"))
 def test_a_name_is_a_plain_folder_name_or_an_error(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:

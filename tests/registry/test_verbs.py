@@ -171,7 +171,7 @@ class Verbs(RuleBasedStateMachine):
 
 
 QUICK = settings(
-    max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+    max_examples=15, stateful_step_count=25, suppress_health_check=list(HealthCheck), print_blob=True
 )
 TestVerbs = Verbs.TestCase
 TestVerbs.settings = QUICK

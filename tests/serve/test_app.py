@@ -812,9 +812,7 @@ def test_no_request_made_from_the_openapi_schema_fails_with_500(url: str) -> Non
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     operations = [operation.ok() for operation in schema.get_all_operations()]
     assert {operation.path for operation in operations} >= {"/v1/chat/completions", "/v1/completions", "/v1/embeddings"}
-    few = settings(
-        max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
-    )
+    few = settings(max_examples=15, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
     for operation in operations:
         if operation.path == "/factory/agreement":  # loads models
             continue
