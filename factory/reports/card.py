@@ -263,8 +263,9 @@ def _limits(manifest: AnyManifest, view: View) -> list[str]:
 
 def _lineage(manifest: AnyManifest, view: View) -> list[str]:
     note = "`manifest.json` beside this file has all of it, with the sha256 of every file."
-    if not manifest.teacher.reference.startswith("hub:"):
-        note += " `base_model` above is the name of the teacher's file: replace it with a Hub id before a push to the Hub."
+    if not (manifest.base_model or manifest.teacher).reference.startswith("hub:"):
+        whose = "a file" if manifest.base_model else "the teacher's file"
+        note += f" `base_model` above is the name of {whose}: replace it with a Hub id before a push to the Hub."
     return [_rows(view.lineage), note]
 
 

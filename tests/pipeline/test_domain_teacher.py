@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -12,22 +13,30 @@ from support import tiny
 from support.endpoints import fake_endpoint
 from support.teacher import ANSWERS, answer, train_teacher
 from support.tiny import CHATML
-from support.workplace import BIRDS, WHAT, Refused, Workplace, domain
+from support.workplace import BIRDS, PLANTS, WHAT, Refused, Workplace, domain
 
+from factory.cli.context import load_chat_model
+from factory.config.experiment import ExperimentSpec
 from factory.errors import ModelResolutionError, TrainingError
 from factory.evaluation.fidelity import fixed_model, measure
 from factory.export.metadata import model_licenses, notice_text
-from factory.inference import explain, matching_family
+from factory.inference import ask, explain, matching_family
 from factory.models.tokenize import tokenize_examples
+from factory.pipeline import precheck
+from factory.pipeline.adapter_matrix import adapter_matrix
 from factory.pipeline.base import make_base
 from factory.pipeline.base_choice import choose_base, settings_key
 from factory.pipeline.build import build_student
 from factory.pipeline.context import models_for, resolve_models
-from factory.pipeline.dataset import dataset_key, make_dataset, router_key
-from factory.pipeline.experiment import adapter_training_set
+from factory.pipeline.cutting import CutBase
+from factory.pipeline.dataset import NOT_DATA, dataset_key, make_dataset, router_key
+from factory.pipeline.experiment import adapter_training_set, prepare
 from factory.pipeline.plan import plan
+from factory.pipeline.rivals import teachers
+from factory.pipeline.teacher_adaptation import load_adapted
 from factory.registry.versions import Version
 from factory.reports.html import lineages_of
+from factory.serve.agreement import load_pair
 
 EXPERT = {"model": "path:./expert", "license": "gemma", "languages": ["en"]}
 NEXT = dict(zip(ANSWERS, [*list(ANSWERS)[1:], next(iter(ANSWERS))], strict=True))
@@ -139,6 +148,72 @@ def test_a_published_student_is_explained_beside_its_own_teacher_and_refused_onc
     assert own.teacher and np.isfinite(own.kl)
 
 
+def test_students_of_both_teachers_stand_on_one_base_and_each_is_measured_beside_its_own(
+    place: Workplace, student: Version
+) -> None:
+    context = place.context(force=True)
+    other = build_student(context, "stars", "mini")
+    assert other.base == student.base and other.manifest.base_model is None
+    assert other.manifest.teacher.reference == "path:./teacher" and "teacher" not in other.manifest.spec
+    found = adapter_matrix(context, [student, other])
+    for one in (student, other):
+        own = one.manifest.evaluation.metrics["kl"].value
+        assert found.kl[str(one.manifest.domain)][one.reference].value == pytest.approx(own, rel=0.02)  # type: ignore[union-attr]
+
+
+def test_what_shows_a_student_beside_its_teacher_loads_its_own(place: Workplace, student: Version) -> None:
+    context = place.context()
+    pair = load_pair(student, context.registry, context.specs, context.device)
+    assert pair.teacher_reference == "path:./expert" and pair.teacher.revision == student.manifest.teacher.sha256
+    args = (context.registry, place.domains)
+    said = [load_chat_model("teacher", *args, family="default", device="cpu", json=True, domain=one) for one in ("birds", "")]
+    assert [one.reference for one in said] == ["teacher path:./expert", "teacher path:./teacher"]
+    assert [ask(one, "what is the price of robin ?").answer for one in said] == [
+        expert_answer("what is the price of robin ?"),
+        answer("what is the price of robin ?"),
+    ]
+    [rival, *_] = teachers(context, context.specs.domain("birds"), [])
+    assert rival.license == "gemma" and rival.folder == place.domains / "expert"
+
+
+def test_methods_are_compared_by_the_domain_s_own_teacher(place: Workplace) -> None:
+    methods = [{"name": name, "distill": {}} for name in ("one", "other")]
+    spec = ExperimentSpec.model_validate({"methods": methods, "minutes": 1, "teacher_tokens": 100, "learning_rates": [1e-3]})
+    context = place.context(force=True)
+    bench = prepare(context, "birds", "mini", spec, None)
+    assert bench.teacher.revision == bench.base.teacher.revision == bench.models.teacher_files.sha256
+    assert bench.models.family.teacher.reference == "path:./expert"
+
+
+def test_the_domain_s_own_teacher_is_what_is_adapted(place: Workplace) -> None:
+    prompts = [f"what is the {what} of {thing} ?" for thing in PLANTS.split()[:6] for what in ANSWERS]
+    place.write("own.jsonl", "\n".join(json.dumps({"prompt": one, "completion": "it is brief ."}) for one in prompts))
+    own = {"id": "own", "kind": "file", "path": "own.jsonl", "completion": "completion", "license": "mit"}
+    settings = {"data": {"max_examples": 80, "validation": 0.2, "test": 0.2}, "teacher_adaptation": {"steps": 2, "rank": 2}}
+    place.write("birds.yaml", birds(teacher=EXPERT, sources=[*birds()["sources"], own], **settings))
+    context = place.context()
+    models = models_for(context, context.specs.domain("birds"))
+    data = make_dataset(context, models, context.specs.domain("birds"))
+    assert data.adaptation is not None and data.manifest.provenance["teacher"] == "path:./expert"
+    assert load_adapted(models, data.key).model.config.num_hidden_layers == 2 != models.shared.teacher.config.num_hidden_layers
+    place.write("birds.yaml", birds(teacher=EXPERT))
+
+
+def test_a_base_is_healed_on_the_domain_though_the_family_s_teacher_does_not_know_it(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr(precheck, "check_domain", lambda _, __, data, *more: checked.append(data.spec.name))
+    monkeypatch.setattr(precheck, "require_teacher", lambda *_: [])
+    context = place.context()
+    models = resolve_models(context.family, context.specs.root, context.device)
+    datasets = [make_dataset(context, models, spec.unadapted()) for spec in context.healing_domains]
+    base = make_base(context, models, "mini")
+    precheck.require_teachers(context, models, datasets, CutBase(base.base, base.teacher, {}, (), (), None))
+    assert {data.manifest.provenance["teacher"] for data in datasets} == {"path:./teacher"}
+    assert {data.spec.name for data in datasets} == {"birds", "plants", "stars"} and sorted(checked) == ["plants", "stars"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------- keys
 
 
@@ -161,6 +236,8 @@ def test_only_the_domain_s_own_keys_tell_the_teachers_apart(place: Workplace) ->
 
 def test_a_domain_without_the_key_is_dumped_as_before(place: Workplace) -> None:
     specs = place.context().specs
+    of_data = {"name", "sources", "teacher_context", "personal_data", "private", "confidence"}
+    assert all(set(spec.model_dump(exclude=NOT_DATA)) == of_data for spec in specs.domains.values())  # in keys of data sets
     assert "teacher" in specs.domain("birds").dump() and "teacher" not in specs.domain("stars").dump()
     assert specs.domain("birds").unadapted().dump() == {
         key: value for key, value in specs.domain("birds").dump().items() if key != "teacher"
