@@ -67,6 +67,8 @@ def make_base(
     """
     rebuild = rebuild and not context.note.has_base(base_name(context, size))  # one that was stopped after it did
     shared = models.shared
+    if models is not shared:
+        models.teacher.release()  # two teachers need not be in memory at once
     choice = choose_base(context, shared.teacher_files.sha256, size, pinned=pinned, rebuild=rebuild)
     if choice.reason:
         context.say(choice.reason)
@@ -75,6 +77,8 @@ def make_base(
         version = _grow_for(context, shared, version, domain)
     base = load_base(context.registry.require_intact(version).folder, context.device)
     teacher = trim_teacher(models.teacher, base.shape.tokens)
+    if models is not shared:
+        shared.teacher.release()
     if _depth(models.teacher) != _depth(shared.teacher):  # whose layers have other numbers
         base = replace(base, shape=replace(base.shape, layers=None))
     return StudentBase(version, base, teacher)

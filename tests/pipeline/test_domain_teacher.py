@@ -103,6 +103,15 @@ def test_soft_targets_are_the_domain_teacher_s_too(place: Workplace) -> None:
     assert bases[0].base.shape.layers is None and bases[1].base.shape.layers is not None  # numbers of other layers
 
 
+def test_two_teachers_are_not_in_memory_at_once(place: Workplace) -> None:
+    context = place.context(force=True)
+    models = models_for(context, context.specs.domain("birds"))
+    both = [models.teacher, models.shared.teacher]
+    assert all(one.model for one in both)
+    make_base(context, models, "mini")
+    assert not any("model" in vars(one) for one in both)
+
+
 def test_a_student_names_its_domain_s_teacher_and_its_base_the_family_s(place: Workplace, student: Version) -> None:
     context = place.context()
     base = context.registry.resolve(str(student.base))
