@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from factory.config.schema import FamilySpec, Specs, TeacherContext
+from factory.config.schema import DomainSpec, FamilySpec, Specs, TeacherContext
 from factory.data.language import unknown_language
 from factory.errors import TrainingError, UsageError
 from factory.evaluation.answer_confidence import token_signals
@@ -26,6 +26,7 @@ from factory.evaluation.confidence import KEPT, Confidence, Decision, decide
 from factory.evaluation.confidence import TOP as TOP_TOKENS
 from factory.models.base import Base, load_base, load_student
 from factory.models.chat import NO_CONTEXT, prompt_ids
+from factory.models.domain_teacher import load_domain_teacher
 from factory.models.embedding_head import EmbeddingHead, embed_texts, load_embedding_head, text_ids
 from factory.models.generation import generate_ids
 from factory.models.scoring import score_completions
@@ -121,21 +122,31 @@ def load_version(version: Version, registry: Registry, device: torch.device, dty
     return LoadedVersion(version, base_version, base, load_student(base, version.folder), head)
 
 
-def load_family_teacher(family: FamilySpec, specs: Specs, device: torch.device) -> Teacher:
-    """``load_family_teacher(specs.family("default"), specs, device)``: with its whole vocabulary."""
-    return Teacher.load(resolve_teacher(family.weights, root=specs.root), device)
+def load_family_teacher(family: FamilySpec, specs: Specs, device: torch.device, domain: DomainSpec | None = None) -> Teacher:
+    """``load_family_teacher(specs.family("default"), specs, device)``: with its whole vocabulary; or a ``domain``'s own."""
+    files = resolve_teacher(family.weights, root=specs.root)
+    teacher, own = Teacher.load(files, device), domain.teacher if domain else None
+    return teacher if own is None else load_domain_teacher(own, files, teacher, specs.root)[1]
+
+
+def domain_of(version: Version, specs: Specs) -> DomainSpec | None:
+    """``domain_of(version, specs)``: as the domains folder describes it now; None of a base, or where it is gone."""
+    return specs.domains.get(version.manifest.domain) if version.manifest.kind == "student" else None
 
 
 def matching_family(version: Version, specs: Specs) -> FamilySpec:
     """``matching_family(version, specs)``: the version's family, as the domains folder describes it now.
 
-    Raises: TrainingError if the family names another teacher than the one the version was distilled from.
+    Raises: TrainingError if the family, or the domain, names another teacher than the one the version was distilled from.
     """
     family, teacher = specs.family(version.manifest.family), version.manifest.teacher.reference
-    if teacher != family.teacher.reference:
+    domain = domain_of(version, specs)
+    now = family.taught_by(domain).teacher.reference
+    if teacher != now:
+        what, name = ("domain", domain.name) if domain and domain.teacher else ("family", family.name)
         raise TrainingError(
-            f"{version.reference} was distilled from {teacher}, but family {family.name} now names {family.teacher.reference}: "
-            "pass --domains with a folder that still has the older family file"
+            f"{version.reference} was distilled from {teacher}, but {what} {name} now names {now}: "
+            f"pass --domains with a folder that still has the older {what} file"
         )
     return family
 
@@ -161,14 +172,18 @@ def load_chat_model(version: Version, registry: Registry, device: torch.device) 
 
 
 def load_teacher_chat_model(
-    family: FamilySpec, specs: Specs, device: torch.device, context: TeacherContext = NO_CONTEXT
+    family: FamilySpec,
+    specs: Specs,
+    device: torch.device,
+    context: TeacherContext = NO_CONTEXT,
+    domain: DomainSpec | None = None,
 ) -> ChatModel:
-    """``load_teacher_chat_model(specs.family("default"), specs, device)``: the teacher, without any domain's context."""
-    teacher = load_family_teacher(family, specs, device)
-    languages = family.teacher.languages
-    return ChatModel(
-        f"teacher {family.teacher.reference}", teacher.model, teacher.tokenizer, context=context, languages=languages
-    )
+    """``load_teacher_chat_model(specs.family("default"), specs, device)``: the teacher, without any domain's context.
+
+    With a ``domain`` that names its own, that one.
+    """
+    teacher, spec = load_family_teacher(family, specs, device, domain), family.taught_by(domain).teacher
+    return ChatModel(f"teacher {spec.reference}", teacher.model, teacher.tokenizer, context=context, languages=spec.languages)
 
 
 def ask(chat_model: ChatModel, question: str) -> Answer:
@@ -258,7 +273,7 @@ def explain(version: Version, text: str, registry: Registry, specs: Specs, devic
     """
     if not text.strip():
         raise UsageError("the text is empty: put its first words in quotes after the student's name")
-    teacher = load_family_teacher(matching_family(version, specs), specs, device)
+    teacher = load_family_teacher(matching_family(version, specs), specs, device, domain_of(version, specs))
     loaded = load_version(version, registry, device)
     kept = torch.tensor(loaded.base.shape.tokens or range(len(teacher.tokenizer)), device=device)  # (K,) teacher ids
     student_ids, teacher_ids = _token_ids(loaded.base.tokenizer, text), _token_ids(teacher.tokenizer, text)

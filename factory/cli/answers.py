@@ -27,6 +27,7 @@ from factory.cli.terminal import load_libraries, print_json, print_report, print
 from factory.config.quantization import QUANTIZATIONS
 from factory.errors import UsageError
 from factory.registry.registry import Registry
+from factory.registry.versions import Version
 
 
 def review(
@@ -196,7 +197,7 @@ def _hand_out(
         raise UsageError(f"{other} cannot be reviewed against itself; name another version, or `teacher`")
     load_libraries(shown=not json)
     asked = load_questions(questions, count) if questions else sample_questions(version, count)
-    answers = _answer(registry, [version.reference, other], asked, domains, version.manifest.family, device, json)
+    answers = _answer(registry, version, other, asked, domains, device, json)
     against = list(answers)[1]
     review = hand_out(registry, version, out, asked, *answers.values(), against=against, seed=seed)
     if json:
@@ -210,20 +211,24 @@ def _hand_out(
 
 def _answer(
     registry: Registry,
-    refs: Sequence[str],
+    version: Version,
+    other: str,
     questions: Sequence[str],
     domains: Path,
-    family: str,
     device: str,
     json: bool,
 ) -> dict[str, list[str]]:
-    """Reference → its answers, all cut at the first candidate's length, since length would give them away."""
+    """Reference → its answers, all cut at the version's own length, since length would give them away.
+
+    ``teacher`` is who taught the version.
+    """
     from factory import inference
 
     answers: dict[str, list[str]] = {}
     limit = None
-    for ref in refs:
-        chat_model = load_chat_model(ref, registry, domains, family=family, device=device, json=json)
+    family, domain = version.manifest.family, version.manifest.domain if version.manifest.kind == "student" else ""
+    for ref in (version.reference, other):
+        chat_model = load_chat_model(ref, registry, domains, family=family, device=device, json=json, domain=domain)
         limit = limit or chat_model.max_new_tokens
         chat_model = replace(chat_model, max_new_tokens=limit)
         answers[chat_model.reference] = []

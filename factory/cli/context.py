@@ -174,8 +174,13 @@ def _load_cascade(
     return partial(inference.ask_cascade, loaders, keep=family.serve.keep, abstain=family.serve.abstain)
 
 
-def load_chat_model(ref: str, registry: Registry, domains: Path, *, family: str | None, device: str, json: bool) -> ChatModel:
-    """``load_chat_model("healthcare-small", registry, domains, ...)``: that version, or the family's teacher for "teacher"."""
+def load_chat_model(
+    ref: str, registry: Registry, domains: Path, *, family: str | None, device: str, json: bool, domain: str = ""
+) -> ChatModel:
+    """``load_chat_model("healthcare-small", registry, domains, ...)``: that version, or the family's teacher for "teacher".
+
+    With a ``domain`` that names a teacher of its own, "teacher" is that one.
+    """
     if ref != TEACHER:
         version = registry.resolve(ref)
         load_libraries(shown=not json)
@@ -188,4 +193,4 @@ def load_chat_model(ref: str, registry: Registry, domains: Path, *, family: str 
     from factory import inference
     from factory.models.device import pick_device
 
-    return inference.load_teacher_chat_model(chosen, specs, pick_device(device))
+    return inference.load_teacher_chat_model(chosen, specs, pick_device(device), domain=specs.domains.get(domain))

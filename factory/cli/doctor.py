@@ -204,6 +204,11 @@ def _specs(domains: Path) -> Iterator[Finding]:
             cached = is_cached(spec, specs.root)
             detail = f"{spec.model} ({spec.license})"
             yield Finding(f"{family.name}: {what}", "ok" if cached else "missing", detail, "" if cached else command)
+    for domain in specs.domains.values():
+        if (teacher := domain.teacher) is not None:
+            cached, command = is_cached(teacher, specs.root), f"factory data {domain.name}, which fetches it"
+            detail = f"{teacher.model} ({teacher.license})"
+            yield Finding(f"{domain.name}: teacher", "ok" if cached else "missing", detail, "" if cached else command)
 
 
 def _registry(root: Path, verify: bool) -> Iterator[Finding]:

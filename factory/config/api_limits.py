@@ -8,6 +8,10 @@ from factory.config.schema import DEFAULT_PROFILE, DistillConfig, DomainSpec, Fa
 
 Limit = tuple[list[str | int], str]  # keys of the family's or the domain's file, and what is wrong with them
 WEIGHTS = "the teacher is behind an API and has no weights here"
+OWN_TEACHER = (
+    "a domain's own teacher stands in for a family's whose weights are at hand, and this one's is behind an API; leave it out, "
+    "or write a family with this model as its teacher"
+)
 NEUTRAL = {"loss": "generalized_jsd", "beta": 0.0, "temperature": 1.0}  # cross-entropy has none of these, nor have 20 tokens
 
 
@@ -67,6 +71,8 @@ def domain_limits(family: FamilySpec, profile: str, domain: DomainSpec) -> Itera
     if domain.private and not family.api.may_leave:
         message = f"text of a private domain must not leave; if it may go to {family.api.api}, set teacher.may_leave: true"
         yield ["private"], message
+    if domain.teacher is not None:
+        yield ["teacher"], OWN_TEACHER
     if domain.teacher_adaptation is not None:
         yield ["teacher_adaptation"], f"{WEIGHTS} to adapt; leave it out"
     for number, source in enumerate(domain.sources):

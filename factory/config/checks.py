@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from factory.config.api_limits import family_limits
+from factory.config.api_limits import OWN_TEACHER, family_limits
 from factory.config.mistakes import Mistake, SpecFile, mistakes_of
 from factory.config.names import RESERVED
 from factory.config.paths import data_path, expand, no_such
@@ -75,10 +75,15 @@ def _misfits_of(family: FamilySpec, profile: str, domain: SpecFile) -> Iterator[
 
 
 def _api_limits(files: Sequence[SpecFile]) -> Iterator[Mistake]:
-    """Families that ask a teacher behind an API for what it has not."""
+    """Families that ask a teacher behind an API for what it has not, and domains whose own teacher no family can take."""
     for file in of_kind(files, FamilySpec):
         for keys, message in family_limits(file.spec):
             yield file.mistake(keys, message)
+    families = [file.spec for file in of_kind(files, FamilySpec)]
+    if families and all(family.api for family in families):
+        for file in of_kind(files, DomainSpec):
+            if file.spec.teacher is not None:
+                yield file.mistake(["teacher"], f"{OWN_TEACHER} (with family {families[0].name})")
 
 
 def _missing_sources(root: Path, files: Iterable[SpecFile]) -> Iterator[Mistake]:

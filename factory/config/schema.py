@@ -183,6 +183,11 @@ class FamilySpec(Strict):
             )
         return self.teacher
 
+    def taught_by(self, domain: DomainSpec | None) -> FamilySpec:
+        """``family.taught_by(spec).teacher``: the same family with the domain's own teacher, where it names one."""
+        own = domain.teacher if domain is not None else None
+        return self if own is None else self.model_copy(update={"teacher": own})
+
     @property
     def files(self) -> ModelSpec:
         """``family.files``: the model whose files every build needs first: the teacher, or the base of an API's students."""
@@ -249,6 +254,11 @@ class DomainSpec(Strict):
     teacher_context: TeacherContext = Field(
         default=TeacherContext(), description="What the teacher alone is shown; a source may have its own."
     )
+    teacher: TeacherSpec | None = Field(
+        default=None,
+        description="Another model than the family's teacher for this domain alone; the base stays the family's. It needs the "
+        "very tokens of the family's teacher, and reads and writes with the family's chat template.",
+    )
     teacher_adaptation: TeacherAdaptation | None = Field(
         default=None, description="Adapt the teacher to the references of these sources before it is asked; needs 20 of them."
     )
@@ -288,15 +298,37 @@ class DomainSpec(Strict):
             raise ValueError(f"is reserved, as are {', '.join(one for one in RESERVED if one != name)}; choose another name")
         return name
 
+    @field_validator("teacher")
+    @classmethod
+    def teacher_has_the_family_s_template(cls, teacher: TeacherSpec | None) -> TeacherSpec | None:
+        if teacher is not None and (teacher.chat_template is not None or teacher.chat_template_kwargs):
+            raise ValueError(
+                "a domain's teacher reads and writes with its family's chat template, as its student does; leave chat_template "
+                "and chat_template_kwargs out"
+            )
+        return teacher
+
     @property
     def contexts(self) -> TeacherContexts:
         """``spec.contexts.of(row["source"])``: what the teacher is shown with a row of this domain."""
         own = {source.id: source.teacher_context for source in self.sources if source.teacher_context is not None}
         return TeacherContexts(self.teacher_context, own)
 
+    @property
+    def has_own_teacher(self) -> bool:
+        """Whether its students learn from another model than the family's teacher as it is."""
+        return self.teacher is not None or self.teacher_adaptation is not None
+
     def unadapted(self) -> DomainSpec:
-        """``spec.unadapted()``: the same domain, which the teacher answers as it is."""
-        return self.model_copy(update={"teacher_adaptation": None})
+        """``spec.unadapted()``: the same domain, which the family's teacher answers as it is."""
+        return self.model_copy(update={"teacher": None, "teacher_adaptation": None})
+
+    def dump(self) -> dict[str, Any]:
+        """``spec.dump()``: as manifests and cache keys have it.
+
+        ``teacher``, which domains did not always have, is in it only where it is set, so that keys made before stay valid.
+        """
+        return self.model_dump(exclude={"teacher"} if self.teacher is None else None)
 
 
 class PoolSpec(Strict):

@@ -29,7 +29,7 @@ from factory.export.formats import (
     write_peft,
     write_sentence_transformer,
 )
-from factory.export.metadata import ParityReport, notice_text, parity_failure, write_metadata
+from factory.export.metadata import ParityReport, model_licenses, notice_text, parity_failure, write_metadata
 from factory.export.ollama import modelfile
 from factory.export.parity import (
     SPEED_TOKENS,
@@ -185,7 +185,7 @@ def _export_gguf(
         adapters = [folder / f"{name}-adapter.gguf"]
         write_adapter_gguf(loaded.version.folder, loaded.model.config, adapters[0])
     model = loaded.model.unload() if adapters else merge_adapter(loaded)
-    license = loaded.version.manifest.teacher.license
+    license = model_licenses(loaded.version.manifest)
     write_base_gguf(model, loaded.base.tokenizer, path, quantization, name=name, license=license)
     adapter = 0 if adapters else None
     context = max(len(text.ids) for text in texts) + SPEED_TOKENS

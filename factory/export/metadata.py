@@ -134,7 +134,15 @@ def card_section(report: ParityReport) -> str:
 def _made(manifest: BaseManifest | StudentManifest) -> str:
     if manifest.teacher.api is not None:
         return "The original model was trained on the answers of another."
+    if manifest.base_model is not None:
+        return "The original model, or a part of it, was trained on the outputs of another."
     return "Layers and tokens of the original model were removed, and the rest was trained on its outputs."
+
+
+def model_licenses(manifest: BaseManifest | StudentManifest) -> str:
+    """``model_licenses(version.manifest)`` → "apache-2.0", or "apache-2.0 and gemma" where two models came together."""
+    models = [manifest.teacher.license, *([manifest.base_model.license] if manifest.base_model else [])]
+    return " and ".join(dict.fromkeys(models))
 
 
 def notice_text(manifest: BaseManifest | StudentManifest) -> str:
@@ -146,7 +154,7 @@ def notice_text(manifest: BaseManifest | StudentManifest) -> str:
     ]
     if manifest.base_model is not None:
         lines.append(f"Derived from: {manifest.base_model.reference}, licence: {manifest.base_model.license}.")
-    if teacher.license.lower() == "gemma":  # the sentence that section 3.1 of the terms requires
+    if "gemma" in model_licenses(manifest).lower().split(" and "):  # the sentence that section 3.1 of the terms requires
         lines.append("Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms")
     lines += [f"Data: {source.id}, licence: {source.license or 'unknown'}." for source in manifest.dataset.sources]
     if manifest.kind == "student" and manifest.notice:

@@ -154,13 +154,15 @@ def adapter_training_set(
     """``adapter_training_set(context, models, data, base, config, training_teacher(models, data, base))``: with its targets.
 
     The domain's examples that the base was not healed on: what a base has learnt teaches its adapter nothing new. A domain that
-    the base has not seen gives all of its examples. Beside them are the general prompts that ``config.general`` asks for, whose
-    answers and targets are those of the base's teacher, and the validation split for ``config.checks``.
+    the base has not seen gives all of its examples, and so does one with a teacher of its own, who did not heal the base.
+    Beside them are the general prompts that ``config.general`` asks for, whose answers and targets are those of the base's
+    teacher, and the validation split for ``config.checks``.
     """
     training_set = make_training_set(context, models, data, teacher, config)
     manifest = base.manifest
     healed = manifest.domains.get(data.spec.name)
-    if healed is not None and healed.fingerprint == data.manifest.fingerprint and manifest.heal_share < 1:
+    same = healed is not None and healed.fingerprint == data.manifest.fingerprint
+    if same and data.spec.teacher is None and manifest.heal_share < 1:
         training_set = training_set.slice(manifest.heal_share, 1)
     sets = [training_set]
     if config.general:
@@ -190,7 +192,7 @@ def distil_adapter(
         config.model_dump(exclude={"report_to"}),
         context.family.encoder.model_dump(),
         context.seed,
-        *([data.key] if data.spec.teacher_adaptation else []),  # whose targets they are: the rows may be the same
+        *([data.key] if data.spec.has_own_teacher else []),  # whose targets they are: the rows may be the same
     )
     folder = home() / "distill" / key
     folder.parent.mkdir(parents=True, exist_ok=True)

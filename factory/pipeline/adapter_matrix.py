@@ -46,11 +46,13 @@ def adapter_matrix(context: BuildContext, versions: Sequence[Version]) -> Adapte
         load_adapter(loaded.model, context.registry.require_intact(version).folder, version.name)
     candidates = {reference: with_adapter(loaded.model.eval(), name) for reference, name in names.items()}
     candidates["base"] = base_only(loaded.model)
-    teacher, settings = trim_teacher(models.teacher, loaded.base.shape.tokens), context.settings().evaluate
+    shared, settings = trim_teacher(models.teacher, loaded.base.shape.tokens), context.settings().evaluate
     kl: dict[str, dict[str, MetricValue]] = {}
     ahead: dict[str, dict[str, MetricValue]] = {}
     for version, domain in zip(versions, students, strict=True):
-        data = make_dataset(context, models, context.specs.domain(domain))
+        spec = context.specs.domain(domain)
+        data, taught = make_dataset(context, models, spec), models.of(spec)
+        teacher = shared if taught is models else trim_teacher(taught.teacher, loaded.base.shape.tokens)
         rows = list(data.rows["test"])[: settings.examples]
         with context.progress(f"{domain}: every adapter", len(rows)) as advance:
             examples = tokenize_examples(rows, teacher.tokenizer, data.spec.contexts)

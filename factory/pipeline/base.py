@@ -39,7 +39,7 @@ from factory.reports.card import model_card
 
 @dataclass(frozen=True)
 class StudentBase:
-    """A published base in memory, and the teacher in its vocabulary."""
+    """A published base in memory, and the teacher of the student that will stand on it, in its vocabulary."""
 
     version: Version
     base: Base
@@ -61,18 +61,31 @@ def make_base(
 ) -> StudentBase:
     """``make_base(context, models, "small", spec).version``: the published base, made first where ``choose_base`` finds none.
 
-    A base that is not pinned is grown by the tokens that the ``domain``'s text lacks.
+    It is made with the family's teacher; ``.teacher`` is that of ``models``, perhaps a domain's own. A base that is not pinned
+    is grown by the tokens that the ``domain``'s text lacks.
     Raises: TrainingError where the teacher pre-check fails for a domain, unless the context is to ``force`` it.
     """
     rebuild = rebuild and not context.note.has_base(base_name(context, size))  # one that was stopped after it did
-    choice = choose_base(context, models.teacher_files.sha256, size, pinned=pinned, rebuild=rebuild)
+    shared = models.shared
+    if models is not shared:
+        models.teacher.release()  # two teachers need not be in memory at once
+    choice = choose_base(context, shared.teacher_files.sha256, size, pinned=pinned, rebuild=rebuild)
     if choice.reason:
         context.say(choice.reason)
-    version = choice.version or publish_base(replace(context, meter=Meter()), models, size, rebuild=rebuild)
+    version = choice.version or publish_base(replace(context, meter=Meter()), shared, size, rebuild=rebuild)
     if domain is not None and pinned is None:
-        version = _grow_for(context, models, version, domain)
+        version = _grow_for(context, shared, version, domain)
     base = load_base(context.registry.require_intact(version).folder, context.device)
-    return StudentBase(version, base, trim_teacher(models.teacher, base.shape.tokens))
+    teacher = trim_teacher(models.teacher, base.shape.tokens)
+    if models is not shared:
+        shared.teacher.release()
+    if _depth(models.teacher) != _depth(shared.teacher):  # whose layers have other numbers
+        base = replace(base, shape=replace(base.shape, layers=None))
+    return StudentBase(version, base, teacher)
+
+
+def _depth(teacher: Teacher) -> int:
+    return int(teacher.config.get_text_config().num_hidden_layers)
 
 
 def _grow_for(context: BuildContext, models: FamilyModels, version: Version, domain: DomainSpec) -> Version:

@@ -113,7 +113,7 @@ def run_benchmark(context: BuildContext, version: Version, questions: Path, conf
     domain = context.specs.domain(manifest.domain)
     rivals = [
         *students(context, version),
-        *teachers(context, domain.teacher_context, config.others),
+        *teachers(context, domain, config.others),
         *downloads(context, files, tuned),
     ]
     conditions = _Conditions(

@@ -135,7 +135,7 @@ def build_key(
         context.profile,
         context.seed,
         context.family.model_dump() | ({"teacher": api.dump()} if (api := context.family.api) else {}),  # a raised cap goes on
-        spec.model_dump(),
+        spec.dump(),
         suite,
         [dataset_key(context, sha256, one) for one in domains.values()],
         general_key(context),

@@ -21,6 +21,7 @@ from factory.config.schema import DomainSpec, FamilySpec, Settings, Specs
 from factory.energy import Meter
 from factory.evaluation.stats import BootstrapConfig
 from factory.models.device import pick_device
+from factory.models.domain_teacher import load_domain_teacher
 from factory.models.references import ResolvedModel, load_encoder
 from factory.models.teacher import Teacher
 from factory.models.templates import resolve_teacher
@@ -124,13 +125,35 @@ def make_context(
 
 @dataclass(frozen=True)
 class FamilyModels:
-    """A family's teacher and encoder: files on this machine, weights in memory from their first use."""
+    """A family's teacher and encoder: files on this machine, weights in memory from their first use.
 
-    family: FamilySpec
+    Of a domain that names its own teacher, ``models.of(spec)`` has that one in the family's place.
+    """
+
+    family: FamilySpec  # with the teacher that these models have
     root: Path  # the folder of the YAML files, where `path:` references start
     device: torch.device
     teacher_files: ResolvedModel
     teacher: Teacher  # with its whole vocabulary
+    family_models: FamilyModels | None = None  # those with the family's teacher, where this one is a domain's own
+
+    @property
+    def shared(self) -> FamilyModels:
+        """``models.shared.teacher``: the family's, which base, vocabulary and router are made with."""
+        return self.family_models or self
+
+    def of(self, domain: DomainSpec) -> FamilyModels:
+        """``models.of(spec).teacher``: the domain's own, where it names one, else the family's; whatever these models have.
+
+        Raises: ModelResolutionError where that one has other tokens than the family's, or cannot be fetched.
+        """
+        shared = self.shared
+        if domain.teacher is None:
+            return shared
+        if self.family.teacher == domain.teacher:
+            return self
+        files, teacher = load_domain_teacher(domain.teacher, shared.teacher_files, shared.teacher, self.root)
+        return FamilyModels(shared.family.taught_by(domain), self.root, self.device, files, teacher, shared)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -138,6 +161,8 @@ class FamilyModels:
 
     @cached_property
     def encoder(self) -> Any:
+        if self.family_models is not None:
+            return self.family_models.encoder
         return load_encoder(self.family.encoder, self.device.type, root=self.root)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
@@ -147,19 +172,19 @@ class FamilyModels:
 
 
 def models_for(context: BuildContext, domain: DomainSpec) -> FamilyModels:
-    """``models_for(context, spec)``: as ``resolve_models``; what an API is asked for it is on the domain's account.
+    """``models_for(context, spec)``: as ``resolve_models``, with who teaches the domain.
 
     Raises: SpecError for a domain that this family's teacher cannot teach, or must not see.
     """
     require_teachable(context.family, context.profile, domain)
-    return charged(context, resolve_models(context.family, context.specs.root, context.device), domain)
+    return taught(context, resolve_models(context.family, context.specs.root, context.device), domain)
 
 
-def charged(context: BuildContext, models: FamilyModels, domain: DomainSpec) -> FamilyModels:
-    """``charged(context, models, spec)``: the same models; what an API is asked is on the domain's account."""
+def taught(context: BuildContext, models: FamilyModels, domain: DomainSpec) -> FamilyModels:
+    """``taught(context, models, spec)``: with the domain's own teacher; what an API is asked is on the domain's account."""
     family = context.family
     if family.api is None or models.teacher.api is None:
-        return models
+        return models.of(domain)
     account = account_of(family, family.api, context.profile, context.seed, domain.name)
     return replace(models, teacher=replace(models.teacher, api=replace(models.teacher.api, account=account)))
 

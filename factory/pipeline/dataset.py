@@ -47,8 +47,9 @@ SHOWN = 200  # characters of the first prompt, and of its answer: a teacher that
 DATASET_FORMAT = 4  # raised when the rows, or what is written of them, are chosen otherwise, so that older folders are not read
 EVALUATED = {"bias_pairs", "tasks", "golden_set", "refusals", "gates"}
 # Fields of a domain's YAML that decide nothing about its rows (its `data` overrides are part of the settings).
-# `teacher_adaptation` has a part of its own in the key, so that data sets without one keep theirs.
-NOT_DATA = {"description", "notice", "append_notice", "distill", "embed", "data", "teacher_adaptation", *EVALUATED}
+# `teacher` is in the key as its sha256; `teacher_adaptation` has a part of its own, so that data sets without one keep theirs.
+OWN_TEACHER = {"teacher", "teacher_adaptation"}
+NOT_DATA = {"description", "notice", "append_notice", "distill", "embed", "data", *OWN_TEACHER, *EVALUATED}
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,10 @@ def general_key(context: BuildContext) -> str:
 
 
 def dataset_key(context: BuildContext, teacher_sha256: str, spec: DomainSpec) -> str:
-    """``dataset_key(context, models.teacher_files.sha256, spec)``: of all that decides a domain's rows, file contents included.
+    """``dataset_key(context, models.of(spec).teacher_files.sha256, spec)``: of all that decides a domain's rows.
 
-    The router counts only where the family has a pool for it to sort, so that a new domain leaves the others as they are.
+    File contents are included. The router counts only where the family has a pool for it to sort, so that a new domain leaves
+    the others as they are.
     """
     family = context.family
     return cache_key(
@@ -192,7 +194,7 @@ def load_domain_examples(
 
 def general_examples(context: BuildContext, models: FamilyModels) -> list[Example]:
     """``general_examples(context, models)``: every prompt of the general pool."""
-    return load_domain_examples(context, models, general_pool(context).sources)
+    return load_domain_examples(context, models.shared, general_pool(context).sources)
 
 
 def split_general(context: BuildContext, models: FamilyModels) -> tuple[list[Example], list[Example]]:
@@ -239,7 +241,7 @@ def load_router(context: BuildContext, models: FamilyModels) -> DomainRouter:
 
 def find_dataset(context: BuildContext, models: FamilyModels, spec: DomainSpec) -> DomainDataset | None:
     """``find_dataset(context, models, spec)``: the data set where it is on disk already; makes nothing, drops a damaged one."""
-    key = dataset_key(context, models.teacher_files.sha256, spec)
+    key = dataset_key(context, models.of(spec).teacher_files.sha256, spec)
     folder = dataset_folder(spec, key)
     if not is_kept(folder, context.say):
         return None
@@ -272,7 +274,7 @@ def load_prompts(context: BuildContext, models: FamilyModels, spec: DomainSpec) 
     with context.meter.stage("data"), context.progress(f"{spec.name}: prompts", 1) as advance:
         every = load_domain_examples(context, models, spec.sources, context.say)
         if context.family.pool and not spec.private:
-            pool = load_domain_examples(context, models, context.family.pool)
+            pool = load_domain_examples(context, models.shared, context.family.pool)
             every += route_pool(pool, load_router(context, models)).get(spec.name, [])
         kept, identifiers = filter_pii(every, spec.personal_data, domain=spec.name, dropped=dropped)
         prompts = make_prompts(
@@ -293,6 +295,7 @@ def make_dataset(context: BuildContext, models: FamilyModels, spec: DomainSpec) 
     Where the domain asks for it, the teacher is adapted first, and its adapter made again where it is no longer on disk.
     Raises: DataError where too few examples are left, or too few references to adapt the teacher to.
     """
+    models = models.of(spec)
     found = find_dataset(context, models, spec)
     if found is not None:
         adapt_teacher(
@@ -305,7 +308,7 @@ def make_dataset(context: BuildContext, models: FamilyModels, spec: DomainSpec) 
     teacher = adapted.teacher if adapted else models.teacher
     completions = _complete(context, teacher, [*prompts.train, *prompts.validation, *prompts.test], spec)
     provenance: dict[str, Any] = {
-        "teacher": context.family.teacher.reference,
+        "teacher": models.family.teacher.reference,
         "teacher_sha256": models.teacher_files.sha256,
         "teacher_context": spec.contexts.dump(),
         "personal_data": {"policy": spec.personal_data, "found": identifiers},  # counts, never the values

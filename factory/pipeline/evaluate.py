@@ -64,12 +64,13 @@ def gather_eval_data(
     """``gather_eval_data(context, models, data)``: what a student of this domain is measured on.
 
     The teacher answers general prompts here, before training, so that a pool it cannot answer is found early. Other domains
-    are measured as far as their data sets exist: none is made for it.
+    are measured as far as their data sets exist: none is made for it, and no other domain's own teacher is looked for.
     """
     others = [
         found
         for spec in context.public_domains
-        if spec.name != data.spec.name and (found := find_dataset(context, models, spec)) is not None
+        if spec.name != data.spec.name
+        and (found := find_dataset(context, models, spec.unadapted() if spec.teacher else spec)) is not None
     ]
     return EvalData(
         domain=_rows(data),

@@ -135,7 +135,7 @@ def prepare(context: BuildContext, domain: str, size: str, spec: ExperimentSpec,
         find_loss(config.loss)
         check_targets(domain_spec, config, live=asks_teacher(config) or method.trainer == "trl_gkd")
     questions = load_eval_suite(domain_spec, context.family, context.specs.root).golden_set
-    models = resolve_models(context.family, context.specs.root, context.device)
+    models = resolve_models(context.family, context.specs.root, context.device).of(domain_spec)
     data = make_dataset(context, models, domain_spec)
     if not len(data.rows["validation"]):
         raise DataError(f"the data set of {domain} has no validation split to choose learning rates on; give it more topics")

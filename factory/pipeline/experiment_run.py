@@ -118,7 +118,8 @@ def train_run(bench: Bench, method: MethodSpec, training_set: TrainingSet, rate:
     folder = home() / "experiments" / run_key(bench, method, training_set, config, seed)
     if not is_kept(folder, bench.context.say):
         torch.manual_seed(seed)
-        fresh = replace(bench.base, base=load_base(bench.base.version.folder, bench.context.device))
+        loaded = load_base(bench.base.version.folder, bench.context.device)
+        fresh = replace(bench.base, base=replace(loaded, shape=bench.base.base.shape))
         model = attach_adapter(fresh.base, config)
         with TemporaryDirectory() as scratch:
             trainer = _trainer(method, model, replace(fresh, teacher=bench.teacher), training_set, config, Path(scratch), seed)
@@ -153,7 +154,7 @@ def run_key(bench: Bench, method: MethodSpec, training_set: TrainingSet, config:
         asdict(bench.budget),
         environment(bench.context.device),
         seed,
-        *([bench.data.key] if bench.data.spec.teacher_adaptation else []),  # whose targets they are: the rows may be the same
+        *([bench.data.key] if bench.data.spec.has_own_teacher else []),  # whose targets they are: the rows may be the same
     )
 
 

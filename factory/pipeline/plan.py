@@ -19,7 +19,7 @@ from factory.models.references import is_cached
 from factory.pipeline.api_teacher import describe_api, licence_duties, require_teachable
 from factory.pipeline.base_choice import base_name
 from factory.pipeline.build import BuildOptions
-from factory.pipeline.context import BuildContext, FamilyModels, charged, resolve_models
+from factory.pipeline.context import BuildContext, FamilyModels, resolve_models, taught
 from factory.pipeline.dataset import dataset_folder, dataset_key, router_folder
 from factory.pipeline.estimate import (
     adapter_seconds,
@@ -56,28 +56,25 @@ def plan(
     Raises: DataError for a file that cannot be used.
     """
     options, family = options or BuildOptions(), context.family
-    for name in domains:
-        require_teachable(family, context.profile, context.specs.domain(name))
+    own = [context.specs.domain(name) for name in dict.fromkeys(domains)]
+    for spec in own:
+        require_teachable(family, context.profile, spec)
     model = family.sizes[size].base
     teacher: list[tuple[str, ModelSpec]] = [] if family.api else [("teacher", family.weights)]
-    fetched = [*teacher, ("encoder", family.encoder), *([("base", model)] if model else [])]
+    teachers = [(f"teacher of {spec.name}", spec.teacher) for spec in own if spec.teacher is not None]
+    fetched = [*teacher, *teachers, ("encoder", family.encoder), *([("base", model)] if model else [])]
     steps = [*_api(family), *(_fetch(context, what, spec) for what, spec in fetched)]
-    if not is_cached(family.files, context.specs.root):
+    if not all(is_cached(spec, context.specs.root) for spec in (family.files, *(spec for _, spec in teachers))):
         return [*steps, *_unknown(context, domains, size, options)]
     models = resolve_models(family, context.specs.root, context.device)
-    rate = matrix_rate(context.device)
-    own = [context.specs.domain(name) for name in dict.fromkeys(domains)]
+    rate, who = matrix_rate(context.device), {spec.name: taught(context, models, spec) for spec in own}
     base = plan_base(context, models, size, options, rate, own)
     others = _of_base(context, own) if base.heals else []
     known = {spec.name: known_answers(context, models, spec) for spec in [*own, *others]}
     return [
         *steps,
         *(Step("teacher", "on disk", note) for note in [*models.teacher_files.notes, *_in_llamacpp(context, models, size)]),
-        *(
-            step
-            for spec in own
-            for step in _data(context, charged(context, models, spec), spec, rate, known[spec.name], sample)
-        ),
+        *(step for spec in own for step in _data(context, who[spec.name], spec, rate, known[spec.name], sample)),
         *(step for spec in others for step in _data(context, models, spec, rate, known[spec.name])),
         _router(context),
         *base.steps,
@@ -86,8 +83,8 @@ def plan(
             step
             for name in domains
             for step in (
-                _student(context, models, name, size, options, rate, base),
-                _evaluation(context, models, name, size, rate, base),
+                _student(context, who[name], name, size, options, rate, base),
+                _evaluation(context, who[name], name, size, rate, base),
             )
         ),
     ]
@@ -177,9 +174,9 @@ def _most_asked(api: ApiTeacherSpec, prompts: int, spec: DomainSpec, config: Dat
 
 
 def _data_name(context: BuildContext, spec: DomainSpec) -> str:
-    """Where the teacher is adapted for a domain's students, a base has another data set of the domain."""
+    """Where another teacher teaches a domain's students, a base has another data set of the domain."""
     known = context.specs.domains.get(spec.name)  # none where the data is the general pool's
-    shared = spec.teacher_adaptation is None and known is not None and known.teacher_adaptation is not None
+    shared = not spec.has_own_teacher and known is not None and known.has_own_teacher
     return f"data set {spec.name}{' of the base' if shared else ''}"
 
 
@@ -225,7 +222,7 @@ def _student(
     spec = context.specs.domain(name)
     settings = context.settings(spec)
     distill, average = settings.distill, example_tokens(settings.data)
-    known = base.heals and spec.teacher_adaptation is None  # scored by the base's teacher, for its healing
+    known = base.heals and not spec.has_own_teacher  # scored by the base's teacher, for its healing
     scored = 0 if known else settings.data.max_examples * average
     general = round(distill.general * settings.data.max_examples) * answer_tokens(settings.data)
     trained = distill.steps * distill.batch * average * (2 if options.baselines else 1)

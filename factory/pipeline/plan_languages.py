@@ -19,7 +19,7 @@ def language_steps(context: BuildContext, spec: DomainSpec, known: KnownAnswers)
     Of data on the Hub, of documents and of prompts that the teacher will write nothing is known yet.
     """
     texts = [one.text for one in sample_evenly(known.examples, MAX_MEASURED, context.seed)]
-    counted = count_unknown(texts, context.family.languages)
+    counted = count_unknown(texts, context.family.taught_by(spec).languages)
     if counted.share < MIN_SHARE:
         return []
     return [Step(f"prompts of {spec.name}", "warning", counted.describe())]

@@ -48,7 +48,7 @@ def memory_steps(
         steps.append(_step(context, config, "healing", "heal", shared.heal, shape))
     for spec in own:
         distill, row = context.settings(spec).distill, longest_row(context, models, spec, known[spec.name])
-        shape = TrainingShape(distill.batch, row, distill.rank, _beside(models, distill))
+        shape = TrainingShape(distill.batch, row, distill.rank, _beside(models.of(spec), distill))
         steps.append(_step(context, config, student_name(spec.name, size), "distill", distill, shape))
     return steps
 

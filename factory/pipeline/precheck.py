@@ -72,9 +72,11 @@ def unchecked(
 def require_teachers(context: BuildContext, models: FamilyModels, datasets: Sequence[DomainDataset], cut: CutBase) -> None:
     """``require_teachers(context, models, datasets, cut)``: before a base is healed on these domains.
 
+    A domain that names a teacher of its own is left out: the family's is not who teaches its students.
     Raises: TrainingError as ``require_teacher`` does.
     """
-    for data in datasets:
+    own = {spec.name for spec in context.specs.domains.values() if spec.teacher is not None}
+    for data in [data for data in datasets if data.spec.name not in own]:
         check = check_domain(context, models, data, cut.teacher, fixed_model(cut.base.model), cut.tokens)
         require_teacher(context, data, check)
 

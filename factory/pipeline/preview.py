@@ -39,7 +39,7 @@ def preview(context: BuildContext, models: FamilyModels, data: DomainDataset) ->
         "sources": manifest.sources,
         "templates": manifest.templates,
         "personal_data": describe_personal_data(data.info.personal_data),
-        "other_languages": count_unknown(prompts, context.family.languages).json(),
+        "other_languages": count_unknown(prompts, models.family.languages).json(),
         "disagreements": len(elsewhere),
         "disagreement_examples": [[one.prompt, one.routed_to] for one in elsewhere[:SAMPLES]],
         "too_small": small_dataset_warning(1.0, 1.0, manifest),
@@ -67,7 +67,7 @@ def dry_preview(context: BuildContext, models: FamilyModels, spec: DomainSpec) -
         "sources": [{"id": id, "license": license, "n": n} for (id, license), n in sorted(found.items())],
         "left_out": [source.id for source in spec.sources if source not in written],
         "personal_data": describe_personal_data(PersonalDataInfo(policy=spec.personal_data, found=identifiers)),
-        "other_languages": count_unknown([example.text for example in every], context.family.languages).json(),
+        "other_languages": count_unknown([example.text for example in every], models.family.languages).json(),
         "samples": [
             {"prompt": conversation_text(one.prompt, one.history), "completion": one.completion, "source": one.source}
             for one in prompts.train[:SAMPLES]

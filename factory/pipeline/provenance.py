@@ -21,19 +21,21 @@ from factory.registry.provenance import library_versions
 def family_fields(context: BuildContext, models: FamilyModels, settings: Settings, size: str) -> dict[str, Any]:
     """``StudentManifest(**family_fields(context, models, settings, size), ...)``: family, teacher, encoder, settings, code."""
     family, files, usage = context.family, models.teacher_files, spent(models.teacher)
-    base = family.sizes[size].base
+    teacher, base = models.family.teacher, family.sizes[size].base
+    if base is None and models.shared is not models:
+        base = family.weights  # which the base was cut from, and a domain's own teacher is another
     return {
         "family": family.name,
         "profile": context.profile,
         "seed": context.seed,
         "teacher": TeacherInfo(
-            reference=family.teacher.reference,
-            license=family.teacher.license,
+            reference=teacher.reference,
+            license=teacher.license,
             sha256=files.sha256,
             revision=files.revision,
             parameters=None if family.api else models.teacher.parameters,
             api=ApiUsage(**vars(usage)) if usage else None,
-            languages=family.teacher.languages,
+            languages=teacher.languages,
         ),
         "base_model": ModelInfo(reference=base.model, license=base.license) if base else None,
         "encoder": ModelInfo(reference=family.encoder.model, license=family.encoder.license),

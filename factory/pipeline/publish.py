@@ -69,8 +69,8 @@ def publish_student(
         notice=spec.notice,
         append_notice=spec.append_notice,
         teacher_context=spec.teacher_context.model_dump(),
-        spec=spec.model_dump(),
-        spec_hash=cache_key(spec.model_dump()),
+        spec=spec.dump(),
+        spec_hash=cache_key(spec.dump()),
         seconds=dict(context.meter.seconds),
         energy=energy_info(context.meter, evaluation.per_1000_tokens_wh),
     )

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from factory.cache import folder_bytes
-from factory.config.schema import FamilySpec, TeacherContext, TeacherSpec
+from factory.config.schema import DomainSpec, FamilySpec, TeacherContext, TeacherSpec
 from factory.evaluation.benchmark import STUDENT
 from factory.models.adapter import load_adapter
 from factory.models.attention import load_causal_model
@@ -20,7 +20,7 @@ from factory.models.chat import NO_CONTEXT
 from factory.models.folders import load_tokenizer
 from factory.models.references import ResolvedModel
 from factory.models.templates import resolve_teacher
-from factory.pipeline.context import BuildContext
+from factory.pipeline.context import BuildContext, resolve_models
 from factory.pipeline.fine_tuning import FineTuning
 from factory.registry.versions import Version
 
@@ -65,12 +65,16 @@ def students(context: BuildContext, version: Version) -> list[Rival]:
     return [Rival({name: NO_CONTEXT}, base.folder, license, adapter) for name, adapter in adapters.items()]
 
 
-def teachers(context: BuildContext, shown: TeacherContext, others: Sequence[FamilySpec]) -> list[Rival]:
-    """``teachers(context, domain.teacher_context, [gemma])``: the family's, also with its context, and those of others."""
+def teachers(context: BuildContext, domain: DomainSpec, others: Sequence[FamilySpec]) -> list[Rival]:
+    """``teachers(context, specs.domain("legal"), [gemma])``: the domain's, also with its context, and those of others."""
+    shown = domain.teacher_context
     own = {"teacher": NO_CONTEXT} | ({"teacher, with its context": shown} if shown != NO_CONTEXT else {})
-    rows: list[tuple[Mapping[str, TeacherContext], TeacherSpec]] = [(own, context.family.weights)]
-    rows += [({f"{family.name}'s teacher": NO_CONTEXT}, family.weights) for family in others if family.api is None]
-    return [Rival(names, model_files(context, spec).folder, spec.license) for names, spec in rows]
+    files = resolve_models(context.family, context.specs.root, context.device).of(domain).teacher_files
+    rows: list[tuple[Mapping[str, TeacherContext], ResolvedModel]] = [(own, files)]
+    for family in others:
+        if family.api is None:
+            rows.append(({f"{family.name}'s teacher": NO_CONTEXT}, model_files(context, family.weights)))
+    return [Rival(names, files.folder, files.license) for names, files in rows]
 
 
 def downloads(context: BuildContext, files: ResolvedModel, tuned: FineTuning | None) -> list[Rival]:

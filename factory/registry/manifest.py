@@ -42,7 +42,7 @@ class TeacherInfo(ModelInfo):
     revision: str
     parameters: Count | None  # a tied head counts once; None behind an API
     api: ApiUsage | None = None  # None: its weights were at hand
-    languages: tuple[str, ...] = ()  # that it knows, as the family file stated them; none: not stated
+    languages: tuple[str, ...] = ()  # that it knows, as the YAML stated them; none: not stated
 
 
 class SourceInfo(Entry):
@@ -283,7 +283,7 @@ class Manifest(Entry):
     seed: int
     teacher: TeacherInfo
     encoder: ModelInfo
-    base_model: ModelInfo | None = None  # that the size names as its base; None: the base is a part of the teacher
+    base_model: ModelInfo | None = None  # that the base is made of, where that is not the teacher
     path: tuple[str, ...]  # who taught whom: "teacher", then the references of the bases between
     settings: dict[str, Any]  # data, heal, distill, evaluate, all overrides applied
     dataset: DatasetInfo

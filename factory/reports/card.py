@@ -112,9 +112,13 @@ def _license_id(license: str) -> str:
 
 
 def _base_model(manifest: AnyManifest) -> str:
-    """The Hub accepts only ids here: ``hub:org/name@rev`` has one, a file gives the name of its model."""
-    origin = manifest.base_model if manifest.teacher.api and manifest.base_model else manifest.teacher
-    scheme, _, rest = origin.reference.partition(":")
+    """What its weights come from."""
+    return _hub_id((manifest.base_model or manifest.teacher).reference)
+
+
+def _hub_id(reference: str) -> str:
+    """The Hub accepts only ids: ``hub:org/name@rev`` has one, a file gives the name of its model."""
+    scheme, _, rest = reference.partition(":")
     if scheme == "hub":
         return rest.partition("@")[0]
     stem = re.sub(r"\.(gguf|safetensors)$", "", rest.rstrip("/").rpartition("/")[2])
@@ -128,7 +132,7 @@ def _base_model(manifest: AnyManifest) -> str:
 def _taught(manifest: AnyManifest) -> str:
     if manifest.teacher.api is not None:
         return f"for {_text(_base_model(manifest))}, trained on the answers of {_code(manifest.teacher.reference)}"
-    return f"distilled from {_text(_base_model(manifest))}"
+    return f"distilled from {_text(_hub_id(manifest.teacher.reference))}"
 
 
 def _opening(manifest: AnyManifest, view: View) -> list[str]:
@@ -242,7 +246,7 @@ def _intended_use(view: View) -> list[str]:
 def _imitated(manifest: AnyManifest) -> str:
     if manifest.teacher.api is not None:
         return f"{_code(manifest.teacher.reference)}, a model"
-    return f"{_text(_base_model(manifest))}, a small model"
+    return f"{_text(_hub_id(manifest.teacher.reference))}, a small model"
 
 
 def _limits(manifest: AnyManifest, view: View) -> list[str]:
@@ -259,8 +263,9 @@ def _limits(manifest: AnyManifest, view: View) -> list[str]:
 
 def _lineage(manifest: AnyManifest, view: View) -> list[str]:
     note = "`manifest.json` beside this file has all of it, with the sha256 of every file."
-    if not manifest.teacher.reference.startswith("hub:"):
-        note += " `base_model` above is the name of the teacher's file: replace it with a Hub id before a push to the Hub."
+    if not (manifest.base_model or manifest.teacher).reference.startswith("hub:"):
+        whose = "a file" if manifest.base_model else "the teacher's file"
+        note += f" `base_model` above is the name of {whose}: replace it with a Hub id before a push to the Hub."
     return [_rows(view.lineage), note]
 
 

@@ -161,6 +161,8 @@ def _chain(version: Version, known: Mapping[str, Version]) -> tuple[Node, ...]:
     name = teacher.reference.rpartition("/")[2]  # the provenance has all of it
     size = "behind an API" if teacher.parameters is None else f"{format_number(teacher.parameters, 'parameters')} parameters"
     chain = [Node("teacher", name, f"{size}, {teacher.license}")]
+    if (origin := version.manifest.base_model) is not None:
+        chain.append(Node("model of the base", origin.reference.rpartition("/")[2], origin.license))
     for reference in version.manifest.path[1:]:
         role = "base" if reference == version.base else "teacher assistant"
         chain.append(_node(role, reference, known.get(reference)))

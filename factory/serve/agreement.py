@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from factory.config.schema import Specs, TeacherContext
 from factory.errors import ServeError
-from factory.inference import load_family_teacher, load_version, matching_family
+from factory.inference import domain_of, load_family_teacher, load_version, matching_family
 from factory.models.base import trim_teacher
 from factory.models.chat import completion_ids, prompt_ids, stop_tokens
 from factory.models.device import mixed_precision
@@ -82,7 +82,7 @@ def load_pair(version: Version, registry: Registry, specs: Specs, device: torch.
 
     Raises:
         ServeError: for a base.
-        TrainingError: if the family file names another teacher than the student's.
+        TrainingError: if the family or the domain names another teacher than the student's.
     """
     manifest = version.manifest
     if not isinstance(manifest, StudentManifest):
@@ -92,8 +92,8 @@ def load_pair(version: Version, registry: Registry, specs: Specs, device: torch.
     return Pair(
         version.reference,
         loaded.model,
-        trim_teacher(load_family_teacher(family, specs, device), loaded.base.shape.tokens),
-        family.teacher.reference,
+        trim_teacher(load_family_teacher(family, specs, device, domain_of(version, specs)), loaded.base.shape.tokens),
+        manifest.teacher.reference,
         TeacherContext.kept(manifest.teacher_context),
         manifest.max_completion_tokens,
     )

@@ -148,6 +148,17 @@ def test_the_base_model_is_an_id_the_hub_accepts(reference: str, base_model: str
     assert ("replace it with a Hub id" in content) == (not reference.startswith("hub:"))
 
 
+def test_the_base_model_is_what_the_base_is_made_of_where_another_model_taught() -> None:
+    origin = {"reference": "hub:org/small@abc", "license": "mit"}
+    content = model_card(manifest(base_model=origin))
+    data = front_matter(content)
+    assert data["base_model"] == "org/small" and "replace it with a Hub id" not in content
+    assert (data["license"], data["license_name"]) == ("other", "apache-2.0-and-mit")
+    assert "distilled from SmolLM2-135M-Instruct" in content
+    local = model_card(manifest(base_model=origin | {"reference": "path:./small"}))
+    assert front_matter(local)["base_model"] == "small" and "is the name of a file: replace it" in local
+
+
 def test_a_base_has_a_card_of_its_own() -> None:
     content = model_card(base_manifest())
     data = front_matter(content)

@@ -33,9 +33,11 @@ def answer(prompt: str) -> str:
     return next(text for word, text in ANSWERS.items() if f" {word} " in prompt)
 
 
-def train_teacher(folder: Path, prompts: list[str], answer: Callable[[str], str] = answer, steps: int = 150) -> None:
+def train_teacher(
+    folder: Path, prompts: list[str], answer: Callable[[str], str] = answer, steps: int = 150, model: Any = None
+) -> None:
     """``train_teacher(folder, prompts)``: a transformers folder; some seconds on one core."""
-    tokenizer, model = tiny.tokenizer(), tiny.llama()
+    tokenizer, model = tiny.tokenizer(), model or tiny.llama()
     rows = [(prompt_ids(tokenizer, one), completion_ids(tokenizer, answer(one))) for one in prompts]
     width = max(len(prompt) + len(completion) for prompt, completion in rows)
     ids, labels = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), -100)
