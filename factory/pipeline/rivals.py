@@ -66,10 +66,15 @@ def students(context: BuildContext, version: Version) -> list[Rival]:
 
 
 def teachers(context: BuildContext, domain: DomainSpec, others: Sequence[FamilySpec]) -> list[Rival]:
-    """``teachers(context, specs.domain("legal"), [gemma])``: the domain's, also with its context, and those of others."""
+    """``teachers(context, specs.domain("legal"), [gemma])``: the domain's, also with its context, and those of others.
+
+    Raises: SpecError for a teacher behind an API, which has no weights to measure.
+    """
     shown = domain.teacher_context
     own = {"teacher": NO_CONTEXT} | ({"teacher, with its context": shown} if shown != NO_CONTEXT else {})
-    files = resolve_models(context.family, context.specs.root, context.device).of(domain).teacher_files
+    files = model_files(context, context.family.weights)
+    if domain.teacher is not None:
+        files = resolve_models(context.family, context.specs.root, context.device).of(domain).teacher_files
     rows: list[tuple[Mapping[str, TeacherContext], ResolvedModel]] = [(own, files)]
     for family in others:
         if family.api is None:
