@@ -7,8 +7,7 @@ ids, log_probs = named_targets(TokenBytes.of(tokenizer), completion, row["top_lo
 Tokens come as text and are placed by the bytes before them, so that teacher and student may cut a text otherwise: with other
 tokenizers, or since the student's has one way for each text. A token of the teacher's that the student does not have counts
 as the first one of its text; one of the student's that is several of the teacher's is as likely as all of these, one after the
-other; and within a token of the teacher's, those that began otherwise are out. Probabilities, not logits, are compared, so no
-matrix from one vocabulary to the other is needed, as in GOLD (https://huggingface.co/spaces/HuggingFaceH4/on-policy-distillation).
+other (the chain rule, as in TRL's GOLD trainer); and within a token of the teacher's, those that began otherwise are out.
 """
 
 from __future__ import annotations
@@ -195,9 +194,8 @@ def named_targets(tokens: TokenBytes, completion: Sequence[int], packed: str, to
     for row, (token, spelling) in enumerate(zip(completion, spelt, strict=True)):
         mass: dict[int, float] = {}
         for name, share in answer.continued(at, spelling) if spelling or token == tokens.end else ():
-            known = (
-                token if name == spelling else tokens.find(b" " + name if spaced and row == 0 and name[:1] != b" " else name)
-            )
+            written = b" " + name if spaced and row == 0 and not name.startswith(b" ") else name
+            known = token if name == spelling else tokens.find(written)
             if known is not None and share > 0:
                 mass[known] = mass.get(known, 0.0) + share
         ids[row], log_probs[row] = _row(mass or {token: 1.0}, top_k, len(tokens.bytes_of))
