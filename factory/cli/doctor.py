@@ -16,7 +16,7 @@ from typing import Literal
 
 from factory import cache
 from factory.cli.context import read_domains
-from factory.config.schema import FamilySpec
+from factory.config.schema import FamilySpec, ModelSpec
 from factory.errors import FactoryError
 from factory.registry.registry import Registry
 from factory.reports.format import format_number
@@ -198,17 +198,17 @@ def _specs(domains: Path) -> Iterator[Finding]:
 
     names = ", ".join(specs.domains) or "no domain"
     yield Finding("specs", "ok", f"{domains}: {names}; families: {', '.join(specs.families) or 'none'}")
+    models: list[tuple[str, ModelSpec, str]] = []  # what it is, and the command that fetches it
     for family in specs.families.values():
         command = f"factory doctor --fetch {family.name}"
-        for what, spec in (("base" if family.api else "teacher", family.files), ("encoder", family.encoder)):
-            cached = is_cached(spec, specs.root)
-            detail = f"{spec.model} ({spec.license})"
-            yield Finding(f"{family.name}: {what}", "ok" if cached else "missing", detail, "" if cached else command)
+        models.append((f"{family.name}: {'base' if family.api else 'teacher'}", family.files, command))
+        models.append((f"{family.name}: encoder", family.encoder, command))
     for domain in specs.domains.values():
-        if (teacher := domain.teacher) is not None:
-            cached, command = is_cached(teacher, specs.root), f"factory data {domain.name}, which fetches it"
-            detail = f"{teacher.model} ({teacher.license})"
-            yield Finding(f"{domain.name}: teacher", "ok" if cached else "missing", detail, "" if cached else command)
+        if domain.teacher is not None:
+            models.append((f"{domain.name}: teacher", domain.teacher, f"factory data {domain.name}, which fetches it"))
+    for what, spec, command in models:
+        cached = is_cached(spec, specs.root)
+        yield Finding(what, "ok" if cached else "missing", f"{spec.model} ({spec.license})", "" if cached else command)
 
 
 def _registry(root: Path, verify: bool) -> Iterator[Finding]:

@@ -76,14 +76,14 @@ def _misfits_of(family: FamilySpec, profile: str, domain: SpecFile) -> Iterator[
 
 def _api_limits(files: Sequence[SpecFile]) -> Iterator[Mistake]:
     """Families that ask a teacher behind an API for what it has not, and domains whose own teacher no family can take."""
-    for file in of_kind(files, FamilySpec):
+    families = of_kind(files, FamilySpec)
+    for file in families:
         for keys, message in family_limits(file.spec):
             yield file.mistake(keys, message)
-    families = [file.spec for file in of_kind(files, FamilySpec)]
-    if families and all(family.api for family in families):
+    if families and all(file.spec.api for file in families):
         for file in of_kind(files, DomainSpec):
             if file.spec.teacher is not None:
-                yield file.mistake(["teacher"], f"{OWN_TEACHER} (with family {families[0].name})")
+                yield file.mistake(["teacher"], f"{OWN_TEACHER} (with family {families[0].spec.name})")
 
 
 def _missing_sources(root: Path, files: Iterable[SpecFile]) -> Iterator[Mistake]:

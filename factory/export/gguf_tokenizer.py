@@ -9,7 +9,6 @@ the rank of the first merge that makes it. In both, the text of a special token 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,9 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from factory.errors import ExportError
 from factory.models.chat import end_of_turn
-from factory.models.tokenize import SPACE
+from factory.models.tokenize import BYTE, SPACE
 
-BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 GPT2, DIGITS, BYTES = "ByteLevel", "Digits", "bytes"  # steps of pre-tokenizers, beside patterns that they split by
 _END = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"

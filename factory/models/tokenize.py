@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from factory.models.chat import completion_ids, prompt_ids
 
 MAX_CHARACTER_TOKENS = 4  # a UTF-8 character has at most four bytes, so at most four byte tokens
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's space
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # its tokens for what has no other
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what an incomplete character decodes to
 
 

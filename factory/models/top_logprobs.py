@@ -15,7 +15,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import re
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,13 +28,12 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from factory.errors import ModelResolutionError
 from factory.models.chat import end_of_turn, stop_tokens
-from factory.models.tokenize import REPLACEMENT, SPACE
+from factory.models.tokenize import BYTE, REPLACEMENT, SPACE
 
 MAX_TOP_LOGPROBS = 20  # tokens at a place: what OpenAI's API gives at most
 MIN_LOG_PROB = -80.0  # nats, of a token that is not possible
 ROUNDING = 1.01  # of a sum of probabilities
 LEFT_OUT = 3  # bytes: some servers leave out the tokens that are parts of a character
-BYTE = re.compile(r"<0x[0-9A-F]{2}>$")  # SentencePiece's tokens for what has no other
 COVERED = 0.5  # of a text that log-probabilities are of: those of another text end soon
 Named = tuple[tuple[bytes, float], ...]  # tokens, each with its log-probability in nats
 
@@ -143,7 +141,7 @@ class TokenBytes:
         byte_level = _is_byte_level(tokenizer)
 
         def is_byte(token: int) -> bool:
-            return not byte_level and BYTE.match(texts[token]) is not None
+            return not byte_level and BYTE.fullmatch(texts[token]) is not None
 
         def spelt(token: int) -> bytes:
             if token in added:

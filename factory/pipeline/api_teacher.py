@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from factory.cache import cache_key, home
 from factory.config.api_limits import domain_limits
@@ -37,22 +38,23 @@ def resolve_api_teacher(
     teacher = Teacher.behind(api, files, device)
     notes = files.notes
     if spec.tokenizer is not None and spec.tokenizer != base.model:
-        teacher = replace(teacher, api_tokenizer=load_tokenizer(tokenizer_folder(spec.tokenizer, root=root)))
-        notes += tuple(_other_tokens(spec.tokenizer, base.model, teacher))
+        own = load_tokenizer(tokenizer_folder(spec.tokenizer, root=root))
+        teacher = replace(teacher, api_tokenizer=own)
+        notes += _other_tokens(spec.tokenizer, own, base.model, teacher.tokenizer)
     identity = cache_key(api.revision, files.sha256)
     described = replace(files, reference=spec.reference, sha256=identity, license=spec.license, revision=identity, notes=notes)
     return described, teacher
 
 
-def _other_tokens(named: str, base: str, teacher: Teacher) -> Iterator[str]:
-    """A line for people where the base of its students has other tokens; those for control aside."""
-    assert teacher.api_tokenizer is not None
-    theirs, own = (set(one.get_vocab()) - set(one.get_added_vocab()) for one in (teacher.api_tokenizer, teacher.tokenizer))
-    if theirs != own:
-        yield (
-            f"{len(theirs & own):,} of its {len(theirs):,} tokens ({named}) are tokens of its students' base, {base}: what it "
-            "says of tokens is placed by their bytes"
-        )
+def _other_tokens(teacher: str, theirs: PreTrainedTokenizerBase, base: str, ours: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """A line for people where teacher and base, by their references, have other tokens; those for control aside."""
+    known, own = (set(one.get_vocab()) - set(one.get_added_vocab()) for one in (theirs, ours))
+    if known == own:
+        return ()
+    return (
+        f"{len(known & own):,} of its {len(known):,} tokens ({teacher}) are tokens of its students' base, {base}: what it "
+        "says of tokens is placed by their bytes",
+    )
 
 
 def require_teachable(family: FamilySpec, profile: str, domain: DomainSpec) -> None:

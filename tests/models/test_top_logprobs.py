@@ -22,14 +22,10 @@ from factory.models.chat import completion_ids, messages, prompt_ids
 from factory.models.llama_server import LlamaServer
 from factory.models.top_logprobs import MIN_LOG_PROB, Named, TokenBytes, TopLogprobs, named_targets, read_top_logprobs
 
-TURNS = (
-    "{% for m in messages %}{{ '<start_of_turn>' + m['role'] + '\n' + m['content'] + '<end_of_turn>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>assistant\n' }}{% endif %}"
-)
 SENTENCEPIECE = {
-    "never": tiny.sentencepiece(TURNS),
-    "each": tiny.space_before("each", template=TURNS),
-    "first": tiny.space_before("first", template=TURNS),
+    "never": tiny.sentencepiece(tiny.TURNS),
+    "each": tiny.space_before("each", template=tiny.TURNS),
+    "first": tiny.space_before("first", template=tiny.TURNS),
 }
 TOKENIZERS = {"byte-level": tiny.tokenizer(), **SENTENCEPIECE}
 TEXTS = st.text(st.sampled_from("what is the asthma cough 12 \n.,éß漢😀"), max_size=24).map(str.strip)

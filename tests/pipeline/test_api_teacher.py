@@ -27,10 +27,6 @@ from factory.models.top_logprobs import TokenBytes, named_targets
 from factory.pipeline.build import build_student
 
 SECRET = "sk-nobody-knows"
-SENTENCEPIECE_TURNS = (
-    "{% for m in messages %}{{ '<start_of_turn>' + m['role'] + '\n' + m['content'] + '<end_of_turn>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>assistant\n' }}{% endif %}"
-)
 
 
 @pytest.fixture
@@ -116,7 +112,7 @@ def test_likeliest_tokens_teach_as_the_teacher_itself_does(with_models: Workplac
 
 
 def test_a_teacher_with_other_tokens_than_the_base_teaches_by_their_bytes(with_models: Workplace, far: FakeEndpoint) -> None:
-    theirs = tiny.sentencepiece(SENTENCEPIECE_TURNS)
+    theirs = tiny.sentencepiece(tiny.TURNS)
     tiny.saved(with_models.domains / "other", tiny.llama(vocabulary=len(theirs)), theirs)
     base = {"other": {"base": {"model": "path:./other", "license": "apache-2.0"}}}
     settings = {"steps": 16, "batch": 8, "learning_rate": 5e-3, "rank": 4}

@@ -32,6 +32,10 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+TURNS = (  # with the control tokens of ``sentencepiece``
+    "{% for m in messages %}{{ '<start_of_turn>' + m['role'] + '\n' + m['content'] + '<end_of_turn>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>assistant\n' }}{% endif %}"
+)
 CONTROL_TOKEN = re.compile(r"<\|?[^<>'\"\s{}|/]+\|?>|<[\uff5c|][^<>'\"\s]+[\uff5c|]>|\[gMASK\]")
 WORDS = [
     "what",
